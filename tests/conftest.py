@@ -1,0 +1,29 @@
+"""Fixtures: real data where it is at hand, and one small local Ray for the whole session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data sets; tests that need one skip where it is missing."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the real data sets in {SHARED_DATA}, which are not part of the project")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """Two logical CPUs, no dashboard; stopped at the end of the session."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=True, configure_logging=False)
+    yield ray
+    ray.shutdown()
