@@ -57,6 +57,15 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class SimulateConfig:
+    """The packaged film catalogue -> raw reviews and metadata of shoppers with known tastes."""
+
+    output: str
+    shoppers: int = Field(default=600, ge=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ScoreConfig:
     """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
 
@@ -174,6 +183,13 @@ class ReportConfig:
     """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
     notice: str = ""
     """A sentence printed at the top, such as what the data can and cannot show."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PipelineConfig:
+    """Stages in their order; each is one job's name with that job's configuration."""
+
+    stages: tuple[Mapping[str, Mapping[str, Any]], ...] = Field(min_length=1)
 
 
 Config = TypeVar("Config")

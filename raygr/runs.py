@@ -46,8 +46,13 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
+def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a local path or URI, and the path inside it."""
+    return fsspec.core.url_to_fs(path)
+
+
 def exists(path: str) -> bool:
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     return filesystem.exists(inner)
 
 
@@ -66,7 +71,7 @@ def write_json(value: object, path: str) -> None:
 
 def write_text(text: str, path: str) -> None:
     """Writes beside the target and renames, so that a reader never sees half a file."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
     with filesystem.open(inner + ".part", "w", encoding="utf-8") as file:
         file.write(text)
@@ -75,12 +80,12 @@ def write_text(text: str, path: str) -> None:
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """One Parquet file, or every part of a Parquet folder."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     return pq.read_table(inner, columns=columns, filesystem=filesystem)
 
 
 def write_table(table: pa.Table, path: str) -> None:
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
     pq.write_table(table, inner + ".part", filesystem=filesystem)
     filesystem.mv(inner + ".part", inner)
@@ -144,7 +149,7 @@ def read_run(path: str, *, job: str) -> dict[str, Any]:
 
 def fingerprint(path: str) -> str:
     """sha256 of a run's run.json; of a file, of its size and its first and last megabyte."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     if filesystem.isdir(inner):
         record = f"{inner.rstrip('/')}/{RUN_FILE}"
         files = [record] if filesystem.exists(record) else sorted(filesystem.find(inner))

@@ -1,0 +1,32 @@
+# `make quickstart`: set-up and the whole pipeline on the embedded data. `make test`: set-up and the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+STAMP := $(VENV)/.installed
+
+.PHONY: setup quickstart test lint clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements/cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "raygr's lock is for Python 3.11: call make with PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@# where pip does not know torch's CPU build by itself, it is taken from PyTorch's own index
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock || \
+	  $(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock --extra-index-url $(TORCH_INDEX)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+quickstart: setup
+	$(BIN)/raygr pipeline --config configs/quickstart/pipeline.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) outputs

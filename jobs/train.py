@@ -1,0 +1,8 @@
+"""raygr train as a Ray job: `ray job submit -- python jobs/train.py --config FILE --set name=value`."""
+
+import sys
+
+from raygr.cli import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("train"))

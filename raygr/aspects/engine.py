@@ -1,0 +1,238 @@
+"""The vLLM actor: token ids of prompts in, probabilities of the ratings 1..10 (and text) out.
+
+A plain class for `Dataset.map_batches`: the model is loaded in `__init__`, `__call__` takes a batch
+of PROMPT columns, scores it, writes one file of the score store and returns the counters of the batch.
+
+probe     The subject's prefix (system prompt, subject, assistant header) is prefilled once; a short
+          tail per aspect (`tension level: `) asks for the rating. The engine is made to answer `1`, so
+          that one more decoding step shows P('0' | '1') and `10` is exact.
+generate  One completion per subject, free or forced into the format, with the log-probabilities of
+          the digits at every position. Where the answer is no `1`, a follow-up asks for P('0' | '1').
+
+vLLM runs inside the actor's own process (no engine process of its own that could outlive a killed
+actor), except with `tensor_parallel_size` above one.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
+from raygr.aspects.prompts import RatingTokens, Tail
+from raygr.aspects.store import ScoreStore, StoredScore
+
+BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block
+CPU_KV_CACHE_BYTES = 1 << 30  # bounded, so that a restarted actor fits beside what is there
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """What an actor needs to know; travels to it by pickling."""
+
+    model: str  # a folder or hub name
+    adapter: str | None
+    mode: str  # probe, generate or generate-free
+    temperature: float
+    names: tuple[str, ...]  # aspects, A of them
+    tails: tuple[Tail, ...]  # A
+    rating_tokens: RatingTokens
+    answer_regex: str
+    max_completion_tokens: int
+    shared_ids: tuple[int, ...]  # the prefix that all prompts share: the system prompt
+    max_model_len: int
+    tensor_parallel_size: int
+    on_gpu: bool
+    engine_kwargs: Mapping[str, Any]
+    seed: int
+
+
+@dataclasses.dataclass
+class TokenCounts:
+    """Tokens that the engine was given and those that it computed (prefill and decode)."""
+
+    given: int = 0
+    computed: int = 0
+
+    def add(self, outputs: Sequence[Any]) -> None:
+        for output in outputs:
+            generated = len(output.outputs[0].token_ids)
+            length = len(output.prompt_token_ids)
+            self.given += length + generated
+            # the last generated token is never fed back
+            self.computed += length - (output.num_cached_tokens or 0) + generated - 1
+
+
+class ScoringEngine:
+    """Scores batches of prompts with one vLLM engine and files the answers in the score store."""
+
+    def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
+        import vllm
+
+        self.settings = settings
+        self.store = store
+        self.llm = vllm.LLM(**engine_arguments(settings))
+        self.tokenizer = self.llm.get_tokenizer()
+        self.lora = lora_request(settings.adapter)
+        self.warm_up()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        started = time.perf_counter()
+        counts = TokenCounts()
+        prompts = [[int(token) for token in ids] for ids in batch["prompt_ids"]]
+        score = self.probe if self.settings.mode == "probe" else self.generate
+        self.store.write(list(batch["prompt_sha256"]), score(prompts, counts))
+        return {
+            "subjects": np.array([len(prompts)]),
+            "tokens_given": np.array([counts.given]),
+            "tokens_computed": np.array([counts.computed]),
+            "engine_seconds": np.array([time.perf_counter() - started]),
+        }
+
+    def warm_up(self) -> None:
+        """Prefills the shared system prompt before anything that needs it is admitted."""
+        if self.settings.shared_ids:
+            self.run([list(self.settings.shared_ids)], [self.sampling(max_tokens=1)])
+
+    def probe(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
+        """Expected and most probable rating of every aspect, without free text."""
+        tails = self.settings.tails
+        first_digit = self.settings.rating_tokens.digits[0]
+        forced = self.sampling(max_tokens=2, allowed_token_ids=[first_digit], logprob_token_ids=self.digit_ids())
+        requests = [[*prompt, *tail.token_ids] for prompt in prompts for tail in tails]
+        outputs = self.run(requests, [forced] * len(requests))
+        counts.add(outputs)
+        pairs = [self.digit_logprobs(output.outputs[0].logprobs) for output in outputs]
+        digits_NK = np.array([first[:9] for first, _ in pairs])
+        zero_after_one_N = np.array([second[9] for _, second in pairs])
+        probabilities_SAR = rating_probabilities(digits_NK, zero_after_one_N).reshape(len(prompts), len(tails), 10)
+        return [StoredScore.from_probabilities(probabilities_AR) for probabilities_AR in probabilities_SAR]
+
+    def generate(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
+        """Ratings read from one completion per prompt, with the expected rating at each rating token."""
+        structured = None
+        if self.settings.mode == "generate":
+            from vllm.sampling_params import StructuredOutputsParams
+
+            structured = StructuredOutputsParams(regex=self.settings.answer_regex)
+        sampling = self.sampling(
+            max_tokens=self.settings.max_completion_tokens,
+            logprob_token_ids=self.digit_ids(),
+            structured_outputs=structured,
+            temperature=self.settings.temperature,
+            seed=self.settings.seed,
+        )
+        outputs = self.run(prompts, [sampling] * len(prompts))
+        counts.add(outputs)
+        parsed = [parse_ratings(output.outputs[0].text, self.settings.names) for output in outputs]
+        expected = self.expected_of_completions(prompts, outputs, parsed, counts)
+        return [
+            StoredScore(ratings=p.ratings, expected=e, reason=p.reason, completion=o.outputs[0].text)
+            for p, e, o in zip(parsed, expected, outputs, strict=True)
+        ]
+
+    def expected_of_completions(
+        self, prompts: list[list[int]], outputs: Sequence[Any], parsed: list[ParsedRatings], counts: TokenCounts
+    ) -> list[tuple[float | None, ...]]:
+        """The expected rating at each place where a rating was read; None elsewhere."""
+        slots = [
+            (subject, aspect, token)
+            for subject, (output, ratings) in enumerate(zip(outputs, parsed, strict=True))
+            for aspect, token in self.rating_positions(output.outputs[0].token_ids, ratings)
+        ]
+        if not slots:
+            return [(None,) * len(self.settings.names)] * len(prompts)
+        one = self.settings.rating_tokens.digits[0]
+        prefixes = [[*prompts[s], *outputs[s].outputs[0].token_ids[:t], one] for s, _, t in slots]
+        ask_zero = self.sampling(max_tokens=1, logprob_token_ids=self.digit_ids())
+        after_one = self.run(prefixes, [ask_zero] * len(prefixes))
+        counts.add(after_one)
+        digits_NK = np.array([self.digit_logprobs(outputs[s].outputs[0].logprobs)[t][:9] for s, _, t in slots])
+        zero_N = np.array([self.digit_logprobs(output.outputs[0].logprobs)[0][9] for output in after_one])
+        expected = [[None] * len(self.settings.names) for _ in prompts]
+        means_N = rating_probabilities(digits_NK, zero_N) @ np.arange(1, 11)
+        for (subject, aspect, _), mean in zip(slots, means_N, strict=True):
+            expected[subject][aspect] = float(mean)
+        return [tuple(row) for row in expected]
+
+    def rating_positions(self, token_ids: Sequence[int], parsed: ParsedRatings) -> list[tuple[int, int]]:
+        """(aspect, position of the rating's first token) of each rating that was read."""
+        ends = [len(self.tokenizer.decode(token_ids[: k + 1])) for k in range(len(token_ids))]
+        starts = [(aspect, start) for aspect, start in enumerate(parsed.starts) if start is not None]
+        return [(aspect, int(np.searchsorted(ends, start, side="right"))) for aspect, start in starts]
+
+    def digit_ids(self) -> list[int]:
+        """Token ids of `1`..`9` and of the `0` that makes a ten."""
+        return [*self.settings.rating_tokens.digits, self.settings.rating_tokens.zero]
+
+    def digit_logprobs(self, positions: Sequence[Mapping[int, Any]]) -> list[list[float]]:
+        """Per generated token the log-probabilities of `digit_ids`, before masks and temperature."""
+        return [[position[token].logprob for token in self.digit_ids()] for position in positions]
+
+    def sampling(self, **parameters: Any) -> Any:
+        """vLLM's SamplingParams, greedy unless told otherwise (a mapping passed whole to vLLM)."""
+        from vllm import SamplingParams
+
+        return SamplingParams(**{"temperature": 0.0, "detokenize": "structured_outputs" in parameters, **parameters})
+
+    def run(self, prompts: list[list[int]], sampling: list[Any]) -> Sequence[Any]:
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=self.lora)
+
+
+def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """Arguments of vllm.LLM; `engine_kwargs` of the configuration win."""
+    chosen: dict[str, Any] = {
+        "model": settings.model,
+        "max_model_len": settings.max_model_len,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "seed": settings.seed,
+        "logprobs_mode": "raw_logprobs",  # before the masks that force an answer
+        "disable_log_stats": True,
+    }
+    if settings.adapter:
+        chosen |= {"enable_lora": True, "max_lora_rank": adapter_rank(settings.adapter)}
+    if not settings.on_gpu:
+        chosen |= {
+            "dtype": "float32",  # faster than bfloat16 on processors without AMX
+            "enforce_eager": True,  # needs no C++ compiler
+            "block_size": BLOCK_SIZE,
+            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+        }
+    return chosen | dict(settings.engine_kwargs)
+
+
+def engine_environment(*, threads: Sequence[int], on_gpu: bool, tensor_parallel_size: int) -> dict[str, str]:
+    """Environment of an actor's process, read by vLLM when it is imported."""
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if tensor_parallel_size == 1:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if not on_gpu:
+        cores = ",".join(map(str, threads))
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": cores, "OMP_NUM_THREADS": str(len(threads))}
+    return environment
+
+
+def adapter_rank(adapter: str) -> int:
+    """The smallest rank that vLLM allows and the adapter fits into."""
+    import json
+
+    with open(os.path.join(adapter, "adapter_config.json"), encoding="utf-8") as file:
+        rank = json.load(file)["r"]
+    return next(allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank)
+
+
+def lora_request(adapter: str | None) -> Any:
+    """A new name and id for every adapter content: vLLM reloads and re-caches under a new id only."""
+    if adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    from raygr.runs import fingerprint
+
+    digest = fingerprint(adapter)
+    return LoRARequest(f"adapter-{digest[:16]}", 1 + int(digest[:7], 16), adapter)

@@ -1,0 +1,385 @@
+"""Items and users as prompts of token ids: the templates of Tables 9 and 10, the layouts of Tables 11 to 13.
+
+Item and review text is data: a control token of the chat template inside it is encoded as plain text.
+Left out: everything that asks a model; the engine appends `aspect_tails` or a completion to `Prompt.prefix_ids`.
+"""
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from raygr.aspects.aspects import AspectSet
+
+logger = logging.getLogger(__name__)
+
+DAY_MS = 86_400_000
+MIN_SUBJECT_TOKENS = 96  # rating, date and labels take about 60 and are never cut
+CUT_FROM_ITEM = ("details", "description", "categories", "title")
+CUT_FROM_REVIEW = ("reviewText", "summary", "categories", "product: title", "title")
+SYSTEM_MARK, USER_MARK = "raygr-system-text", "raygr-user-text"
+
+
+class PromptError(Exception):
+    """A tokenizer, template or token budget that no prompt can be made with."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the prompt tells of an item; "" and None leave their line out."""
+
+    title: str = ""
+    description: str = ""
+    categories: str = ""
+    details: str = ""
+    rating: float | None = None  # mean on the scale that ends at the encoder's `best_rating`
+    rating_count: int = 0
+
+
+@dataclass(frozen=True)
+class Review:
+    """One interaction of a user with the item that it is about."""
+
+    item: Item
+    rating: float | None  # None for implicit data
+    timestamp: int  # ms since 1970, or a position where the data has no clock
+    position: int  # among the user's interactions, from 0
+    title: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A whole prompt, up to where the model's answer starts."""
+
+    prefix_ids: tuple[int, ...]
+    shared_length: int  # leading tokens that are the same for every subject of the encoder
+    reviews_used: int | None  # None for items
+    newest_position: int | None  # position of the newest review in the prompt; None for items
+
+
+@dataclass(frozen=True)
+class RatingTokens:
+    """How the ratings are tokenised behind an aspect tail."""
+
+    digits: tuple[int, ...]  # one id for each of 1..9
+    ten: tuple[int, ...]  # ("10",), or ("1", "0") where digits stand alone
+
+
+class Line(NamedTuple):
+    label: str
+    value: str
+
+
+def item_from_row(row: Mapping[str, Any], item_rating: Literal["train", "none", "all"]) -> Item:
+    """The item of a row of `schema.ITEM_SCHEMA`, with its rating from the chosen interactions."""
+    rating = None if item_rating == "none" else row[f"{item_rating}_rating"]
+    known = rating is not None and not math.isnan(rating)  # Arrow's null is NaN in a NumPy batch
+    return Item(
+        title=row["title"],
+        description=row["description"],
+        categories=row["categories"],
+        details=row["details"],
+        rating=float(rating) if known else None,
+        rating_count=int(row[f"{item_rating}_rating_count"]) if known else 0,
+    )
+
+
+def item_lines(item: Item, best_rating: float) -> list[Line]:
+    """Table 11, line by line, without those that have no value."""
+    rating = "" if item.rating is None else f"{item.rating:.1f}/{best_rating:.1f} ({item.rating_count} users)"
+    return filled(
+        Line("title", item.title),
+        Line("description", item.description),
+        Line("rating", rating),
+        Line("categories", item.categories),
+        Line("details", item.details),
+    )
+
+
+def review_lines(review: Review, best_rating: float) -> list[Line]:
+    """Table 12 with the item's lines nested in it; title, categories, rating where there is no review text."""
+    rating = "" if review.rating is None else f"{review.rating:.1f}"
+    if not (review.title.strip() or review.text.strip()):
+        item = review.item
+        return filled(Line("title", item.title), Line("categories", item.categories), Line("rating", rating))
+    own = filled(
+        Line("rating", rating),
+        Line("reviewTime", review_date(review.timestamp)),
+        Line("summary", review.title),
+        Line("reviewText", review.text),
+    )
+    nested = item_lines(review.item, best_rating)
+    if nested and nested[0].label == "title":
+        return [*own, Line("product: title", nested[0].value), *nested[1:]]
+    return [*own, Line("product", ""), *nested]
+
+
+def review_date(timestamp: int) -> str:
+    """The day in UTC, or "" where the timestamp is a position and no time."""
+    return "" if timestamp < DAY_MS else datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def filled(*lines: Line) -> list[Line]:
+    # values are put on one line, so that no text can pass for another field
+    flat = [Line(line.label, " ".join(line.value.split())) for line in lines]
+    return [line for line in flat if line.value]
+
+
+def lines_text(lines: Sequence[Line]) -> str:
+    return "\n".join(f"{line.label}: {line.value}" if line.value else f"{line.label}:" for line in lines)
+
+
+def item_text(item: Item, best_rating: float = 5.0) -> str:
+    return lines_text(item_lines(item, best_rating))
+
+
+def review_text(review: Review, best_rating: float = 5.0) -> str:
+    return lines_text(review_lines(review, best_rating))
+
+
+def system_text(aspects: AspectSet, subjects: Literal["items", "users"]) -> str:
+    """The system prompt of Table 9 (items) or 10 (users)."""
+    if subjects == "items":
+        task = (
+            f"You are {aspects.a_critic}. You have been asked to review {aspects.a_subject}. You should rate the "
+            f"{aspects.subject} on a scale of 1 to 10 (1 is the most negative and 10 is the most positive) "
+        )
+    else:
+        task = (
+            f"You are {aspects.a_recommender}. You will be given some previous {aspects.reviews} of a user. You have "
+            f"been asked to recommend {aspects.a_subject} to the user. You should rate the {aspects.subject} which "
+            "you think the user will like on a scale of 1 to 10 (1 is the least likely and 10 is the most likely) "
+        )
+    return "\n".join(
+        [
+            task + "on the following dimensions:",
+            *(f"{aspect.name}: {aspect.description}" for aspect in aspects.aspects),
+            "Your response should be in the following format, where <rating> is a number between 1 and 10:",
+            *(f"{name}: <rating>" for name in aspects.names),
+            "Do NOT include any other information in your response.",
+        ]
+    )
+
+
+def user_lead_in(aspects: AspectSet, subjects: Literal["items", "users"]) -> str:
+    """The first line of the user prompt of Table 9 (items) or 10 (users)."""
+    if subjects == "items":
+        return f"Here is some information about {aspects.a_subject}:"
+    return f"Here are some previous {aspects.reviews} of the user:"
+
+
+class PromptEncoder:
+    """Prompts of at most `max_prompt_tokens` tokens for all items or all users of one category.
+
+    Raises PromptError where the budget leaves too little for a subject.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        aspects: AspectSet,
+        subjects: Literal["items", "users"],
+        *,
+        max_prompt_tokens: int,
+        best_rating: float = 5.0,
+    ):
+        self.tokenizer = tokenizer
+        self.best_rating = best_rating
+        opening, between, closing = chat_parts(tokenizer)
+        system, lead_in = encode_plain(tokenizer, [system_text(aspects, subjects), user_lead_in(aspects, subjects)])
+        self.shared = [*encode_control(tokenizer, opening), *system, *encode_control(tokenizer, between), *lead_in]
+        self.closing = encode_control(tokenizer, closing)
+        template_tokens = len(self.shared) + len(self.closing)
+        self.room = max_prompt_tokens - template_tokens
+        if self.room < MIN_SUBJECT_TOKENS:
+            needed = template_tokens + MIN_SUBJECT_TOKENS
+            raise PromptError(
+                f"max_prompt_tokens={max_prompt_tokens} is too small: the template with its "
+                f"{len(aspects.aspects)} aspects takes {template_tokens}, so set at least {needed}"
+            )
+
+    def item_prompt(self, item: Item) -> Prompt:
+        """Table 9's prompt; details are cut to fit first, then the description, categories and title."""
+        lines = item_lines(item, self.best_rating)
+        return self.prompt(self.fit("\n", lines, CUT_FROM_ITEM), reviews_used=None, newest_position=None)
+
+    def user_prompt(self, reviews: Sequence[Review]) -> Prompt:
+        """Table 10's prompt from at least one review, oldest first.
+
+        Where they overflow, all products lose their description, then their details, then the oldest
+        reviews are dropped; the newest review stays and is cut where it is too long by itself.
+        """
+        recent = reviews[-max(1, self.room // 4) :]  # a review takes four tokens at the very least
+        headers = encode_plain(self.tokenizer, [f"\nreview {number}:" for number in range(1, len(recent) + 1)])
+        lines = [review_lines(review, self.best_rating) for review in recent]
+        bodies = self.encode_lines(lines)
+        for dropped in ((), ("description",), ("description", "details")):
+            kept = [join_kept(review, body, dropped) for review, body in zip(lines, bodies, strict=True)]
+            used = newest_that_fit(headers, kept, self.room)
+            if used == len(reviews):
+                break
+        if used:
+            ids = [token for pair in zip(headers, kept[-used:], strict=False) for part in pair for token in part]
+        else:
+            shortest = [line for line in lines[-1] if line.label not in dropped]
+            ids = self.fit("\nreview 1: ", shortest, CUT_FROM_REVIEW)
+        return self.prompt(ids, reviews_used=max(used, 1), newest_position=reviews[-1].position)
+
+    def prompt(self, subject_ids: list[int], *, reviews_used: int | None, newest_position: int | None) -> Prompt:
+        return Prompt(
+            prefix_ids=(*self.shared, *subject_ids, *self.closing),
+            shared_length=len(self.shared),
+            reviews_used=reviews_used,
+            newest_position=newest_position,
+        )
+
+    def encode_lines(self, reviews: list[list[Line]]) -> list[list[list[int]]]:
+        """Token ids per review and line; one tokenizer call for all, since each review is encoded once."""
+        texts = [
+            ("\n" if number else " ") + lines_text([line]) for lines in reviews for number, line in enumerate(lines)
+        ]
+        encoded = iter(encode_plain(self.tokenizer, texts))
+        return [[next(encoded) for _ in lines] for lines in reviews]
+
+    def fit(self, header: str, lines: list[Line], cut_order: tuple[str, ...]) -> list[int]:
+        """Token ids of the header and lines, with values cut at their end in this order until there is room."""
+        (ids,) = encode_plain(self.tokenizer, [header + lines_text(lines)])
+        for label in cut_order:
+            while len(ids) > self.room and label in [line.label for line in lines]:
+                lines = [self.shorten(line, len(ids) - self.room) if line.label == label else line for line in lines]
+                lines = [line for line in lines if line.value or line.label != label]
+                (ids,) = encode_plain(self.tokenizer, [header + lines_text(lines)])
+        return ids
+
+    def shorten(self, line: Line, tokens: int) -> Line:
+        """The line without the last so many tokens of its value."""
+        encoding = self.tokenizer(
+            line.value, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        starts = [start for start, _ in encoding["offset_mapping"]]
+        # at the start of a token, where a character of several tokens begins: never half a character
+        return Line(line.label, line.value[: starts[-tokens]].rstrip() if tokens < len(starts) else "")
+
+
+def join_kept(lines: list[Line], bodies: list[list[int]], dropped: tuple[str, ...]) -> list[int]:
+    kept = (ids for line, ids in zip(lines, bodies, strict=True) if line.label not in dropped)
+    return [token for ids in kept for token in ids]
+
+
+def newest_that_fit(headers: list[list[int]], bodies: list[list[int]], room: int) -> int:
+    """How many of the newest reviews take at most `room` tokens, when numbered from 1."""
+    header_totals = accumulate(len(ids) for ids in headers)
+    body_totals = accumulate(len(ids) for ids in reversed(bodies))
+    return sum(header + body <= room for header, body in zip(header_totals, body_totals, strict=True))
+
+
+def chat_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """The chat template's text before the system prompt, between it and the user prompt, and behind both."""
+    if tokenizer.chat_template is None:
+        logger.warning("%s has no chat template: prompts are plain 'System:' and 'User:'", tokenizer.name_or_path)
+        # tokenizers without a template may still start every text with a control token
+        first = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer.encode("x")[:1] else ""
+        return f"{first}System: ", "\nUser: ", "\n"
+    try:
+        text = render_chat(tokenizer, [("system", SYSTEM_MARK), ("user", USER_MARK)])
+    except TemplateError:  # such as Gemma's, which knows no system role
+        text = render_chat(tokenizer, [("user", f"{SYSTEM_MARK}\n\n{USER_MARK}")])
+    match = re.fullmatch(f"(.*){SYSTEM_MARK}(.*){USER_MARK}(.*)", text, re.DOTALL)
+    if match is None or text.count(SYSTEM_MARK) != 1 or text.count(USER_MARK) != 1:
+        raise PromptError(f"the chat template of {tokenizer.name_or_path} does not keep system and user text: {text!r}")
+    return match[1], match[2], match[3]
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]]) -> str:
+    # Llama 3 prints today's date and Qwen 3 thinks unless told otherwise: the hash of a prompt must be the
+    # same tomorrow, and the answer must start at once. Other templates ignore the two names.
+    return tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in messages],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string="26 Jul 2024",
+    )
+
+
+def encode_control(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a part of the chat template, control tokens included."""
+    return tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, in which no added token of the tokenizer takes part."""
+    pieces = [cut_at_added_tokens(tokenizer, text) for text in texts]
+    flat = [piece for group in pieces for piece in group]
+    if not flat:
+        return []
+    encoded = iter(tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return [[token for _ in group for token in next(encoded)] for group in pieces]
+
+
+def cut_at_added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """`text` in pieces that hold no added token; `split_special_tokens` knows only those marked special.
+
+    Qwen's `<tool_call>`, for one, is not marked.
+    """
+    unmarked = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    contents = [re.escape(content) for content in unmarked if len(content.strip()) > 1]
+    if not contents:
+        return [text]
+    cuts = [match.start() + 1 for match in re.finditer(f"(?={'|'.join(contents)})", text)]
+    return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def prompt_sha256(token_ids: Sequence[int]) -> str:
+    """Hash of the ids as little-endian 32-bit integers: the same on every machine."""
+    return hashlib.sha256(np.asarray(token_ids, dtype="<u4").tobytes()).hexdigest()
+
+
+def format_regex(aspects: AspectSet) -> str:
+    r"""Regular expression of the answer: one "name: <1..10>" line per aspect, in order, no line break at the end.
+
+    Only metacharacters are escaped: grammar engines refuse some of `re.escape`'s, such as "\ ".
+    """
+    names = [re.sub(r"([.^$*+?{}\[\]\\|()])", r"\\\1", name) for name in aspects.names]
+    return r"\n".join(f"{name}: (10|[1-9])" for name in names)
+
+
+def aspect_tails(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> tuple[tuple[int, ...], ...]:
+    """Per aspect the ids of its answer line up to where the ten ratings part: "tension level: ".
+
+    Cut from the tokenised full line, so a tokenizer that joins space and digit has no space in its tails.
+    PromptError names the aspect after which ratings are not told apart by one token.
+    """
+    return tuple(split_answer_line(tokenizer, name)[0] for name in aspects.names)
+
+
+def rating_tokens(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> RatingTokens:
+    """The ratings' ids behind every tail; PromptError names an aspect behind which they are others."""
+    expected = split_answer_line(tokenizer, aspects.names[0])[1]
+    for name in aspects.names:
+        if split_answer_line(tokenizer, name)[1] != expected:
+            raise PromptError(f"the tokenizer splits the ratings of {name!r} unlike those of {aspects.names[0]!r}")
+    return expected
+
+
+def split_answer_line(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[tuple[int, ...], RatingTokens]:
+    lines = encode_plain(tokenizer, [f"{name}: {rating}" for rating in range(1, 11)])
+    shared = 0
+    while all(len(line) > shared for line in lines) and len({line[shared] for line in lines}) == 1:
+        shared += 1
+    rests = [tuple(line[shared:]) for line in lines]
+    digits, ten = rests[:9], rests[9]
+    single = all(len(rest) == 1 for rest in digits) and len(set(digits)) == 9
+    if not single or not (len(ten) == 1 or (len(ten) == 2 and ten[0] == digits[0][0])):
+        raise PromptError(f"the tokenizer splits the ratings of aspect {name!r} oddly: {rests}")
+    return tuple(lines[0][:shared]), RatingTokens(tuple(rest[0] for rest in digits), ten)

