@@ -33,7 +33,9 @@ def run_job(stage: str) -> int:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML, local or any fsspec URI")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="wins over the file; repeatable")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="wins over the file; repeatable"
+    )
 
 
 def run(stage: str, file: str | None, overrides: list[str]) -> int:

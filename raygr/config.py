@@ -5,6 +5,8 @@ An unknown name, a wrong type or a value out of range is refused with the field'
 """
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -215,6 +217,14 @@ def check_config(kind: type[Config], settings: object, *, source: str) -> Config
         fields = ", ".join(f.name for f in dataclasses.fields(kind))
         text = "\n".join(problems)
         raise ConfigError(f"{source} is no valid {kind.__name__}:\n{text}\nfields are: {fields}") from None
+
+
+def override(name: str, value: object) -> str:
+    """The `name=value` that load_config reads as `value`; JSON is YAML, and plain words go without quotes."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
+    if plain and OmegaConf.from_dotlist([f"{name}={value}"])[name] == value:
+        return f"{name}={value}"
+    return f"{name}={json.dumps(value, ensure_ascii=False)}"
 
 
 def read_yaml(path: str) -> Any:

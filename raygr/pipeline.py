@@ -81,8 +81,12 @@ def is_done(job: str, config: StageConfig) -> bool:
         return False
     record = runs.read_run(config.output, job=job)
     if record["config"] != to_jsonable_python(config):
-        changes = runs.changed_fields({"job": job, "config": record["config"]}, {"job": job, "config": to_jsonable_python(config)})
-        raise runs.RunError(f"{config.output} is finished with another configuration ({changes}): delete it or rename the output")
+        changes = runs.changed_fields(
+            {"job": job, "config": record["config"]}, {"job": job, "config": to_jsonable_python(config)}
+        )
+        raise runs.RunError(
+            f"{config.output} is finished with another configuration ({changes}): delete it or rename the output"
+        )
     stale = [path for path, digest in record["inputs"].items() if not is_unchanged(path, digest)]
     if stale:
         raise runs.RunError(f"{config.output} was made from other content of {', '.join(stale)}: delete it to redo it")

@@ -4,10 +4,10 @@ A plain class for `Dataset.map_batches`: the model is loaded in `__init__`, `__c
 of PROMPT columns, scores it, writes one file of the score store and returns the counters of the batch.
 
 probe     The subject's prefix (system prompt, subject, assistant header) is prefilled once; a short
-          tail per aspect (`tension level: `) asks for the rating. The engine is made to answer `1`, so
-          that one more decoding step shows P('0' | '1') and `10` is exact.
+          tail per aspect (`tension level: `) asks for the rating. Where `10` is two tokens the engine
+          is made to answer `1`, so that one more decoding step shows P('0' | '1') and `10` is exact.
 generate  One completion per subject, free or forced into the format, with the log-probabilities of
-          the digits at every position. Where the answer is no `1`, a follow-up asks for P('0' | '1').
+          the ratings at every position; where `10` is two tokens, a follow-up asks for P('0' | '1').
 
 vLLM runs inside the actor's own process (no engine process of its own that could outlive a killed
 actor), except with `tensor_parallel_size` above one.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
-from raygr.aspects.prompts import RatingTokens, Tail
+from raygr.aspects.prompts import RatingTokens
 from raygr.aspects.store import ScoreStore, StoredScore
 
 BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block
@@ -38,7 +38,7 @@ class EngineSettings:
     mode: str  # probe, generate or generate-free
     temperature: float
     names: tuple[str, ...]  # aspects, A of them
-    tails: tuple[Tail, ...]  # A
+    tails: tuple[tuple[int, ...], ...]  # A token id sequences, `tension level: `
     rating_tokens: RatingTokens
     answer_regex: str
     max_completion_tokens: int
@@ -77,6 +77,8 @@ class ScoringEngine:
         self.llm = vllm.LLM(**engine_arguments(settings))
         self.tokenizer = self.llm.get_tokenizer()
         self.lora = lora_request(settings.adapter)
+        tokens = settings.rating_tokens
+        self.rating_ids = [*tokens.digits, tokens.ten[-1]]  # ten of them; the last is `10`, or the `0` of a split ten
         self.warm_up()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -100,16 +102,22 @@ class ScoringEngine:
     def probe(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
         """Expected and most probable rating of every aspect, without free text."""
         tails = self.settings.tails
-        first_digit = self.settings.rating_tokens.digits[0]
-        forced = self.sampling(max_tokens=2, allowed_token_ids=[first_digit], logprob_token_ids=self.digit_ids())
-        requests = [[*prompt, *tail.token_ids] for prompt in prompts for tail in tails]
-        outputs = self.run(requests, [forced] * len(requests))
+        requests = [[*prompt, *tail] for prompt in prompts for tail in tails]
+        if self.settings.rating_tokens.ten_is_split:
+            one = self.settings.rating_tokens.digits[0]
+            sampling = self.sampling(max_tokens=2, allowed_token_ids=[one], logprob_token_ids=self.rating_ids)
+        else:
+            sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
+        outputs = self.run(requests, [sampling] * len(requests))
         counts.add(outputs)
-        pairs = [self.digit_logprobs(output.outputs[0].logprobs) for output in outputs]
-        digits_NK = np.array([first[:9] for first, _ in pairs])
-        zero_after_one_N = np.array([second[9] for _, second in pairs])
-        probabilities_SAR = rating_probabilities(digits_NK, zero_after_one_N).reshape(len(prompts), len(tails), 10)
+        logprobs_NPR = np.array([self.rating_logprobs(output) for output in outputs])
+        probabilities_NR = rating_probabilities(logprobs_NPR[:, 0], self.zero_after_one(logprobs_NPR[:, -1]))
+        probabilities_SAR = probabilities_NR.reshape(len(prompts), len(tails), 10)
         return [StoredScore.from_probabilities(probabilities_AR) for probabilities_AR in probabilities_SAR]
+
+    def zero_after_one(self, logprobs_NR: np.ndarray) -> np.ndarray | None:
+        """log P('0' | '1') from the position behind a `1`; None where `10` is one token."""
+        return logprobs_NR[:, 9] if self.settings.rating_tokens.ten_is_split else None
 
     def generate(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
         """Ratings read from one completion per prompt, with the expected rating at each rating token."""
@@ -120,7 +128,7 @@ class ScoringEngine:
             structured = StructuredOutputsParams(regex=self.settings.answer_regex)
         sampling = self.sampling(
             max_tokens=self.settings.max_completion_tokens,
-            logprob_token_ids=self.digit_ids(),
+            logprob_token_ids=self.rating_ids,
             structured_outputs=structured,
             temperature=self.settings.temperature,
             seed=self.settings.seed,
@@ -138,25 +146,33 @@ class ScoringEngine:
         self, prompts: list[list[int]], outputs: Sequence[Any], parsed: list[ParsedRatings], counts: TokenCounts
     ) -> list[tuple[float | None, ...]]:
         """The expected rating at each place where a rating was read; None elsewhere."""
+        expected: list[list[float | None]] = [[None] * len(self.settings.names) for _ in prompts]
         slots = [
             (subject, aspect, token)
             for subject, (output, ratings) in enumerate(zip(outputs, parsed, strict=True))
             for aspect, token in self.rating_positions(output.outputs[0].token_ids, ratings)
         ]
-        if not slots:
-            return [(None,) * len(self.settings.names)] * len(prompts)
-        one = self.settings.rating_tokens.digits[0]
-        prefixes = [[*prompts[s], *outputs[s].outputs[0].token_ids[:t], one] for s, _, t in slots]
-        ask_zero = self.sampling(max_tokens=1, logprob_token_ids=self.digit_ids())
-        after_one = self.run(prefixes, [ask_zero] * len(prefixes))
-        counts.add(after_one)
-        digits_NK = np.array([self.digit_logprobs(outputs[s].outputs[0].logprobs)[t][:9] for s, _, t in slots])
-        zero_N = np.array([self.digit_logprobs(output.outputs[0].logprobs)[0][9] for output in after_one])
-        expected = [[None] * len(self.settings.names) for _ in prompts]
-        means_N = rating_probabilities(digits_NK, zero_N) @ np.arange(1, 11)
-        for (subject, aspect, _), mean in zip(slots, means_N, strict=True):
-            expected[subject][aspect] = float(mean)
+        if slots:
+            logprobs = [self.rating_logprobs(output) for output in outputs]
+            at_slots_NR = np.array([logprobs[subject][token] for subject, _, token in slots])
+            zero_N = self.follow_up(prompts, outputs, slots, counts)
+            means_N = rating_probabilities(at_slots_NR, zero_N) @ np.arange(1, 11)
+            for (subject, aspect, _), mean in zip(slots, means_N, strict=True):
+                expected[subject][aspect] = float(mean)
         return [tuple(row) for row in expected]
+
+    def follow_up(
+        self, prompts: list[list[int]], outputs: Sequence[Any], slots: list[tuple[int, int, int]], counts: TokenCounts
+    ) -> np.ndarray | None:
+        """log P('0' | '1') at each slot, asked with everything before the slot and a `1`."""
+        if not self.settings.rating_tokens.ten_is_split:
+            return None
+        one = self.settings.rating_tokens.digits[0]
+        requests = [[*prompts[s], *outputs[s].outputs[0].token_ids[:token], one] for s, _, token in slots]
+        sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
+        after_one = self.run(requests, [sampling] * len(requests))
+        counts.add(after_one)
+        return self.zero_after_one(np.array([self.rating_logprobs(output)[0] for output in after_one]))
 
     def rating_positions(self, token_ids: Sequence[int], parsed: ParsedRatings) -> list[tuple[int, int]]:
         """(aspect, position of the rating's first token) of each rating that was read."""
@@ -164,13 +180,10 @@ class ScoringEngine:
         starts = [(aspect, start) for aspect, start in enumerate(parsed.starts) if start is not None]
         return [(aspect, int(np.searchsorted(ends, start, side="right"))) for aspect, start in starts]
 
-    def digit_ids(self) -> list[int]:
-        """Token ids of `1`..`9` and of the `0` that makes a ten."""
-        return [*self.settings.rating_tokens.digits, self.settings.rating_tokens.zero]
-
-    def digit_logprobs(self, positions: Sequence[Mapping[int, Any]]) -> list[list[float]]:
-        """Per generated token the log-probabilities of `digit_ids`, before masks and temperature."""
-        return [[position[token].logprob for token in self.digit_ids()] for position in positions]
+    def rating_logprobs(self, output: Any) -> list[list[float]]:
+        """Per generated token the log-probabilities of `rating_ids`, before masks and temperature."""
+        positions = output.outputs[0].logprobs
+        return [[position[token].logprob for token in self.rating_ids] for position in positions]
 
     def sampling(self, **parameters: Any) -> Any:
         """vLLM's SamplingParams, greedy unless told otherwise (a mapping passed whole to vLLM)."""
@@ -206,13 +219,18 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     return chosen | dict(settings.engine_kwargs)
 
 
-def engine_environment(*, threads: Sequence[int], on_gpu: bool, tensor_parallel_size: int) -> dict[str, str]:
-    """Environment of an actor's process, read by vLLM when it is imported."""
+def engine_environment(
+    *, threads: Sequence[int], bind: bool, on_gpu: bool, tensor_parallel_size: int
+) -> dict[str, str]:
+    """Environment of an actor's process, read by torch and vLLM when they are imported.
+
+    One actor binds the cores in `threads`; several on one machine only share out their number.
+    """
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if tensor_parallel_size == 1:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not on_gpu:
-        cores = ",".join(map(str, threads))
+        cores = ",".join(map(str, threads)) if bind else "nobind"
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": cores, "OMP_NUM_THREADS": str(len(threads))}
     return environment
 

@@ -74,6 +74,10 @@ class RatingTokens:
     digits: tuple[int, ...]  # one id for each of 1..9
     ten: tuple[int, ...]  # ("10",), or ("1", "0") where digits stand alone
 
+    @property
+    def ten_is_split(self) -> bool:
+        return len(self.ten) == 2
+
 
 class Line(NamedTuple):
     label: str
@@ -192,9 +196,12 @@ class PromptEncoder:
         *,
         max_prompt_tokens: int,
         best_rating: float = 5.0,
+        block_size: int = 1,
     ):
+        """`block_size`: prompts lose up to so many tokens less one, to fill whole blocks of the engine's cache."""
         self.tokenizer = tokenizer
         self.best_rating = best_rating
+        self.block_size = block_size
         opening, between, closing = chat_parts(tokenizer)
         system, lead_in = encode_plain(tokenizer, [system_text(aspects, subjects), user_lead_in(aspects, subjects)])
         self.shared = [*encode_control(tokenizer, opening), *system, *encode_control(tokenizer, between), *lead_in]
@@ -210,8 +217,11 @@ class PromptEncoder:
 
     def item_prompt(self, item: Item) -> Prompt:
         """Table 9's prompt; details are cut to fit first, then the description, categories and title."""
-        lines = item_lines(item, self.best_rating)
-        return self.prompt(self.fit("\n", lines, CUT_FROM_ITEM), reviews_used=None, newest_position=None)
+        lines = self.fit("\n", item_lines(item, self.best_rating), CUT_FROM_ITEM)
+        bodies = encode_plain(self.tokenizer, ["\n" + lines_text([line]) for line in lines])
+        labels = [line.label for line in lines]
+        self.trim([bodies[labels.index(label)] for label in CUT_FROM_ITEM if label in labels], bodies)
+        return self.prompt(flat(bodies), reviews_used=None, newest_position=None)
 
     def user_prompt(self, reviews: Sequence[Review]) -> Prompt:
         """Table 10's prompt from at least one review, oldest first.
@@ -228,12 +238,23 @@ class PromptEncoder:
             used = newest_that_fit(headers, kept, self.room)
             if used == len(reviews):
                 break
-        if used:
-            ids = [token for pair in zip(headers, kept[-used:], strict=False) for part in pair for token in part]
-        else:
-            shortest = [line for line in lines[-1] if line.label not in dropped]
-            ids = self.fit("\nreview 1: ", shortest, CUT_FROM_REVIEW)
-        return self.prompt(ids, reviews_used=max(used, 1), newest_position=reviews[-1].position)
+        if not used:
+            shortest = self.fit("\nreview 1: ", [ln for ln in lines[-1] if ln.label not in dropped], CUT_FROM_REVIEW)
+            kept, used = [flat(self.encode_lines([shortest])[0])], 1
+        parts = [part for pair in zip(headers, kept[-used:], strict=False) for part in pair]
+        self.trim(parts[1::2], parts)  # the oldest reviews lose their end
+        return self.prompt(flat(parts), reviews_used=used, newest_position=reviews[-1].position)
+
+    def trim(self, cut_order: list[list[int]], parts: list[list[int]]) -> None:
+        """Cuts the ends of these parts, in this order, until all parts fit the budget in whole blocks."""
+        length = sum(map(len, parts))
+        template = len(self.shared) + len(self.closing)
+        budget = min(length, self.room) + template
+        surplus = length + template - budget // self.block_size * self.block_size
+        for part in cut_order:
+            cut = min(surplus, len(part))
+            del part[len(part) - cut :]
+            surplus -= cut
 
     def prompt(self, subject_ids: list[int], *, reviews_used: int | None, newest_position: int | None) -> Prompt:
         return Prompt(
@@ -251,15 +272,15 @@ class PromptEncoder:
         encoded = iter(encode_plain(self.tokenizer, texts))
         return [[next(encoded) for _ in lines] for lines in reviews]
 
-    def fit(self, header: str, lines: list[Line], cut_order: tuple[str, ...]) -> list[int]:
-        """Token ids of the header and lines, with values cut at their end in this order until there is room."""
+    def fit(self, header: str, lines: list[Line], cut_order: tuple[str, ...]) -> list[Line]:
+        """The lines, with values cut at their end in this order until there is room for them and the header."""
         (ids,) = encode_plain(self.tokenizer, [header + lines_text(lines)])
         for label in cut_order:
             while len(ids) > self.room and label in [line.label for line in lines]:
                 lines = [self.shorten(line, len(ids) - self.room) if line.label == label else line for line in lines]
                 lines = [line for line in lines if line.value or line.label != label]
                 (ids,) = encode_plain(self.tokenizer, [header + lines_text(lines)])
-        return ids
+        return lines
 
     def shorten(self, line: Line, tokens: int) -> Line:
         """The line without the last so many tokens of its value."""
@@ -272,8 +293,11 @@ class PromptEncoder:
 
 
 def join_kept(lines: list[Line], bodies: list[list[int]], dropped: tuple[str, ...]) -> list[int]:
-    kept = (ids for line, ids in zip(lines, bodies, strict=True) if line.label not in dropped)
-    return [token for ids in kept for token in ids]
+    return flat([ids for line, ids in zip(lines, bodies, strict=True) if line.label not in dropped])
+
+
+def flat(parts: list[list[int]]) -> list[int]:
+    return [token for part in parts for token in part]
 
 
 def newest_that_fit(headers: list[list[int]], bodies: list[list[int]], room: int) -> int:

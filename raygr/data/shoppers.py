@@ -29,8 +29,10 @@ FILM_COLUMNS = ("film_id", "title", "year", "genres", "plot")  # the aspects fol
 SHORTEST, LONGEST = 20, 45  # films of a shopper, both included
 FEWEST_TASTES, MOST_TASTES = 2, 4  # aspects that a shopper cares about
 POPULARITY_EXPONENT, POPULARITY_SHIFT = 0.9, 8.0  # weight of rank r is (r + shift) ** -exponent
-TASTE_WEIGHT, NEARNESS_WEIGHT = 1.3, 1.0  # of terms with spread 1, in the softmax's exponent
-RATING_CENTRE, RATING_NOISE = 3.3, 0.7
+# Of terms with spread 1, in the softmax's exponent. With these a recommender of 600 shoppers that learns from
+# ids alone stays a third below the truth in NDCG@10 (.15 of .22; popularity .04), so aspects can still help.
+TASTE_WEIGHT, NEARNESS_WEIGHT = 1.6, 1.6
+RATING_CENTRE, RATING_NOISE = 2.9, 0.8  # a film that is neither liked nor disliked, and the spread around it
 FIRST_DAY_MS, DAY_MS = 1_514_764_800_000, 86_400_000  # 2018-01-01
 START_DAYS, GAP_DAYS = 700, 14  # span of first purchases, and mean days between two
 
@@ -209,6 +211,7 @@ def user_id(user: int) -> str:
 def write_lines(records: Iterable[dict[str, Any]], path: str) -> None:
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
     # No clock in the header: equal records are equal bytes.
     filesystem.pipe_file(inner, gzip.compress(text.encode(), mtime=0))
 

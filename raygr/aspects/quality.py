@@ -1,0 +1,74 @@
+"""How good a score run is: valid share by reason, spread per aspect, dead aspects, effective rank."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+DEAD_SPREAD = 1e-3  # on the scale of 1 to 10
+
+
+@dataclasses.dataclass(frozen=True)
+class AspectQuality:
+    """One aspect over all subjects that were read."""
+
+    mean: float | None  # of the expected ratings, 1 to 10
+    spread: float | None  # standard deviation of the expected ratings
+    identical_share: float | None  # share of the most frequent integer rating
+    dead: bool  # no spread: the aspect tells subjects nothing
+
+
+def score_quality(scores: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
+    """Summary of SCORE rows; `aspects` maps each name to its AspectQuality."""
+    reasons = Counter(scores["reason"].to_pylist())
+    expected_SA = vectors(scores, "expected", len(names))
+    ratings_SA = vectors(scores, "ratings", len(names))
+    return {
+        "subjects": len(scores),
+        "by_reason": dict(reasons.most_common()),
+        "valid_share": reasons["ok"] / len(scores) if len(scores) else 0.0,
+        "aspects": {
+            name: dataclasses.asdict(aspect_quality(expected_SA[:, a], ratings_SA[:, a]))
+            for a, name in enumerate(names)
+        },
+        "effective_rank": effective_rank(expected_SA),
+    }
+
+
+def vectors(scores: pa.Table, column: str, width: int) -> np.ndarray:
+    """(S, A) float64 of a list column; NaN where a rating was not read."""
+    rows = [row if row is not None else [None] * width for row in scores[column].to_pylist()]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), width)
+
+
+def aspect_quality(expected_S: np.ndarray, ratings_S: np.ndarray) -> AspectQuality:
+    expected, ratings = expected_S[~np.isnan(expected_S)], ratings_S[~np.isnan(ratings_S)]
+    if not len(expected) or not len(ratings):
+        return AspectQuality(mean=None, spread=None, identical_share=None, dead=True)
+    counts = np.unique(ratings, return_counts=True)[1]
+    spread = float(expected.std())
+    return AspectQuality(
+        mean=float(expected.mean()),
+        spread=spread,
+        identical_share=float(counts.max() / len(ratings)),
+        dead=spread < DEAD_SPREAD,
+    )
+
+
+def effective_rank(expected_SA: np.ndarray) -> float | None:
+    """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007), of standardised aspects.
+
+    1 means that all aspects say the same, A that each says something of its own; None without two full rows.
+    """
+    full = expected_SA[~np.isnan(expected_SA).any(axis=1)]
+    if len(full) < 2:
+        return None
+    deviations = full.std(axis=0)
+    standardised = (full - full.mean(axis=0)) / np.where(deviations < DEAD_SPREAD, np.inf, deviations)
+    singular = np.linalg.svd(standardised, compute_uv=False)
+    if singular.sum() == 0:
+        return 0.0
+    shares = singular[singular > 0] / singular.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))

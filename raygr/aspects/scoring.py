@@ -1,0 +1,287 @@
+"""Items or users -> scores: Ray Data shards the prompts over actors running vLLM (3, 4).
+
+1. prompts/ is written once from the prepare run (token ids, hash, cut-off);
+2. hashes that the score store lacks go through the engine actors, which write the store batch by batch;
+3. scores/ (SCORE rows) is joined from both, with a summary of their quality.
+
+A run that was killed starts again at the first of these that is not there.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.data.expressions import col
+
+from raygr import runs, schema
+from raygr.aspects.aspects import AspectSet, load_aspects
+from raygr.aspects.engine import BLOCK_SIZE, EngineSettings, ScoringEngine, engine_environment
+from raygr.aspects.prompts import aspect_tails, format_regex, rating_tokens
+from raygr.aspects.quality import score_quality
+from raygr.aspects.small_model import model_folder
+from raygr.aspects.store import ScoreStore, store_key
+from raygr.aspects.subjects import PromptSettings, item_prompts, user_prompt
+from raygr.config import ScoreConfig
+
+logger = logging.getLogger(__name__)
+
+PROMPTS, PROMPTS_DONE = "prompts", "prompts.json"
+PROMPT_BATCH = 256  # subjects tokenised per task call
+COMPLETION_SLACK = 2  # completions may be this many times the tokens of the bare answer lines
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringTotals:
+    """What the engine actors did in this run; zeros where the store knew everything."""
+
+    subjects: int = 0
+    tokens_given: int = 0
+    tokens_computed: int = 0
+    seconds: float = 0.0
+
+
+def score(config: ScoreConfig) -> runs.Run:
+    """Scores of all items or users of a prepare run, resumed where an earlier attempt stopped."""
+    prepared = runs.read_run(config.data, job="prepare")
+    aspects = load_aspects(config.aspects)
+    model = model_folder(config.model)
+    run = runs.start_run(config.output, job="score", config=config)
+    settings = PromptSettings(
+        model=model,
+        aspects=aspects,
+        subjects=config.subjects,
+        max_prompt_tokens=config.max_prompt_tokens,
+        block_size=config.engine_kwargs.get("block_size", BLOCK_SIZE) if config.mode == "probe" else 1,
+        item_rating=config.item_rating,
+        best_rating=prepared["config"]["rating_range"][1],
+    )
+    mode = "generate-free" if config.mode == "generate" and not config.structured else config.mode
+    write_prompts(run, config, settings)
+    store = ScoreStore(runs.join(config.store or run.file("store"), key_of(config, model, mode)))
+    totals = score_missing(run, config, store, engine_settings(config, model, mode, aspects, run))
+    scores = joined_scores(run, config, store, mode, aspects.names)
+    runs.write_table(scores, runs.join(run.file(schema.SCORES), "part-0.parquet"))
+    quality = score_quality(scores, aspects.names)
+    runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
+    log_quality(quality)
+    counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
+    runs.finish_run(run, inputs=[config.data, config.aspects], counts=counts | {"prompts": prompt_counts(run)})
+    return run
+
+
+def key_of(config: ScoreConfig, model: str, mode: str) -> str:
+    """A model folder or adapter that changes under the same name is another model."""
+    adapter = f"{config.adapter} {runs.fingerprint(config.adapter)}" if config.adapter else ""
+    content = runs.fingerprint(model) if runs.exists(model) else ""
+    return store_key(
+        model=f"{config.model} {content}",
+        adapter=adapter,
+        mode=mode,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+
+
+def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> None:
+    """Fills prompts/, unless an earlier attempt did."""
+    if runs.exists(run.file(PROMPTS_DONE)):
+        return
+    remove_folder(run.file(PROMPTS))
+    if config.subjects == "items":
+        dataset = ray.data.read_parquet(runs.join(config.data, schema.ITEMS))
+        if config.max_subjects:
+            dataset = dataset.filter(expr=col("item_index") <= config.max_subjects)
+        prompts = dataset.map_batches(
+            item_prompts, fn_kwargs={"settings": settings}, batch_format="pyarrow", batch_size=PROMPT_BATCH
+        )
+    else:
+        prompts = user_prompts(config, settings)
+    prompts.write_parquet(run.file(PROMPTS))
+    asked = runs.read_table(run.file(PROMPTS), columns=["subject_id"]) if runs.exists(run.file(PROMPTS)) else ()
+    runs.write_json({"prompts": len(asked)}, run.file(PROMPTS_DONE))
+
+
+def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Dataset:
+    """Prompts from each user's train reviews; later reviews are never read."""
+    # a shuffle by tasks: the default one holds every CPU of a two-core machine by actors and waits for ever
+    ray.data.DataContext.get_current().shuffle_strategy = "sort_shuffle_pull_based"
+    items = runs.read_table(runs.join(config.data, schema.ITEMS)).sort_by("item_index")
+    user_ids = runs.read_table(runs.join(config.data, schema.USERS)).sort_by("user_index")["user_id"].combine_chunks()
+    reviews = ray.data.read_parquet(runs.join(config.data, schema.REVIEWS)).filter(expr=col("split") == schema.TRAIN)
+    if config.max_subjects:
+        reviews = reviews.filter(expr=col("user_index") < config.max_subjects)
+    return reviews.groupby("user_index").map_groups(
+        UserPrompts(settings, ray.put(items), ray.put(user_ids)), batch_format="pyarrow"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class UserPrompts:
+    """`user_prompt` with the tables that every worker reads from the object store."""
+
+    settings: PromptSettings
+    items: ray.ObjectRef
+    user_ids: ray.ObjectRef
+
+    def __call__(self, reviews: pa.Table) -> pa.Table:
+        return user_prompt(reviews, settings=self.settings, items=ray.get(self.items), user_ids=ray.get(self.user_ids))
+
+
+def engine_settings(config: ScoreConfig, model: str, mode: str, aspects: AspectSet, run: runs.Run) -> EngineSettings:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tails = aspect_tails(tokenizer, aspects)
+    completion = COMPLETION_SLACK * sum(len(tail) + 3 for tail in tails)
+    longest_answer = completion if mode != "probe" else max(map(len, tails)) + 2
+    return EngineSettings(
+        model=model,
+        adapter=config.adapter,
+        mode=mode,
+        temperature=config.temperature,
+        names=aspects.names,
+        tails=tails,
+        rating_tokens=rating_tokens(tokenizer, aspects),
+        answer_regex=format_regex(aspects),
+        max_completion_tokens=completion,
+        shared_ids=shared_prefix(run),
+        max_model_len=config.max_prompt_tokens + longest_answer + 1,
+        tensor_parallel_size=config.tensor_parallel_size,
+        on_gpu=gpus_of_cluster() > 0,
+        engine_kwargs=dict(config.engine_kwargs),
+        seed=config.seed,
+    )
+
+
+def shared_prefix(run: runs.Run) -> tuple[int, ...]:
+    """The token ids that all prompts start with."""
+    first = runs.read_table(run.file(PROMPTS), columns=["prompt_ids", "shared_tokens"]).slice(0, 1).to_pylist()
+    return tuple(first[0]["prompt_ids"][: first[0]["shared_tokens"]]) if first else ()
+
+
+def gpus_of_cluster() -> int:
+    if not ray.is_initialized():
+        ray.init()
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def score_missing(run: runs.Run, config: ScoreConfig, store: ScoreStore, settings: EngineSettings) -> ScoringTotals:
+    """Sends the prompts that the store lacks through the actors."""
+    missing = missing_subjects(run, store)
+    logger.info("score: %d %s to score, the store knows the rest", len(missing), config.subjects)
+    if not missing:
+        return ScoringTotals()
+    wanted = ray.put(pa.array(missing))
+    dataset = (
+        ray.data.read_parquet(run.file(PROMPTS), columns=["subject_id", "prompt_ids", "prompt_sha256"])
+        .map_batches(keep_subjects, fn_kwargs={"wanted": wanted}, batch_format="pyarrow", zero_copy_batch=True)
+        .repartition(target_num_rows_per_block=config.batch_size)
+        .map_batches(
+            ScoringEngine,
+            fn_constructor_args=(settings, store),
+            batch_size=config.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=config.actors),
+            **actor_resources(config, on_gpu=settings.on_gpu),
+        )
+    )
+    return follow(dataset, len(missing))
+
+
+def actor_resources(config: ScoreConfig, *, on_gpu: bool) -> dict:
+    """GPUs (or cores) of one actor, and the environment that its process must start with."""
+    cores = sorted(os.sched_getaffinity(0))
+    threads = cores[: max(1, len(cores) // config.actors)]
+    environment = engine_environment(
+        threads=threads, bind=config.actors == 1, on_gpu=on_gpu, tensor_parallel_size=config.tensor_parallel_size
+    )
+    return {
+        "num_cpus": 1,  # never all of them: the tasks that feed the actors need one
+        "num_gpus": config.tensor_parallel_size if on_gpu else 0,
+        "runtime_env": {"env_vars": environment},
+    }
+
+
+def missing_subjects(run: runs.Run, store: ScoreStore) -> list[str]:
+    """The first subject of every prompt hash that the store lacks."""
+    prompts = runs.read_table(run.file(PROMPTS), columns=["subject_id", "prompt_sha256"])
+    first = dict(
+        zip(reversed(prompts["prompt_sha256"].to_pylist()), reversed(prompts["subject_id"].to_pylist()), strict=True)
+    )
+    known = store.hashes()
+    return [subject for digest, subject in reversed(first.items()) if digest not in known]
+
+
+def keep_subjects(prompts: pa.Table, *, wanted: pa.Array | ray.ObjectRef) -> pa.Table:
+    values = ray.get(wanted) if isinstance(wanted, ray.ObjectRef) else wanted
+    return prompts.filter(pc.is_in(prompts["subject_id"], value_set=values)).drop_columns("subject_id")
+
+
+def follow(dataset: ray.data.Dataset, expected: int) -> ScoringTotals:
+    """Runs the dataset with a progress line per finished batch: rate and time left."""
+    started = time.perf_counter()
+    done = given = computed = 0
+    engine_seconds = 0.0
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        done += int(batch["subjects"].sum())
+        given += int(batch["tokens_given"].sum())
+        computed += int(batch["tokens_computed"].sum())
+        engine_seconds += float(batch["engine_seconds"].sum())
+        rate = done / (time.perf_counter() - started)
+        logger.info("score: %d of %d, %.2f/s, %.0f s left", done, expected, rate, (expected - done) / rate)
+    return ScoringTotals(subjects=done, tokens_given=given, tokens_computed=computed, seconds=engine_seconds)
+
+
+def joined_scores(run: runs.Run, config: ScoreConfig, store: ScoreStore, mode: str, names: tuple[str, ...]) -> pa.Table:
+    """SCORE rows in the order of prompts/, each with the store's answer to its prompt."""
+    columns = ["subject_id", "prompt_sha256", "prompt_tokens", "cutoff", "cutoff_position"]
+    prompts = runs.read_table(run.file(PROMPTS), columns=columns)
+    answers = store.read()
+    places = pc.index_in(prompts["prompt_sha256"], value_set=answers["prompt_sha256"].combine_chunks())
+    if places.null_count:
+        raise runs.RunError(
+            f"{run.path}: {places.null_count} prompts were not scored; run `raygr score` again to resume"
+        )
+    found = answers.take(places).drop_columns("prompt_sha256")
+    constants = {"aspects": list(names), "model": config.model, "adapter": config.adapter or "", "mode": mode}
+    table = prompts
+    for name in found.column_names:
+        table = table.append_column(name, found[name])
+    for name, value in constants.items():
+        table = table.append_column(name, pa.array([value] * len(table), type=schema.SCORE_SCHEMA.field(name).type))
+    return table.select(schema.SCORE_SCHEMA.names).cast(schema.SCORE_SCHEMA)
+
+
+def prompt_counts(run: runs.Run) -> dict[str, float]:
+    tokens = runs.read_table(run.file(PROMPTS), columns=["prompt_tokens", "shared_tokens"])
+    lengths = tokens["prompt_tokens"].to_numpy()
+    return {"count": len(lengths), "mean_tokens": float(np.mean(lengths)), "max_tokens": int(lengths.max())}
+
+
+def speed(totals: ScoringTotals) -> dict[str, float | None]:
+    rate = totals.subjects / totals.seconds if totals.seconds else None
+    return {"seconds": totals.seconds, "subjects_per_second": rate, "tokens_computed": totals.tokens_computed}
+
+
+def log_quality(quality: dict) -> None:
+    dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
+    logger.info(
+        "score: %.1f%% valid %s, effective rank %s%s",
+        100 * quality["valid_share"],
+        json.dumps(quality["by_reason"]),
+        quality["effective_rank"] and round(quality["effective_rank"], 1),
+        f", dead aspects: {', '.join(dead)}" if dead else "",
+    )
+
+
+def remove_folder(path: str) -> None:
+    """Parts of an attempt that did not get as far as its marker."""
+    filesystem, inner = runs.filesystem_of(path)
+    if filesystem.exists(inner):
+        filesystem.rm(inner, recursive=True)

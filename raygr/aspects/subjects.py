@@ -1,0 +1,105 @@
+"""Rows of a prepare run -> prompts as token ids: the map functions that scoring hands to Ray Data.
+
+PROMPT rows out: {subject_id, prompt_ids, shared_tokens, prompt_sha256, prompt_tokens, cutoff, cutoff_position}.
+Importable and tested without Ray.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from raygr.aspects.aspects import AspectSet
+from raygr.aspects.prompts import Item, Prompt, PromptEncoder, Review, item_from_row, prompt_sha256
+
+PROMPT_SCHEMA = pa.schema(
+    [
+        ("subject_id", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("shared_tokens", pa.int32()),
+        ("prompt_sha256", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("cutoff", pa.int64()),
+        ("cutoff_position", pa.int32()),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSettings:
+    """What a prompt depends on besides the subject."""
+
+    model: str
+    aspects: AspectSet
+    subjects: Literal["items", "users"]
+    max_prompt_tokens: int
+    block_size: int  # prompts are trimmed to a multiple of it; 1 leaves them whole
+    item_rating: Literal["train", "none", "all"]
+    best_rating: float
+
+
+@functools.lru_cache(maxsize=2)
+def encoder_of(settings: PromptSettings) -> PromptEncoder:
+    """One tokenizer for all batches of a worker process."""
+    from transformers import AutoTokenizer
+
+    return PromptEncoder(
+        AutoTokenizer.from_pretrained(settings.model),
+        settings.aspects,
+        settings.subjects,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        best_rating=settings.best_rating,
+        block_size=settings.block_size,
+    )
+
+
+def item_prompts(items: pa.Table, *, settings: PromptSettings) -> pa.Table:
+    """A batch of ITEM rows -> PROMPT rows."""
+    encoder = encoder_of(settings)
+    rows = [
+        prompt_row(row["item_id"], encoder.item_prompt(item_from_row(row, settings.item_rating)), cutoff=None)
+        for row in items.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA)
+
+
+def user_prompt(reviews: pa.Table, *, settings: PromptSettings, items: pa.Table, user_ids: pa.Array) -> pa.Table:
+    """The train REVIEW rows of one user -> one PROMPT row.
+
+    `items` holds ITEM rows, where row n has item_index n + 1; `user_ids` the id of each user_index.
+    """
+    ordered = reviews.sort_by("position").to_pylist()
+    rows = items.take(pa.array([review["item_index"] - 1 for review in ordered])).to_pylist()
+    history = [
+        review_of(review, item_from_row(row, settings.item_rating)) for review, row in zip(ordered, rows, strict=True)
+    ]
+    prompt = encoder_of(settings).user_prompt(history)
+    user_id = user_ids[ordered[0]["user_index"]].as_py()
+    row = prompt_row(user_id, prompt, cutoff=ordered[-1]["timestamp"])
+    return pa.Table.from_pylist([row], schema=PROMPT_SCHEMA)
+
+
+def review_of(row: dict, item: Item) -> Review:
+    rating = row["rating"]
+    return Review(
+        item=item,
+        rating=None if rating is None or np.isnan(rating) else rating,
+        timestamp=row["timestamp"],
+        position=row["position"],
+        title=row["review_title"],
+        text=row["review_text"],
+    )
+
+
+def prompt_row(subject_id: str, prompt: Prompt, *, cutoff: int | None) -> dict:
+    return {
+        "subject_id": subject_id,
+        "prompt_ids": prompt.prefix_ids,
+        "shared_tokens": prompt.shared_length,
+        "prompt_sha256": prompt_sha256(prompt.prefix_ids),
+        "prompt_tokens": len(prompt.prefix_ids),
+        "cutoff": cutoff,
+        "cutoff_position": prompt.newest_position,
+    }

@@ -1,0 +1,170 @@
+"""Reads id -> vector tables: a score run (SCORE_SCHEMA), or any CSV or Parquet file of one's own vectors.
+
+Shape suffixes: `S` subjects of the table, `I` items of the data, `A` aspects.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from raygr import runs
+from raygr.schema import SCORES
+
+NAMED_IDS = 5  # ids that an error message shows
+
+
+class Vectors(NamedTuple):
+    """One row per subject; NaN where a score run could not read the score."""
+
+    ids_S: np.ndarray
+    aspects: tuple[str, ...]
+    values_SA: np.ndarray
+    cutoffs_S: np.ndarray | None = None
+    """Users of a score run: position of the newest review in the prompt, -1 for none."""
+
+
+class AlignedScores(NamedTuple):
+    """Item scores in the order of item_index 1..I, and what happened to them."""
+
+    scores_IA: np.ndarray
+    aspects: tuple[str, ...]
+    missing: int
+    """Items with at least one missing score."""
+    unknown: int
+    """Subjects of the table that the data does not hold."""
+
+
+def read_vectors(path: str, *, column: str, aspects: tuple[str, ...] | None) -> Vectors:
+    """The table at `path`, reduced to `aspects` in their order; ValueError says what is wrong with it."""
+    filesystem, inner = runs.filesystem_of(path)
+    if not filesystem.exists(inner):
+        raise FileNotFoundError(f"{path}: no such scores")
+    vectors = read_score_run(path, column=column) if filesystem.isdir(inner) else read_vector_file(path)
+    return vectors if aspects is None else select_aspects(vectors, aspects, path)
+
+
+def read_score_run(path: str, *, column: str) -> Vectors:
+    runs.read_run(path, job="score")
+    columns = ["subject_id", "aspects", column, "cutoff_position"]
+    return pivot_scores(runs.read_table(runs.join(path, SCORES), columns), column=column, source=path)
+
+
+def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
+    """Rows of (subject, aspect list) -> one row per subject."""
+    rows = np.asarray(pc.list_parent_indices(table["aspects"]))
+    subjects = table["subject_id"].to_numpy()
+    ids_S, subject_of_row = np.unique(subjects.astype(str), return_inverse=True)
+    names = pc.list_flatten(table["aspects"]).to_pylist()
+    aspects = tuple(dict.fromkeys(names))
+    number = {name: index for index, name in enumerate(aspects)}
+    aspect_N = np.fromiter((number[name] for name in names), np.int64, len(names))
+    value_N = pc.list_flatten(table[column]).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if len(value_N) != len(names):
+        raise ValueError(f"{source}: {len(names)} aspects but {len(value_N)} values of {column!r}")
+    cell_N = subject_of_row[rows] * len(aspects) + aspect_N
+    if len(np.unique(cell_N)) < len(cell_N):
+        raise ValueError(f"{source}: more than one score of {shown_duplicates(subjects[rows], cell_N)}")
+    values_SA = np.full((len(ids_S), len(aspects)), np.nan)
+    values_SA.reshape(-1)[cell_N] = value_N
+    cutoffs_S = np.full(len(ids_S), -1, dtype=np.int64)
+    row_cutoffs = table["cutoff_position"].fill_null(-1).to_numpy().astype(np.int64)
+    np.maximum.at(cutoffs_S, subject_of_row, row_cutoffs)
+    return Vectors(ids_S, aspects, values_SA, cutoffs_S)
+
+
+def shown_duplicates(subject_N: np.ndarray, cell_N: np.ndarray) -> str:
+    _, first, counts = np.unique(cell_N, return_index=True, return_counts=True)
+    return named(subject_N[first[counts > 1]])
+
+
+def read_vector_file(path: str) -> Vectors:
+    """A file whose first column is the id and whose other columns are numbers without gaps."""
+    table = read_any_table(path)
+    if table.num_columns < 2:
+        raise ValueError(f"{path}: expected an id column and at least one numeric column")
+    ids_S = table.column(0).cast(pa.string()).to_numpy(zero_copy_only=False).astype(str)
+    unique, counts = np.unique(ids_S, return_counts=True)
+    if len(unique) < len(ids_S):
+        raise ValueError(f"{path}: id {named(unique[counts > 1])} is there more than once")
+    aspects = tuple(table.column_names[1:])
+    values_SA = np.stack([numbers(table[name], f"{path}: column {name!r}") for name in aspects], axis=1)
+    return Vectors(ids_S, aspects, values_SA)
+
+
+def read_any_table(path: str) -> pa.Table:
+    if path.endswith(".parquet"):
+        return runs.read_table(path)
+    filesystem, inner = runs.filesystem_of(path)
+    with filesystem.open(inner, "rb", compression="infer") as file:
+        return pacsv.read_csv(file)
+
+
+def numbers(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise ValueError(f"{where} is {column.type}, not numeric (the first column must be the id)")
+    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
+        raise ValueError(f"{where} has an empty or infinite value in row {row}; leave out the id instead")
+    return values
+
+
+def select_aspects(vectors: Vectors, aspects: tuple[str, ...], path: str) -> Vectors:
+    absent = [name for name in aspects if name not in vectors.aspects]
+    if absent or len(set(aspects)) < len(aspects):
+        wrong = f"no aspect {', '.join(absent)}" if absent else "an aspect is named twice"
+        raise ValueError(f"{path}: {wrong}; it has: {', '.join(vectors.aspects)}")
+    columns = [vectors.aspects.index(name) for name in aspects]
+    return vectors._replace(aspects=tuple(aspects), values_SA=vectors.values_SA[:, columns])
+
+
+def align_items(
+    vectors: Vectors, item_ids_I: np.ndarray, *, missing: Literal["mean", "refuse"], control: str, seed: int
+) -> AlignedScores:
+    """One finite score row per item of the data, after the control arm's change."""
+    scores_IA, unknown = rows_by_id(vectors, item_ids_I)
+    incomplete_I = np.isnan(scores_IA).any(axis=1)
+    if missing == "refuse" and incomplete_I.any():
+        examples = named(item_ids_I[incomplete_I])
+        raise ValueError(f"{incomplete_I.sum()} items have no complete scores, such as {examples}")
+    filled_IA = filled_with_mean(controlled(scores_IA, control=control, seed=seed), vectors.aspects)
+    return AlignedScores(filled_IA, vectors.aspects, int(incomplete_I.sum()), unknown)
+
+
+def rows_by_id(vectors: Vectors, ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """The table's rows in the order of `ids`, NaN for an id without one, and the count of its unknown ids."""
+    row_of = {subject: row for row, subject in enumerate(vectors.ids_S.tolist())}
+    rows = np.array([row_of.get(subject, -1) for subject in ids.tolist()])
+    if (rows < 0).all():
+        raise ValueError(f"none of the scored ids ({named(vectors.ids_S)}) is an id of the data ({named(ids)})")
+    values = vectors.values_SA[rows].copy()
+    values[rows < 0] = np.nan
+    return values, len(row_of) - int((rows >= 0).sum())
+
+
+def controlled(scores_IA: np.ndarray, *, control: str, seed: int) -> np.ndarray:
+    """The control arm: rows permuted over the scored items, or standard normal rows in their place."""
+    generator = np.random.default_rng(seed)
+    scored = np.flatnonzero(~np.isnan(scores_IA).all(axis=1))
+    changed = scores_IA.copy()
+    match control:
+        case "shuffled":
+            changed[scored] = scores_IA[generator.permutation(scored)]
+        case "random":
+            changed[scored] = generator.standard_normal((len(scored), scores_IA.shape[1]))
+    return changed
+
+
+def filled_with_mean(scores_IA: np.ndarray, aspects: tuple[str, ...]) -> np.ndarray:
+    unread = [name for name, empty in zip(aspects, np.isnan(scores_IA).all(axis=0), strict=True) if empty]
+    if unread:
+        raise ValueError(f"no item has a score of {', '.join(unread)}")
+    return np.where(np.isnan(scores_IA), np.nanmean(scores_IA, axis=0), scores_IA)
+
+
+def named(ids: np.ndarray) -> str:
+    shown = ", ".join(str(one) for one in ids[:NAMED_IDS])
+    return shown if len(ids) <= NAMED_IDS else f"{shown}, ..."

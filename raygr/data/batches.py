@@ -1,0 +1,103 @@
+"""Flat interaction arrays -> padded batches, by tensor indexing alone.
+
+All interactions lie in one array sorted by (user, position); a history is a window of it. Histories are padded
+on the right: a causal encoder never looks there. Shape suffixes: `N` interactions, `E` examples or targets
+of a part, `B` those of a batch, `L` history length, `U` users.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Windows(NamedTuple):
+    """Training examples: one window of train interactions per user, targets one step later."""
+
+    user_E: Tensor
+    start_E: Tensor
+    length_E: Tensor
+    first_target_E: Tensor
+    """Index in the flat array of the first target that is in the loss."""
+
+
+class Targets(NamedTuple):
+    """One part's evaluation: the user's last interaction in it, ranked after all that came before."""
+
+    user_E: Tensor
+    start_E: Tensor
+    """Where the history's window of at most max_history begins."""
+    length_E: Tensor
+    first_seen_E: Tensor
+    """Where the user's interactions begin; up to the target they are the seen items."""
+    target_at_E: Tensor
+
+
+class Batch(NamedTuple):
+    """`history_BL` and `target_BL` are item_index, 0 where padded; `in_loss_BL` marks the targets to learn."""
+
+    user_B: Tensor
+    history_BL: Tensor
+    length_B: Tensor
+    target_BL: Tensor
+    in_loss_BL: Tensor
+
+
+def training_windows(user_N: np.ndarray, is_train_N: np.ndarray, *, max_history: int, prompt_U: np.ndarray) -> Windows:
+    """The newest `max_history` steps of each user with two train interactions or more.
+
+    The first `prompt_U` train interactions of a user are never targets (0: all but the first are).
+    """
+    users = len(prompt_U)
+    first_U = np.searchsorted(user_N, np.arange(users))
+    count_U = np.bincount(user_N[is_train_N], minlength=users)
+    last_U = first_U + count_U - 1  # train interactions come first in a history
+    start_U = np.maximum(first_U, last_U - max_history)
+    first_target_U = np.maximum(start_U + 1, first_U + prompt_U)
+    user_E = np.flatnonzero((count_U >= 2) & (first_target_U <= last_U))
+    columns = (user_E, start_U[user_E], (last_U - start_U)[user_E], first_target_U[user_E])
+    return Windows(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+
+
+def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history: int) -> Targets:
+    """The last interaction in the part of each user that has one with a history before it."""
+    rows = np.flatnonzero(is_part_N)
+    is_last = np.append(user_N[rows][1:] != user_N[rows][:-1], True)[: len(rows)]
+    at_E = rows[is_last]
+    first_E = np.searchsorted(user_N, user_N[at_E])
+    kept = at_E > first_E
+    at_E, first_E = at_E[kept], first_E[kept]
+    start_E = np.maximum(first_E, at_E - max_history)
+    columns = (user_N[at_E], start_E, at_E - start_E, first_E, at_E)
+    return Targets(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+
+
+def history_batch(items_N: Tensor, start_B: Tensor, length_B: Tensor) -> Tensor:
+    """Windows of the flat array, (B, L) with L the longest of them."""
+    step_L = torch.arange(int(length_B.max()))
+    at_BL = (start_B[:, None] + step_L).clamp(max=len(items_N) - 1)
+    return torch.where(step_L < length_B[:, None], items_N[at_BL], 0)
+
+
+def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batch:
+    start_B, length_B = windows.start_E[example_B], windows.length_E[example_B]
+    history_BL = history_batch(items_N, start_B, length_B)
+    target_BL = history_batch(items_N, start_B + 1, length_B)
+    target_at_BL = start_B[:, None] + 1 + torch.arange(history_BL.shape[1])
+    in_loss_BL = (target_BL > 0) & (target_at_BL >= windows.first_target_E[example_B][:, None])
+    return Batch(windows.user_E[example_B], history_BL, length_B, target_BL, in_loss_BL)
+
+
+def epoch_batches(examples: int, *, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """The epoch's examples in random order, cut into batches; the same for every worker and after a restart."""
+    order = np.random.default_rng([seed, epoch]).permutation(examples)
+    return list(torch.from_numpy(order).split(batch_size))
+
+
+def seen_pairs(items_N: Tensor, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(row in the batch, item_index) of every item that came before the target."""
+    first_B, count_B = targets.first_seen_E[example_B], (targets.target_at_E - targets.first_seen_E)[example_B]
+    row_N = torch.repeat_interleave(torch.arange(len(example_B)), count_B)
+    step_N = torch.arange(len(row_N)) - torch.repeat_interleave(count_B.cumsum(0) - count_B, count_B)
+    return row_N, items_N[first_B[row_N] + step_N]

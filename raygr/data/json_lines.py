@@ -1,0 +1,102 @@
+"""JSON lines to records: whole blocks at full speed, line by line where a block holds anything odd.
+
+`decode_block` gives one record or one reason per line, so that a row's number is its line's number.
+Values of unexpected types are made text or numbers by the small functions at the end.
+"""
+
+import ast
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from raygr.data.raw_files import Lines
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def decode_block(
+    lines: Lines, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
+) -> list[Record | str | None]:
+    """Per line its record, the reason for which it has none, or None for a blank line."""
+    try:
+        # Fields that are skipped are not checked for UTF-8 by msgspec, and a later pass reads them.
+        str(lines.block, "utf-8")
+        records = decoder.decode_lines(lines.block)
+    except BAD_JSON:
+        records = []
+    if len(records) == len(lines.lines) and b"\n\n" not in lines.block:
+        return records
+    return [decode_line(line, decoder, repair) for line in lines.lines]
+
+
+def decode_line(
+    line: bytes, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
+) -> Record | str | None:
+    """The line's record, `repair`ed where a field has another type; else the reason, or None where blank."""
+    try:
+        text = str(line, "utf-8")
+        return decoder.decode(line)
+    except UnicodeDecodeError:
+        return "invalid_utf8"
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    if not text.strip():
+        return None
+    values = decode_loosely(text)
+    return repair(values) if isinstance(values, dict) else "malformed_json"
+
+
+def decode_loosely(text: str) -> object:
+    """JSON with lone surrogates or NaN, or a Python literal (the metadata of 2014); None where neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if not text.startswith("{'"):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def as_text(value: object) -> str:
+    """Lists joined by a space at any depth, mappings as "key: value" pairs, whitespace collapsed, null as ""."""
+    return " ".join(words(value))
+
+
+def words(value: object) -> Iterable[str]:
+    if isinstance(value, str):
+        # A lone surrogate (an emoji cut in two) cannot be written as UTF-8.
+        yield from value.encode("utf-8", "replace").decode("utf-8").split()
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            text = as_text(inner)
+            if text:
+                yield f"{as_text(key).rstrip(': ')}: {text}"
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from words(inner)
+    elif value is not None:
+        yield str(value)
+
+
+def as_id(value: object) -> str | None:
+    """Strings and whole numbers are ids; anything else is a missing one."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

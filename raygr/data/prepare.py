@@ -1,0 +1,276 @@
+"""The `prepare` job: raw reviews and metadata -> a run of items/, reviews/, interactions, users, statistics.
+
+    raw files --scan (Ray Data)--> ids of every row --interactions.py--> kept rows --+
+    raw files --write (Ray Data)--------------------- texts of the kept rows <-------+
+
+Text is never held whole: each raw file is streamed twice, first for ids and numbers, which the driver
+collects, then for the texts of the kept rows, which the tasks write as Parquet parts themselves. A task
+takes one CPU and one file, so that a run cannot wait for itself however few CPUs there are.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from raygr.config import PrepareConfig
+from raygr.data import interactions, metadata, parts, reviews, splits
+from raygr.data.interactions import Kept
+from raygr.data.raw_files import expand_files
+from raygr.data.refusals import InputError, Tally
+from raygr.runs import Run, finish_run, join, start_run, write_json, write_table
+from raygr.schema import (
+    INTERACTION_SCHEMA,
+    INTERACTIONS,
+    ITEMS,
+    REVIEWS,
+    STATISTICS,
+    USER_SCHEMA,
+    USERS,
+)
+
+PART_BYTES = 64 << 20
+PART_ROWS = 500_000
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: PrepareConfig) -> Run:
+    """Writes the run folder `config.output`; InputError says what is wrong with the raw data or the filter."""
+    review_files = expand_files(config.reviews, what="reviews")
+    metadata_files = expand_files(config.metadata, what="metadata")
+    run = start_run(config.output, job="prepare", config=config)
+    remove_parts(run)
+    kept, review_counts, user_counts = keep_interactions(review_files, config)
+    write_interactions(kept, run)
+    write_users(kept, run)
+    review_counts["text_cut"] = write_reviews(kept, review_files, run, config)
+    item_counts = write_items(kept, metadata_files, run, config)
+    write_json(parts.statistics(kept), run.file(STATISTICS))
+    counts = {"reviews": review_counts, "items": item_counts, "users": user_counts, "interactions": part_sizes(kept)}
+    finish_run(run, inputs=[*review_files, *metadata_files], counts=counts)
+    logger.info("prepared %s: %s", run.path, parts.statistics(kept))
+    return run
+
+
+def remove_parts(run: Run) -> None:
+    """Drops the parts of an interrupted run: another number of them could be written this time."""
+    for name in (ITEMS, REVIEWS):
+        filesystem, inner = fsspec.core.url_to_fs(run.file(name))
+        if filesystem.exists(inner):
+            filesystem.rm(inner, recursive=True)
+
+
+# --- first pass: ids -------------------------------------------------------------------------
+
+
+def keep_interactions(files: list[str], config: PrepareConfig) -> tuple[Kept, dict[str, Any], dict[str, int]]:
+    """The kept interactions, with the counts of reviews and of users."""
+    scan, tally = scan_files(files, reviews.read_ids, config, encode=("user_id", "item_id"))
+    tally.check(config.max_bad_fraction, what="reviews")
+    everything = interactions.from_scan(scan)
+    reduced, dropped = interactions.reduce(everything, config)
+    kept = interactions.assign(reduced, config)
+    record = tally.record()
+    record["by_reason"] |= {reason: count for reason, count in dropped.items() if count}
+    tested = np.unique(kept.user_index[kept.part == splits.TEST_PART])
+    users = {"read": len(everything.user_ids), "kept": len(kept.user_ids), "no_test": len(kept.user_ids) - len(tested)}
+    return kept, {"kept": len(kept.row), **record}, users
+
+
+def scan_files(
+    files: list[str],
+    read: Callable[[str, PrepareConfig], Iterator[pa.Table]],
+    config: PrepareConfig,
+    *,
+    encode: tuple[str, ...],
+) -> tuple[pa.Table, Tally]:
+    """Usable rows of all files as SCAN_SCHEMA plus `file`, the `encode`d columns as dictionaries."""
+    tally, usable = Tally(files), []
+    for rows in stream_files(files, scan_file, {"read": read, "config": config}, config):
+        tally.add(rows)
+        good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
+        good = good.drop_columns(["reason", "snippet"]).combine_chunks()
+        for name in encode:
+            place = good.column_names.index(name)
+            good = good.set_column(place, name, good[name].dictionary_encode())
+        usable.append(good)
+    if not tally.read:
+        raise InputError(f"no rows in {', '.join(files)}: the files are empty")
+    return pa.concat_tables(usable), tally
+
+
+def stream_files(
+    files: list[str],
+    task: Callable[..., Iterator[pa.Table]],
+    arguments: Mapping[str, Any],
+    config: PrepareConfig,
+) -> Iterator[pa.Table]:
+    """What `task` yields for {file: place in `files`, path}, one task per file, in any order."""
+    if not files:
+        return
+    rows = [{"file": i, "path": path} for i, path in enumerate(files)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        task,
+        fn_kwargs=dict(arguments),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+        compute=ray.data.TaskPoolStrategy(size=config.parallelism),
+    )
+    dataset.context.enable_progress_bars = False
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if batch.num_rows:
+            yield batch
+
+
+def scan_file(
+    batch: pa.Table, *, read: Callable[[str, PrepareConfig], Iterator[pa.Table]], config: PrepareConfig
+) -> Iterator[pa.Table]:
+    for file, path in zip(batch["file"].to_pylist(), batch["path"].to_pylist(), strict=True):
+        for rows in read(path, config):
+            yield rows.append_column("file", pa.array(np.full(rows.num_rows, file, np.int32)))
+
+
+# --- second pass: texts ----------------------------------------------------------------------
+
+
+def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> int:
+    """Writes reviews/ and returns how many texts were cut."""
+    table = parts.kept_table(kept)
+    if not reviews.has_text(config):
+        empty = pa.array([""] * PART_ROWS, pa.string())
+        for start in range(0, table.num_rows, PART_ROWS):
+            rows = table.slice(start, PART_ROWS)
+            texts = empty.slice(0, rows.num_rows)
+            write_table(parts.review_part(rows, texts, texts), part_path(run.file(REVIEWS), 0, start // PART_ROWS))
+        return 0
+    order = np.lexsort((kept.row, kept.file))
+    arguments = {"kept": ray.put(table.take(pa.array(order))), "folder": run.file(REVIEWS), "config": config}
+    return sum_column("text_cut", stream_files(files, write_review_file, arguments, config))
+
+
+def write_review_file(
+    batch: pa.Table, *, kept: ray.ObjectRef, folder: str, config: PrepareConfig
+) -> Iterator[pa.Table]:
+    """Writes the kept reviews of one raw file as parts; yields how many texts were cut."""
+    file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
+    rows = parts.rows_of_file(ray.get(kept), file)
+    cut = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal cut
+        numbers = rows["row"].to_numpy()
+        for texts in reviews.read_texts(path, config, numbers):
+            chosen = rows.take(pa.array(np.searchsorted(numbers, texts["row"].to_numpy())))
+            titles, cut_titles = parts.cut_texts(texts["review_title"], config.max_text_chars)
+            bodies, cut_bodies = parts.cut_texts(texts["review_text"], config.max_text_chars)
+            cut += cut_titles + cut_bodies
+            yield parts.review_part(chosen, titles, bodies)
+
+    if rows.num_rows:
+        write_parts(tables(), folder, file)
+    yield pa.table({"text_cut": [cut]})
+
+
+def part_path(folder: str, file: int, number: int) -> str:
+    return join(folder, f"part-{file:05d}-{number:05d}.parquet")
+
+
+def write_parts(tables: Iterator[pa.Table], folder: str, file: int) -> None:
+    """Parquet parts of about PART_BYTES; named by the raw file, so that a task run again replaces its own."""
+    waiting: list[pa.Table] = []
+    number = 0
+    for table in tables:
+        waiting.append(table)
+        if sum(t.nbytes for t in waiting) >= PART_BYTES:
+            write_table(pa.concat_tables(waiting), part_path(folder, file, number))
+            waiting, number = [], number + 1
+    rest = pa.concat_tables(waiting) if waiting else None
+    if rest is not None and rest.num_rows:
+        write_table(rest, part_path(folder, file, number))
+
+
+def sum_column(name: str, tables: Iterator[pa.Table]) -> int:
+    return sum(pc.sum(table[name]).as_py() for table in tables)
+
+
+# --- items -----------------------------------------------------------------------------------
+
+
+def write_items(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> dict[str, Any]:
+    """Writes items/ and returns its counts."""
+    numbers = parts.item_numbers(kept)
+    rows, record = match_metadata(kept, files, config)
+    arguments = {"numbers": ray.put(numbers), "rows": ray.put(rows), "folder": run.file(ITEMS), "config": config}
+    record["text_cut"] = sum_column("text_cut", stream_files(files, write_item_file, arguments, config))
+    bare = np.setdiff1d(numbers["item_index"].to_numpy(), rows["item_index"].to_numpy())
+    if len(bare):
+        write_table(parts.bare_items(numbers.take(pa.array(bare - 1))), part_path(run.file(ITEMS), len(files), 0))
+    return {"kept": len(kept.item_ids), "without_metadata": len(bare), **record}
+
+
+def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple[pa.Table, dict[str, Any]]:
+    """The first metadata row of each kept item as (item_index, file, row), sorted by (file, row), and counts."""
+    if not files:
+        nothing = pa.schema([("item_index", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]).empty_table()
+        return nothing, {"read": 0, "by_reason": {}, "examples": {}}
+    scan, tally = scan_files(files, metadata.read_item_ids, config, encode=())
+    tally.check(config.max_bad_fraction, what="metadata")
+    index = pc.index_in(scan["item_id"], value_set=kept.item_ids).fill_null(-1).to_numpy() + 1
+    file, row = scan["file"].to_numpy(), scan["row"].to_numpy()
+    order = np.lexsort((row, file))
+    order = order[index[order] > 0]
+    _, first = np.unique(index[order], return_index=True)
+    chosen = order[np.sort(first)]
+    record = tally.record()
+    dropped = {"item_not_kept": int((index == 0).sum()), "duplicate": len(order) - len(chosen)}
+    record["by_reason"] |= {reason: count for reason, count in dropped.items() if count}
+    return pa.table({"item_index": index[chosen], "file": file[chosen], "row": row[chosen]}), record
+
+
+def write_item_file(
+    batch: pa.Table, *, numbers: ray.ObjectRef, rows: ray.ObjectRef, folder: str, config: PrepareConfig
+) -> Iterator[pa.Table]:
+    """Writes the items of one metadata file as parts; yields how many texts were cut."""
+    file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
+    chosen, known = parts.rows_of_file(ray.get(rows), file), ray.get(numbers)
+    cut = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal cut
+        places = chosen["row"].to_numpy()
+        for texts in metadata.read_item_texts(path, config, places):
+            found = chosen["item_index"].to_numpy()[np.searchsorted(places, texts["row"].to_numpy())]
+            table, cut_here = parts.item_part(known.take(pa.array(found - 1)), texts, config.max_text_chars)
+            cut += cut_here
+            yield table
+
+    if chosen.num_rows:
+        write_parts(tables(), folder, file)
+    yield pa.table({"text_cut": [cut]})
+
+
+# --- ids and numbers -------------------------------------------------------------------------
+
+
+def write_interactions(kept: Kept, run: Run) -> None:
+    rows = parts.kept_table(kept).append_column("split", parts.part_names(kept.part))
+    write_table(rows.select(INTERACTION_SCHEMA.names).cast(INTERACTION_SCHEMA), run.file(INTERACTIONS))
+
+
+def write_users(kept: Kept, run: Run) -> None:
+    index = np.arange(len(kept.user_ids), dtype=np.int32)
+    table = pa.table({"user_index": index, "user_id": kept.user_ids, **interactions.user_cutoffs(kept)})
+    write_table(table.cast(USER_SCHEMA), run.file(USERS))
+
+
+def part_sizes(kept: Kept) -> dict[str, int]:
+    sizes = np.bincount(kept.part, minlength=len(splits.PARTS)).tolist()
+    return dict(zip(splits.PARTS, sizes, strict=True))

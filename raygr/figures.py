@@ -1,0 +1,116 @@
+"""The report's figures as inline SVG: small enough for a phone, text kept as text, nothing fetched from outside."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+BLUE, ORANGE, GREEN, GREY, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#d5dae1"
+WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone, at its own scale
+# Fixed ids make equal figures equal bytes; text stays text, so that it is searched, read aloud and small.
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
+SHARE_PARTS = (
+    ("base", "base part", BLUE),
+    ("encoder_guided", "encoder × guided", ORANGE),
+    ("user_guided", "user × guided", GREEN),
+)
+SMALLEST_LABELLED_SHARE = 0.08
+
+
+class Interval(NamedTuple):
+    """A value with its bounds, in the unit of the axis."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def gain_chart(gains: Sequence[Interval], *, figure_id: str, label: str, axis: str) -> Markup:
+    """A bar per arm from zero to its gain, with its interval; the first arm is on top."""
+    figure, axes = horizontal_axes([gain.name for gain in gains])
+    rows, lows, highs = range(len(gains)), [gain.low for gain in gains], [gain.high for gain in gains]
+    axes.barh(rows, [gain.value for gain in gains], height=0.55, color=BLUE, alpha=0.7)
+    # Not errorbar: a bootstrap interval may leave out the value itself.
+    axes.hlines(rows, lows, highs, color="black", linewidth=1.2)
+    axes.scatter([*lows, *highs], [*rows, *rows], marker="|", s=40, color="black", linewidth=1.2)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(axis)
+    return inline_svg(figure, figure_id=figure_id, label=label)
+
+
+def share_chart(shares: Mapping[str, Mapping[str, float]], *, figure_id: str, label: str) -> Markup:
+    """A stacked bar per arm of what the spread of its scores comes from; shares are fractions of 1."""
+    figure, axes = horizontal_axes(list(shares))
+    left = [0.0] * len(shares)
+    for part, words, color in SHARE_PARTS:
+        widths = [arm[part] for arm in shares.values()]
+        bars = axes.barh(range(len(shares)), widths, left=left, height=0.6, color=color, label=words)
+        labels = [f"{w:.0%}" if w >= SMALLEST_LABELLED_SHARE else "" for w in widths]
+        axes.bar_label(bars, labels, label_type="center", color="white", fontsize=8)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_xlim(0, max(1.0, *left))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside upper center", ncols=len(SHARE_PARTS), frameon=False, fontsize=8)
+    return inline_svg(figure, figure_id=figure_id, label=label)
+
+
+def agreement_chart(correlations: Mapping[str, float], *, figure_id: str, label: str) -> Markup:
+    """A bar per aspect on -1..1."""
+    figure, axes = horizontal_axes(list(correlations))
+    axes.barh(range(len(correlations)), list(correlations.values()), height=0.6, color=BLUE)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(min(0.0, *correlations.values()) * 1.1, 1)
+    axes.set_xlabel("rank correlation (Spearman)")
+    return inline_svg(figure, figure_id=figure_id, label=label)
+
+
+def profile_chart(
+    aspects: Sequence[str], scores: Sequence[float], averages: Sequence[float], *, figure_id: str, label: str
+) -> Markup:
+    """A subject's scores as dots on 1..10, tied to hollow dots at the average over all subjects."""
+    figure, axes = horizontal_axes(aspects)
+    rows = range(len(aspects))
+    axes.hlines(rows, averages, scores, color=LIGHT, linewidth=4)
+    axes.scatter(averages, rows, s=24, facecolors="white", edgecolors=GREY, label="average of all", zorder=3)
+    axes.scatter(scores, rows, s=34, color=BLUE, label="this one", zorder=4)
+    axes.set_xlim(0.6, 10.4)
+    axes.set_xticks(range(1, 11))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return inline_svg(figure, figure_id=figure_id, label=label)
+
+
+def horizontal_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """An empty chart with one named row per entry, the first on top."""
+    with matplotlib.rc_context(STYLE):
+        size = (WIDTH_INCHES, MARGIN_INCHES + ROW_INCHES * len(names))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        # A dollar sign in a name is no formula.
+        axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", color=LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
+    """The drawing as one <svg> element, named by `label`; its ids start with `figure_id`, to be unique in a page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing = buffer.getvalue()
+    drawing = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure_id}-", drawing).replace("xlink:href", "href")
+    view_box = re.search(r'viewBox="[^"]*"', drawing)[0]
+    content = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
+    # Safe as markup: the label is escaped here, every text of the content by matplotlib.
+    return Markup(f'<svg {view_box} role="img" aria-label="{escape(label)}">{content}')

@@ -1,0 +1,276 @@
+"""A prepare run and its scores -> the arrays that training and evaluation use; everything is checked here.
+
+Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raygr import runs
+from raygr.aspects.profiles import prompt_lengths, user_profiles
+from raygr.aspects.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
+from raygr.config import ConfigError, TrainConfig
+from raygr.data.batches import Targets, Windows, evaluation_targets, training_windows
+from raygr.data.candidates import candidate_weights, sample_candidates
+from raygr.embeddings import standardise
+from raygr.evaluation import TIE_RULE
+from raygr.recommenders.losses import OwnedItems, owned_items
+from raygr.schema import INTERACTIONS, ITEMS, TEST, TRAIN, USERS, VALIDATION
+
+SHORTEST_HISTORY = 3  # one interaction to train on, one for validation, one for test
+
+
+class Interactions(NamedTuple):
+    """Sorted by (user, position)."""
+
+    user_N: np.ndarray
+    item_N: np.ndarray
+    rating_N: np.ndarray
+    """NaN for implicit data."""
+    split_N: np.ndarray
+    users: int
+    items: int
+
+
+class UserVectors(NamedTuple):
+    """Standardised guided vectors of users, and the first train interactions that the training ones know."""
+
+    training_UA: np.ndarray
+    evaluation_UA: np.ndarray
+    prompt_U: np.ndarray
+
+
+class Inputs(NamedTuple):
+    """What one training needs; every worker holds all of it (ids and numbers only)."""
+
+    items: int
+    items_N: Tensor
+    windows: Windows
+    targets: dict[str, Targets]
+    """validation and test."""
+    owned: OwnedItems
+    candidates: dict[str, Tensor]
+    """Candidate set's name -> (U, 100) item_index; `full` needs none."""
+    train_count_I: np.ndarray
+    scores: AlignedScores | None
+    user_vectors: UserVectors | None
+    protocol: dict[str, Any]
+    warnings: list[str]
+
+
+def load_inputs(config: TrainConfig) -> Inputs:
+    """Reads and checks all that `config` names; raises before anything is trained."""
+    prepared = runs.read_run(config.data, job="prepare")
+    check_settings(config)
+    data = read_interactions(config.data)
+    scores = read_item_scores(config)
+    users = read_user_vectors(config, data, scores)
+    check_width(config, scores)
+    is_train_N = data.split_N == TRAIN
+    prompt_U = np.zeros(data.users, np.int64) if users is None else users.prompt_U
+    windows = training_windows(data.user_N, is_train_N, max_history=config.max_history, prompt_U=prompt_U)
+    targets = {
+        part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history)
+        for part in (VALIDATION, TEST)
+    }
+    check_examples(config, windows, targets)
+    train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
+    return Inputs(
+        items=data.items,
+        items_N=torch.from_numpy(data.item_N),
+        windows=windows,
+        targets=targets,
+        owned=owned_items(data.user_N[is_train_N], data.item_N[is_train_N], users=data.users, items=data.items),
+        candidates=sampled_sets(config, data, train_count_I),
+        train_count_I=train_count_I,
+        scores=scores,
+        user_vectors=users,
+        protocol=protocol_stamp(config, prepared),
+        warnings=score_warnings(scores),
+    )
+
+
+def protocol_stamp(config: TrainConfig, prepared: dict[str, Any]) -> dict[str, Any]:
+    """Two runs with the same stamp may be compared."""
+    return {
+        "split": prepared["config"]["split"],
+        "candidates": sorted(config.candidates),
+        "seen": "filtered",
+        "ties": TIE_RULE,
+        "data": runs.fingerprint(config.data),
+    }
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Settings that contradict each other."""
+    wrong = []
+    if config.item_scores is None and (config.control != "none" or config.user_scores != "none"):
+        wrong.append("control and user_scores need item_scores")
+    if config.linear_map and config.fusion == "add":
+        wrong.append("linear_map is for fusion: concat; the maps of fusion: add are learned already")
+    if config.user_scores != "none" and config.user_side == "concat" and config.fusion == "add":
+        wrong.append("user_side: concat needs fusion: concat, because fusion: add has no guided dimensions")
+    if (config.user_scores == "llm") != (config.user_score_run is not None):
+        wrong.append("user_scores: llm and user_score_run belong together")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def check_width(config: TrainConfig, scores: AlignedScores | None) -> None:
+    guided = len(scores.aspects) if scores and config.fusion == "concat" else 0
+    width = config.base_width + guided
+    if width % config.heads:
+        sum_text = f"base_width {config.base_width} + {guided} aspects"
+        raise ConfigError(f"total width {width} ({sum_text}) is no multiple of heads {config.heads}")
+
+
+def check_examples(config: TrainConfig, windows: Windows, targets: dict[str, Targets]) -> None:
+    if not len(windows.user_E):
+        needed = "two train interactions, one of them after the prompt"
+        raise ConfigError(f"{config.data}: no user has a target to train on ({needed})")
+    for part, found in targets.items():
+        if not len(found.user_E):
+            needed = f"{SHORTEST_HISTORY} in all"
+            raise ConfigError(f"{config.data}: no user has a {part} interaction with a history before it ({needed})")
+
+
+def read_interactions(data: str) -> Interactions:
+    columns = ["user_index", "item_index", "position", "rating", "split"]
+    table = runs.read_table(runs.join(data, INTERACTIONS), columns)
+    user_N, item_N, position_N = (table[name].to_numpy().astype(np.int64) for name in columns[:3])
+    rating_N = table["rating"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    items = runs.read_table(runs.join(data, ITEMS), ["item_index"]).num_rows
+    users = runs.read_table(runs.join(data, USERS), ["user_index"]).num_rows
+    split_N = table["split"].to_numpy().astype(str)
+    found = Interactions(user_N, item_N, rating_N, split_N, users, items)
+    check_interactions(found, position_N, data)
+    return found
+
+
+def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -> None:
+    """The contract of schema.py, on which the flat arrays rest."""
+    order = np.array([TRAIN, VALIDATION, TEST])
+    same_user = np.diff(found.user_N) == 0
+    is_sorted = (np.diff(found.user_N) >= 0).all() and (np.diff(position_N)[same_user] > 0).all()
+    stage_N = np.argmax(found.split_N[:, None] == order, axis=1)
+    problems = {
+        "no rows": not len(found.user_N),
+        "an item_index outside 1..items": ((found.item_N < 1) | (found.item_N > found.items)).any(),
+        "a user_index outside 0..users-1": ((found.user_N < 0) | (found.user_N >= found.users)).any(),
+        "rows not sorted by user_index and position": not is_sorted,
+        "a split that is not train, validation or test": not np.isin(found.split_N, order).all(),
+        "a train interaction after a held-out one": (np.diff(stage_N)[same_user] < 0).any(),
+    }
+    wrong = [name for name, is_wrong in problems.items() if is_wrong]
+    if wrong:
+        raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}")
+
+
+def read_item_scores(config: TrainConfig) -> AlignedScores | None:
+    if config.item_scores is None:
+        return None
+    vectors = read_vectors(config.item_scores, column=config.score_column, aspects=config.aspects)
+    items = runs.read_table(runs.join(config.data, ITEMS), ["item_index", "item_id"]).sort_by("item_index")
+    ids_I = items["item_id"].to_numpy().astype(str)
+    return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
+
+
+def score_warnings(scores: AlignedScores | None) -> list[str]:
+    if scores is None:
+        return []
+    flat = [name for name, is_flat in zip(scores.aspects, standardise(scores.scores_IA)[1], strict=True) if is_flat]
+    notes = {
+        f"aspects without any spread, which add nothing: {', '.join(flat)}": len(flat),
+        f"{scores.missing} items without complete scores took the mean": scores.missing,
+        f"{scores.unknown} scored ids are not in the data": scores.unknown,
+    }
+    return [text for text, count in notes.items() if count]
+
+
+def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedScores | None) -> UserVectors | None:
+    if config.user_side == "off" or scores is None:
+        return None
+    match config.user_scores:
+        case "none":
+            return None
+        case "profile":
+            return profile_vectors(config, data, scores)
+        case "llm":
+            return llm_vectors(config, scores)
+
+
+def profile_vectors(config: TrainConfig, data: Interactions, scores: AlignedScores) -> UserVectors:
+    """Profiles of all train interactions for evaluation, and of the prompt part alone for training."""
+    is_train_N = data.split_N == TRAIN
+    count_U = np.bincount(data.user_N[is_train_N], minlength=data.users)
+    full_UA = profiles_of(is_train_N, data, scores)
+    if config.user_guided_train == "all":
+        vectors_UA = standardised_like(full_UA, full_UA)
+        return UserVectors(vectors_UA, vectors_UA, np.zeros(data.users, np.int64))
+    prompt_U = prompt_lengths(count_U, config.prompt_fraction)
+    rank_N = np.arange(len(data.user_N)) - np.searchsorted(data.user_N, data.user_N)
+    prompt_UA = profiles_of(is_train_N & (rank_N < prompt_U[data.user_N]), data, scores)
+    return UserVectors(standardised_like(prompt_UA, full_UA), standardised_like(full_UA, full_UA), prompt_U)
+
+
+def profiles_of(kept_N: np.ndarray, data: Interactions, scores: AlignedScores) -> np.ndarray:
+    standardised_IA, _ = standardise(scores.scores_IA)
+    rows = (data.user_N[kept_N], data.item_N[kept_N], data.rating_N[kept_N])
+    return user_profiles(*rows, standardised_IA=standardised_IA, users=data.users)
+
+
+def standardised_like(vectors_UA: np.ndarray, reference_UA: np.ndarray) -> np.ndarray:
+    """Mean and deviation come from `reference_UA`, so that training and evaluation share one scale."""
+    spread_A = reference_UA.std(axis=0)
+    return np.where(spread_A < 1e-8, 0.0, (vectors_UA - reference_UA.mean(axis=0)) / np.maximum(spread_A, 1e-8))
+
+
+def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
+    """Scores of the user prompts, refused where a prompt has seen what is to be predicted."""
+    vectors = read_vectors(config.user_score_run, column=config.score_column, aspects=scores.aspects)
+    users = runs.read_table(runs.join(config.data, USERS)).sort_by("user_index")
+    ids_U = users["user_id"].to_numpy().astype(str)
+    allowed_U = users["cutoff_position"].to_numpy()
+    values_UA, _ = rows_by_id(vectors, ids_U)
+    cutoff_U = cutoffs_by_user(vectors, ids_U, source=config.user_score_run)
+    check_cutoffs(cutoff_U, allowed_U, ids_U)
+    standardised_UA, _ = standardise(filled_with_mean(values_UA, vectors.aspects))
+    knows_all = config.user_guided_train == "all"
+    prompt_U = np.zeros(len(ids_U), np.int64) if knows_all else cutoff_U + 1
+    if not knows_all and (prompt_U > allowed_U).all():
+        raise ConfigError(
+            "the user prompts hold the whole train part, so nothing is left to train on after them: "
+            "set user_guided_train: all, or score users with an earlier cut-off"
+        )
+    return UserVectors(standardised_UA, standardised_UA, prompt_U)
+
+
+def cutoffs_by_user(vectors: Vectors, ids_U: np.ndarray, *, source: str | None) -> np.ndarray:
+    """Position of the newest interaction that each user's prompt knows; -1 for users without scores."""
+    if vectors.cutoffs_S is None:
+        raise ConfigError(f"{source}: user scores must be a score run, which says what each prompt has seen")
+    row_of = dict(zip(vectors.ids_S.tolist(), vectors.cutoffs_S.tolist(), strict=True))
+    return np.array([row_of.get(user, -1) for user in ids_U.tolist()], dtype=np.int64)
+
+
+def check_cutoffs(cutoff_U: np.ndarray, allowed_U: np.ndarray, ids_U: np.ndarray) -> None:
+    late_U = cutoff_U > allowed_U
+    if late_U.any():
+        raise ConfigError(
+            f"the prompts of {late_U.sum()} users hold interactions after the train part ({named(ids_U[late_U])}): "
+            "their scores know what is to be predicted; score the users of this very prepare run"
+        )
+
+
+def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndarray) -> dict[str, Tensor]:
+    sets = {}
+    for name in config.candidates:
+        if name != "full":
+            weight_I = candidate_weights(name, train_count_I)
+            drawn_UC = sample_candidates(data.user_N, data.item_N, weight_I=weight_I, users=data.users)
+            sets[name] = torch.from_numpy(drawn_UC)
+    return sets

@@ -1,0 +1,283 @@
+"""The training loop on plain arguments: no Ray, and torch.distributed only where there are several workers.
+
+All randomness of an epoch comes from (seed, epoch, worker), so a checkpoint needs no generator state and an
+interrupted run that resumes equals the straight one. Shape suffixes as in sasrec.py and evaluation.py.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raygr.config import TrainConfig
+from raygr.data.batches import Batch, Targets, Windows, epoch_batches, history_batch, seen_pairs, training_batch
+from raygr.embeddings import Fusion, RefinedEmbedding
+from raygr.evaluation import candidate_ranks, full_ranks, rank_metrics
+from raygr.recommenders.inputs import Inputs
+from raygr.recommenders.losses import bce, cross_entropy, sample_negatives
+from raygr.recommenders.sasrec import SASRec, training_states
+from raygr.schema import TEST, VALIDATION
+
+logger = logging.getLogger(__name__)
+
+TARGETS_AT_ONCE = 256  # 256 x 30,000 items x 4 bytes = 31 MB of scores
+SHARES_OF_USERS = 512
+CHOSEN_BY = "ndcg_at_10"
+
+
+class Share(NamedTuple):
+    """Which part of every batch is this worker's."""
+
+    rank: int = 0
+    workers: int = 1
+
+
+@dataclass
+class Progress:
+    """Where training stands; part of every checkpoint."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_score: float = -1.0
+    evaluations_since_best: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """One per epoch, for epochs.jsonl."""
+
+
+@dataclass
+class Training:
+    """All that one worker trains with. A checkpoint holds what changes: see `checkpoint_state`."""
+
+    config: TrainConfig
+    inputs: Inputs
+    share: Share
+    device: torch.device
+    model: SASRec
+    optimizer: torch.optim.Adam
+    scaler: torch.amp.GradScaler
+    best_weights: dict[str, Tensor]
+    progress: Progress = field(default_factory=Progress)
+
+
+def build_model(config: TrainConfig, inputs: Inputs) -> SASRec:
+    torch.manual_seed(config.seed)
+    users = inputs.user_vectors
+    user_side = config.user_side if users else "off"
+    fusion = Fusion(config.fusion, config.add_map, config.linear_map, user_side, config.guided_weight)
+    embedding = RefinedEmbedding(
+        inputs.items,
+        config.base_width,
+        fusion=fusion,
+        scores_IA=inputs.scores.scores_IA if inputs.scores else None,
+        users_UA=users.evaluation_UA if users else None,
+    )
+    return SASRec(
+        embedding, blocks=config.blocks, heads=config.heads, dropout=config.dropout, max_history=config.max_history
+    )
+
+
+def start_training(config: TrainConfig, inputs: Inputs, device: torch.device, share: Share) -> Training:
+    model = build_model(config, inputs).to(device)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learned, lr=config.learning_rate, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    return Training(config, inputs, share, device, model, optimizer, scaler, copied_weights(model))
+
+
+def copied_weights(model: SASRec) -> dict[str, Tensor]:
+    return {name: values.detach().cpu().clone() for name, values in model.state_dict().items()}
+
+
+def checkpoint_state(training: Training) -> dict[str, Any]:
+    return {
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "best_weights": training.best_weights,
+        "progress": asdict(training.progress),
+    }
+
+
+def restore(training: Training, state: dict[str, Any]) -> None:
+    training.model.load_state_dict(state["model"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.scaler.load_state_dict(state["scaler"])
+    training.best_weights = state["best_weights"]
+    training.progress = Progress(**state["progress"])
+
+
+def training_rounds(training: Training) -> Iterator[None]:
+    """Trains until validation NDCG@10 has not risen for `patience` evaluations; yields after each evaluation."""
+    config, progress = training.config, training.progress
+    while progress.epoch < config.epochs and progress.evaluations_since_best < config.patience:
+        progress.epoch += 1
+        started = time.perf_counter()
+        loss = train_epoch(training)
+        line = {"epoch": progress.epoch, "loss": loss, "seconds": time.perf_counter() - started}
+        is_evaluated = progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs
+        if is_evaluated:
+            line |= evaluate_epoch(training)
+        progress.lines.append(line)
+        logger.info(progress_line(line, epochs=config.epochs, progress=progress))
+        if is_evaluated:
+            yield
+
+
+def progress_line(line: dict[str, Any], *, epochs: int, progress: Progress) -> str:
+    text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.4f}  {line['seconds']:.1f} s"
+    if "validation" in line:
+        score = line["validation"][CHOSEN_BY]
+        text += f"  validation NDCG@10 {score:.4f} (best {progress.best_score:.4f} in epoch {progress.best_epoch})"
+    return text
+
+
+def train_epoch(training: Training) -> float:
+    """One pass over all histories; the mean loss per position."""
+    seed, epoch = training.config.seed, training.progress.epoch
+    worker_seed = (seed * 100_003 + epoch) * 1_009 + training.share.rank
+    torch.manual_seed(worker_seed)  # dropout
+    negatives = torch.Generator().manual_seed(worker_seed)
+    training.model.train()
+    total, positions = torch.zeros((), device=training.device), 0
+    examples = len(training.inputs.windows.user_E)
+    for example_B in epoch_batches(examples, batch_size=training.config.batch_size, seed=seed, epoch=epoch):
+        total += accumulate_gradients(training, example_B, negatives)
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
+        positions += positions_in_loss(training.inputs.windows, example_B)
+    mean = float(summed(total, training.share)) / positions
+    if not math.isfinite(mean):
+        raise ValueError(f"the loss of epoch {epoch} is {mean}: lower the learning rate")
+    return mean
+
+
+def accumulate_gradients(training: Training, example_B: Tensor, negatives: torch.Generator) -> Tensor:
+    """Sets the gradient of the whole batch's mean loss, equal on all workers; the summed loss of the own part."""
+    training.optimizer.zero_grad(set_to_none=True)
+    own_B = example_B[training.share.rank :: training.share.workers]
+    loss = torch.zeros((), device=training.device)
+    if len(own_B):
+        loss = summed_loss(training, own_B, negatives)
+        mean = loss / positions_in_loss(training.inputs.windows, example_B)
+        training.scaler.scale(mean).backward()
+    sum_gradients(training)
+    return loss.detach()
+
+
+def summed_loss(training: Training, example_B: Tensor, negatives: torch.Generator) -> Tensor:
+    """Loss of every position of the examples, in fp32."""
+    inputs = training.inputs
+    batch = training_batch(inputs.items_N, inputs.windows, example_B)
+    rows_ID = training.model.embedding.item_rows()
+    with torch.autocast(training.device.type, dtype=torch.float16, enabled=training.device.type == "cuda"):
+        on_device = Batch(*(column.to(training.device) for column in batch))
+        state_ND, target_N = training_states(training.model, rows_ID, on_device, training_vectors(training, batch))
+    if training.config.loss == "cross_entropy":
+        return cross_entropy(state_ND, rows_ID, target_N)
+    user_N = batch.user_B[:, None].expand_as(batch.target_BL)[batch.in_loss_BL]
+    negative_N = sample_negatives(inputs.owned, user_N, generator=negatives)
+    return bce(state_ND, rows_ID, target_N, negative_N.to(training.device))
+
+
+def training_vectors(training: Training, batch: Batch) -> Tensor | None:
+    """The users' guided vectors that training may know, (B, A)."""
+    users = training.inputs.user_vectors
+    if users is None:
+        return None
+    return torch.as_tensor(users.training_UA[batch.user_B.numpy()], dtype=torch.float32, device=training.device)
+
+
+def positions_in_loss(windows: Windows, example_B: Tensor) -> int:
+    last_B = windows.start_E[example_B] + windows.length_E[example_B]
+    return int((last_B - windows.first_target_E[example_B] + 1).sum())
+
+
+def sum_gradients(training: Training) -> None:
+    """One all-reduce of one flat vector; a worker without examples in this batch adds zeros."""
+    if training.share.workers == 1:
+        return
+    learned = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in learned])
+    torch.distributed.all_reduce(flat)
+    for parameter, part in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def summed(values: Tensor, share: Share) -> Tensor:
+    if share.workers > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def evaluate_epoch(training: Training) -> dict[str, Any]:
+    """Validation metrics of the epoch; keeps the weights where they are the best so far."""
+    started = time.perf_counter()
+    progress = training.progress
+    metrics = rank_metrics(target_ranks(training, VALIDATION, ["full"])["full"].numpy())
+    progress.evaluations_since_best += 1
+    if metrics[CHOSEN_BY] > progress.best_score:
+        progress.best_score, progress.best_epoch = metrics[CHOSEN_BY], progress.epoch
+        progress.evaluations_since_best = 0
+        training.best_weights = copied_weights(training.model)
+    return {"validation": metrics, "evaluation_seconds": time.perf_counter() - started}
+
+
+@torch.inference_mode()
+def target_ranks(training: Training, part: str, candidate_sets: Sequence[str]) -> dict[str, Tensor]:
+    """Rank of every target of the part among each candidate set, (E,); the workers share the targets."""
+    training.model.eval()
+    targets, share = training.inputs.targets[part], training.share
+    ranks = {name: torch.zeros(len(targets.user_E)) for name in candidate_sets}
+    rows_ID = training.model.embedding.item_rows()
+    for example_B in torch.arange(share.rank, len(targets.user_E), share.workers).split(TARGETS_AT_ONCE):
+        scores_BI = item_scores(training, targets, example_B, rows_ID)
+        for name, rank_E in ranks.items():
+            rank_E[example_B] = batch_ranks(training, targets, example_B, scores_BI, candidate_set=name).cpu()
+    # gathering is adding: every worker left the others' targets at 0
+    return {name: summed(rank_E.to(training.device), share).cpu() for name, rank_E in ranks.items()}
+
+
+def batch_ranks(
+    training: Training, targets: Targets, example_B: Tensor, scores_BI: Tensor, *, candidate_set: str
+) -> Tensor:
+    inputs, device = training.inputs, training.device
+    target_B = inputs.items_N[targets.target_at_E[example_B]].to(device)
+    if candidate_set == "full":
+        seen_row_N, seen_item_N = seen_pairs(inputs.items_N, targets, example_B)
+        return full_ranks(scores_BI, target_B, seen_row_N.to(device), seen_item_N.to(device))
+    return candidate_ranks(scores_BI, target_B, inputs.candidates[candidate_set][targets.user_E[example_B]].to(device))
+
+
+def item_scores(training: Training, targets: Targets, example_B: Tensor, rows_ID: Tensor) -> Tensor:
+    """<state, item> of items 1..I, (B, I)."""
+    encoder_BD, guided_BA = encoder_states(training, targets, example_B, rows_ID)
+    return training.model.embedding.refined_state(encoder_BD[:, None], guided_BA)[:, 0] @ rows_ID.T
+
+
+def encoder_states(
+    training: Training, targets: Targets, example_B: Tensor, rows_ID: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The encoder's states (B, D) and the users' vectors (B, A) before the targets."""
+    device, embedding = training.device, training.model.embedding
+    length_B = targets.length_E[example_B]
+    history_BL = history_batch(training.inputs.items_N, targets.start_E[example_B], length_B)
+    encoder_BD = training.model.last_state(rows_ID, history_BL.to(device), length_B.to(device))
+    user_B = targets.user_E[example_B].to(device)
+    return encoder_BD, embedding.users_UA[user_B] if embedding.has_user_side else None
+
+
+@torch.inference_mode()
+def score_shares(training: Training) -> dict[str, float] | None:
+    """Where the spread of the test users' scores comes from; None for a base model."""
+    if training.inputs.scores is None:
+        return None
+    training.model.eval()
+    targets = training.inputs.targets[TEST]
+    example_B = torch.arange(min(len(targets.user_E), SHARES_OF_USERS))
+    rows_ID = training.model.embedding.item_rows()
+    return training.model.embedding.score_shares(*encoder_states(training, targets, example_B, rows_ID))

@@ -1,0 +1,72 @@
+"""Who may import whom (design.md, section 2), read from the sources; and importing has no side effect."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "raygr"
+
+# What a part of raygr may import of raygr; a part is a package, or a module of the top level.
+ALLOWED = {
+    "schema": set(),
+    "config": set(),
+    "runs": set(),
+    "data": {"schema", "config", "runs"},
+    "aspects": {"schema", "config", "runs"},
+    "embeddings": {"schema", "config", "runs"},
+    "evaluation": {"schema", "config", "runs"},
+    # profiles are vectors made from scores: the one thing that training takes from aspects
+    "recommenders": {"schema", "config", "runs", "data", "embeddings", "evaluation", "aspects.profiles"},
+    "compare": {"schema", "config", "runs", "evaluation"},
+    "report": {"schema", "config", "runs"},
+    "pipeline": None,
+    "cli": None,
+}
+RAY_MODULES = {"data/prepare.py", "aspects/scoring.py", "recommenders/train.py"}
+VLLM_MODULES = {"aspects/engine.py"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources() -> list[Path]:
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert len(files) > 15
+    return files
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_the_table_allows(path):
+    own, module = part_of(path), str(path.relative_to(PACKAGE))
+    names = imported_modules(path)
+    if ALLOWED[own] is not None:
+        inside = {name.removeprefix("raygr.") for name in names if name.startswith("raygr.")}
+        allowed = ALLOWED[own] | {own}
+        foreign = {name for name in inside if not any(name == a or name.startswith(f"{a}.") for a in allowed)}
+        assert not foreign
+    assert module in RAY_MODULES or not any(name.split(".")[0] == "ray" for name in names)
+    assert module in VLLM_MODULES or not any(name.split(".")[0] == "vllm" for name in names)
+    assert not any(name.split(".")[0] == "peft" for name in names)
+
+
+def test_importing_every_module_loads_no_heavy_library_that_it_can_do_without():
+    code = (
+        "import sys, raygr, raygr.cli, raygr.aspects.engine, raygr.aspects.subjects\n"
+        "print([name for name in ('vllm', 'peft', 'ray') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,72 @@
+"""The rules of extraction on hand-written completions, and P(1..10) on hand-worked probabilities."""
+
+import numpy as np
+import pytest
+
+from raygr.aspects.parsing import parse_ratings, rating_probabilities
+
+NAMES = ("tension level", "dialogue complexity", "complexity", "movie length (duration)")
+PLAIN = "tension level: 7\ndialogue complexity: 10\ncomplexity: 1\nmovie length (duration): 3"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        PLAIN,
+        "\n".join(reversed(PLAIN.split("\n"))),
+        "Sure! Here it is:\n"
+        + PLAIN.replace("tension level: 7", "- **Tension Level**: I would say 7 because it is 3 hours")
+        + "\nEnjoy!",
+        PLAIN.replace(": 7", ": 7/10").replace(": 1\n", ": 1.\n"),
+        PLAIN.replace(": 7", ": 6.5").replace("\n", ", "),
+        PLAIN.replace("tension level:", "1. tension level (1 to 10):"),
+        PLAIN + "\ntension level: 2",
+        "tension level: <rating>\n" + PLAIN,
+        "tension level: The suspense (e.g., 1 for no tension, 10 for extremely tense).\n" + PLAIN,
+    ],
+    ids=["plain", "other order", "extra words", "of ten", "half", "scale in brackets", "twice", "echo", "description"],
+)
+def test_all_aspects_are_read(completion):
+    parsed = parse_ratings(completion, NAMES)
+    assert parsed.ratings == (7, 10, 1, 3)
+    assert parsed.reason == "ok"
+
+
+@pytest.mark.parametrize(
+    ("completion", "ratings", "reason"),
+    [
+        ("", (None,) * 4, "no_aspect_read"),
+        ("I cannot rate movies.", (None,) * 4, "no_aspect_read"),
+        ("tension level: seven", (None,) * 4, "no_aspect_read"),
+        ("tension level: 4/5", (None,) * 4, "no_aspect_read"),
+        ("tension level: 7\ncomplexity: 5", (7, None, 5, None), "some_aspects_missing"),
+        (PLAIN.replace(": 7", ": 11"), (None, 10, 1, 3), "out_of_range"),
+        (PLAIN.replace(": 7", ": 0"), (None, 10, 1, 3), "out_of_range"),
+        (PLAIN.replace(": 7", ": -3"), (None, 10, 1, 3), "out_of_range"),
+        (PLAIN.replace(": 7", ": 1990s"), (None, 10, 1, 3), "some_aspects_missing"),
+    ],
+)
+def test_what_is_not_read_has_a_reason(completion, ratings, reason):
+    parsed = parse_ratings(completion, NAMES)
+    assert (parsed.ratings, parsed.reason) == (ratings, reason)
+
+
+def test_the_place_of_each_rating_is_where_its_first_digit_stands():
+    parsed = parse_ratings(PLAIN, NAMES)
+    assert [PLAIN[start] for start in parsed.starts] == ["7", "1", "1", "3"]
+    assert PLAIN[parsed.starts[1] :].startswith("10\n")
+
+
+def test_a_split_ten_shares_the_probability_of_one():
+    # P('1') = .4, P('2') = .1, the other digits nothing; behind a '1' a '0' has .25
+    logs = np.full((1, 10), -np.inf)
+    logs[0, :2] = np.log([0.4, 0.1])
+    probabilities = rating_probabilities(logs, np.log([0.25]))
+    assert probabilities[0] == pytest.approx([0.6, 0.2, 0, 0, 0, 0, 0, 0, 0, 0.2])
+    certain_ten = rating_probabilities(logs, np.array([0.0]))
+    assert certain_ten[0] == pytest.approx([0, 0.2, 0, 0, 0, 0, 0, 0, 0, 0.8])
+
+
+def test_a_ten_of_one_token_is_normalised_like_the_others():
+    logs = np.log(np.arange(1, 11) / 1000)[None]
+    assert rating_probabilities(logs, None)[0] == pytest.approx(np.arange(1, 11) / 55)

@@ -1,0 +1,32 @@
+"""Quality of a score run on hand-made scores."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raygr.aspects.quality import effective_rank, score_quality
+
+
+def test_quality_counts_reasons_and_finds_dead_aspects():
+    table = pa.table(
+        {
+            "reason": ["ok", "ok", "no_aspect_read", "ok"],
+            "expected": [[2.0, 5.0], [4.0, 5.0], [None, None], [6.0, 5.0]],
+            "ratings": pa.array([[2, 5], [2, 5], [None, None], [6, 5]], type=pa.list_(pa.int8())),
+        }
+    )
+    quality = score_quality(table, ("tension", "pace"))
+    assert quality["by_reason"] == {"ok": 3, "no_aspect_read": 1}
+    assert quality["valid_share"] == 0.75
+    assert quality["aspects"]["tension"]["mean"] == 4.0
+    assert quality["aspects"]["tension"]["spread"] == pytest.approx((8 / 3) ** 0.5)
+    assert quality["aspects"]["tension"]["identical_share"] == pytest.approx(2 / 3)
+    assert [quality["aspects"][name]["dead"] for name in ("tension", "pace")] == [False, True]
+
+
+def test_effective_rank_counts_independent_aspects():
+    generator = np.random.default_rng(0)
+    one = generator.normal(size=(500, 1))
+    assert effective_rank(np.repeat(one, 4, axis=1)) == pytest.approx(1.0)
+    assert effective_rank(generator.normal(size=(5000, 4))) == pytest.approx(4.0, abs=0.01)
+    assert effective_rank(np.full((1, 4), 5.0)) is None

@@ -1,0 +1,70 @@
+"""Run folders: unfinished until run.json, resumed with the same configuration only, never overwritten."""
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+
+from raygr import runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    width: int = 60
+
+
+def test_a_finished_run_is_refused_and_names_the_folder(tmp_path):
+    folder = str(tmp_path / "run")
+    run = runs.start_run(folder, job="train", config=Settings())
+    assert not runs.is_finished(folder)
+    runs.finish_run(run, inputs=[], counts={"rows": 3})
+    assert runs.read_run(folder, job="train")["counts"] == {"rows": 3}
+    with pytest.raises(runs.RunError, match=f"{folder} is a finished run"):
+        runs.start_run(folder, job="train", config=Settings())
+
+
+def test_an_unfinished_run_resumes_with_the_same_configuration_only(tmp_path):
+    folder = str(tmp_path / "run")
+    runs.start_run(folder, job="train", config=Settings())
+    assert runs.start_run(folder, job="train", config=Settings()).path == folder
+    with pytest.raises(runs.RunError, match="width: 60 -> 48"):
+        runs.start_run(folder, job="train", config=Settings(width=48))
+
+
+def test_reading_an_unfinished_or_foreign_run_says_what_to_do(tmp_path):
+    folder = str(tmp_path / "run")
+    with pytest.raises(runs.RunError, match="no such run folder; run `raygr prepare` first"):
+        runs.read_run(folder, job="prepare")
+    run = runs.start_run(folder, job="train", config=Settings())
+    with pytest.raises(runs.RunError, match="did not finish there"):
+        runs.read_run(folder, job="train")
+    runs.finish_run(run, inputs=[], counts={})
+    with pytest.raises(runs.RunError, match="is a run of `train`, not of `score`"):
+        runs.read_run(folder, job="score")
+
+
+def test_a_fingerprint_follows_the_content(tmp_path):
+    file = tmp_path / "data.txt"
+    file.write_text("a" * 10)
+    before = runs.fingerprint(str(file))
+    assert runs.fingerprint(str(file)) == before
+    file.write_text("a" * 9 + "b")
+    assert runs.fingerprint(str(file)) != before
+
+
+def test_inputs_that_are_runs_are_fingerprinted_by_their_record(tmp_path):
+    data = runs.start_run(str(tmp_path / "data"), job="prepare", config=Settings())
+    runs.finish_run(data, inputs=[], counts={})
+    run = runs.start_run(str(tmp_path / "train"), job="train", config=Settings())
+    runs.finish_run(run, inputs=[data.path], counts={})
+    record = runs.read_run(run.path, job="train")
+    assert record["inputs"] == {data.path: runs.fingerprint(data.path)}
+    assert record["packages"]["torch"] and record["seconds"] >= 0
+
+
+def test_tables_and_json_live_on_any_fsspec_file_system():
+    table = pa.table({"a": [1, 2]})
+    runs.write_table(table, "memory://runs-test/part.parquet")
+    assert runs.read_table("memory://runs-test/part.parquet").equals(table)
+    runs.write_json({"x": (1, 2)}, "memory://runs-test/x.json")
+    assert runs.read_json("memory://runs-test/x.json") == {"x": [1, 2]}
