@@ -41,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(stage: str, file: str | None, overrides: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # our own progress lines read better in job logs
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         if stage == "pipeline":
             pipeline(load_config(PipelineConfig, file, overrides))

@@ -197,4 +197,4 @@ def variance_shares(parts: dict[str, Tensor]) -> dict[str, float]:
     centred = {name: part - part.mean(dim=1, keepdim=True) for name, part in parts.items()}
     total_BI = torch.stack(list(centred.values())).sum(0)
     variance = (total_BI * total_BI).mean().clamp_min(1e-30)
-    return {name: float((part * total_BI).mean() / variance) for name, part in centred.items()}
+    return {name: ((part * total_BI).mean() / variance).item() for name, part in centred.items()}

@@ -226,7 +226,7 @@ def engine_environment(
 
     One actor binds the cores in `threads`; several on one machine only share out their number.
     """
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if tensor_parallel_size == 1:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not on_gpu:

@@ -117,21 +117,15 @@ def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Data
     reviews = ray.data.read_parquet(runs.join(config.data, schema.REVIEWS)).filter(expr=col("split") == schema.TRAIN)
     if config.max_subjects:
         reviews = reviews.filter(expr=col("user_index") < config.max_subjects)
-    return reviews.groupby("user_index").map_groups(
-        UserPrompts(settings, ray.put(items), ray.put(user_ids)), batch_format="pyarrow"
-    )
+    shared = {"settings": settings, "items": ray.put(items), "user_ids": ray.put(user_ids)}
+    return reviews.groupby("user_index").map_groups(prompt_of_group, fn_kwargs=shared, batch_format="pyarrow")
 
 
-@dataclasses.dataclass(frozen=True)
-class UserPrompts:
+def prompt_of_group(
+    reviews: pa.Table, *, settings: PromptSettings, items: ray.ObjectRef, user_ids: ray.ObjectRef
+) -> pa.Table:
     """`user_prompt` with the tables that every worker reads from the object store."""
-
-    settings: PromptSettings
-    items: ray.ObjectRef
-    user_ids: ray.ObjectRef
-
-    def __call__(self, reviews: pa.Table) -> pa.Table:
-        return user_prompt(reviews, settings=self.settings, items=ray.get(self.items), user_ids=ray.get(self.user_ids))
+    return user_prompt(reviews, settings=settings, items=ray.get(items), user_ids=ray.get(user_ids))
 
 
 def engine_settings(config: ScoreConfig, model: str, mode: str, aspects: AspectSet, run: runs.Run) -> EngineSettings:
@@ -179,6 +173,8 @@ def score_missing(run: runs.Run, config: ScoreConfig, store: ScoreStore, setting
     if not missing:
         return ScoringTotals()
     wanted = ray.put(pa.array(missing))
+    # an engine's memory is the model's, known and bounded: no warning every half minute
+    ray.data.DataContext.get_current().issue_detectors_config.detectors = []
     dataset = (
         ray.data.read_parquet(run.file(PROMPTS), columns=["subject_id", "prompt_ids", "prompt_sha256"])
         .map_batches(keep_subjects, fn_kwargs={"wanted": wanted}, batch_format="pyarrow", zero_copy_batch=True)
@@ -218,9 +214,8 @@ def missing_subjects(run: runs.Run, store: ScoreStore) -> list[str]:
     return [subject for digest, subject in reversed(first.items()) if digest not in known]
 
 
-def keep_subjects(prompts: pa.Table, *, wanted: pa.Array | ray.ObjectRef) -> pa.Table:
-    values = ray.get(wanted) if isinstance(wanted, ray.ObjectRef) else wanted
-    return prompts.filter(pc.is_in(prompts["subject_id"], value_set=values)).drop_columns("subject_id")
+def keep_subjects(prompts: pa.Table, *, wanted: ray.ObjectRef) -> pa.Table:
+    return prompts.filter(pc.is_in(prompts["subject_id"], value_set=ray.get(wanted))).drop_columns("subject_id")
 
 
 def follow(dataset: ray.data.Dataset, expected: int) -> ScoringTotals:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raygr.config import PrepareConfig
 from raygr.data import tables
@@ -200,7 +201,7 @@ def first_reasons(conditions: Mapping[str, np.ndarray], raw: Sequence[bytes | st
 
 
 def is_empty(ids: pa.Array) -> np.ndarray:
-    return (ids.fill_null("").to_numpy(zero_copy_only=False) == "") if len(ids) else np.empty(0, bool)
+    return pc.equal(ids.fill_null(""), "").to_numpy(zero_copy_only=False)
 
 
 def refused_rows(refused: Sequence[Refusal]) -> pa.Table:

@@ -1,0 +1,90 @@
+"""Windows, batches and evaluation targets against plain loops; nothing held out gets into training."""
+
+import numpy as np
+import torch
+
+from raygr.data.batches import (
+    epoch_batches,
+    evaluation_targets,
+    history_batch,
+    seen_pairs,
+    training_batch,
+    training_windows,
+)
+from raygr.schema import TEST, TRAIN, VALIDATION
+
+# user 0: train 11 12 13 14, validation 15, test 16; user 1: train 21, validation 22, test 23; user 2: train 31 32
+USER_N = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
+ITEM_N = np.array([11, 12, 13, 14, 15, 16, 21, 22, 23, 31, 32])
+SPLIT_N = np.array([TRAIN] * 4 + [VALIDATION, TEST] + [TRAIN, VALIDATION, TEST] + [TRAIN, TRAIN])
+ITEMS_N = torch.from_numpy(ITEM_N)
+
+
+def batch_of(*, max_history: int, prompt: int = 0):
+    prompt_U = np.full(3, prompt)
+    windows = training_windows(USER_N, SPLIT_N == TRAIN, max_history=max_history, prompt_U=prompt_U)
+    return windows, training_batch(ITEMS_N, windows, torch.arange(len(windows.user_E)))
+
+
+def test_training_batch_shifts_by_one_and_pads_on_the_right():
+    windows, batch = batch_of(max_history=10)
+    assert windows.user_E.tolist() == [0, 2]  # user 1 has one train interaction: nothing to predict
+    assert batch.history_BL.tolist() == [[11, 12, 13], [31, 0, 0]]
+    assert batch.target_BL.tolist() == [[12, 13, 14], [32, 0, 0]]
+    assert batch.in_loss_BL.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_no_held_out_item_is_in_a_training_batch():
+    _, batch = batch_of(max_history=10)
+    held_out = set(ITEM_N[SPLIT_N != TRAIN].tolist())
+    assert not held_out & set(batch.history_BL.flatten().tolist() + batch.target_BL.flatten().tolist())
+
+
+def test_long_histories_keep_the_newest_interactions():
+    _, batch = batch_of(max_history=2)
+    assert batch.history_BL.tolist() == [[12, 13], [31, 0]]
+    assert batch.target_BL.tolist() == [[13, 14], [32, 0]]
+
+
+def test_after_the_prompt_only():
+    """Two prompt interactions: user 0 learns targets 13 and 14; user 2 has none left."""
+    windows, batch = batch_of(max_history=10, prompt=2)
+    assert windows.user_E.tolist() == [0]
+    assert batch.target_BL[batch.in_loss_BL].tolist() == [13, 14]
+
+
+def test_evaluation_history_is_all_before_the_target():
+    targets = evaluation_targets(USER_N, SPLIT_N == TEST, max_history=3)
+    assert targets.user_E.tolist() == [0, 1]
+    assert ITEMS_N[targets.target_at_E].tolist() == [16, 23]
+    assert history_batch(ITEMS_N, targets.start_E, targets.length_E).tolist() == [[13, 14, 15], [21, 22, 0]]
+    row_N, item_N = seen_pairs(ITEMS_N, targets, torch.arange(2))
+    assert list(zip(row_N.tolist(), item_N.tolist(), strict=True)) == [(0, 11), (0, 12), (0, 13), (0, 14), (0, 15), (1, 21), (1, 22)]
+
+
+def test_validation_sees_train_items_only():
+    targets = evaluation_targets(USER_N, SPLIT_N == VALIDATION, max_history=10)
+    _, item_N = seen_pairs(ITEMS_N, targets, torch.arange(2))
+    assert item_N.tolist() == [11, 12, 13, 14, 21]
+
+
+def test_the_last_interaction_of_a_part_is_its_target():
+    """A temporal split may leave a user several test interactions."""
+    is_test_N = np.array([False, True, True, False, True])
+    targets = evaluation_targets(np.array([0, 0, 0, 1, 1]), is_test_N, max_history=10)
+    assert targets.target_at_E.tolist() == [2, 4]
+    assert targets.length_E.tolist() == [2, 1]
+
+
+def test_a_target_without_a_history_is_no_target():
+    targets = evaluation_targets(np.array([0, 1, 1]), np.array([True, False, True]), max_history=10)
+    assert targets.user_E.tolist() == [1]
+    assert not len(evaluation_targets(np.array([0]), np.array([False]), max_history=10).user_E)
+
+
+def test_an_epoch_covers_every_example_once_and_each_epoch_differs():
+    first, again, second = (epoch_batches(10, batch_size=4, seed=3, epoch=epoch) for epoch in (1, 1, 2))
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert sorted(torch.cat(first).tolist()) == list(range(10))
+    assert torch.equal(torch.cat(first), torch.cat(again))
+    assert not torch.equal(torch.cat(first), torch.cat(second))

@@ -1,0 +1,79 @@
+"""Small prepare runs and score runs, written as schema.py wants them."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raygr import runs
+from raygr.schema import (
+    INTERACTION_SCHEMA,
+    INTERACTIONS,
+    ITEM_SCHEMA,
+    ITEMS,
+    SCORE_SCHEMA,
+    SCORES,
+    TEST,
+    TRAIN,
+    USER_SCHEMA,
+    USERS,
+    VALIDATION,
+)
+
+
+def cycles(users: int, items: int, length: int) -> list[list[int]]:
+    """User u starts at item u + 1 and always goes on to the next item, round and round."""
+    return [[(user + step) % items + 1 for step in range(length)] for user in range(users)]
+
+
+def walks(users: int, items: int, length: int, *, seed: int) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [(generator.permutation(items)[:length] + 1).tolist() for _ in range(users)]
+
+
+def write_prepared(folder: Path, histories: list[list[int]], *, items: int, ratings: list[list[float]] | None = None) -> str:
+    """A leave-one-out prepare run; item_id is "i" + item_index and user_id "u" + user_index."""
+    run = runs.start_run(str(folder), job="prepare", config={"split": "leave_one_out"})
+    rows = [row for user, history in enumerate(histories) for row in user_rows(user, history, (ratings or {0: None})[user if ratings else 0])]
+    columns = list(zip(*rows, strict=True))
+    runs.write_table(typed(columns, INTERACTION_SCHEMA), run.file(INTERACTIONS))
+    item_rows = [(i, f"i{i}", f"title {i}", "", "", "", None, 0, None, 0) for i in range(1, items + 1)]
+    runs.write_table(typed(list(zip(*item_rows, strict=True)), ITEM_SCHEMA), run.file(f"{ITEMS}/part-0.parquet"))
+    user_table = [(u, f"u{u}", len(h), max(len(h) - 3, -1), max(len(h) - 3, -1)) for u, h in enumerate(histories)]
+    runs.write_table(typed(list(zip(*user_table, strict=True)), USER_SCHEMA), run.file(USERS))
+    runs.finish_run(run, inputs=[], counts={})
+    return str(folder)
+
+
+def user_rows(user: int, history: list[int], ratings: list[float] | None) -> list[tuple]:
+    splits = [TRAIN] * (len(history) - 2) + [VALIDATION, TEST]
+    stars = ratings or [None] * len(history)
+    return [(user, item, at, stars[at], at, splits[at]) for at, item in enumerate(history)]
+
+
+def typed(columns: list[tuple], schema: pa.Schema) -> pa.Table:
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
+
+
+def write_score_run(
+    folder: Path, scores: dict[str, list[float | None]], *, aspects: list[str], cutoffs: dict[str, int] | None = None
+) -> str:
+    run = runs.start_run(str(folder), job="score", config={})
+    rows = [
+        (subject, aspects, [None if s is None else round(s) for s in values], values, "ok", "", "", 1, None)
+        + ((cutoffs or {}).get(subject), "m", "", "probe")
+        for subject, values in scores.items()
+    ]
+    runs.write_table(typed(list(zip(*rows, strict=True)), SCORE_SCHEMA), run.file(f"{SCORES}/part-0.parquet"))
+    runs.finish_run(run, inputs=[], counts={})
+    return str(folder)
+
+
+def write_csv(path: Path, vectors: dict[str, list[float]], names: list[str]) -> str:
+    lines = [",".join(["id", *names]), *(",".join([key, *map(str, values)]) for key, values in vectors.items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def random_scores(items: int, aspects: int, *, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 11, size=(items, aspects)).astype(float)
