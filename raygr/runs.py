@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -49,6 +50,11 @@ def join(folder: str, name: str) -> str:
 def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a local path or URI, and the path inside it."""
     return fsspec.core.url_to_fs(path)
+
+
+def absolute(path: str) -> str:
+    """For workers that run in another folder than the driver; a URI stays as it is."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 def exists(path: str) -> bool:

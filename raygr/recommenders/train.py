@@ -5,6 +5,7 @@ or a run started again on an unfinished folder, goes on from the last evaluation
 Left out of the checkpoint: generator states, because each epoch's randomness comes from (seed, epoch, worker).
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -73,13 +74,13 @@ def wants_gpu(config: TrainConfig) -> bool:
 def fit(config: TrainConfig, run: runs.Run, *, use_gpu: bool) -> None:
     trainer = ray.train.torch.TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"config": config},
+        train_loop_config={"config": with_absolute_paths(config)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)
         ),
         run_config=ray.train.RunConfig(
             name="train",  # start_run has refused a folder of another configuration: going on here is right
-            storage_path=storage_path(run),
+            storage_path=runs.absolute(run.file("ray")),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
@@ -91,10 +92,11 @@ def worker_resources(use_gpu: bool) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
 
 
-def storage_path(run: runs.Run) -> str:
-    """Inside the run folder; Ray wants a URI or an absolute path."""
-    folder = run.file("ray")
-    return folder if "://" in folder else os.path.abspath(folder)
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Ray Train's workers run in a folder of their own."""
+    named = {"output": config.output, "data": config.data}
+    named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
+    return dataclasses.replace(config, **{name: runs.absolute(path) for name, path in named.items() if path})
 
 
 def row_counts(inputs: Inputs) -> dict[str, Any]:

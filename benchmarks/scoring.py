@@ -1,0 +1,128 @@
+"""Items per second of the three ways to ask, in one run on the same engine settings, model and items.
+
+    python benchmarks/scoring.py --data outputs/quickstart/prepare --items 48 --out benchmarks/results/scoring.json
+
+free        plain vLLM: the paper's prompt, one free completion per item, nothing of raygr's engine
+structured  mode generate: the format forced, expected ratings with an exact ten
+probe       mode probe: aligned prefixes, one short tail per aspect, an exact ten
+
+Each way has its own process (vLLM binds its process's threads), one after the other; seconds are those of
+scoring, without loading. `distinct` tokens are those that any engine must compute at least once.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WAYS = ("free", "structured", "probe")
+ROUNDS = 2  # the first warms the kernels; both are written down, on different items
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="outputs/quickstart/prepare")
+    parser.add_argument("--items", type=int, default=48)
+    parser.add_argument("--out", default="benchmarks/results/scoring.json")
+    parser.add_argument("--way", choices=WAYS)
+    arguments = parser.parse_args()
+    if arguments.way:
+        print(json.dumps(measure(arguments.way, arguments.data, arguments.items)))
+        return
+    results = [run_way(way, arguments) for way in WAYS]
+    free = results[0]["items_per_second"]
+    for result in results:
+        result["times_free"] = result["items_per_second"] / free
+        print({name: round(value, 3) if isinstance(value, float) else value for name, value in result.items()})
+    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(arguments.out).write_text(json.dumps({"cores": os.cpu_count(), "ways": results}, indent=1) + "\n")
+
+
+def run_way(way: str, arguments: argparse.Namespace) -> dict:
+    from raygr.aspects.engine import engine_environment
+
+    cores = sorted(os.sched_getaffinity(0))
+    environment = engine_environment(threads=cores, bind=True, on_gpu=False, tensor_parallel_size=1)
+    command = [sys.executable, __file__, "--way", way, "--data", arguments.data, "--items", str(arguments.items)]
+    result = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def measure(way: str, data: str, items: int) -> dict:
+    """One way on `ROUNDS` x `items` items; the figures are the last round's."""
+    from transformers import AutoTokenizer
+
+    from raygr import runs
+    from raygr.aspects.aspects import load_aspects
+    from raygr.aspects.engine import BLOCK_SIZE, EngineSettings, ScoringEngine, TokenCounts
+    from raygr.aspects.prompts import PromptEncoder, aspect_tails, format_regex, item_from_row, rating_tokens
+    from raygr.aspects.small_model import model_folder
+
+    aspects, model = load_aspects("configs/aspects/movies.yaml"), model_folder("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoder = PromptEncoder(
+        tokenizer, aspects, "items", max_prompt_tokens=1024, block_size=BLOCK_SIZE if way == "probe" else 1
+    )
+    rows = runs.read_table(runs.join(data, "items")).slice(0, items * ROUNDS).to_pylist()
+    prompts = [encoder.item_prompt(item_from_row(row, "train")) for row in rows]
+    tails = aspect_tails(tokenizer, aspects)
+    settings = EngineSettings(
+        model=model,
+        adapter=None,
+        mode={"free": "generate-free", "structured": "generate", "probe": "probe"}[way],
+        temperature=0.0,
+        names=aspects.names,
+        tails=tails,
+        rating_tokens=rating_tokens(tokenizer, aspects),
+        answer_regex=format_regex(aspects),
+        max_completion_tokens=sum(len(tail) + 3 for tail in tails),
+        shared_ids=prompts[0].prefix_ids[: prompts[0].shared_length],
+        max_model_len=1536,
+        tensor_parallel_size=1,
+        on_gpu=False,
+        engine_kwargs={},
+        seed=0,
+    )
+    engine = ScoringEngine(settings, store=None)
+    for number in range(ROUNDS):
+        batch = [list(prompt.prefix_ids) for prompt in prompts[number * items : (number + 1) * items]]
+        counts = TokenCounts()
+        started = time.perf_counter()
+        if way == "free":
+            valid = plain_generation(engine, batch, counts)
+        else:
+            scores = engine.probe(batch, counts) if way == "probe" else engine.generate(batch, counts)
+            valid = sum(score.reason == "ok" for score in scores)
+        seconds = time.perf_counter() - started
+    own = sum(len(prompt) for prompt in batch) - items * prompts[0].shared_length
+    answer = sum(map(len, tails)) + len(tails)
+    distinct = own + items * answer
+    return {
+        "way": way,
+        "items": items,
+        "items_per_second": items / seconds,
+        "valid_share": valid / items,
+        "tokens_given": counts.given,
+        "tokens_computed": counts.computed,
+        "tokens_distinct": distinct,
+        "tokens_per_second": counts.computed / seconds,
+    }
+
+
+def plain_generation(engine, batch: list[list[int]], counts) -> int:
+    """What `vllm.LLM.generate` does with the paper's prompt: sampled text and no log-probabilities."""
+    from vllm import SamplingParams
+
+    from raygr.aspects.parsing import parse_ratings
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=engine.settings.max_completion_tokens)
+    outputs = engine.run(batch, [sampling] * len(batch))
+    counts.add(outputs)
+    return sum(parse_ratings(output.outputs[0].text, engine.settings.names).reason == "ok" for output in outputs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Scoring with the real engine and model: exact probabilities, resume, a killed actor, GPU placement.
+
+Run alone: `pytest tests/test_scoring.py`. The second opinion is the same model in transformers.
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+
+from raygr import runs
+from raygr.aspects.aspects import load_aspects
+from raygr.aspects.prompts import aspect_tails
+from raygr.aspects.small_model import small_model_folder
+from raygr.config import PrepareConfig, ScoreConfig, SimulateConfig
+from raygr.data.prepare import prepare
+from raygr.data.shoppers import simulate
+
+ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, local_ray) -> str:
+    folder = tmp_path_factory.mktemp("shop")
+    simulate(SimulateConfig(output=str(folder / "raw"), shoppers=40))
+    prepare(
+        PrepareConfig(
+            output=str(folder / "prepare"),
+            reviews=(str(folder / "raw" / "reviews.jsonl.gz"),),
+            metadata=(str(folder / "raw" / "meta.jsonl.gz"),),
+        )
+    )
+    return str(folder / "prepare")
+
+
+def item_run(data: str, output: Path, **changes) -> ScoreConfig:
+    settings = {"data": data, "subjects": "items", "aspects": ASPECTS, "max_subjects": 12, "batch_size": 4}
+    return ScoreConfig(output=str(output), **(settings | changes))
+
+
+def score(config: ScoreConfig) -> pa.Table:
+    from raygr.aspects.scoring import score as score_stage
+
+    return runs.read_table(runs.join(score_stage(config).path, "scores"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    score(item_run(data, folder / "run", store=str(folder / "store")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language_model():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = small_model_folder()
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.inference_mode()
+def enumerated(model, tokenizer, prefix_ids: list[int]) -> np.ndarray:
+    """P(1..10) by enumerating the ratings' token sequences behind `prefix_ids`, each followed by no other digit."""
+    digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
+    first = model(torch.tensor([prefix_ids])).logits[0, -1].double().softmax(-1)
+    after_one = model(torch.tensor([[*prefix_ids, digits[1]]])).logits[0, -1].double().softmax(-1)[digits[0]]
+    shares = [first[digits[1]] * (1 - after_one), *(first[digit] for digit in digits[2:]), first[digits[1]] * after_one]
+    return np.array([float(share) for share in shares]) / float(sum(shares))
+
+
+def test_expected_ratings_with_exact_ten_equal_enumeration(undisturbed, language_model):
+    tokenizer, model = language_model
+    aspects = load_aspects(ASPECTS)
+    tails = aspect_tails(tokenizer, aspects)
+    prompts = runs.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
+    scores = {row["subject_id"]: row for row in runs.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
+    for prompt, aspect in itertools.product(prompts[:2], range(0, len(tails), 4)):
+        probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tails[aspect]])
+        row = scores[prompt["subject_id"]]
+        assert row["expected"][aspect] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
+        near_tie = np.diff(np.sort(probabilities)[-2:])[0] < 1e-4
+        assert near_tie or row["ratings"][aspect] == probabilities.argmax() + 1
+
+
+def test_a_score_run_says_what_it_did(undisturbed, data):
+    record = runs.read_run(str(undisturbed / "run"), job="score")
+    assert record["counts"]["subjects"] == 12
+    assert record["counts"]["by_reason"] == {"ok": 12}
+    engine = record["counts"]["engine"]
+    prompts = runs.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
+    # aligned prefixes: nothing but each subject's own tokens, the tails and one decoded token each is computed
+    tails = [len(tail) for tail in tail_ids()]
+    own = sum(row["prompt_tokens"] - row["shared_tokens"] // 32 * 32 for row in prompts)
+    distinct = own + len(prompts) * (sum(tails) + len(tails))
+    assert all(row["prompt_tokens"] % 32 == 0 for row in prompts)
+    assert distinct <= engine["tokens_computed"] / 0.98
+    assert engine["tokens_computed"] <= 1.1 * distinct
+    assert runs.read_json(str(undisturbed / "run" / "quality.json"))["valid_share"] == 1.0
+
+
+def tail_ids():
+    from transformers import AutoTokenizer
+
+    return aspect_tails(AutoTokenizer.from_pretrained(small_model_folder()), load_aspects(ASPECTS))
+
+
+def test_a_shared_store_answers_without_the_engine(undisturbed, data, tmp_path):
+    config = item_run(data, tmp_path / "again", store=str(undisturbed / "store"), max_subjects=8)
+    table = score(config)
+    assert runs.read_run(config.output, job="score")["counts"]["engine"]["subjects"] == 0
+    before = {row["subject_id"]: row for row in runs.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
+    assert all(row == before[row["subject_id"]] for row in table.to_pylist())
+
+
+def scoring_processes() -> list[psutil.Process]:
+    # Ray renames its workers; the actor's title holds the class name
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "ScoringEngine" in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_a_killed_actor_changes_nothing(undisturbed, data, tmp_path):
+    store = tmp_path / "store"
+    killed: list[int] = []
+
+    def kill_after_the_first_batch() -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not killed:
+            if list(store.glob("*/*.parquet")):
+                for process in scoring_processes():
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_after_the_first_batch)
+    killer.start()
+    table = score(item_run(data, tmp_path / "run", store=str(store)))
+    killer.join(timeout=1)
+    assert killed, "the actor was gone before it could be killed"
+    before = {row["subject_id"]: row for row in runs.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
+    rows = table.to_pylist()
+    assert sorted(row["subject_id"] for row in rows) == sorted(before)
+    for row in rows:
+        np.testing.assert_allclose(row["expected"], before[row["subject_id"]]["expected"], atol=1e-3)
+    deadline = time.monotonic() + 30
+    while scoring_processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not scoring_processes()
+
+
+def test_forced_completions_are_all_valid_with_expected_ratings(data, tmp_path, language_model):
+    table = score(item_run(data, tmp_path / "run", mode="generate", max_subjects=4)).to_pylist()
+    assert [row["reason"] for row in table] == ["ok"] * 4
+    tokenizer, model = language_model
+    prompt = runs.read_table(str(tmp_path / "run" / "prompts")).to_pylist()[0]
+    row = next(row for row in table if row["subject_id"] == prompt["subject_id"])
+    assert all(1 <= rating <= 10 for rating in row["ratings"])
+    # the first slot: behind the first tail, like in probe mode but with this prompt
+    probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tail_ids()[0]])
+    assert row["expected"][0] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
+
+
+def test_users_prompts_end_before_validation(data, tmp_path):
+    config = item_run(data, tmp_path / "run", subjects="users", max_subjects=3)
+    rows = {row["subject_id"]: row for row in score(config).to_pylist()}
+    assert len(rows) == 3
+    users = {row["user_id"]: row for row in runs.read_table(runs.join(data, "users.parquet")).to_pylist()}
+    for user_id, row in rows.items():
+        assert row["cutoff_position"] == users[user_id]["cutoff_position"] == users[user_id]["interactions"] - 3
+        assert row["cutoff"] == users[user_id]["cutoff"]
+
+
+GPU_PLACEMENT = """
+import sys
+import numpy as np, ray
+from raygr import runs
+from raygr.aspects import scoring
+from raygr.aspects.store import StoredScore
+from raygr.config import ScoreConfig
+
+ray.init(num_cpus=4, num_gpus=4, include_dashboard=False)
+
+class StandIn:
+    def __init__(self, settings, store):
+        self.settings, self.store, self.gpus = settings, store, ray.get_gpu_ids()
+        assert settings.on_gpu
+
+    def __call__(self, batch):
+        # the answer is how many GPUs this actor holds
+        rating = len(self.gpus)
+        answer = StoredScore(ratings=(rating,) * 12, expected=(float(rating),) * 12, reason="ok", completion="")
+        self.store.write(list(batch["prompt_sha256"]), [answer] * len(batch["prompt_sha256"]))
+        names = ("subjects", "tokens_given", "tokens_computed", "engine_seconds")
+        return {name: np.array([len(batch["prompt_sha256"])]) for name in names}
+
+scoring.ScoringEngine = StandIn
+config = ScoreConfig(output=sys.argv[1], data=sys.argv[2], subjects="items", aspects=sys.argv[3], max_subjects=8,
+                     batch_size=2, actors=2, tensor_parallel_size=2)
+rows = runs.read_table(scoring.score(config).path + "/scores").to_pylist()
+print("GPUs per actor:", {row["ratings"][0] for row in rows})
+"""
+
+
+def test_actors_claim_tensor_parallel_size_gpus(data, tmp_path):
+    script = tmp_path / "placement.py"
+    script.write_text(textwrap.dedent(GPU_PLACEMENT))
+    command = [sys.executable, str(script), str(tmp_path / "run"), data, ASPECTS]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    assert "GPUs per actor: {2}" in result.stdout, result.stderr[-2000:]
