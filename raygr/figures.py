@@ -46,16 +46,21 @@ def gain_chart(gains: Sequence[Interval], *, figure_id: str, label: str, axis: s
 
 
 def share_chart(shares: Mapping[str, Mapping[str, float]], *, figure_id: str, label: str) -> Markup:
-    """A stacked bar per arm of what the spread of its scores comes from; shares are fractions of 1."""
+    """A stacked bar per arm of what the spread of its scores comes from.
+
+    Shares are fractions of 1; one that works against the others is negative and stands left of zero.
+    """
     figure, axes = horizontal_axes(list(shares))
-    left = [0.0] * len(shares)
+    ends = {negative: [0.0] * len(shares) for negative in (False, True)}
     for part, words, color in SHARE_PARTS:
         widths = [arm[part] for arm in shares.values()]
+        left = [ends[width < 0][row] for row, width in enumerate(widths)]
         bars = axes.barh(range(len(shares)), widths, left=left, height=0.6, color=color, label=words)
-        labels = [f"{w:.0%}" if w >= SMALLEST_LABELLED_SHARE else "" for w in widths]
+        labels = [f"{w:.0%}" if abs(w) >= SMALLEST_LABELLED_SHARE else "" for w in widths]
         axes.bar_label(bars, labels, label_type="center", color="white", fontsize=8)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_xlim(0, max(1.0, *left))
+        for row, width in enumerate(widths):
+            ends[width < 0][row] += width
+    axes.set_xlim(min(0.0, *ends[True]), max(1.0, *ends[False]))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(loc="outside upper center", ncols=len(SHARE_PARTS), frameon=False, fontsize=8)
     return inline_svg(figure, figure_id=figure_id, label=label)

@@ -59,7 +59,15 @@ def test_evaluation_history_is_all_before_the_target():
     assert ITEMS_N[targets.target_at_E].tolist() == [16, 23]
     assert history_batch(ITEMS_N, targets.start_E, targets.length_E).tolist() == [[13, 14, 15], [21, 22, 0]]
     row_N, item_N = seen_pairs(ITEMS_N, targets, torch.arange(2))
-    assert list(zip(row_N.tolist(), item_N.tolist(), strict=True)) == [(0, 11), (0, 12), (0, 13), (0, 14), (0, 15), (1, 21), (1, 22)]
+    assert list(zip(row_N.tolist(), item_N.tolist(), strict=True)) == [
+        (0, 11),
+        (0, 12),
+        (0, 13),
+        (0, 14),
+        (0, 15),
+        (1, 21),
+        (1, 22),
+    ]
 
 
 def test_validation_sees_train_items_only():

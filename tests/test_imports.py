@@ -18,10 +18,22 @@ ALLOWED = {
     "aspects": {"schema", "config", "runs"},
     "embeddings": {"schema", "config", "runs"},
     "evaluation": {"schema", "config", "runs"},
-    # profiles are vectors made from scores: the one thing that training takes from aspects
-    "recommenders": {"schema", "config", "runs", "data", "embeddings", "evaluation", "aspects.profiles"},
+    # tables of vectors, and profiles made from them: all that training takes from aspects
+    "recommenders": {
+        "schema",
+        "config",
+        "runs",
+        "data",
+        "embeddings",
+        "evaluation",
+        "aspects.profiles",
+        "aspects.vectors",
+    },
     "compare": {"schema", "config", "runs", "evaluation"},
-    "report": {"schema", "config", "runs"},
+    "figures": set(),
+    "report_scores": {"schema", "config", "runs"},
+    "report_sections": {"schema", "config", "runs", "figures", "report_scores"},
+    "report": {"schema", "config", "runs", "figures", "report_scores", "report_sections"},
     "pipeline": None,
     "cli": None,
 }

@@ -52,7 +52,9 @@ def test_negatives_are_never_the_users_own_and_uniform_over_the_rest():
     user_N = np.concatenate([np.full(len(items), user) for user, items in owned.items()])
     item_N = np.concatenate([np.array(items) for items in owned.values()])
     table = owned_items(user_N, item_N, users=3, items=6)
-    drawn_N = sample_negatives(table, torch.arange(3).repeat_interleave(6000), generator=torch.Generator().manual_seed(0))
+    drawn_N = sample_negatives(
+        table, torch.arange(3).repeat_interleave(6000), generator=torch.Generator().manual_seed(0)
+    )
     for user, items in owned.items():
         free = sorted(set(range(1, 7)) - set(items))
         counts = np.bincount(drawn_N[user * 6000 : (user + 1) * 6000], minlength=7)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from raygr.config import ReportConfig, TrainConfig, check_config, load_config
+from raygr.figures import share_chart
 from raygr.report import markdown, report, run_command
 from raygr.report_scores import mean_ranks, read_reference, spearman
 from raygr.runs import RunError, finish_run, start_run, write_json, write_table, write_text
@@ -214,6 +215,15 @@ def test_command_reads_back_as_the_same_configuration():
     words = shlex.split(command)
     assert words[:2] == ["raygr", "train"] and set(words[2::2]) == {"--set"} and "heads" not in command
     assert load_config(TrainConfig, None, words[3::2]) == config
+
+
+def test_negative_share_is_drawn_left_of_zero():
+    shares = {"a": {"base": 0.9, "encoder_guided": 0.2, "user_guided": -0.1}}
+    drawing = share_chart(shares, figure_id="x", label="<shares>")
+    assert 'aria-label="&lt;shares&gt;"' in drawing
+    bars = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*z\n*" clip-path', drawing)
+    base, encoder, user = [(float(start), float(end)) for start, end in bars]
+    assert base[1] == encoder[0] < encoder[1] and user[0] == base[0] > user[1]
 
 
 def test_spearman_by_hand():

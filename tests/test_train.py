@@ -270,9 +270,11 @@ def kill_worker_after_two_evaluations(history: Path, killed: list[int]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, local_ray: Any):
-    config = settings(toy, epochs=60, patience=60, item_scores=str(toy / "scores.csv"))
+    config = settings(toy, epochs=20, patience=20, item_scores=str(toy / "scores.csv"))
     killed: list[int] = []
-    killer = threading.Thread(target=kill_worker_after_two_evaluations, args=(toy / "train/epochs.jsonl", killed), daemon=True)
+    killer = threading.Thread(
+        target=kill_worker_after_two_evaluations, args=(toy / "train/epochs.jsonl", killed), daemon=True
+    )
     killer.start()
     run = train(config)
     assert len(killed) == 1
@@ -289,7 +291,11 @@ def test_a_run_keeps_the_contract(tmp_path: Path, local_ray: Any):
     scores_IA = random_scores(130, 2, seed=0)
     path = write_csv(tmp_path / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
     config = settings(
-        tmp_path, epochs=2, item_scores=path, user_scores="profile", candidates=("full", "uniform-100", "popularity-100")
+        tmp_path,
+        epochs=2,
+        item_scores=path,
+        user_scores="profile",
+        candidates=("full", "uniform-100", "popularity-100"),
     )
     run = train(config)
     record = runs.read_run(run.path, job="train")

@@ -31,10 +31,16 @@ def walks(users: int, items: int, length: int, *, seed: int) -> list[list[int]]:
     return [(generator.permutation(items)[:length] + 1).tolist() for _ in range(users)]
 
 
-def write_prepared(folder: Path, histories: list[list[int]], *, items: int, ratings: list[list[float]] | None = None) -> str:
+def write_prepared(
+    folder: Path, histories: list[list[int]], *, items: int, ratings: list[list[float]] | None = None
+) -> str:
     """A leave-one-out prepare run; item_id is "i" + item_index and user_id "u" + user_index."""
     run = runs.start_run(str(folder), job="prepare", config={"split": "leave_one_out"})
-    rows = [row for user, history in enumerate(histories) for row in user_rows(user, history, (ratings or {0: None})[user if ratings else 0])]
+    rows = [
+        row
+        for user, history in enumerate(histories)
+        for row in user_rows(user, history, (ratings or {0: None})[user if ratings else 0])
+    ]
     columns = list(zip(*rows, strict=True))
     runs.write_table(typed(columns, INTERACTION_SCHEMA), run.file(INTERACTIONS))
     item_rows = [(i, f"i{i}", f"title {i}", "", "", "", None, 0, None, 0) for i in range(1, items + 1)]
@@ -52,7 +58,9 @@ def user_rows(user: int, history: list[int], ratings: list[float] | None) -> lis
 
 
 def typed(columns: list[tuple], schema: pa.Schema) -> pa.Table:
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
 
 
 def write_score_run(

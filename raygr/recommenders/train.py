@@ -72,6 +72,8 @@ def wants_gpu(config: TrainConfig) -> bool:
 
 
 def fit(config: TrainConfig, run: runs.Run, *, use_gpu: bool) -> None:
+    # a worker waits in report until the controller's next look at it: by default up to 2 s, longer than a small epoch
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     trainer = ray.train.torch.TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"config": with_absolute_paths(config)},
