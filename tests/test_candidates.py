@@ -20,7 +20,7 @@ def test_candidates_are_distinct_and_never_the_users_own_items():
     assert candidates_UC.min() >= 1 and candidates_UC.max() <= ITEMS
     for user in range(USERS):
         assert len(set(candidates_UC[user])) == CANDIDATES
-        assert not set(candidates_UC[user]) & set(ITEM_N[USER_N == user])
+        assert not set(candidates_UC[user]) & set(ITEM_N[user == USER_N])
 
 
 def test_the_same_seed_draws_the_same():

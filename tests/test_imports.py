@@ -18,7 +18,7 @@ ALLOWED = {
     "aspects": {"schema", "config", "runs"},
     "embeddings": {"schema", "config", "runs"},
     "evaluation": {"schema", "config", "runs"},
-    # tables of vectors, and profiles made from them: all that training takes from aspects
+    # profiles are vectors made from scores: the one thing that training takes from aspects
     "recommenders": {
         "schema",
         "config",
@@ -27,7 +27,6 @@ ALLOWED = {
         "embeddings",
         "evaluation",
         "aspects.profiles",
-        "aspects.vectors",
     },
     "compare": {"schema", "config", "runs", "evaluation"},
     "figures": set(),

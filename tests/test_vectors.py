@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from toy_data import write_csv, write_score_run
 
-from raygr.aspects.vectors import Vectors, align_items, read_vectors
+from raygr.data.vectors import Vectors, align_items, read_vectors
 
 IDS_I = np.array(["i1", "i2", "i3", "i4"])
 

@@ -68,8 +68,21 @@ def write_score_run(
 ) -> str:
     run = runs.start_run(str(folder), job="score", config={})
     rows = [
-        (subject, aspects, [None if s is None else round(s) for s in values], values, "ok", "", "", 1, None)
-        + ((cutoffs or {}).get(subject), "m", "", "probe")
+        (
+            subject,
+            aspects,
+            [None if s is None else round(s) for s in values],
+            values,
+            "ok",
+            "",
+            "",
+            1,
+            None,
+            (cutoffs or {}).get(subject),
+            "m",
+            "",
+            "probe",
+        )
         for subject, values in scores.items()
     ]
     runs.write_table(typed(list(zip(*rows, strict=True)), SCORE_SCHEMA), run.file(f"{SCORES}/part-0.parquet"))

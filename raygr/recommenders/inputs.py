@@ -12,10 +12,10 @@ from torch import Tensor
 
 from raygr import runs
 from raygr.aspects.profiles import prompt_lengths, user_profiles
-from raygr.aspects.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
 from raygr.config import ConfigError, TrainConfig
 from raygr.data.batches import Targets, Windows, evaluation_targets, training_windows
 from raygr.data.candidates import candidate_weights, sample_candidates
+from raygr.data.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
 from raygr.embeddings import standardise
 from raygr.evaluation import TIE_RULE
 from raygr.recommenders.losses import OwnedItems, owned_items
