@@ -197,7 +197,7 @@ from raygr.aspects import scoring
 from raygr.aspects.store import StoredScore
 from raygr.config import ScoreConfig
 
-ray.init(num_cpus=4, num_gpus=4, include_dashboard=False)
+ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False)
 
 class StandIn:
     def __init__(self, settings, store):
