@@ -56,9 +56,10 @@ def measure(way: str, data: str, items: int) -> dict:
     from transformers import AutoTokenizer
 
     from raygr import runs
+    from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
     from raygr.aspects.aspects import load_aspects
     from raygr.aspects.engine import BLOCK_SIZE, EngineSettings, ScoringEngine, TokenCounts
-    from raygr.aspects.prompts import PromptEncoder, aspect_tails, format_regex, item_from_row, rating_tokens
+    from raygr.aspects.prompts import PromptEncoder, item_from_row
     from raygr.aspects.small_model import model_folder
 
     aspects, model = load_aspects("configs/aspects/movies.yaml"), model_folder("smollm2")

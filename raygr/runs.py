@@ -66,6 +66,13 @@ def is_finished(path: str) -> bool:
     return exists(join(path, RUN_FILE))
 
 
+def remove_folder(path: str) -> None:
+    """Drops what an interrupted attempt left; a folder that is not there is no error."""
+    filesystem, inner = filesystem_of(path)
+    if filesystem.exists(inner):
+        filesystem.rm(inner, recursive=True)
+
+
 def read_json(path: str) -> Any:
     with fsspec.open(path, "r", encoding="utf-8") as file:
         return json.load(file)

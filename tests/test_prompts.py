@@ -9,20 +9,17 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from raygr.aspects.answers import RatingTokens, aspect_tails, format_regex, rating_tokens
 from raygr.aspects.aspects import Aspect, AspectSet, load_aspects
 from raygr.aspects.prompts import (
     Item,
     PromptEncoder,
     PromptError,
-    RatingTokens,
     Review,
-    aspect_tails,
     encode_plain,
-    format_regex,
     item_from_row,
     item_text,
     prompt_sha256,
-    rating_tokens,
     review_text,
     system_text,
     user_lead_in,

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from raygr import runs
+from raygr.aspects.answers import aspect_tails
 from raygr.aspects.aspects import load_aspects
-from raygr.aspects.prompts import aspect_tails
 from raygr.aspects.small_model import small_model_folder
 from raygr.config import PrepareConfig, ScoreConfig, SimulateConfig
 from raygr.data.prepare import prepare

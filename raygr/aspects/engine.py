@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from raygr.aspects.answers import RatingTokens
 from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
-from raygr.aspects.prompts import RatingTokens
 from raygr.aspects.store import ScoreStore, StoredScore
 
 BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block

@@ -1,7 +1,7 @@
 """Items and users as prompts of token ids: the templates of Tables 9 and 10, the layouts of Tables 11 to 13.
 
 Item and review text is data: a control token of the chat template inside it is encoded as plain text.
-Left out: everything that asks a model; the engine appends `aspect_tails` or a completion to `Prompt.prefix_ids`.
+Left out: everything that asks a model; the engine appends a tail of answers.py or a completion to `Prompt.prefix_ids`.
 """
 
 import hashlib
@@ -65,18 +65,6 @@ class Prompt:
     shared_length: int  # leading tokens that are the same for every subject of the encoder
     reviews_used: int | None  # None for items
     newest_position: int | None  # position of the newest review in the prompt; None for items
-
-
-@dataclass(frozen=True)
-class RatingTokens:
-    """How the ratings are tokenised behind an aspect tail."""
-
-    digits: tuple[int, ...]  # one id for each of 1..9
-    ten: tuple[int, ...]  # ("10",), or ("1", "0") where digits stand alone
-
-    @property
-    def ten_is_split(self) -> bool:
-        return len(self.ten) == 2
 
 
 class Line(NamedTuple):
@@ -344,10 +332,10 @@ def encode_control(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, in which no added token of the tokenizer takes part."""
     pieces = [cut_at_added_tokens(tokenizer, text) for text in texts]
-    flat = [piece for group in pieces for piece in group]
-    if not flat:
+    every = [piece for group in pieces for piece in group]
+    if not every:
         return []
-    encoded = iter(tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    encoded = iter(tokenizer(every, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     return [[token for _ in group for token in next(encoded)] for group in pieces]
 
 
@@ -367,43 +355,3 @@ def cut_at_added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[s
 def prompt_sha256(token_ids: Sequence[int]) -> str:
     """Hash of the ids as little-endian 32-bit integers: the same on every machine."""
     return hashlib.sha256(np.asarray(token_ids, dtype="<u4").tobytes()).hexdigest()
-
-
-def format_regex(aspects: AspectSet) -> str:
-    r"""Regular expression of the answer: one "name: <1..10>" line per aspect, in order, no line break at the end.
-
-    Only metacharacters are escaped: grammar engines refuse some of `re.escape`'s, such as "\ ".
-    """
-    names = [re.sub(r"([.^$*+?{}\[\]\\|()])", r"\\\1", name) for name in aspects.names]
-    return r"\n".join(f"{name}: (10|[1-9])" for name in names)
-
-
-def aspect_tails(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> tuple[tuple[int, ...], ...]:
-    """Per aspect the ids of its answer line up to where the ten ratings part: "tension level: ".
-
-    Cut from the tokenised full line, so a tokenizer that joins space and digit has no space in its tails.
-    PromptError names the aspect after which ratings are not told apart by one token.
-    """
-    return tuple(split_answer_line(tokenizer, name)[0] for name in aspects.names)
-
-
-def rating_tokens(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> RatingTokens:
-    """The ratings' ids behind every tail; PromptError names an aspect behind which they are others."""
-    expected = split_answer_line(tokenizer, aspects.names[0])[1]
-    for name in aspects.names:
-        if split_answer_line(tokenizer, name)[1] != expected:
-            raise PromptError(f"the tokenizer splits the ratings of {name!r} unlike those of {aspects.names[0]!r}")
-    return expected
-
-
-def split_answer_line(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[tuple[int, ...], RatingTokens]:
-    lines = encode_plain(tokenizer, [f"{name}: {rating}" for rating in range(1, 11)])
-    shared = 0
-    while all(len(line) > shared for line in lines) and len({line[shared] for line in lines}) == 1:
-        shared += 1
-    rests = [tuple(line[shared:]) for line in lines]
-    digits, ten = rests[:9], rests[9]
-    single = all(len(rest) == 1 for rest in digits) and len(set(digits)) == 9
-    if not single or not (len(ten) == 1 or (len(ten) == 2 and ten[0] == digits[0][0])):
-        raise PromptError(f"the tokenizer splits the ratings of aspect {name!r} oddly: {rests}")
-    return tuple(lines[0][:shared]), RatingTokens(tuple(rest[0] for rest in digits), ten)

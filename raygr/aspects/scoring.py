@@ -16,14 +16,15 @@ import time
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 import ray
 import ray.data
 from ray.data.expressions import col
 
 from raygr import runs, schema
+from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
 from raygr.aspects.aspects import AspectSet, load_aspects
 from raygr.aspects.engine import BLOCK_SIZE, EngineSettings, ScoringEngine, engine_environment
-from raygr.aspects.prompts import aspect_tails, format_regex, rating_tokens
 from raygr.aspects.quality import score_quality
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.store import ScoreStore, store_key
@@ -93,7 +94,7 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
     """Fills prompts/, unless an earlier attempt did."""
     if runs.exists(run.file(PROMPTS_DONE)):
         return
-    remove_folder(run.file(PROMPTS))
+    runs.remove_folder(run.file(PROMPTS))
     if config.subjects == "items":
         dataset = ray.data.read_parquet(runs.join(config.data, schema.ITEMS))
         if config.max_subjects:
@@ -156,7 +157,10 @@ def engine_settings(config: ScoreConfig, model: str, mode: str, aspects: AspectS
 
 def shared_prefix(run: runs.Run) -> tuple[int, ...]:
     """The token ids that all prompts start with."""
-    first = runs.read_table(run.file(PROMPTS), columns=["prompt_ids", "shared_tokens"]).slice(0, 1).to_pylist()
+    filesystem, inner = runs.filesystem_of(run.file(PROMPTS))
+    # the first row alone: the column of all token ids is as large as the prompts themselves
+    prompts = pyarrow.dataset.dataset(inner, filesystem=filesystem)
+    first = prompts.head(1, columns=["prompt_ids", "shared_tokens"]).to_pylist()
     return tuple(first[0]["prompt_ids"][: first[0]["shared_tokens"]]) if first else ()
 
 
@@ -254,7 +258,7 @@ def joined_scores(run: runs.Run, config: ScoreConfig, store: ScoreStore, mode: s
 
 
 def prompt_counts(run: runs.Run) -> dict[str, float]:
-    tokens = runs.read_table(run.file(PROMPTS), columns=["prompt_tokens", "shared_tokens"])
+    tokens = runs.read_table(run.file(PROMPTS), columns=["prompt_tokens"])
     lengths = tokens["prompt_tokens"].to_numpy()
     return {"count": len(lengths), "mean_tokens": float(np.mean(lengths)), "max_tokens": int(lengths.max())}
 
@@ -273,10 +277,3 @@ def log_quality(quality: dict) -> None:
         quality["effective_rank"] and round(quality["effective_rank"], 1),
         f", dead aspects: {', '.join(dead)}" if dead else "",
     )
-
-
-def remove_folder(path: str) -> None:
-    """Parts of an attempt that did not get as far as its marker."""
-    filesystem, inner = runs.filesystem_of(path)
-    if filesystem.exists(inner):
-        filesystem.rm(inner, recursive=True)

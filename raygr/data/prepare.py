@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +23,7 @@ from raygr.data import interactions, metadata, parts, reviews, splits
 from raygr.data.interactions import Kept
 from raygr.data.raw_files import expand_files
 from raygr.data.refusals import InputError, Tally
-from raygr.runs import Run, finish_run, join, start_run, write_json, write_table
+from raygr.runs import Run, finish_run, join, remove_folder, start_run, write_json, write_table
 from raygr.schema import (
     INTERACTION_SCHEMA,
     INTERACTIONS,
@@ -62,9 +61,7 @@ def prepare(config: PrepareConfig) -> Run:
 def remove_parts(run: Run) -> None:
     """Drops the parts of an interrupted run: another number of them could be written this time."""
     for name in (ITEMS, REVIEWS):
-        filesystem, inner = fsspec.core.url_to_fs(run.file(name))
-        if filesystem.exists(inner):
-            filesystem.rm(inner, recursive=True)
+        remove_folder(run.file(name))
 
 
 # --- first pass: ids -------------------------------------------------------------------------
