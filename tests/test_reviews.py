@@ -12,6 +12,7 @@ import pytest
 
 from raygr.config import PrepareConfig
 from raygr.data import raw_files
+from raygr.data.json_lines import as_text
 from raygr.data.metadata import read_item_ids, read_item_texts
 from raygr.data.raw_files import expand_files, file_kind
 from raygr.data.refusals import InputError, Tally
@@ -271,3 +272,17 @@ def test_files_are_expanded_sorted_and_missing_ones_named(tmp_path):
 def test_extension_before_compression():
     assert [file_kind(p) for p in ("a/x.jsonl.gz", "s3://b/u.data", "ratings.DAT", "t.csv.bz2")] == [
         "jsonl", "data", "dat", "csv"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        ("<b>A&amp;B</b><br />c", "A&B c"),
+        ("I <3 this, 2 < 3 > 1", "I <3 this, 2 < 3 > 1"),
+        ("Mother&#39;s Day &lt;br&gt;", "Mother's Day <br>"),  # written as text, so it stays text
+        (["<div class='x'>one</div>", {"key": "&quot;two&quot;"}], 'one key: "two"'),
+        ("AT&T", "AT&T"),
+    ],
+)
+def test_html_becomes_plain_text(raw, plain):
+    assert as_text(raw) == plain

@@ -5,8 +5,10 @@ Values of unexpected types are made text or numbers by the small functions at th
 """
 
 import ast
+import html
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from raygr.data.raw_files import Lines
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 def decode_block(
@@ -65,14 +68,22 @@ def decode_loosely(text: str) -> object:
 
 
 def as_text(value: object) -> str:
-    """Lists joined by a space at any depth, mappings as "key: value" pairs, whitespace collapsed, null as ""."""
+    """Lists joined by a space at any depth, mappings as "key: value" pairs, whitespace collapsed, null as "".
+
+    HTML, which Amazon's texts are full of, becomes plain text.
+    """
     return " ".join(words(value))
+
+
+def without_html(text: str) -> str:
+    """Tags to spaces, then entities to characters: `<b>A&amp;B</b>` is ` A&B `."""
+    return html.unescape(TAG.sub(" ", text)) if "<" in text or "&" in text else text
 
 
 def words(value: object) -> Iterable[str]:
     if isinstance(value, str):
         # A lone surrogate (an emoji cut in two) cannot be written as UTF-8.
-        yield from value.encode("utf-8", "replace").decode("utf-8").split()
+        yield from without_html(value.encode("utf-8", "replace").decode("utf-8")).split()
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             text = as_text(inner)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from raygr.config import PrepareConfig
 from raygr.data import tables
-from raygr.data.json_lines import as_id, as_number, as_text, decode_block, decode_line
+from raygr.data.json_lines import as_id, as_number, as_text, decode_block, decode_line, without_html
 from raygr.data.raw_files import Columns, Lines, lost_rest, read_lines
 from raygr.data.refusals import Refusal, cut_snippet, limited_snippets
 
@@ -229,8 +229,8 @@ def read_texts(path: str, config: PrepareConfig, rows: np.ndarray) -> Iterator[p
 def amazon_texts(lines: Lines, rows: np.ndarray) -> pa.Table:
     kept = within(rows, lines.first, lines.first + len(lines.lines))
     decoded = [decode_line(lines.lines[row - lines.first], TEXT, repair_text) for row in kept.tolist()]
-    titles = [r.title or r.summary or "" for r in decoded]
-    texts = [r.text or r.reviewText or "" for r in decoded]
+    titles = [without_html(r.title or r.summary or "") for r in decoded]
+    texts = [without_html(r.text or r.reviewText or "") for r in decoded]
     return pa.table([kept, titles, texts], schema=TEXT_SCHEMA)
 
 
