@@ -7,7 +7,8 @@ structured  mode generate: the format forced, expected ratings with an exact ten
 probe       mode probe: aligned prefixes, one short tail per aspect, an exact ten
 
 Each way has its own process (vLLM binds its process's threads), one after the other; seconds are those of
-scoring, without loading. `distinct` tokens are those that any engine must compute at least once.
+scoring, without loading. `distinct` tokens are those that any engine must compute at least once. `peak_share` is the
+part of the same cores' fp32 matmul peak (torch, the model's own shapes) that the layers' matrices took up.
 """
 
 import argparse
@@ -27,28 +28,67 @@ def main() -> None:
     parser.add_argument("--data", default="outputs/quickstart/prepare")
     parser.add_argument("--items", type=int, default=48)
     parser.add_argument("--out", default="benchmarks/results/scoring.json")
-    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--way", choices=(*WAYS, "peak"))
     arguments = parser.parse_args()
+    if arguments.way == "peak":
+        print(json.dumps(matmul_peak()))
+        return
     if arguments.way:
         print(json.dumps(measure(arguments.way, arguments.data, arguments.items)))
         return
     results = [run_way(way, arguments) for way in WAYS]
     free = results[0]["items_per_second"]
+    peak = run_peak()
     for result in results:
         result["times_free"] = result["items_per_second"] / free
+        result["peak_share"] = result["tokens_per_second"] * peak["flops_per_token"] / peak["flops_per_second"]
         print({name: round(value, 3) if isinstance(value, float) else value for name, value in result.items()})
     Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.out).write_text(json.dumps({"cores": os.cpu_count(), "ways": results}, indent=1) + "\n")
+    content = {"cores": os.cpu_count(), "matmul": peak, "ways": results}
+    Path(arguments.out).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def run_way(way: str, arguments: argparse.Namespace) -> dict:
+    return run_apart(["--way", way, "--data", arguments.data, "--items", str(arguments.items)])
+
+
+def run_peak() -> dict:
+    return run_apart(["--way", "peak"])
+
+
+def run_apart(arguments: list[str]) -> dict:
     from raygr.aspects.engine import engine_environment
 
     cores = sorted(os.sched_getaffinity(0))
     environment = engine_environment(threads=cores, bind=True, on_gpu=False, tensor_parallel_size=1)
-    command = [sys.executable, __file__, "--way", way, "--data", arguments.data, "--items", str(arguments.items)]
+    command = [sys.executable, __file__, *arguments]
     result = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def matmul_peak() -> dict:
+    """FLOP of a token in the layers' matrices, and FLOP/s of torch on the widest of them with 2,048 tokens."""
+    import torch
+    from transformers import AutoConfig
+
+    from raygr.aspects.small_model import model_folder
+
+    shape = AutoConfig.from_pretrained(model_folder("smollm2"))
+    width, inner = shape.hidden_size, shape.intermediate_size
+    heads_width = shape.num_key_value_heads * width // shape.num_attention_heads
+    layer = 2 * width * width + 2 * width * heads_width + 3 * width * inner
+    tokens, matrix = torch.randn(2048, width), torch.randn(width, inner)
+    best = min(timed(lambda: tokens @ matrix) for _ in range(50))
+    return {
+        "flops_per_token": 2 * layer * shape.num_hidden_layers,
+        "flops_per_second": 2 * tokens.shape[0] * width * inner / best,
+    }
+
+
+def timed(call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def measure(way: str, data: str, items: int) -> dict:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raygr.data.batches import Batch
 from raygr.embeddings import RefinedEmbedding, padded
+from raygr.recommenders.dropout import causal_attention, dropout
 
 
 class Block(nn.Module):
@@ -32,12 +33,11 @@ class Block(nn.Module):
     def attention(self, normed_BLD: Tensor) -> Tensor:
         # (B, L, 3D) -> three of (B, H, L, D/H)
         parts = self.queries_keys_values(normed_BLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        rate = self.dropout if self.training else 0.0
-        mixed_BHLD = nn.functional.scaled_dot_product_attention(*parts, dropout_p=rate, is_causal=True)
+        mixed_BHLD = causal_attention(*parts, self.dropout, self.training)
         return self.merge(mixed_BHLD.transpose(1, 2).flatten(2))
 
     def drop(self, values: Tensor) -> Tensor:
-        return nn.functional.dropout(values, self.dropout, self.training)
+        return dropout(values, self.dropout, training=self.training)
 
 
 class SASRec(nn.Module):
@@ -55,7 +55,7 @@ class SASRec(nn.Module):
         """The encoder's state after each interaction, (B, L, D); padded positions hold noise."""
         items_BLD = nn.functional.embedding(history_BL, padded(rows_ID)) * math.sqrt(self.embedding.width)
         state_BLD = items_BLD + self.position_LD[self.recency(history_BL, length_B)]
-        state_BLD = nn.functional.dropout(state_BLD, self.dropout, self.training)
+        state_BLD = dropout(state_BLD, self.dropout, training=self.training)
         for block in self.blocks:
             state_BLD = block(state_BLD)
         return self.final_norm(state_BLD)
