@@ -30,7 +30,7 @@ ALLOWED = {
     },
     "compare": {"schema", "config", "runs", "evaluation"},
     "figures": set(),
-    "report_scores": {"schema", "config", "runs"},
+    "report_scores": {"schema", "config", "runs", "data.vectors"},
     "report_sections": {"schema", "config", "runs", "figures", "report_scores"},
     "report": {"schema", "config", "runs", "figures", "report_scores", "report_sections"},
     "pipeline": None,
