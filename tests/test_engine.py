@@ -16,7 +16,7 @@ RATING_IDS = [ord(digit) for digit in "1234567890"]  # the last is the `0` of a 
 
 
 class StandIn:
-    """Says `completion` to whatever it is asked to answer at length; P('1'), P('7') and P('0' | '1') are a half each."""
+    """Says `completion` to whatever it is asked to answer at length; P('1'), P('7'), P('0' | '1') are a half each."""
 
     completion = ""
 
