@@ -11,8 +11,8 @@ from raygr.config import ConfigError
 logger = logging.getLogger(__name__)
 
 ADDRESS = "RAY_ADDRESS"
-# Without a dashboard of its own Ray asks the one on the usual port, another cluster's, after its actors: nobody
-# listens here. (Ray Train would take its controller for dead, and the training's resources from it.)
+# Without a dashboard of its own Ray asks the one on the usual port, another cluster's, after its actors, and Ray
+# Train takes its controller for dead: nobody listens here.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 
 
