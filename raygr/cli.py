@@ -9,6 +9,14 @@ from raygr.config import ConfigError, PipelineConfig, load_config
 from raygr.pipeline import STAGES, pipeline, run_stage
 from raygr.runs import RunError
 
+# Lines of Ray's own processes that say nothing to anyone; read when Ray is imported.
+SKIPPED_LINES = "|".join(
+    [
+        "Failed to query Ray Train Controller actor state",
+        "has constructor arguments in the object store",
+        "Found multiple active Ray instances",
+    ]
+)
 # What a user can mend: printed as one message, without a traceback.
 USER_ERRORS = (ConfigError, RunError, ValueError, FileNotFoundError)
 
@@ -40,8 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(stage: str, file: str | None, overrides: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # our own progress lines read better in job logs
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
     try:
         if stage == "pipeline":
             pipeline(load_config(PipelineConfig, file, overrides))

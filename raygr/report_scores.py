@@ -1,15 +1,12 @@
 """Scores as matrices, for the report: a score run, another model's scores, and how far they agree."""
 
-import csv
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
+from raygr.data.vectors import read_vectors
 from raygr.runs import join, read_table
 from raygr.schema import SCORES
 
@@ -45,20 +42,9 @@ def read_scores(run: str) -> ScoreMatrix:
 
 
 def read_reference(path: str) -> ScoreMatrix:
-    """Scores from a CSV or Parquet file: the first column is the item id, every other one an aspect."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    with filesystem.open(inner, "rb") as file:
-        table = pq.read_table(file) if inner.endswith(".parquet") else read_csv(file)
-    id_name, *aspects = table.column_names
-    ids = table[id_name].cast(pa.string()).to_pylist()
-    return ScoreMatrix(ids, aspects, np.array([table[name].cast(pa.float64()).to_numpy() for name in aspects]).T)
-
-
-def read_csv(file: BinaryIO) -> pa.Table:
-    # The first column stays text: an id such as 0005019281 is no number.
-    id_name = next(csv.reader([file.readline().decode("utf-8-sig")]))[0]
-    file.seek(0)
-    return pa.csv.read_csv(file, convert_options=pa.csv.ConvertOptions(column_types={id_name: pa.string()}))
+    """Another model's scores: a CSV or Parquet file of id and aspects, or a score run."""
+    vectors = read_vectors(path, column="expected", aspects=None)
+    return ScoreMatrix(vectors.ids_S.tolist(), list(vectors.aspects), vectors.values_SA)
 
 
 def compare_scores(ours: ScoreMatrix, reference: ScoreMatrix) -> list[Agreement]:

@@ -1,4 +1,4 @@
-"""Fixtures: real data where it is at hand, and one small local Ray for the whole session."""
+"""Fixtures: real data and the packaged model where they are at hand, one small local Ray for the whole session."""
 
 import os
 from pathlib import Path
@@ -27,3 +27,16 @@ def local_ray():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=True, configure_logging=False)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """That of the packaged model; tests that need it skip where it is missing."""
+    from transformers import AutoTokenizer
+
+    from raygr.aspects.small_model import ModelError, small_model_folder
+
+    try:
+        return AutoTokenizer.from_pretrained(small_model_folder())
+    except ModelError as error:
+        pytest.skip(str(error))

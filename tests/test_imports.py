@@ -14,8 +14,9 @@ ALLOWED = {
     "schema": set(),
     "config": set(),
     "runs": set(),
-    "data": {"schema", "config", "runs"},
-    "aspects": {"schema", "config", "runs"},
+    "cluster": {"config"},
+    "data": {"schema", "config", "runs", "cluster"},
+    "aspects": {"schema", "config", "runs", "cluster"},
     "embeddings": {"schema", "config", "runs"},
     "evaluation": {"schema", "config", "runs"},
     # profiles are vectors made from scores: the one thing that training takes from aspects
@@ -23,6 +24,7 @@ ALLOWED = {
         "schema",
         "config",
         "runs",
+        "cluster",
         "data",
         "embeddings",
         "evaluation",
@@ -30,13 +32,13 @@ ALLOWED = {
     },
     "compare": {"schema", "config", "runs", "evaluation"},
     "figures": set(),
-    "report_scores": {"schema", "config", "runs"},
+    "report_scores": {"schema", "config", "runs", "data.vectors"},
     "report_sections": {"schema", "config", "runs", "figures", "report_scores"},
     "report": {"schema", "config", "runs", "figures", "report_scores", "report_sections"},
     "pipeline": None,
     "cli": None,
 }
-RAY_MODULES = {"data/prepare.py", "aspects/scoring.py", "recommenders/train.py"}
+RAY_MODULES = {"cluster.py", "data/prepare.py", "aspects/scoring.py", "recommenders/train.py"}
 VLLM_MODULES = {"aspects/engine.py"}
 
 

@@ -51,10 +51,70 @@ def test_what_is_not_read_has_a_reason(completion, ratings, reason):
     assert (parsed.ratings, parsed.reason) == (ratings, reason)
 
 
-def test_the_place_of_each_rating_is_where_its_first_digit_stands():
-    parsed = parse_ratings(PLAIN, NAMES)
-    assert [PLAIN[start] for start in parsed.starts] == ["7", "1", "1", "3"]
-    assert PLAIN[parsed.starts[1] :].startswith("10\n")
+@pytest.mark.parametrize(
+    ("written", "rating", "digits"),
+    [
+        # the rating's own digits: what stands at its place
+        ("7", 7, "7"),
+        ("10", 10, "10"),
+        ("8/10", 8, "8/10"),
+        ("8 / 10", 8, "8 / 10"),
+        ("8/10.", 8, "8/10."),
+        ("8 out of 10", 8, "8 out of 10"),
+        ("**8**", 8, "8**"),
+        ("**8**/10", 8, "8**/10"),
+        ("score: 8", 8, "8"),
+        ("8.", 8, "8."),
+        ("8 - very tense", 8, "8 - very"),
+        ("8 to ten", 8, "8 to ten"),
+        ("+4", 4, "4"),
+        ("07", 7, "7"),
+        ("007", 7, "7"),
+        ("8.49", 8, "8.49"),
+        ("8.5", 9, "8.5"),
+        ("1.0", 1, "1.0"),
+        ("10.0", 10, "10.0"),
+        ("(1-10) 6", 6, "6"),
+        ("in the 1990s a 7", 7, "7"),
+    ],
+)
+def test_what_is_read_and_where(written, rating, digits):
+    completion = f"Ratings, 3 of them.\ntension level: {written}\ncomplexity: 2"
+    parsed = parse_ratings(completion, ("tension level", "complexity"))
+    assert (parsed.ratings, parsed.reason) == ((rating, 2), "ok")
+    assert completion[parsed.starts[0] :].startswith(digits)
+    assert completion[parsed.starts[1] :] == "2"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *["7-8", "7 - 8", "7–8", "7 – 8", "7 to 8", "**7**-**8**", "7/10 - 8/10", "7-11", "1-10", "1 to 10, say 7"],
+        *["4/5", "4 out of 5", "80/100", "1,000", "7,5", "1e3", "1.2.3", "8.5%", "٣", "８", "v8", "-", "+"],
+    ],
+)
+def test_what_is_no_rating_leaves_the_aspect_to_a_later_line(written):
+    alone = parse_ratings(f"tension level: {written}", ("tension level",))
+    assert (alone.ratings, alone.starts, alone.reason) == ((None,), (None,), "no_aspect_read")
+    followed = parse_ratings(f"tension level: {written}\ntension level: 6", ("tension level",))
+    assert (followed.ratings, followed.reason) == ((6,), "ok")
+
+
+@pytest.mark.parametrize(
+    "written", ["0", "11", "10.4", "10.01", "0.6", "0.99", "-3", "−3", "-0", "00", "11/10", "1000", "9" * 400]
+)
+def test_a_first_rating_out_of_range_does_not_give_way_to_a_later_one(written):
+    completion = f"tension level: {written}\ntension level: 6\ncomplexity: 2"
+    parsed = parse_ratings(completion, ("tension level", "complexity"))
+    assert (parsed.ratings, parsed.reason) == ((None, 2), "out_of_range")
+    assert parsed.starts[0] is None
+
+
+def test_a_later_rating_out_of_range_is_nothing():
+    twice = "tension level: 6\ntension level: 11"
+    assert parse_ratings(twice, ("tension level",)).reason == "ok"
+    missing = parse_ratings(twice, ("tension level", "complexity"))
+    assert (missing.ratings, missing.reason) == ((6, None), "some_aspects_missing")
 
 
 def test_a_split_ten_shares_the_probability_of_one():

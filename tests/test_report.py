@@ -243,6 +243,16 @@ def test_reference_ids_keep_their_zeros(tmp_path):
     assert matrix.ids == ["007"] and matrix.aspects == ["pace"] and matrix.scores_SA.tolist() == [[4.0]]
 
 
+def test_a_reference_that_cannot_be_read_says_why(tmp_path):
+    path = tmp_path / "reference.csv"
+    for text, why in [("item_id,pace\na,3\na,4\n", "id a .* more than once"), ("item_id,pace\na,slow\n", "'pace' is")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"reference.csv: .*{why}"):
+            read_reference(str(path))
+    with pytest.raises(FileNotFoundError, match="no such scores"):
+        read_reference(str(tmp_path / "absent.csv"))
+
+
 def test_page_draws_in_a_browser(inputs, page, tmp_path):
     browser = shutil.which("chromium")
     if browser is None:

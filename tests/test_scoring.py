@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, local_ray) -> str:
     folder = tmp_path_factory.mktemp("shop")
-    simulate(SimulateConfig(output=str(folder / "raw"), shoppers=40))
+    simulate(SimulateConfig(output=str(folder / "raw"), shoppers=400))
     prepare(
         PrepareConfig(
             output=str(folder / "prepare"),

@@ -1,5 +1,6 @@
 """Reading and aligning id -> vector tables; every refusal names what is wrong."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,13 @@ def test_own_vectors_from_a_file(tmp_path: Path, suffix: str):
     assert vectors.ids_S.tolist() == ["7", "8"]
     assert vectors.aspects == ("a", "b")
     assert vectors.values_SA.tolist() == [[0.5, -1], [2, 3]]
+
+
+def test_ids_of_a_csv_file_keep_their_zeros(tmp_path: Path):
+    path = tmp_path / "vectors.csv.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbfid,a\n0005019281,3\n0005,4\n"))
+    vectors = read(str(path))
+    assert (vectors.ids_S.tolist(), vectors.aspects) == (["0005019281", "0005"], ("a",))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Small prepare runs and score runs, written as schema.py wants them."""
+"""Small prepare runs and score runs, written as schema.py wants them; two aspects."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from raygr import runs
+from raygr.aspects.aspects import Aspect, AspectSet
 from raygr.schema import (
     INTERACTION_SCHEMA,
     INTERACTIONS,
@@ -18,6 +19,19 @@ from raygr.schema import (
     USER_SCHEMA,
     USERS,
     VALIDATION,
+)
+
+TWO = AspectSet(
+    category="movies",
+    subject="movie",
+    a_subject="a movie",
+    a_critic="a movie critic",
+    a_recommender="a movie recommender",
+    reviews="movie reviews",
+    aspects=(
+        Aspect(name="pace", description="Slow to fast."),
+        Aspect(name="movie length (duration)", description="Short to long."),
+    ),
 )
 
 

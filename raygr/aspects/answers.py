@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from raygr.aspects.aspects import AspectSet
-from raygr.aspects.prompts import PromptError, encode_plain
+from raygr.aspects.chat import PromptError, encode_plain
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Completions -> ratings or a named reason, by rules (4.2.1); digit probabilities -> P(1..10).
 
 The rules: a rating is the first number behind "name:" on the same line, whatever words stand between;
-lines may come in any order, with bullets or bold marks, in any case. "8/10" is 8, "8.5" is 9 (halves
-go up). Numbers in brackets are no ratings (models repeat "(e.g., 1 for ...)"), nor are "4/5" and words.
-Of two ratings for one aspect the first counts.
+lines may come in any order, with bullets or bold marks, in any case. "8/10" and "8 out of 10" are 8,
+"8.5" is 9 (halves go up). The number itself must lie in 1..10: "0.6" and "10.4" are out of range.
+No ratings: numbers in brackets (models repeat "(e.g., 1 for ...)"), "4/5", "1,000", "1e3", words, digits of
+other scripts, and ranges ("7-8", "7 to 8": most are the scale repeated, "1-10", and their mean says nothing).
+Of two ratings for one aspect the first counts, even where it is out of range.
 """
 
 import math
@@ -16,8 +18,12 @@ import numpy as np
 OK, NOTHING_READ, SOME_MISSING, OUT_OF_RANGE = "ok", "no_aspect_read", "some_aspects_missing", "out_of_range"
 
 LOWEST, HIGHEST = 1, 10
-# not part of a word or a longer number, so that "v8" and "1990s" are no ratings
-NUMBER = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)(?![\w%])(?:\s*/\s*(\d+))?")
+# not part of a word or a longer number, so that "v8", "1990s", "1,000" and "1.2.3" are no ratings
+NUMBER = re.compile(
+    r"(?<![\w.])(?<![0-9],)(?P<minus>[-\u2212])?\+?0*(?P<size>[0-9]+(?:\.[0-9]+)?)(?![\w%])(?![.,][0-9])"
+    r"(?:[\s*]*(?:/|out of)[\s*]*(?P<best>[0-9]+))?"
+    r"(?P<range>[\s*]*(?:[-\u2010-\u2013\u2212]|to\b)[\s*]*[0-9])?"  # any hyphen, en dash or minus
+)
 BRACKETS = re.compile(r"\([^)\n]*\)")
 
 
@@ -26,24 +32,21 @@ class ParsedRatings:
     """Ratings of A aspects in 1..10, None where not read, with the reason and the place of each."""
 
     ratings: tuple[int | None, ...]
-    starts: tuple[int | None, ...]  # character of the completion at which the rating begins
+    starts: tuple[int | None, ...]  # character of the completion at which the rating's first digit stands
     reason: str
 
 
 def parse_ratings(completion: str, names: tuple[str, ...]) -> ParsedRatings:
     """The ratings that the rules read from `completion`, in the order of `names`."""
-    ratings: dict[str, tuple[int, int]] = {}
-    out_of_range = False
-    for name, rating, start in mentions(completion, names):
-        if LOWEST <= rating <= HIGHEST:
-            ratings.setdefault(name, (rating, start))
-        else:
-            out_of_range = True
-    read = [ratings.get(name.casefold(), (None, None)) for name in names]
+    first: dict[str, tuple[float, int]] = {}
+    for name, number, start in mentions(completion, names):
+        first.setdefault(name, (number, start))
+    kept = {name: found for name, found in first.items() if LOWEST <= found[0] <= HIGHEST}
+    read = [kept.get(name.casefold()) for name in names]
     return ParsedRatings(
-        ratings=tuple(rating for rating, _ in read),
-        starts=tuple(start for _, start in read),
-        reason=reason_of(len(ratings), len(names), out_of_range=out_of_range),
+        ratings=tuple(found and math.floor(found[0] + 0.5) for found in read),
+        starts=tuple(found and found[1] for found in read),
+        reason=reason_of(len(kept), len(names), out_of_range=len(kept) < len(first)),
     )
 
 
@@ -55,8 +58,8 @@ def reason_of(read: int, wanted: int, *, out_of_range: bool) -> str:
     return SOME_MISSING if read else NOTHING_READ
 
 
-def mentions(completion: str, names: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
-    """(casefolded name, rating, its place) of every "name: ... number", ratings not checked for range."""
+def mentions(completion: str, names: tuple[str, ...]) -> Iterator[tuple[str, float, int]]:
+    """(casefolded name, number in or out of range, place of its first digit but zeros) of every "name: ... number"."""
     labels = list(label_pattern(names).finditer(completion))
     ends = [*(label.start() for label in labels), len(completion)][1:]
     for label, end in zip(labels, ends, strict=True):
@@ -64,8 +67,9 @@ def mentions(completion: str, names: tuple[str, ...]) -> Iterator[tuple[str, int
         # blanked, not removed: places must stay those of the completion
         visible = BRACKETS.sub(lambda match: " " * len(match[0]), segment)
         number = NUMBER.search(visible)
-        if number and number[2] in (None, "10"):
-            yield label[1].casefold(), math.floor(float(number[1]) + 0.5), label.end() + number.start()
+        if number and number["best"] in (None, "10") and not number["range"]:
+            size = float(number["size"])
+            yield label[1].casefold(), -size if number["minus"] else size, label.end() + number.start("size")
 
 
 def label_pattern(names: tuple[str, ...]) -> re.Pattern[str]:

@@ -1,13 +1,11 @@
 """Items and users as prompts of token ids: the templates of Tables 9 and 10, the layouts of Tables 11 to 13.
 
-Item and review text is data: a control token of the chat template inside it is encoded as plain text.
+The chat template around them is chat.py's.
 Left out: everything that asks a model; the engine appends a tail of answers.py or a completion to `Prompt.prefix_ids`.
 """
 
 import hashlib
-import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,22 +13,15 @@ from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from raygr.aspects.aspects import AspectSet
-
-logger = logging.getLogger(__name__)
+from raygr.aspects.chat import PromptError, chat_parts, encode_control, encode_plain
 
 DAY_MS = 86_400_000
 MIN_SUBJECT_TOKENS = 96  # rating, date and labels take about 60 and are never cut
 CUT_FROM_ITEM = ("details", "description", "categories", "title")
 CUT_FROM_REVIEW = ("reviewText", "summary", "categories", "product: title", "title")
-SYSTEM_MARK, USER_MARK = "raygr-system-text", "raygr-user-text"
-
-
-class PromptError(Exception):
-    """A tokenizer, template or token budget that no prompt can be made with."""
 
 
 @dataclass(frozen=True)
@@ -293,63 +284,6 @@ def newest_that_fit(headers: list[list[int]], bodies: list[list[int]], room: int
     header_totals = accumulate(len(ids) for ids in headers)
     body_totals = accumulate(len(ids) for ids in reversed(bodies))
     return sum(header + body <= room for header, body in zip(header_totals, body_totals, strict=True))
-
-
-def chat_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
-    """The chat template's text before the system prompt, between it and the user prompt, and behind both."""
-    if tokenizer.chat_template is None:
-        logger.warning("%s has no chat template: prompts are plain 'System:' and 'User:'", tokenizer.name_or_path)
-        # tokenizers without a template may still start every text with a control token
-        first = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer.encode("x")[:1] else ""
-        return f"{first}System: ", "\nUser: ", "\n"
-    try:
-        text = render_chat(tokenizer, [("system", SYSTEM_MARK), ("user", USER_MARK)])
-    except TemplateError:  # such as Gemma's, which knows no system role
-        text = render_chat(tokenizer, [("user", f"{SYSTEM_MARK}\n\n{USER_MARK}")])
-    match = re.fullmatch(f"(.*){SYSTEM_MARK}(.*){USER_MARK}(.*)", text, re.DOTALL)
-    if match is None or text.count(SYSTEM_MARK) != 1 or text.count(USER_MARK) != 1:
-        raise PromptError(f"the chat template of {tokenizer.name_or_path} does not keep system and user text: {text!r}")
-    return match[1], match[2], match[3]
-
-
-def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]]) -> str:
-    # Llama 3 prints today's date and Qwen 3 thinks unless told otherwise: the hash of a prompt must be the
-    # same tomorrow, and the answer must start at once. Other templates ignore the two names.
-    return tokenizer.apply_chat_template(
-        [{"role": role, "content": content} for role, content in messages],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-        date_string="26 Jul 2024",
-    )
-
-
-def encode_control(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a part of the chat template, control tokens included."""
-    return tokenizer.encode(text, add_special_tokens=False) if text else []
-
-
-def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, in which no added token of the tokenizer takes part."""
-    pieces = [cut_at_added_tokens(tokenizer, text) for text in texts]
-    every = [piece for group in pieces for piece in group]
-    if not every:
-        return []
-    encoded = iter(tokenizer(every, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    return [[token for _ in group for token in next(encoded)] for group in pieces]
-
-
-def cut_at_added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """`text` in pieces that hold no added token; `split_special_tokens` knows only those marked special.
-
-    Qwen's `<tool_call>`, for one, is not marked.
-    """
-    unmarked = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    contents = [re.escape(content) for content in unmarked if len(content.strip()) > 1]
-    if not contents:
-        return [text]
-    cuts = [match.start() + 1 for match in re.finditer(f"(?={'|'.join(contents)})", text)]
-    return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 def prompt_sha256(token_ids: Sequence[int]) -> str:

@@ -29,6 +29,7 @@ from raygr.aspects.quality import score_quality
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.store import ScoreStore, store_key
 from raygr.aspects.subjects import PromptSettings, item_prompts, user_prompt
+from raygr.cluster import connect
 from raygr.config import ScoreConfig
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def score(config: ScoreConfig) -> runs.Run:
         best_rating=prepared["config"]["rating_range"][1],
     )
     mode = "generate-free" if config.mode == "generate" and not config.structured else config.mode
+    connect()
     write_prompts(run, config, settings)
     store = ScoreStore(runs.join(config.store or run.file("store"), key_of(config, model, mode)))
     totals = score_missing(run, config, store, engine_settings(config, model, mode, aspects, run))
@@ -165,8 +167,6 @@ def shared_prefix(run: runs.Run) -> tuple[int, ...]:
 
 
 def gpus_of_cluster() -> int:
-    if not ray.is_initialized():
-        ray.init()
     return int(ray.cluster_resources().get("GPU", 0))
 
 
@@ -180,7 +180,8 @@ def score_missing(run: runs.Run, config: ScoreConfig, store: ScoreStore, setting
     # an engine's memory is the model's, known and bounded: no warning every half minute
     ray.data.DataContext.get_current().issue_detectors_config.detectors = []
     dataset = (
-        ray.data.read_parquet(run.file(PROMPTS), columns=["subject_id", "prompt_ids", "prompt_sha256"])
+        ray.data.read_parquet(run.file(PROMPTS))
+        .select_columns(["subject_id", "prompt_ids", "prompt_sha256"])
         .map_batches(keep_subjects, fn_kwargs={"wanted": wanted}, batch_format="pyarrow", zero_copy_batch=True)
         .repartition(target_num_rows_per_block=config.batch_size)
         .map_batches(

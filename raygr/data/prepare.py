@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from raygr.cluster import connect
 from raygr.config import PrepareConfig
 from raygr.data import interactions, metadata, parts, reviews, splits
 from raygr.data.interactions import Kept
@@ -46,6 +47,7 @@ def prepare(config: PrepareConfig) -> Run:
     metadata_files = expand_files(config.metadata, what="metadata")
     run = start_run(config.output, job="prepare", config=config)
     remove_parts(run)
+    connect()
     kept, review_counts, user_counts = keep_interactions(review_files, config)
     write_interactions(kept, run)
     write_users(kept, run)
@@ -121,7 +123,6 @@ def stream_files(
         num_cpus=1,
         compute=ray.data.TaskPoolStrategy(size=config.parallelism),
     )
-    dataset.context.enable_progress_bars = False
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         if batch.num_rows:
             yield batch

@@ -3,6 +3,7 @@
 Shape suffixes: `S` subjects of the table, `I` items of the data, `A` aspects.
 """
 
+import csv
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -99,7 +100,11 @@ def read_any_table(path: str) -> pa.Table:
         return runs.read_table(path)
     filesystem, inner = runs.filesystem_of(path)
     with filesystem.open(inner, "rb", compression="infer") as file:
-        return pacsv.read_csv(file)
+        names = next(csv.reader([file.readline().decode("utf-8-sig")]))
+    # the first column stays text: an id such as 0005019281 is no number
+    options = pacsv.ConvertOptions(column_types={name: pa.string() for name in names[:1]})
+    with filesystem.open(inner, "rb", compression="infer") as file:
+        return pacsv.read_csv(file, convert_options=options)
 
 
 def numbers(column: pa.ChunkedArray, where: str) -> np.ndarray:

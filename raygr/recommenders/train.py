@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from raygr import runs
+from raygr.cluster import connect
 from raygr.config import ConfigError, TrainConfig
 from raygr.evaluation import rank_metrics
 from raygr.recommenders.inputs import Inputs, load_inputs
@@ -50,6 +51,7 @@ def train(config: TrainConfig) -> runs.Run:
     if runs.is_finished(config.output):
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
     inputs = load_inputs(config)
+    connect()
     use_gpu = wants_gpu(config)
     run = runs.start_run(config.output, job="train", config=config)
     fit(config, run, use_gpu=use_gpu)
@@ -59,9 +61,7 @@ def train(config: TrainConfig) -> runs.Run:
 
 
 def wants_gpu(config: TrainConfig) -> bool:
-    """Connects to Ray, or starts it, and checks that the workers fit."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, configure_logging=False)
+    """Whether the workers train on GPUs; ConfigError where they do not fit."""
     resources = ray.cluster_resources()
     if config.workers > resources.get("CPU", 0):
         raise ConfigError(f"workers: {config.workers} need as many CPUs, Ray has {resources.get('CPU', 0):.0f}")
@@ -85,6 +85,7 @@ def fit(config: TrainConfig, run: runs.Run, *, use_gpu: bool) -> None:
             storage_path=runs.absolute(run.file("ray")),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     trainer.fit()
@@ -116,7 +117,7 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
 def train_loop_per_worker(settings: dict[str, TrainConfig]) -> None:
     """What every Ray Train worker runs; rank 0 writes the run's files."""
     config = settings["config"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
     torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size())
