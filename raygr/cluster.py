@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 ADDRESS = "RAY_ADDRESS"
 # Without a dashboard of its own Ray asks the one on the usual port, another cluster's, after its actors, and Ray
 # Train takes its controller for dead: nobody listens here.
-NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+NO_DASHBOARD = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
 
 
 def connect() -> None:
@@ -29,12 +29,10 @@ def connect() -> None:
         if address:
             ray.init(logging_level=logging.ERROR)
         else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": NO_DASHBOARD},
-            )
+            os.environ.setdefault(
+                *NO_DASHBOARD
+            )  # Ray's processes inherit it: a runtime_env would start all workers anew
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         hint = "a cluster with token authentication needs RAY_AUTH_MODE=token here"
         raise ConfigError(f"{ADDRESS}={address}: {error} ({hint})") from error
