@@ -29,6 +29,7 @@ def started(monkeypatch) -> list[dict]:
     monkeypatch.setattr(cluster.ray, "init", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(cluster, "quiet_logs", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set by the user")  # put back behind the test
     return calls
 
 
