@@ -29,7 +29,7 @@ CUT_FROM_REVIEW = ("reviewText", "summary", "categories", "product: title", "tit
 SYSTEM_MARK, USER_MARK = "raygr-system-text", "raygr-user-text"
 
 
-class PromptError(Exception):
+class PromptError(ValueError):
     """A tokenizer, template or token budget that no prompt can be made with."""
 
 
