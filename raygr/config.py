@@ -116,6 +116,8 @@ class FinetuneConfig:
     """A prepare run."""
     item_scores: str
     """A score run, or a Parquet/CSV of id -> one score per aspect; stays as it is."""
+    score_column: Literal["expected", "ratings"] = "expected"
+    """Which of a score run's numbers: of the items, and of a teacher that is a score run."""
     aspects: str
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
     model: str = "smollm2"

@@ -227,7 +227,7 @@ def read_ids(data: str, table: str, kind: str) -> np.ndarray:
 
 
 def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarray:
-    vectors = read_vectors(config.item_scores, column="expected", aspects=names)
+    vectors = read_vectors(config.item_scores, column=config.score_column, aspects=names)
     return align_items(vectors, read_ids(config.data, ITEMS, "item"), missing="mean", control="none", seed=0).scores_IA
 
 
@@ -245,7 +245,7 @@ def read_teachers(
         return None
     if config.teacher == PROFILE:
         return profile_ratings(histories, chosen, items_IA)
-    vectors = read_vectors(config.teacher, column="expected", aspects=names)
+    vectors = read_vectors(config.teacher, column=config.score_column, aspects=names)
     outside_S = ((vectors.values_SA < 1) | (vectors.values_SA > 10)).any(axis=1)
     if outside_S.any():
         raise ConfigError(f"{config.teacher}: ratings outside 1..10 of {named(vectors.ids_S[outside_S])}")
