@@ -271,6 +271,8 @@ class ReportConfig:
     user_scores: str | None = None
     reference_scores: str | None = None
     """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
+    finetune: tuple[str, ...] = ()
+    """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
     notice: str = ""
     """A sentence printed at the top, such as what the data can and cannot show."""
 

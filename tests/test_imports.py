@@ -33,7 +33,8 @@ ALLOWED = {
     "figures": set(),
     "report_scores": {"schema", "config", "runs"},
     "report_sections": {"schema", "config", "runs", "figures", "report_scores"},
-    "report": {"schema", "config", "runs", "figures", "report_scores", "report_sections"},
+    "report_tuning": {"schema", "config", "runs", "figures", "evaluation", "report_sections"},
+    "report": {"schema", "config", "runs", "figures", "report_scores", "report_sections", "report_tuning"},
     "pipeline": None,
     "cli": None,
 }
