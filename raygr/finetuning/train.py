@@ -4,6 +4,7 @@ The driver reads and checks everything once, then Ray Train runs the loop of loo
 worker, or a run started again on an unfinished folder, goes on from the last evaluation's checkpoint.
 """
 
+import copy
 import dataclasses
 import json
 import logging
@@ -125,8 +126,8 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size())
     logging.getLogger("raygr").setLevel(logging.INFO if share.rank == 0 else logging.WARNING)
-    # the model's folder is this machine's, which may not be the driver's
-    inputs = ray.get(settings["inputs"])._replace(model=model_folder(config.model))
+    # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
+    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
     tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
     resume(tuning)
     for _ in tuning_rounds(tuning):
