@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from test_rollouts import JOINED, PROMPTS, SPLIT
-from tiny_policy import NAMES, template, tiny_policy, tokenizer
+from test_rollouts import JOINED, PROMPTS
+from tiny_policy import NAMES, SPLIT, template, tiny_policy, tokenizer
 
 from raygr.finetuning.policy import adapter_weights
 from raygr.finetuning.policy_gradient import (

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from tiny_policy import NAMES, aspect_set, template, tiny_policy, tokenizer
+from tiny_policy import NAMES, SPLIT, aspect_set, template, tiny_policy, tokenizer
 
 from raygr.aspects.answers import RatingTokens
 from raygr.aspects.parsing import rating_probabilities
@@ -27,9 +27,7 @@ from raygr.finetuning.rollouts import (
 )
 from raygr.finetuning.shared_prompt import prefill
 
-# pieces (50, 51) and (60,); digits 1..9 are tokens 1..9, "0" is token 10, the end of turn 99
-SPLIT = AnswerTemplate(((50, 51), (60,)), (99,), RatingTokens(tuple(range(1, 10)), (1, 10)))
-JOINED = AnswerTemplate(((50, 51), (60,)), (99,), RatingTokens(tuple(range(1, 10)), (11,)))
+JOINED = SPLIT._replace(ratings=RatingTokens(SPLIT.ratings.digits, (11,)))
 PROMPTS = [(5, 6, 7, 8, 9), (5, 6, 7, 20, 21, 22, 23), (5, 6, 7, 30)]
 
 

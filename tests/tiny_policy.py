@@ -1,4 +1,4 @@
-"""A tiny random Llama with SmolLM2's tokenizer, and users whose prompts say what they like."""
+"""A tiny random Llama with SmolLM2's tokenizer, and users who all like the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from raygr.aspects.answers import RatingTokens
 from raygr.aspects.aspects import Aspect, AspectSet
 from raygr.aspects.small_model import model_folder
 from raygr.config import FinetuneConfig
@@ -15,6 +16,9 @@ from raygr.finetuning.inputs import Inputs, Problem
 from raygr.finetuning.rollouts import AnswerTemplate, answer_template
 
 NAMES = ("tension level", "humor")
+# pieces (50, 51) and (60,); digits 1..9 are tokens 1..9, "0" is token 10, the end of turn 99
+SPLIT = AnswerTemplate(((50, 51), (60,)), (99,), RatingTokens(tuple(range(1, 10)), (1, 10)))
+SMALL_VOCABULARY = 128  # enough for SPLIT, and quick
 
 
 def aspect_set(names: tuple[str, ...] = NAMES) -> AspectSet:
@@ -37,10 +41,10 @@ def template() -> AnswerTemplate:
     return answer_template(tokenizer(), aspect_set())
 
 
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+def tiny_llama(seed: int = 0, *, vocabulary: int = 49_152) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=49_152,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -62,8 +66,8 @@ def tiny_policy(seed: int = 0) -> PeftModel:
     return model
 
 
-def save_tiny_llama(folder: Path) -> str:
-    tiny_llama().save_pretrained(folder)
+def save_tiny_llama(folder: Path, *, vocabulary: int = 49_152) -> str:
+    tiny_llama(vocabulary=vocabulary).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -74,7 +78,6 @@ def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndar
     items_IA = generator.uniform(1, 10, (items, len(NAMES)))
     liking_I = items_IA @ np.array([1.0, -1.0])
     order_I = np.argsort(liking_I)
-    text = tokenizer()
     problems = []
     for user in range(users):
         others = generator.choice(order_I[: items // 2], 10, replace=False)
@@ -84,7 +87,7 @@ def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndar
             Problem(
                 user_index=user,
                 user_id=f"u{user}",
-                prompt_ids=tuple(text.encode(f"The reviews of user {user}:" + " good" * (user % 3) + "\nAnswer:\n")),
+                prompt_ids=(20, 21, 22, 23, *[70 + user] * (1 + user % 3), 24, 25),
                 candidate_C=np.array([target, *others]),
                 judged_K=judged,
                 liked_K=np.array([False, False, True]),
@@ -94,9 +97,9 @@ def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndar
     return items_IA, problems
 
 
-def toy_inputs(folder: str, *, users: int = 8, held_out: int = 4) -> Inputs:
+def toy_inputs(folder: str, answer: AnswerTemplate = SPLIT, *, users: int = 8, held_out: int = 4) -> Inputs:
     items_IA, problems = toy_problems(users + held_out)
-    return Inputs(items_IA, problems[:users], problems[users:], NAMES, folder, template(), {})
+    return Inputs(items_IA, problems[:users], problems[users:], NAMES, folder, answer, {})
 
 
 def toy_config(**changes: object) -> FinetuneConfig:
