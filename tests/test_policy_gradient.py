@@ -189,7 +189,8 @@ def test_free_losses_take_the_three_cases():
     assert (~rollouts.ratings_BGA.isnan()).sum(2).tolist() == [[2, 1, 0]]
     teacher_BA = torch.tensor([[7.5, 2.0]], dtype=torch.float64)
     targets = target_answers(rollouts, teacher_BA, answer)
-    assert targets.ratings_BGA.tolist() == [[[1, 10], [4, 2], [8, 2]]]
+    assert targets.ratings_BRA.tolist() == [[[4, 2], [8, 2]]]
+    assert targets.row_BG[0, 1:].tolist() == [0, 1]
     prompts = PROMPTS[:1]
     logits = completion_logits(model, prefill(model, prompts), joined(rollouts.rows, targets.rows))
     advantage_BGA = torch.tensor([[[0.5, -0.25], [1.0, 2.0], [3.0, 3.0]]])
@@ -200,7 +201,7 @@ def test_free_losses_take_the_three_cases():
         own = [naive_log_probs(model, prompts[0], tokenizer().encode(text)) for text in TEXTS]
         target_rows = targets.rows
         alone = completion_logits(model, prefill(model, prompts), target_rows)
-        target = answer_log_probs(alone, target_rows, targets.ratings_BGA, answer)
+        target = answer_log_probs(alone, target_rows, targets.ratings_BRA, answer)
         probe = [*tokenizer().encode("tension level: 1")]
         zero = model(torch.tensor([[*prompts[0], *probe]])).logits[0, -1].softmax(-1)[answer.ratings.ten[1]]
     place = [rollouts.aspect_BGT[0, g].tolist() for g in range(3)]
@@ -208,23 +209,39 @@ def test_free_losses_take_the_three_cases():
     ten = sum(own[0][t] for t, aspect in enumerate(place[0]) if aspect == 1)
     value = -(0.5 * one - 0.25 * ten + 1.0 * own[1][place[1].index(0)]) / (3 * 2)
     assert parts.value.item() == pytest.approx(value.item(), rel=1e-4)
-    template_tokens = answer.is_template().sum()
-    nll = -target.template_BRT[0].sum(1) / template_tokens
-    assert parts.format.item() == pytest.approx((0.1 * nll[0] + 1.0 * nll[1]).item() / 3, rel=1e-4)
-    soft = 0.5 * target.rating_BRAR[0, 2, 0, [6, 7]].sum() + target.rating_BRAR[0, 2, 1, 1]
-    assert parts.teacher.item() == pytest.approx((nll[2] - soft / 2).item() / 3, rel=1e-4)
+    nll = -target.template_BRT[0].sum(1) / answer.is_template().sum()
+    format_tokens = [t for t, aspect in enumerate(place[0]) if aspect == -1]
+    own_nll = -(own[0][format_tokens].sum() - torch.log(1 - zero)) / len(format_tokens)
+    assert parts.format.item() == pytest.approx((0.1 * own_nll + 1.0 * nll[0]).item() / 3, rel=1e-4)
+    soft = 0.5 * target.rating_BRAR[0, 1, 0, [6, 7]].sum() + target.rating_BRAR[0, 1, 1, 1]
+    assert parts.teacher.item() == pytest.approx((nll[1] - soft / 2).item() / 3, rel=1e-4)
 
 
-def test_a_canonical_completion_is_its_own_target():
-    model, answer, rollouts = tiny_policy(), template(), free_case([TEXTS[0], "tension level: 7\nhumor: 1<|im_end|>"])
-    targets = target_answers(rollouts, torch.tensor([[5.0, 5.0]], dtype=torch.float64), answer)
-    logits = completion_logits(model, prefill(model, PROMPTS[:1]), joined(rollouts.rows, targets.rows))
-    advantages = token_advantages(torch.ones(1, 2, 2), rollouts.aspect_BGT, rollouts.correct_BGT)
-    with_targets = free_loss(logits, rollouts, advantages, targets, answer, LossWeights())
-    places = rollouts.rows.ids_BRT.shape[2]
-    without = free_loss(logits[:, :2, :places], rollouts, advantages, None, answer, LossWeights())
-    assert without.format.item() == pytest.approx(with_targets.format.item(), rel=1e-4)
-    assert without.total.item() == pytest.approx(with_targets.total.item(), rel=1e-4)
+def test_completions_with_the_same_target_share_its_row_and_canonical_ones_have_none():
+    texts = ["no", "tension level: 4", TEXTS[0], "nothing"]
+    targets = target_answers(free_case(texts), torch.tensor([[7.0, 2.0]], dtype=torch.float64), template())
+    assert targets.ratings_BRA.tolist() == [[[4, 2], [7, 2]]]
+    assert targets.row_BG[0, [0, 1, 3]].tolist() == [1, 0, 1]
+
+
+def test_a_completions_loss_does_not_depend_on_the_targets_of_others():
+    model, answer = tiny_policy(), template()
+    alone = free_loss_of(model, answer, [TEXTS[0]], LossWeights(format_reward=0.0))
+    beside = free_loss_of(model, answer, [TEXTS[0], TEXTS[2]], LossWeights(format_reward=0.0))
+    other = free_loss_of(model, answer, [TEXTS[2]], LossWeights(format_reward=0.0))
+    assert 2 * beside.total.item() == pytest.approx((alone.total + other.total).item(), rel=1e-4)
+    assert alone.format.item() == pytest.approx(2 * beside.format.item(), rel=1e-4)
+
+
+def free_loss_of(model, answer, texts: list[str], weights: LossWeights):
+    rollouts = free_case(texts)
+    targets = None
+    if not is_canonical(rollouts).all():
+        targets = target_answers(rollouts, torch.tensor([[5.0, 5.0]], dtype=torch.float64), answer)
+    rows = rollouts.rows if targets is None else joined(rollouts.rows, targets.rows)
+    logits = completion_logits(model, prefill(model, PROMPTS[:1]), rows)
+    advantages = token_advantages(torch.ones_like(rollouts.ratings_BGA), rollouts.aspect_BGT, rollouts.correct_BGT)
+    return free_loss(logits, rollouts, advantages, targets, answer, weights)
 
 
 def test_free_and_slots_give_an_answer_the_same_probability():

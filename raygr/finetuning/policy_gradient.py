@@ -14,7 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raygr.finetuning.rollouts import PADDING, AnswerTemplate, Rollouts, rating_log_probs, slots_rows, zero_or_other
+from raygr.finetuning.rollouts import (
+    FORMAT,
+    PADDING,
+    AnswerTemplate,
+    Rollouts,
+    rating_log_probs,
+    slots_rows,
+    zero_or_other,
+)
 from raygr.finetuning.shared_prompt import Rows
 
 
@@ -132,11 +140,15 @@ def teacher_loss(answer: AnswerLogProbs, teacher_BRA: Tensor, template: AnswerTe
 
 
 class Targets(NamedTuple):
-    """The answers that free completions should have been: what was read of them, the teacher's ratings elsewhere."""
+    """The answers that free completions out of format should have been: what was read, the teacher's ratings elsewhere.
 
-    ratings_BGA: Tensor
-    teacher_BGA: Tensor
+    Completions with the same target share its row; R is the most that a prompt has.
+    """
+
+    ratings_BRA: Tensor
     rows: Rows
+    row_BG: Tensor  # each completion's target; any for those that are their own
+    teacher_BA: Tensor
 
 
 def is_canonical(rollouts: Rollouts) -> Tensor:
@@ -146,10 +158,19 @@ def is_canonical(rollouts: Rollouts) -> Tensor:
 
 
 def target_answers(rollouts: Rollouts, teacher_BA: Tensor, template: AnswerTemplate) -> Targets:
-    teacher_BGA = teacher_BA[:, None].expand_as(rollouts.ratings_BGA)
-    rounded_BGA = (teacher_BGA + 0.5).floor().clamp(1, 10)
-    ratings_BGA = torch.where(rollouts.ratings_BGA.isnan(), rounded_BGA, rollouts.ratings_BGA).long()
-    return Targets(ratings_BGA, teacher_BGA, slots_rows(template, ratings_BGA))
+    """For rollouts that are not all canonical."""
+    rounded_B1A = (teacher_BA + 0.5).floor().clamp(1, 10)[:, None]
+    ratings_BGA = torch.where(rollouts.ratings_BGA.isnan(), rounded_B1A, rollouts.ratings_BGA).long()
+    rows_of_prompts, row_BG = [], torch.zeros(ratings_BGA.shape[:2], dtype=torch.long, device=ratings_BGA.device)
+    for b, is_own_G in enumerate(is_canonical(rollouts)):
+        different, row_BG[b, ~is_own_G] = ratings_BGA[b, ~is_own_G].unique(dim=0, return_inverse=True)
+        rows_of_prompts.append(different)
+    most = max(map(len, rows_of_prompts))
+    filled = [
+        torch.cat([rows, ratings_BGA[b, :1].expand(most - len(rows), -1)]) for b, rows in enumerate(rows_of_prompts)
+    ]
+    ratings_BRA = torch.stack(filled)
+    return Targets(ratings_BRA, slots_rows(template, ratings_BRA), row_BG, teacher_BA)
 
 
 def joined(first: Rows, second: Rows) -> Rows:
@@ -181,20 +202,18 @@ def free_loss(
     behind_BGT = torch.nn.functional.pad(value_BGT[..., :-1], (1, 0))
     aspects = rollouts.ratings_BGA.shape[2]
     value_BG = -(value_BGT * sampled_BGT + behind_BGT * no_zero_BGT).sum(2) / aspects
-    tokens_BG = (rollouts.aspect_BGT == -1).sum(2).clamp(min=1)
+    tokens_BG = (rollouts.aspect_BGT == FORMAT).sum(2).clamp(min=1)
     format_reward_BG = -(format_BGT * (sampled_BGT - no_zero_BGT)).sum(2) / tokens_BG
 
     read_BGA = ~rollouts.ratings_BGA.isnan()
     none_BG, all_BG = ~read_BGA.any(2), read_BGA.all(2)
-    if targets is None:
-        plain_BGT, no_zero_BGT = sampled_log_probs(own_BGTV, rollouts, template)
-        format_BG = -((plain_BGT - no_zero_BGT) * (rollouts.aspect_BGT == -1)).sum(2) / tokens_BG
-        teacher_BG = torch.zeros_like(format_BG)
-    else:
-        answer = answer_log_probs(
-            logits_BRTV[:, g:], lengthened_rows(targets.rows, logits_BRTV.shape[2]), targets.ratings_BGA, template
-        )
-        format_BG, teacher_BG = format_loss(answer, template), teacher_loss(answer, targets.teacher_BGA, template)
+    if weights.temperature != 1:
+        sampled_BGT, no_zero_BGT = sampled_log_probs(own_BGTV, rollouts, template)
+    format_BG = -((sampled_BGT - no_zero_BGT) * (rollouts.aspect_BGT == FORMAT)).sum(2) / tokens_BG
+    teacher_BG = torch.zeros_like(format_BG)
+    if targets is not None:
+        target_format_BG, teacher_BG = target_losses(logits_BRTV[:, g:], targets, template)
+        format_BG = torch.where(is_canonical(rollouts), format_BG, target_format_BG)
     lambda_BG = torch.where(all_BG, weights.format_read, weights.format_unread) * ~none_BG
     zero_B = torch.zeros(len(value_BG), device=value_BG.device)
     return LossParts(
@@ -208,8 +227,13 @@ def free_loss(
     )
 
 
-def lengthened_rows(rows: Rows, places: int) -> Rows:
-    return Rows(*(lengthened(values, places) for values in rows))
+def target_losses(logits_BRTV: Tensor, targets: Targets, template: AnswerTemplate) -> tuple[Tensor, Tensor]:
+    """(6) and the cross-entropy to the teacher of every completion's target, (B, G) each."""
+    rows = Rows(*(lengthened(values, logits_BRTV.shape[2]) for values in targets.rows))
+    answer = answer_log_probs(logits_BRTV, rows, targets.ratings_BRA, template)
+    teacher_BRA = targets.teacher_BA[:, None].expand_as(targets.ratings_BRA)
+    losses = format_loss(answer, template), teacher_loss(answer, teacher_BRA, template)
+    return losses[0].gather(1, targets.row_BG), losses[1].gather(1, targets.row_BG)
 
 
 def sampled_log_probs(logits_BGTV: Tensor, rollouts: Rollouts, template: AnswerTemplate) -> tuple[Tensor, Tensor]:
@@ -220,7 +244,7 @@ def sampled_log_probs(logits_BGTV: Tensor, rollouts: Rollouts, template: AnswerT
         aspect_BGT = rollouts.aspect_BGT
         rating_BGT = rollouts.ratings_BGA.gather(2, aspect_BGT.clamp(min=0))
         is_one_BGT = (aspect_BGT >= 0) & (rating_BGT == 1) & (rollouts.rows.ids_BRT == template.ratings.ten[0])
-        behind_BGT = torch.nn.functional.pad(is_one_BGT[..., :-1], (1, 0)) & (aspect_BGT == -1)
+        behind_BGT = torch.nn.functional.pad(is_one_BGT[..., :-1], (1, 0)) & (aspect_BGT == FORMAT)
         if behind_BGT.any():
             no_zero_BGT[behind_BGT] = zero_or_other(logits_BGTV[behind_BGT], template.ratings.ten[1])[1][..., 0]
     return log_probs_BGT, no_zero_BGT
