@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from raygr.config import ConfigError, PipelineConfig, load_config
+from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config
 from raygr.pipeline import STAGES, pipeline, run_stage
 from raygr.runs import RunError
 
@@ -26,38 +26,52 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="raygr", description="LLM scores inside the recommender you already run.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, config in [*STAGES.items(), ("pipeline", PipelineConfig)]:
-        add_flags(stages.add_parser(name, help=first_line(config), description=config.__doc__))
+        add_flags(stages.add_parser(name, help=first_line(config), description=config.__doc__), stage=name)
     parsed = parser.parse_args(arguments)
-    return run(parsed.stage, parsed.config, parsed.set)
+    return run(parsed.stage, parsed)
 
 
 def run_job(stage: str) -> int:
     """Entry point of jobs/<stage>.py."""
     parser = argparse.ArgumentParser(description=f"raygr {stage}, for `ray job submit`")
-    add_flags(parser)
-    parsed = parser.parse_args()
-    return run(stage, parsed.config, parsed.set)
+    add_flags(parser, stage=stage)
+    return run(stage, parser.parse_args())
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML, local or any fsspec URI")
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="wins over the file; repeatable"
     )
+    if stage == "score":
+        exchange = parser.add_mutually_exclusive_group()
+        exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (batch JSONL) and stop")
+        exchange.add_argument("--import-answers", metavar="FILE", help="answers to them, before the rest is scored")
 
 
-def run(stage: str, file: str | None, overrides: list[str]) -> int:
+def run(stage: str, parsed: argparse.Namespace) -> int:
+    """Runs the stage that the parsed command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
     try:
         if stage == "pipeline":
-            pipeline(load_config(PipelineConfig, file, overrides))
+            pipeline(load_config(PipelineConfig, parsed.config, parsed.set))
         else:
-            print(run_stage(load_config(STAGES[stage], file, overrides)).path)
+            config = load_config(STAGES[stage], parsed.config, parsed.set)
+            print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)
     except USER_ERRORS as error:
         print(f"raygr {stage}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
+    """Scoring, or its exchange of prompts and answers with another LLM; the path that was written."""
+    from raygr.aspects.scoring import export_prompts, score
+
+    if parsed.export_prompts:
+        return export_prompts(config, parsed.export_prompts)
+    return score(config, answers=parsed.import_answers).path
 
 
 def first_line(config: type) -> str:

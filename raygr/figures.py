@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 BLUE, ORANGE, GREEN, GREY, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#d5dae1"
 WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone, at its own scale
+CURVE_INCHES = 2.6
 # Fixed ids make equal figures equal bytes; text stays text, so that it is searched, read aloud and small.
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
 SHARE_PARTS = (
@@ -30,6 +31,16 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Curve(NamedTuple):
+    """Values by step, with their bounds where there are any."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    lows: Sequence[float] | None
+    highs: Sequence[float] | None
 
 
 def gain_chart(gains: Sequence[Interval], *, figure_id: str, label: str, axis: str) -> Markup:
@@ -88,6 +99,23 @@ def profile_chart(
     axes.set_xlim(0.6, 10.4)
     axes.set_xticks(range(1, 11))
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return inline_svg(figure, figure_id=figure_id, label=label)
+
+
+def curve_chart(curves: Sequence[Curve], *, figure_id: str, label: str, axis: str) -> Markup:
+    """Lines over the steps, each with a band between its bounds."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, CURVE_INCHES), layout="constrained")
+        axes = figure.add_subplot()
+    for curve, color in zip(curves, (BLUE, ORANGE, GREEN), strict=False):
+        axes.plot(curve.steps, curve.values, color=color, linewidth=1.4, label=curve.name.replace("$", r"\$"))
+        if curve.lows is not None and curve.highs is not None:
+            axes.fill_between(curve.steps, curve.lows, curve.highs, color=color, alpha=0.15, linewidth=0)
+    axes.set_xlabel(axis)
+    axes.grid(color=LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False, fontsize=8)
     return inline_svg(figure, figure_id=figure_id, label=label)
 
 

@@ -13,6 +13,7 @@ from raygr import runs
 from raygr.config import (
     CompareConfig,
     ConfigError,
+    FinetuneConfig,
     PipelineConfig,
     PrepareConfig,
     ReportConfig,
@@ -24,11 +25,12 @@ from raygr.config import (
 
 logger = logging.getLogger(__name__)
 
-StageConfig = SimulateConfig | PrepareConfig | ScoreConfig | TrainConfig | CompareConfig | ReportConfig
+StageConfig = SimulateConfig | PrepareConfig | ScoreConfig | FinetuneConfig | TrainConfig | CompareConfig | ReportConfig
 STAGES: dict[str, type[StageConfig]] = {
     "simulate": SimulateConfig,
     "prepare": PrepareConfig,
     "score": ScoreConfig,
+    "finetune": FinetuneConfig,
     "train": TrainConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
@@ -44,6 +46,8 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.data.prepare import prepare as stage
         case ScoreConfig():
             from raygr.aspects.scoring import score as stage
+        case FinetuneConfig():
+            from raygr.finetuning.train import finetune as stage
         case TrainConfig():
             from raygr.recommenders.train import train as stage
         case CompareConfig():

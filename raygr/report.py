@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic_core import to_jsonable_python
 
-from raygr.config import CompareConfig, PrepareConfig, ReportConfig, ScoreConfig, TrainConfig, check_config, override
+from raygr.config import (
+    CompareConfig,
+    FinetuneConfig,
+    PrepareConfig,
+    ReportConfig,
+    ScoreConfig,
+    TrainConfig,
+    check_config,
+    override,
+)
 from raygr.report_scores import ScoreMatrix, compare_scores, read_reference, read_scores
 from raygr.report_sections import (
     Section,
@@ -29,13 +38,20 @@ from raygr.report_sections import (
     show,
     subject_section,
 )
+from raygr.report_tuning import tuning_section
 from raygr.runs import Run, finish_run, is_finished, join, read_json, read_run, read_table, start_run, write_text
 from raygr.schema import INTERACTIONS, ITEMS, QUALITY, STATISTICS, TRAIN, USERS
 
 COMPARISON = "comparison.json"
 HTML, MARKDOWN = "report.html", "report.md"
 DRAWN_SUBJECTS, NEWEST_TITLES, LONGEST_NAME = 3, 3, 60
-JOB_CONFIGS = {"prepare": PrepareConfig, "score": ScoreConfig, "train": TrainConfig, "compare": CompareConfig}
+JOB_CONFIGS = {
+    "prepare": PrepareConfig,
+    "score": ScoreConfig,
+    "finetune": FinetuneConfig,
+    "train": TrainConfig,
+    "compare": CompareConfig,
+}
 
 
 class RunNote(NamedTuple):
@@ -63,7 +79,7 @@ def report(config: ReportConfig) -> Run:
     content = Report(
         title=config.title,
         notice=config.notice,
-        sections=list(report_sections(config, records[config.data])),
+        sections=list(report_sections(config, records)),
         runs=[run_note(path, record) for path, record in records.items()],
         versions=version_table(records),
     )
@@ -71,6 +87,7 @@ def report(config: ReportConfig) -> Run:
     write_text(render(content, "report.html.jinja", escape_html=True), run.file(HTML))
     write_text(render(content, "report.md.jinja", escape_html=False), run.file(MARKDOWN))
     inputs = [config.data, config.comparison, config.item_scores, config.user_scores, config.reference_scores]
+    inputs += config.finetune
     finish_run(run, inputs=[path for path in inputs if path], counts={"sections": len(content.sections)})
     return run
 
@@ -81,6 +98,7 @@ def read_records(config: ReportConfig) -> dict[str, dict[str, Any]]:
     A comparison's train runs are among them only where they still exist.
     """
     jobs = {config.data: "prepare", config.item_scores: "score", config.user_scores: "score"}
+    jobs |= dict.fromkeys(config.finetune, "finetune")
     if config.comparison:
         arms = read_run(config.comparison, job="compare")["config"]["arms"]
         jobs |= {path: "train" for runs in arms.values() for path in runs if is_finished(path)}
@@ -88,14 +106,16 @@ def read_records(config: ReportConfig) -> dict[str, dict[str, Any]]:
     return {path: read_run(path, job=job) for path, job in jobs.items() if path}
 
 
-def report_sections(config: ReportConfig, data_record: Mapping[str, Any]) -> Iterable[Section]:
-    yield data_section(read_json(join(config.data, STATISTICS)), data_record["counts"])
+def report_sections(config: ReportConfig, records: Mapping[str, Mapping[str, Any]]) -> Iterable[Section]:
+    yield data_section(read_json(join(config.data, STATISTICS)), records[config.data]["counts"])
     if config.comparison:
         yield comparison_section(read_json(join(config.comparison, COMPARISON)))
     if config.item_scores:
         yield from item_score_sections(config.item_scores, config.data, config.reference_scores)
     if config.user_scores:
         yield from user_score_sections(config.user_scores, config.data)
+    for number, path in enumerate(config.finetune):
+        yield tuning_section(path, records[path]["config"], figure_id=f"tuning-{number}")
 
 
 def item_score_sections(item_scores: str, data: str, reference: str | None) -> Iterable[Section]:

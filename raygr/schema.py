@@ -94,3 +94,7 @@ RANK_SCHEMA = pa.schema(  # one row per (user, part, candidate set)
         ("target_train_count", pa.int32()),  # train interactions of the target: cold-start buckets
     ]
 )
+
+# A finetune run; its adapter/ is named in aspects/adapters.py. One JSON line per step; evaluations of the held-out
+# users as means, and per user with columns stage, step, user_index, user_id and one per metric.
+STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"

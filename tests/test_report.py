@@ -95,6 +95,30 @@ def make_comparison(path: Path, train: str) -> str:
     return finished(path, "compare", {"output": str(path), "arms": {"base": [train]}, "base": "base"})
 
 
+def make_tuning(path: Path) -> str:
+    """Four held-out users whose reward rises by 0.5 each, and whose AUC is known of three."""
+    stages = [("before", 0, 0.0), ("warm_start", 0, 0.25), ("reinforcement", 10, 0.75), ("reinforcement", 20, 0.5)]
+    users = [
+        {"stage": stage, "step": step, "user_index": u, "user_id": f"U{u}", "reward": u / 10 + rise,
+         "mrr": u / 10 + rise / 2, "auc": None if u == 0 else 0.5, "valid": 1.0}
+        for stage, step, rise in stages for u in range(4)
+    ]  # fmt: skip
+    write_table(pa.Table.from_pylist(users), str(path / "evaluations.parquet"))
+    evaluations = [{"stage": stage, "step": step, "metrics": {}} for stage, step, _ in stages]
+    record = {"steps": 20, "warm_steps": 3, "best_step": 10, "held_out": 4, "evaluations": evaluations}
+    write_json(record, str(path / "evaluations.json"))
+    figures = {"reward_spread": 0.25, "flat_groups": 0.125, "valid": 1.0, "entropy": 2.125, "gradient_norm": 1.5}
+    lines = [{"stage": "warm_start", "step": n, "loss": 3.0} for n in range(1, 4)]
+    lines += [
+        {"stage": "reinforcement", "step": n, "reward": n / 64, "loss": 1.0, "kl": 0.0375 if n % 10 == 0 else None,
+         "tokens_per_second": 4567.0, **figures}
+        for n in range(1, 21)
+    ]  # fmt: skip
+    write_text("".join(json.dumps(line) + "\n" for line in lines), str(path / "steps.jsonl"))
+    config = {"output": str(path), "data": "d", "item_scores": "s", "aspects": "a.yaml", "task": "base"}
+    return finished(path, "finetune", config | {"rollouts": "slots"})
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> ReportConfig:
     folder = tmp_path_factory.mktemp("runs")
@@ -109,6 +133,7 @@ def inputs(tmp_path_factory) -> ReportConfig:
         item_scores=make_scores(folder / "item_scores", "items", ["I1", "I2", "I4", "I5", "I3"]),
         user_scores=make_scores(folder / "user_scores", "users", ["U1", "U2", "U3", "U4", "U0"]),
         reference_scores=str(folder / "reference.csv"),
+        finetune=(make_tuning(folder / "tuned"),),
     )
 
 
@@ -127,6 +152,7 @@ NUMBERS = [
     "0.1111", "0.1248", "+12.3%*", "(+2.1 to +22.9)", "-3.2%", "62.0%", "3.5%", "54,321", "leave_one_out",
     "0.8", "12.5%", "1.875", "1,234,567", "yes",  # quality
     "+1.00",  # agreement
+    "0.1500", "0.6500", "+0.5000*", "+0.7500*", "(+0.5000 to +0.5000)", "+0.0000", "4,567", "0.0375",  # fine-tune
 ]  # fmt: skip
 
 
@@ -143,8 +169,8 @@ def test_only_an_interval_without_zero_is_marked(page):
 def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
-    assert page.count("<svg") == 9  # gains, shares, agreement, three items, three users
-    assert page.count('role="img" aria-label=') == 9
+    assert page.count("<svg") == 12  # gains, shares, agreement, three items, three users, three of the fine-tune
+    assert page.count('role="img" aria-label=') == 12
 
 
 def test_ids_of_the_page_are_unique(page):
@@ -182,7 +208,7 @@ def test_drawn_users_have_the_longest_histories_and_their_newest_training_items(
 
 def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
     jobs = re.findall(r"<summary>(\w+):", page)
-    assert jobs == ["prepare", "score", "score", "train", "compare"]
+    assert jobs == ["prepare", "score", "score", "finetune", "train", "compare"]
     assert "raygr train --set output=t --set data=d --set dropout=0.25" in text
     assert "Versions" in text and "numpy" in page
 

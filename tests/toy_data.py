@@ -12,6 +12,8 @@ from raygr.schema import (
     INTERACTIONS,
     ITEM_SCHEMA,
     ITEMS,
+    REVIEW_SCHEMA,
+    REVIEWS,
     SCORE_SCHEMA,
     SCORES,
     TEST,
@@ -49,7 +51,7 @@ def write_prepared(
     folder: Path, histories: list[list[int]], *, items: int, ratings: list[list[float]] | None = None
 ) -> str:
     """A leave-one-out prepare run; item_id is "i" + item_index and user_id "u" + user_index."""
-    run = runs.start_run(str(folder), job="prepare", config={"split": "leave_one_out"})
+    run = runs.start_run(str(folder), job="prepare", config={"split": "leave_one_out", "rating_range": [1, 5]})
     rows = [
         row
         for user, history in enumerate(histories)
@@ -57,6 +59,8 @@ def write_prepared(
     ]
     columns = list(zip(*rows, strict=True))
     runs.write_table(typed(columns, INTERACTION_SCHEMA), run.file(INTERACTIONS))
+    texts = [(*row, "", f"words of u{row[0]} at {row[2]}") for row in rows]
+    runs.write_table(typed(list(zip(*texts, strict=True)), REVIEW_SCHEMA), run.file(f"{REVIEWS}/part-0.parquet"))
     item_rows = [(i, f"i{i}", f"title {i}", "", "", "", None, 0, None, 0) for i in range(1, items + 1)]
     runs.write_table(typed(list(zip(*item_rows, strict=True)), ITEM_SCHEMA), run.file(f"{ITEMS}/part-0.parquet"))
     user_table = [(u, f"u{u}", len(h), max(len(h) - 3, -1), max(len(h) - 3, -1)) for u, h in enumerate(histories)]

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 SYSTEM_MARK, USER_MARK = "raygr-system-text", "raygr-user-text"
 
 
-class PromptError(Exception):
+class PromptError(ValueError):
     """A tokenizer, template or token budget that no prompt can be made with."""
 
 

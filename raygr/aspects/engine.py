@@ -26,6 +26,7 @@ from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabili
 from raygr.aspects.store import ScoreStore, StoredScore
 
 BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block
+SMALLEST_MOVE = 1e-6  # of a log-probability by an adapter, against the bare model in the same engine
 CPU_KV_CACHE_BYTES = 1 << 30  # bounded, so that a restarted actor fits beside what is there
 
 
@@ -80,6 +81,8 @@ class ScoringEngine:
         tokens = settings.rating_tokens
         self.rating_ids = [*tokens.digits, tokens.ten[-1]]  # ten of them; the last is `10`, or the `0` of a split ten
         self.warm_up()
+        if self.lora:
+            self.check_adapter_answers()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         started = time.perf_counter()
@@ -98,6 +101,18 @@ class ScoringEngine:
         """Prefills the shared system prompt before anything that needs it is admitted."""
         if self.settings.shared_ids:
             self.run([list(self.settings.shared_ids)], [self.sampling(max_tokens=1)])
+
+    def check_adapter_answers(self) -> None:
+        """RuntimeError where the adapter leaves the log-probabilities of the bare model as they are."""
+        prompt = [*self.settings.shared_ids, *self.settings.tails[0]]
+        sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
+        (tuned,), (bare,) = (self.run_with([prompt], [sampling], lora=lora) for lora in (self.lora, None))
+        moved = np.abs(np.subtract(self.rating_logprobs(tuned), self.rating_logprobs(bare))).max()
+        if not moved > SMALLEST_MOVE:
+            raise RuntimeError(
+                f"adapter {self.settings.adapter} moves no log-probability of the bare model: it was not loaded, "
+                "or it never learned anything"
+            )
 
     def probe(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
         """Expected and most probable rating of every aspect, without free text."""
@@ -192,8 +207,11 @@ class ScoringEngine:
         return SamplingParams(**{"temperature": 0.0, "detokenize": "structured_outputs" in parameters, **parameters})
 
     def run(self, prompts: list[list[int]], sampling: list[Any]) -> Sequence[Any]:
+        return self.run_with(prompts, sampling, lora=self.lora)
+
+    def run_with(self, prompts: list[list[int]], sampling: list[Any], *, lora: Any) -> Sequence[Any]:
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=self.lora)
+        return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=lora)
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:

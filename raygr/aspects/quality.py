@@ -1,11 +1,15 @@
 """How good a score run is: valid share by reason, spread per aspect, dead aspects, effective rank."""
 
 import dataclasses
+import json
+import logging
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 DEAD_SPREAD = 1e-3  # on the scale of 1 to 10
 
@@ -72,3 +76,15 @@ def effective_rank(expected_SA: np.ndarray) -> float | None:
         return 0.0
     shares = singular[singular > 0] / singular.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def log_quality(quality: dict[str, Any]) -> None:
+    """One line of `score_quality` for the log."""
+    dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
+    logger.info(
+        "score: %.1f%% valid %s, effective rank %s%s",
+        100 * quality["valid_share"],
+        json.dumps(quality["by_reason"]),
+        quality["effective_rank"] and round(quality["effective_rank"], 1),
+        f", dead aspects: {', '.join(dead)}" if dead else "",
+    )

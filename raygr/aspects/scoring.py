@@ -8,10 +8,10 @@ A run that was killed starts again at the first of these that is not there.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +22,18 @@ import ray.data
 from ray.data.expressions import col
 
 from raygr import runs, schema
+from raygr.aspects.adapters import adapter_folder, check_adapter
 from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
 from raygr.aspects.aspects import AspectSet, load_aspects
+from raygr.aspects.batch_files import Request, import_answers, write_requests
 from raygr.aspects.engine import BLOCK_SIZE, EngineSettings, ScoringEngine, engine_environment
-from raygr.aspects.quality import score_quality
+from raygr.aspects.prompts import prompt_sha256
+from raygr.aspects.quality import log_quality, score_quality
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.store import ScoreStore, store_key
-from raygr.aspects.subjects import PromptSettings, item_prompts, user_prompt
+from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
 from raygr.cluster import connect
-from raygr.config import ScoreConfig
+from raygr.config import ConfigError, ScoreConfig
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +52,62 @@ class ScoringTotals:
     seconds: float = 0.0
 
 
-def score(config: ScoreConfig) -> runs.Run:
-    """Scores of all items or users of a prepare run, resumed where an earlier attempt stopped."""
+class Scoring(NamedTuple):
+    """One score run under way."""
+
+    run: runs.Run
+    config: ScoreConfig
+    aspects: AspectSet
+    settings: PromptSettings
+    mode: str
+    """probe, generate or generate-free."""
+    adapter: str | None
+    """Folder in PEFT's format."""
+    store: ScoreStore
+
+
+def score(config: ScoreConfig, *, answers: str | None = None) -> runs.Run:
+    """Scores of all items or users of a prepare run, resumed where an earlier attempt stopped.
+
+    `answers` is a file of a batch service's answers to `export_prompts`: they are filed before anything is asked.
+    """
+    scoring = start_scoring(config, exchanges=answers is not None)
+    run, names = scoring.run, scoring.aspects.names
+    filed = import_answers(answers, scoring.store, asked=asked_hashes(run), names=names) if answers else None
+    totals = score_missing(scoring)
+    scores = joined_scores(scoring)
+    runs.write_table(scores, runs.join(run.file(schema.SCORES), "part-0.parquet"))
+    quality = score_quality(scores, names)
+    runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
+    log_quality(quality)
+    counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
+    counts |= {"prompts": prompt_counts(run)} | ({"answers": filed} if filed else {})
+    inputs = [config.data, config.aspects, config.adapter, answers]
+    runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
+    return run
+
+
+def export_prompts(config: ScoreConfig, path: str) -> str:
+    """Writes the prompts that the store lacks as chat requests; `score(config, answers=...)` goes on from there."""
+    scoring = start_scoring(config, exchanges=True)
+    prompts = runs.read_table(scoring.run.file(PROMPTS))
+    missing = prompts.filter(
+        pc.is_in(prompts["subject_id"], value_set=pa.array(missing_subjects(scoring), pa.string()))
+    )
+    tokens = completion_tokens(aspect_tails(encoder_of(scoring.settings).tokenizer, scoring.aspects))
+    request = Request(config.answered_by or config.model, tokens, config.temperature)
+    write_requests(missing, path, settings=scoring.settings, request=request)
+    logger.info("score: %d of %d prompts written to %s", len(missing), len(prompts), path)
+    return path
+
+
+def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
+    """Checks the configuration and fills prompts/, unless an earlier attempt did. `exchanges`: with a batch service."""
     prepared = runs.read_run(config.data, job="prepare")
     aspects = load_aspects(config.aspects)
-    model = model_folder(config.model)
-    run = runs.start_run(config.output, job="score", config=config)
+    mode = "generate-free" if config.mode == "generate" and not config.structured else config.mode
     settings = PromptSettings(
-        model=model,
+        model=model_folder(config.model),
         aspects=aspects,
         subjects=config.subjects,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -64,28 +115,38 @@ def score(config: ScoreConfig) -> runs.Run:
         item_rating=config.item_rating,
         best_rating=prepared["config"]["rating_range"][1],
     )
-    mode = "generate-free" if config.mode == "generate" and not config.structured else config.mode
+    check_settings(config, mode, exchanges=exchanges)
+    adapter = checked_adapter(config, settings, mode)
+    run = runs.start_run(config.output, job="score", config=config)
+    store = ScoreStore(runs.join(config.store or run.file("store"), key_of(config, settings.model, adapter, mode)))
+    scoring = Scoring(run, config, aspects, settings, mode, adapter, store)
     connect()
     write_prompts(run, config, settings)
-    store = ScoreStore(runs.join(config.store or run.file("store"), key_of(config, model, mode)))
-    totals = score_missing(run, config, store, engine_settings(config, model, mode, aspects, run))
-    scores = joined_scores(run, config, store, mode, aspects.names)
-    runs.write_table(scores, runs.join(run.file(schema.SCORES), "part-0.parquet"))
-    quality = score_quality(scores, aspects.names)
-    runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
-    log_quality(quality)
-    counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
-    runs.finish_run(run, inputs=[config.data, config.aspects], counts=counts | {"prompts": prompt_counts(run)})
-    return run
+    return scoring
 
 
-def key_of(config: ScoreConfig, model: str, mode: str) -> str:
+def check_settings(config: ScoreConfig, mode: str, *, exchanges: bool) -> None:
+    if (config.answered_by or exchanges) and mode != "generate-free":
+        raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
+    if config.answered_by and config.adapter:
+        raise ConfigError(f"answered_by: {config.answered_by} and adapter are two ways to score: set one of them")
+
+
+def checked_adapter(config: ScoreConfig, settings: PromptSettings, mode: str) -> str | None:
+    if config.adapter is None:
+        return None
+    folder = adapter_folder(config.adapter)
+    shared = prompt_sha256(encoder_of(settings).shared)
+    check_adapter(folder, shared_prompt_sha256=shared, model=config.model, mode=mode, force=config.force_adapter)
+    return folder
+
+
+def key_of(config: ScoreConfig, model: str, adapter: str | None, mode: str) -> str:
     """A model folder or adapter that changes under the same name is another model."""
-    adapter = f"{config.adapter} {runs.fingerprint(config.adapter)}" if config.adapter else ""
-    content = runs.fingerprint(model) if runs.exists(model) else ""
+    content = "" if config.answered_by or not runs.exists(model) else runs.fingerprint(model)
     return store_key(
-        model=f"{config.model} {content}",
-        adapter=adapter,
+        model=f"{config.answered_by or config.model} {content}",
+        adapter=f"{config.adapter} {runs.fingerprint(adapter)}" if adapter else "",
         mode=mode,
         temperature=config.temperature,
         seed=config.seed,
@@ -131,30 +192,33 @@ def prompt_of_group(
     return user_prompt(reviews, settings=settings, items=ray.get(items), user_ids=ray.get(user_ids))
 
 
-def engine_settings(config: ScoreConfig, model: str, mode: str, aspects: AspectSet, run: runs.Run) -> EngineSettings:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
+def engine_settings(scoring: Scoring) -> EngineSettings:
+    config, aspects = scoring.config, scoring.aspects
+    tokenizer = encoder_of(scoring.settings).tokenizer
     tails = aspect_tails(tokenizer, aspects)
-    completion = COMPLETION_SLACK * sum(len(tail) + 3 for tail in tails)
-    longest_answer = completion if mode != "probe" else max(map(len, tails)) + 2
+    completion = completion_tokens(tails)
+    longest_answer = completion if scoring.mode != "probe" else max(map(len, tails)) + 2
     return EngineSettings(
-        model=model,
-        adapter=config.adapter,
-        mode=mode,
+        model=scoring.settings.model,
+        adapter=scoring.adapter,
+        mode=scoring.mode,
         temperature=config.temperature,
         names=aspects.names,
         tails=tails,
         rating_tokens=rating_tokens(tokenizer, aspects),
         answer_regex=format_regex(aspects),
         max_completion_tokens=completion,
-        shared_ids=shared_prefix(run),
+        shared_ids=shared_prefix(scoring.run),
         max_model_len=config.max_prompt_tokens + longest_answer + 1,
         tensor_parallel_size=config.tensor_parallel_size,
         on_gpu=gpus_of_cluster() > 0,
         engine_kwargs=dict(config.engine_kwargs),
         seed=config.seed,
     )
+
+
+def completion_tokens(tails: tuple[tuple[int, ...], ...]) -> int:
+    return COMPLETION_SLACK * sum(len(tail) + 3 for tail in tails)
 
 
 def shared_prefix(run: runs.Run) -> tuple[int, ...]:
@@ -170,12 +234,19 @@ def gpus_of_cluster() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def score_missing(run: runs.Run, config: ScoreConfig, store: ScoreStore, settings: EngineSettings) -> ScoringTotals:
+def score_missing(scoring: Scoring) -> ScoringTotals:
     """Sends the prompts that the store lacks through the actors."""
-    missing = missing_subjects(run, store)
+    run, config = scoring.run, scoring.config
+    missing = missing_subjects(scoring)
     logger.info("score: %d %s to score, the store knows the rest", len(missing), config.subjects)
     if not missing:
         return ScoringTotals()
+    if config.answered_by:
+        raise runs.RunError(
+            f"{run.path}: {len(missing)} prompts have no answer of {config.answered_by} yet; "
+            "--export-prompts FILE writes them, --import-answers FILE reads the answers"
+        )
+    settings = engine_settings(scoring)
     wanted = ray.put(pa.array(missing))
     # an engine's memory is the model's, known and bounded: no warning every half minute
     ray.data.DataContext.get_current().issue_detectors_config.detectors = []
@@ -186,7 +257,7 @@ def score_missing(run: runs.Run, config: ScoreConfig, store: ScoreStore, setting
         .repartition(target_num_rows_per_block=config.batch_size)
         .map_batches(
             ScoringEngine,
-            fn_constructor_args=(settings, store),
+            fn_constructor_args=(settings, scoring.store),
             batch_size=config.batch_size,
             compute=ray.data.ActorPoolStrategy(size=config.actors),
             **actor_resources(config, on_gpu=settings.on_gpu),
@@ -209,14 +280,18 @@ def actor_resources(config: ScoreConfig, *, on_gpu: bool) -> dict:
     }
 
 
-def missing_subjects(run: runs.Run, store: ScoreStore) -> list[str]:
+def missing_subjects(scoring: Scoring) -> list[str]:
     """The first subject of every prompt hash that the store lacks."""
-    prompts = runs.read_table(run.file(PROMPTS), columns=["subject_id", "prompt_sha256"])
+    prompts = runs.read_table(scoring.run.file(PROMPTS), columns=["subject_id", "prompt_sha256"])
     first = dict(
         zip(reversed(prompts["prompt_sha256"].to_pylist()), reversed(prompts["subject_id"].to_pylist()), strict=True)
     )
-    known = store.hashes()
+    known = scoring.store.hashes()
     return [subject for digest, subject in reversed(first.items()) if digest not in known]
+
+
+def asked_hashes(run: runs.Run) -> set[str]:
+    return set(runs.read_table(run.file(PROMPTS), columns=["prompt_sha256"])["prompt_sha256"].to_pylist())
 
 
 def keep_subjects(prompts: pa.Table, *, wanted: ray.ObjectRef) -> pa.Table:
@@ -238,8 +313,9 @@ def follow(dataset: ray.data.Dataset, expected: int) -> ScoringTotals:
     return ScoringTotals(subjects=done, tokens_given=given, tokens_computed=computed, seconds=engine_seconds)
 
 
-def joined_scores(run: runs.Run, config: ScoreConfig, store: ScoreStore, mode: str, names: tuple[str, ...]) -> pa.Table:
+def joined_scores(scoring: Scoring) -> pa.Table:
     """SCORE rows in the order of prompts/, each with the store's answer to its prompt."""
+    run, config, store = scoring.run, scoring.config, scoring.store
     columns = ["subject_id", "prompt_sha256", "prompt_tokens", "cutoff", "cutoff_position"]
     prompts = runs.read_table(run.file(PROMPTS), columns=columns)
     answers = store.read()
@@ -249,7 +325,12 @@ def joined_scores(run: runs.Run, config: ScoreConfig, store: ScoreStore, mode: s
             f"{run.path}: {places.null_count} prompts were not scored; run `raygr score` again to resume"
         )
     found = answers.take(places).drop_columns("prompt_sha256")
-    constants = {"aspects": list(names), "model": config.model, "adapter": config.adapter or "", "mode": mode}
+    constants = {
+        "aspects": list(scoring.aspects.names),
+        "model": config.answered_by or config.model,
+        "adapter": config.adapter or "",
+        "mode": scoring.mode,
+    }
     table = prompts
     for name in found.column_names:
         table = table.append_column(name, found[name])
@@ -267,14 +348,3 @@ def prompt_counts(run: runs.Run) -> dict[str, float]:
 def speed(totals: ScoringTotals) -> dict[str, float | None]:
     rate = totals.subjects / totals.seconds if totals.seconds else None
     return {"seconds": totals.seconds, "subjects_per_second": rate, "tokens_computed": totals.tokens_computed}
-
-
-def log_quality(quality: dict) -> None:
-    dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
-    logger.info(
-        "score: %.1f%% valid %s, effective rank %s%s",
-        100 * quality["valid_share"],
-        json.dumps(quality["by_reason"]),
-        quality["effective_rank"] and round(quality["effective_rank"], 1),
-        f", dead aspects: {', '.join(dead)}" if dead else "",
-    )

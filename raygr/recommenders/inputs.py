@@ -6,7 +6,6 @@ Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candida
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -15,25 +14,14 @@ from raygr.aspects.profiles import prompt_lengths, user_profiles
 from raygr.config import ConfigError, TrainConfig
 from raygr.data.batches import Targets, Windows, evaluation_targets, training_windows
 from raygr.data.candidates import candidate_weights, sample_candidates
+from raygr.data.prepared import Interactions, read_interactions
 from raygr.data.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
 from raygr.embeddings import standardise
 from raygr.evaluation import TIE_RULE
 from raygr.recommenders.losses import OwnedItems, owned_items
-from raygr.schema import INTERACTIONS, ITEMS, TEST, TRAIN, USERS, VALIDATION
+from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
 
 SHORTEST_HISTORY = 3  # one interaction to train on, one for validation, one for test
-
-
-class Interactions(NamedTuple):
-    """Sorted by (user, position)."""
-
-    user_N: np.ndarray
-    item_N: np.ndarray
-    rating_N: np.ndarray
-    """NaN for implicit data."""
-    split_N: np.ndarray
-    users: int
-    items: int
 
 
 class UserVectors(NamedTuple):
@@ -136,38 +124,6 @@ def check_examples(config: TrainConfig, windows: Windows, targets: dict[str, Tar
         if not len(found.user_E):
             needed = f"{SHORTEST_HISTORY} in all"
             raise ConfigError(f"{config.data}: no user has a {part} interaction with a history before it ({needed})")
-
-
-def read_interactions(data: str) -> Interactions:
-    columns = ["user_index", "item_index", "position", "rating", "split"]
-    table = runs.read_table(runs.join(data, INTERACTIONS), columns)
-    user_N, item_N, position_N = (table[name].to_numpy().astype(np.int64) for name in columns[:3])
-    rating_N = table["rating"].cast(pa.float64()).to_numpy(zero_copy_only=False)
-    items = runs.read_table(runs.join(data, ITEMS), ["item_index"]).num_rows
-    users = runs.read_table(runs.join(data, USERS), ["user_index"]).num_rows
-    split_N = table["split"].to_numpy().astype(str)
-    found = Interactions(user_N, item_N, rating_N, split_N, users, items)
-    check_interactions(found, position_N, data)
-    return found
-
-
-def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -> None:
-    """The contract of schema.py, on which the flat arrays rest."""
-    order = np.array([TRAIN, VALIDATION, TEST])
-    same_user = np.diff(found.user_N) == 0
-    is_sorted = (np.diff(found.user_N) >= 0).all() and (np.diff(position_N)[same_user] > 0).all()
-    stage_N = np.argmax(found.split_N[:, None] == order, axis=1)
-    problems = {
-        "no rows": not len(found.user_N),
-        "an item_index outside 1..items": ((found.item_N < 1) | (found.item_N > found.items)).any(),
-        "a user_index outside 0..users-1": ((found.user_N < 0) | (found.user_N >= found.users)).any(),
-        "rows not sorted by user_index and position": not is_sorted,
-        "a split that is not train, validation or test": not np.isin(found.split_N, order).all(),
-        "a train interaction after a held-out one": (np.diff(stage_N)[same_user] < 0).any(),
-    }
-    wrong = [name for name, is_wrong in problems.items() if is_wrong]
-    if wrong:
-        raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}")
 
 
 def read_item_scores(config: TrainConfig) -> AlignedScores | None:

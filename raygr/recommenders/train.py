@@ -22,8 +22,8 @@ import safetensors.torch
 import torch
 
 from raygr import runs
-from raygr.cluster import connect
-from raygr.config import ConfigError, TrainConfig
+from raygr.cluster import connect, wants_gpu
+from raygr.config import TrainConfig
 from raygr.evaluation import rank_metrics
 from raygr.recommenders.inputs import Inputs, load_inputs
 from raygr.recommenders.loop import (
@@ -52,23 +52,12 @@ def train(config: TrainConfig) -> runs.Run:
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
     inputs = load_inputs(config)
     connect()
-    use_gpu = wants_gpu(config)
+    use_gpu = wants_gpu(config.workers, config.use_gpu)
     run = runs.start_run(config.output, job="train", config=config)
     fit(config, run, use_gpu=use_gpu)
     used = [path for path in (config.data, config.item_scores, config.user_score_run) if path]
     runs.finish_run(run, inputs=used, counts=row_counts(inputs))
     return run
-
-
-def wants_gpu(config: TrainConfig) -> bool:
-    """Whether the workers train on GPUs; ConfigError where they do not fit."""
-    resources = ray.cluster_resources()
-    if config.workers > resources.get("CPU", 0):
-        raise ConfigError(f"workers: {config.workers} need as many CPUs, Ray has {resources.get('CPU', 0):.0f}")
-    enough = resources.get("GPU", 0) >= config.workers
-    if config.use_gpu and not enough:
-        raise ConfigError(f"use_gpu: {config.workers} workers need as many GPUs, Ray has {resources.get('GPU', 0):.0f}")
-    return enough if config.use_gpu is None else config.use_gpu
 
 
 def fit(config: TrainConfig, run: runs.Run, *, use_gpu: bool) -> None:

@@ -1,0 +1,88 @@
+"""What a LoRA adapter was tuned for: raygr.json beside PEFT's files. Scoring refuses an adapter for anything else.
+
+Read without PEFT; finetuning/adapters.py writes it.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from raygr import runs
+from raygr.aspects.small_model import model_folder
+from raygr.config import STRICT, ConfigError, check_config
+
+logger = logging.getLogger(__name__)
+
+ADAPTER, NOTE, PEFT_FILE = "adapter", "raygr.json", "adapter_config.json"
+# The scoring modes that ask as the adapter's rollouts did: ratings in one answer, each behind those before it.
+MODES = {"free": ("generate-free", "generate"), "slots": ("generate",)}
+MODE_SETTINGS = {
+    "generate": "mode: generate",
+    "generate-free": "mode: generate with structured: false",
+    "probe": "mode: probe",
+}
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AdapterNote:
+    """How an adapter was tuned."""
+
+    shared_prompt_sha256: str
+    """Hash of the token ids that all its prompts start with: chat template, task and aspects."""
+    rollouts: str
+    model: str
+    model_sha256: str
+    """Fingerprint of the base model's folder; "" for a hub name."""
+    aspects: tuple[str, ...]
+    normalisation: Mapping[str, Any]
+    """Means and deviations that the rewards were computed with."""
+
+
+def adapter_folder(path: str) -> str:
+    """The folder in PEFT's format: `path` itself, or the one inside a finetune run."""
+    if runs.exists(runs.join(path, runs.STARTED_FILE)) or runs.is_finished(path):
+        runs.read_run(path, job="finetune")
+        path = runs.join(path, ADAPTER)
+    if not runs.exists(runs.join(path, PEFT_FILE)):
+        raise ConfigError(f"adapter: {path} holds no {PEFT_FILE}, so it is no LoRA adapter in PEFT's format")
+    return runs.absolute(path)
+
+
+def read_note(folder: str) -> AdapterNote | None:
+    """None for an adapter that raygr did not tune."""
+    path = runs.join(folder, NOTE)
+    return check_config(AdapterNote, runs.read_json(path), source=path) if runs.exists(path) else None
+
+
+def check_adapter(folder: str, *, shared_prompt_sha256: str, model: str, mode: str, force: bool) -> None:
+    """ConfigError where the adapter was tuned for another prompt, base model or way of asking; `force` only warns."""
+    note = read_note(folder)
+    if note is None:
+        logger.warning("%s says not what it was tuned for (no %s): nothing was checked", folder, NOTE)
+        return
+    wrong = []
+    if note.shared_prompt_sha256 != shared_prompt_sha256:
+        wrong.append(f"another prompt (its aspects: {', '.join(note.aspects)})")
+    if model_identity(note.model, note.model_sha256) != model_identity(model, model_sha256(model)):
+        wrong.append(f"another base model ({note.model}, not {model})")
+    if mode not in MODES[note.rollouts]:
+        fitting = " or ".join(MODE_SETTINGS[one] for one in MODES[note.rollouts])
+        wrong.append(f"{note.rollouts} rollouts, which {fitting} asks for, not {MODE_SETTINGS[mode]}")
+    if not wrong:
+        return
+    message = f"adapter: {folder} was tuned with {'; '.join(wrong)}"
+    if not force:
+        raise ConfigError(f"{message} (force_adapter: true scores all the same)")
+    logger.warning("%s: scored all the same, by force_adapter", message)
+
+
+def model_identity(name: str, sha256: str) -> str:
+    return sha256 or name
+
+
+def model_sha256(name: str) -> str:
+    """Fingerprint of a model's folder; "" for a hub name."""
+    folder = model_folder(name)
+    return runs.fingerprint(folder) if runs.exists(folder) else ""

@@ -1,0 +1,56 @@
+"""Reads back what prepare wrote: the interactions as flat arrays, checked against schema.py.
+
+Shape suffix: `N` interactions.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raygr import runs
+from raygr.schema import INTERACTIONS, ITEMS, TEST, TRAIN, USERS, VALIDATION
+
+
+class Interactions(NamedTuple):
+    """Sorted by (user, position)."""
+
+    user_N: np.ndarray
+    item_N: np.ndarray
+    rating_N: np.ndarray
+    """NaN for implicit data."""
+    split_N: np.ndarray
+    users: int
+    items: int
+
+
+def read_interactions(data: str) -> Interactions:
+    columns = ["user_index", "item_index", "position", "rating", "split"]
+    table = runs.read_table(runs.join(data, INTERACTIONS), columns)
+    user_N, item_N, position_N = (table[name].to_numpy().astype(np.int64) for name in columns[:3])
+    rating_N = table["rating"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    items = runs.read_table(runs.join(data, ITEMS), ["item_index"]).num_rows
+    users = runs.read_table(runs.join(data, USERS), ["user_index"]).num_rows
+    split_N = table["split"].to_numpy().astype(str)
+    found = Interactions(user_N, item_N, rating_N, split_N, users, items)
+    check_interactions(found, position_N, data)
+    return found
+
+
+def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -> None:
+    """The contract of schema.py, on which the flat arrays rest."""
+    order = np.array([TRAIN, VALIDATION, TEST])
+    same_user = np.diff(found.user_N) == 0
+    is_sorted = (np.diff(found.user_N) >= 0).all() and (np.diff(position_N)[same_user] > 0).all()
+    stage_N = np.argmax(found.split_N[:, None] == order, axis=1)
+    problems = {
+        "no rows": not len(found.user_N),
+        "an item_index outside 1..items": ((found.item_N < 1) | (found.item_N > found.items)).any(),
+        "a user_index outside 0..users-1": ((found.user_N < 0) | (found.user_N >= found.users)).any(),
+        "rows not sorted by user_index and position": not is_sorted,
+        "a split that is not train, validation or test": not np.isin(found.split_N, order).all(),
+        "a train interaction after a held-out one": (np.diff(stage_N)[same_user] < 0).any(),
+    }
+    wrong = [name for name, is_wrong in problems.items() if is_wrong]
+    if wrong:
+        raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}")

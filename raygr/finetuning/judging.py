@@ -1,0 +1,175 @@
+"""Ratings of users -> rewards, advantages, held-out metrics and the figures of a step, by the frozen item scores.
+
+MRR is that of the target among its candidates and AUC that of the items kept out of the prompt, whatever the task is.
+Shape suffixes as in rewards.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raygr.config import FinetuneConfig
+from raygr.finetuning.inputs import Problem
+from raygr.finetuning.policy_gradient import LossParts
+from raygr.finetuning.rewards import (
+    Normalisation,
+    Reward,
+    aspect_credit,
+    auc,
+    leave_one_out_advantage,
+    mean_rank,
+    reward_function,
+    standardised,
+)
+from raygr.finetuning.rollouts import Rollouts
+
+METRICS = ("reward", "mrr", "auc", "valid")  # of an evaluation
+LOSS_PARTS = ("value", "format", "format_reward", "teacher", "kl")
+STEP_SUMS = (
+    *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
+    *("kl_users", "divergence", *LOSS_PARTS),
+)
+
+
+class Judge(NamedTuple):
+    """The task: what a user's ratings are worth."""
+
+    task: str
+    reward: Reward
+    per_aspect_credit: bool
+    value_reward: bool
+    items_IA: Tensor  # standardised
+    item_mean: tuple[float, ...]
+    item_std: tuple[float, ...]
+
+    @staticmethod
+    def of(config: FinetuneConfig, items_IA: np.ndarray, reward: Reward | None) -> "Judge":
+        name = config.reward or ("auc" if config.task == "classification" else "reciprocal_rank")
+        mean_A, std_A = items_IA.mean(axis=0), items_IA.std(axis=0)
+        return Judge(
+            task=config.task,
+            reward=reward or reward_function(name),
+            per_aspect_credit=config.per_aspect_credit,
+            value_reward=config.value_reward,
+            items_IA=standardised(torch.as_tensor(items_IA, dtype=torch.float64), mean_A, std_A),
+            item_mean=tuple(mean_A.tolist()),
+            item_std=tuple(std_A.tolist()),
+        )
+
+
+class Outcome(NamedTuple):
+    """Of G completions of B users, on the CPU."""
+
+    reward_BG: Tensor
+    mrr_BG: Tensor
+    auc_BG: Tensor  # NaN where the user likes all or none
+    advantage_BGA: Tensor
+
+
+def judge_ratings(
+    judge: Judge, normalisation: Normalisation, problems: Sequence[Problem], ratings_BGA: Tensor
+) -> Outcome:
+    ratings_BGA = ratings_BGA.detach().cpu().double()
+    users_BGA = standardised(ratings_BGA, normalisation.user_mean, normalisation.user_std)
+    judged = [judge_user(judge, problem, user_GA) for problem, user_GA in zip(problems, users_BGA, strict=True)]
+    return Outcome(*(torch.stack(column) for column in zip(*judged, strict=True)))
+
+
+def judge_user(judge: Judge, problem: Problem, user_GA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Reward, MRR, AUC and advantage of one user's completions."""
+    candidates_CA, judged_KA = judge.items_IA[problem.candidate_C], judge.items_IA[problem.judged_K]
+    target_C = torch.arange(len(candidates_CA)) == 0
+    liked_K = torch.as_tensor(problem.liked_K)
+    task = (judged_KA, liked_K) if judge.task == "classification" else (candidates_CA, target_C)
+    reward_G = judge.reward(user_GA, *task)
+    if not judge.value_reward:
+        advantage_GA = torch.zeros_like(user_GA)
+    elif judge.per_aspect_credit:
+        advantage_GA = aspect_credit(user_GA, *task, judge.reward)
+    else:
+        advantage_GA = leave_one_out_advantage(reward_G)[:, None].expand_as(user_GA)
+    mrr_G = 1 / mean_rank(user_GA, candidates_CA, target_C)
+    auc_G = (auc(user_GA, judged_KA, liked_K) + 1) / 2
+    return reward_G, mrr_G, auc_G, advantage_GA
+
+
+def fitted(judge: Judge, moments_3A: Tensor) -> Normalisation:
+    """From the number, the sum and the sum of squares of the policy's ratings per aspect."""
+    count_A, sum_A, squares_A = moments_3A.cpu().numpy()
+    mean_A = sum_A / np.maximum(count_A, 1)
+    std_A = np.sqrt(np.maximum(squares_A / np.maximum(count_A, 1) - mean_A**2, 0))
+    return Normalisation(judge.item_mean, judge.item_std, tuple(mean_A.tolist()), tuple(std_A.tolist()))
+
+
+def moments(ratings_NA: Tensor) -> Tensor:
+    read_NA = ~ratings_NA.isnan()
+    known_NA = ratings_NA.nan_to_num(nan=0.0)
+    return torch.stack([read_NA.sum(0).double(), known_NA.sum(0), (known_NA**2).sum(0)])
+
+
+def user_metrics(outcome: Outcome, ratings_BGA: Tensor) -> Tensor:
+    """METRICS of every user's first completion, (4, B)."""
+    valid_B = (~ratings_BGA[:, 0].isnan()).all(dim=1).double().cpu()
+    return torch.stack([outcome.reward_BG[:, 0], outcome.mrr_BG[:, 0], outcome.auc_BG[:, 0], valid_B])
+
+
+def evaluation_record(metrics_MU: Tensor) -> dict[str, dict]:
+    """Means over the users that have a value, and the users' own; None where a user has none."""
+    users = {
+        name: [None if np.isnan(value) else value for value in row]
+        for name, row in zip(METRICS, metrics_MU.tolist(), strict=True)
+    }
+    means = {name: mean_of([v for v in values if v is not None]) for name, values in users.items()}
+    return {"metrics": means, "users": users}
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def step_sums(problems: list[Problem], rollouts: Rollouts, outcome: Outcome, parts: LossParts) -> Tensor:
+    """Sums over users, in the order of STEP_SUMS: workers' sums add up."""
+    spread_B = outcome.reward_BG.std(dim=1)
+    read_BGA = ~rollouts.ratings_BGA.isnan()
+    auc_B, divergence_B = outcome.auc_BG.mean(1), parts.divergence
+    values = {
+        "users": len(problems),
+        "reward": outcome.reward_BG.mean(1).sum(),
+        "spread": spread_B.sum(),
+        "flat": (spread_B < 1e-12).sum(),
+        "mrr": outcome.mrr_BG.mean(1).sum(),
+        "auc_users": (~auc_B.isnan()).sum(),
+        "auc": auc_B.nansum(),
+        "valid": read_BGA.all(2).double().mean(1).sum(),
+        "read": read_BGA.double().mean((1, 2)).sum(),
+        "tokens": sum(len(p.prompt_ids) for p in problems) + rollouts.rows.kept_BRT.sum(),
+        "entropy": parts.entropy.sum(),
+        "kl_users": (~divergence_B.isnan()).sum(),
+        "divergence": divergence_B.nansum(),
+    } | {name: value.detach().sum() for name, value in zip(LOSS_PARTS, parts, strict=False)}
+    return torch.tensor([float(values[name]) for name in STEP_SUMS], dtype=torch.float64)
+
+
+def step_figures(sums: list[float], seconds: float) -> dict[str, Any]:
+    """A line of steps.jsonl but for its place."""
+    total = dict(zip(STEP_SUMS, sums, strict=True))
+    users = total["users"]
+    losses = {name: total[name] / users for name in LOSS_PARTS}
+    return {
+        "reward": total["reward"] / users,
+        "reward_spread": total["spread"] / users,
+        "flat_groups": total["flat"] / users,
+        "mrr": total["mrr"] / users,
+        "auc": total["auc"] / total["auc_users"] if total["auc_users"] else None,
+        "valid": total["valid"] / users,
+        "aspects_read": total["read"] / users,
+        "entropy": total["entropy"] / users,
+        "kl": total["divergence"] / total["kl_users"] if total["kl_users"] else None,
+        "loss": sum(losses.values()),
+        "losses": losses,
+        "seconds": seconds,
+        "tokens_per_second": total["tokens"] / seconds,
+    }

@@ -1,0 +1,227 @@
+"""The policy, an LLM with a LoRA adapter: its rollouts of a few users, and their loss.
+
+The prompts are prefilled once, with their gradient; completions are sampled from that cache and the loss's pass over
+them goes on from it. Dropout and gradient checkpointing forbid this, so they prefill once more.
+Shape suffixes as in rollouts.py and policy_gradient.py.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from raygr.config import FinetuneConfig
+from raygr.finetuning.inputs import Inputs, Problem
+from raygr.finetuning.policy_gradient import (
+    LossParts,
+    LossWeights,
+    answer_log_probs,
+    free_loss,
+    is_canonical,
+    joined,
+    slots_loss,
+    target_answers,
+    teacher_loss,
+    with_divergence,
+)
+from raygr.finetuning.rewards import token_advantages
+from raygr.finetuning.rollouts import (
+    AnswerTemplate,
+    Rollouts,
+    free_places,
+    free_rollouts,
+    sample_free,
+    sample_slots,
+    slots_rollouts,
+    slots_rows,
+)
+from raygr.finetuning.shared_prompt import Prefilled, Rows, completion_logits, packed_logits, prefill
+
+
+class Policy(NamedTuple):
+    config: FinetuneConfig
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    template: AnswerTemplate
+    names: tuple[str, ...]
+    device: torch.device
+    structured: dict[int, list[float]]
+    """By user: the base model's own structured answer, the teacher of a user without one. Filled as needed."""
+
+
+def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -> Policy:
+    """The frozen model (fp16 on CUDA) with a fresh adapter in fp32."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation="sdpa").to(device)
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, lora).eval()
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    tokenizer = AutoTokenizer.from_pretrained(inputs.model)
+    return Policy(config, model, tokenizer, inputs.template, inputs.names, device, {})
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def copied_adapter(model: PeftModel) -> dict[str, Tensor]:
+    return {name: weight.detach().cpu().clone() for name, weight in adapter_weights(model).items()}
+
+
+@torch.no_grad()
+def load_adapter(model: PeftModel, weights: dict[str, Tensor]) -> None:
+    """Puts `copied_adapter`'s weights back, such as `tuning.best_adapter` before it is saved."""
+    for name, weight in adapter_weights(model).items():
+        weight.copy_(weights[name])
+
+
+def autocast(policy: Policy) -> torch.autocast:
+    """One per phase: it keeps cast copies of the weights, which must not come from a pass without gradients."""
+    return torch.autocast(policy.device.type, dtype=torch.float16, enabled=policy.device.type == "cuda")
+
+
+def reuses_prefill(policy: Policy) -> bool:
+    return not policy.config.gradient_checkpointing and policy.config.lora_dropout == 0
+
+
+def prompts_of(problems: Sequence[Problem]) -> list[tuple[int, ...]]:
+    return [problem.prompt_ids for problem in problems]
+
+
+def uniforms(problems: Sequence[Problem], key: tuple[int, ...], shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Each user's own random numbers, (B, *shape): the same whoever shares the batch."""
+    drawn = [np.random.default_rng([*key, problem.user_index]).random(shape) for problem in problems]
+    return torch.as_tensor(np.stack(drawn), dtype=torch.float32, device=device)
+
+
+@torch.no_grad()
+def sample(policy: Policy, prefilled: Prefilled, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
+    """`completions` rollouts of each user; `key` and the user name the random numbers."""
+    g, temperature = policy.config.completions, policy.config.temperature
+    with autocast(policy):
+        if policy.config.rollouts == "slots":
+            uniform_BGA = uniforms(problems, key, (g, len(policy.names)), policy.device)
+            ratings_BGA = sample_slots(policy.model, prefilled, policy.template, uniform_BGA, temperature).ratings_BGA
+            return slots_rollouts(policy.template, ratings_BGA)
+        uniform_BGT = uniforms(problems, key, (g, free_places(policy.template)), policy.device)
+        completions = sample_free(policy.model, prefilled, policy.template, uniform_BGT, temperature)
+    return free_rollouts(policy.tokenizer, completions, policy.names, policy.template, policy.device)
+
+
+@torch.no_grad()
+def fresh_rollouts(policy: Policy, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
+    with autocast(policy):
+        prefilled = prefill(policy.model, prompts_of(problems))
+    return sample(policy, prefilled, problems, key)
+
+
+@torch.no_grad()
+def likeliest_ratings(policy: Policy, problems: Sequence[Problem]) -> Tensor:
+    """Ratings without chance, (B, 1, A), NaN where not read: expected ones for slots, those of the text for free."""
+    with autocast(policy):
+        prefilled = prefill(policy.model, prompts_of(problems))
+        if policy.config.rollouts == "slots":
+            probabilities_BGAR = sample_slots(policy.model, prefilled, policy.template).probabilities_BGAR
+            return probabilities_BGAR.double() @ torch.arange(1.0, 11, dtype=torch.float64, device=policy.device)
+        completions = sample_free(policy.model, prefilled, policy.template)
+    return free_rollouts(policy.tokenizer, completions, policy.names, policy.template, policy.device).ratings_BGA
+
+
+def logits_of(policy: Policy, problems: Sequence[Problem], prefilled: Prefilled | None, rows: Rows) -> Tensor:
+    """With the gradient; `prefilled` where it can be reused."""
+    with autocast(policy):
+        if policy.config.gradient_checkpointing:
+            policy.model.train()
+            logits = packed_logits(policy.model, prompts_of(problems), rows)
+        else:
+            policy.model.train(policy.config.lora_dropout > 0)
+            prefilled = prefilled or prefill(policy.model, prompts_of(problems))
+            logits = completion_logits(policy.model, prefilled, rows)
+    policy.model.eval()
+    return logits
+
+
+@torch.no_grad()
+def base_logits(policy: Policy, problems: Sequence[Problem], rows: Rows) -> Tensor:
+    with autocast(policy), policy.model.disable_adapter():
+        return completion_logits(policy.model, prefill(policy.model, prompts_of(problems)), rows)
+
+
+def prefill_once(policy: Policy, problems: Sequence[Problem]) -> tuple[Prefilled, Prefilled | None]:
+    """What to sample from, and what the loss may reuse."""
+    with autocast(policy), torch.set_grad_enabled(reuses_prefill(policy)):
+        prefilled = prefill(policy.model, prompts_of(problems))
+    return prefilled, prefilled if reuses_prefill(policy) else None
+
+
+def loss_weights(config: FinetuneConfig) -> LossWeights:
+    on = float(config.format_reward)
+    return LossWeights(
+        temperature=config.temperature,
+        format_reward=on,
+        format_read=on * config.lambda_format_read,
+        format_unread=on * config.lambda_format_unread,
+        kl=config.kl_weight,
+    )
+
+
+def rollouts_loss(
+    policy: Policy,
+    problems: Sequence[Problem],
+    prefilled: Prefilled | None,
+    rollouts: Rollouts,
+    advantage_BGA: Tensor,
+    watch_kl: bool,
+) -> LossParts:
+    """(7) of every user, with what is watched."""
+    weights, template = loss_weights(policy.config), policy.template
+    advantage_BGA = advantage_BGA.to(policy.device)
+    base = base_logits(policy, problems, rollouts.rows) if watch_kl or weights.kl else None
+    if policy.config.rollouts == "slots":
+        logits = logits_of(policy, problems, prefilled, rollouts.rows)
+        return slots_loss(logits, rollouts, advantage_BGA, template, weights, base)
+    targets = None
+    if not is_canonical(rollouts).all():
+        targets = target_answers(rollouts, teacher_ratings(policy, problems), template)
+    rows = rollouts.rows if targets is None else joined(rollouts.rows, targets.rows)
+    logits = logits_of(policy, problems, prefilled, rows)
+    advantages = token_advantages(advantage_BGA, rollouts.aspect_BGT, rollouts.correct_BGT)
+    parts = free_loss(logits, rollouts, advantages, targets, template, weights)
+    if base is None:
+        return parts
+    g, places = rollouts.rows.ids_BRT.shape[1:]
+    return with_divergence(parts, logits[:, :g, :places], base, rollouts.rows, weights.kl)
+
+
+def teacher_ratings(policy: Policy, problems: Sequence[Problem]) -> Tensor:
+    """(B, A): the teacher's, or the base model's own structured answer where there is none."""
+    missing = [p for p in problems if p.teacher_A is None and p.user_index not in policy.structured]
+    if missing:
+        with torch.no_grad(), autocast(policy), policy.model.disable_adapter():
+            prefilled = prefill(policy.model, prompts_of(missing))
+            answers = sample_slots(policy.model, prefilled, policy.template).ratings_BGA[:, 0].tolist()
+        policy.structured.update(zip([p.user_index for p in missing], answers, strict=True))
+    known = [policy.structured[p.user_index] if p.teacher_A is None else p.teacher_A.tolist() for p in problems]
+    return torch.tensor(known, dtype=torch.float64, device=policy.device)
+
+
+def taught_loss(policy: Policy, problems: Sequence[Problem]) -> Tensor:
+    """Cross-entropy to the teacher's answers, per user, (B,)."""
+    teacher_BRA = teacher_ratings(policy, problems)[:, None]
+    ratings_BRA = (teacher_BRA + 0.5).floor().clamp(1, 10).long()
+    rows = slots_rows(policy.template, ratings_BRA)
+    logits = logits_of(policy, problems, None, rows)
+    answer = answer_log_probs(logits, rows, ratings_BRA, policy.template)
+    return teacher_loss(answer, teacher_BRA, policy.template)[:, 0]

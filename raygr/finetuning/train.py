@@ -1,0 +1,192 @@
+"""The finetune stage: prepare run + item scores -> adapter/, steps.jsonl, evaluations.json and .parquet.
+
+The driver reads and checks everything once, then Ray Train runs the loop of loop.py in one or more workers. A killed
+worker, or a run started again on an unfinished folder, goes on from the last evaluation's checkpoint.
+"""
+
+import copy
+import dataclasses
+import json
+import logging
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from raygr import runs
+from raygr.aspects.adapters import ADAPTER, AdapterNote, model_sha256
+from raygr.aspects.aspects import load_aspects
+from raygr.aspects.prompts import prompt_sha256
+from raygr.aspects.small_model import model_folder
+from raygr.aspects.subjects import encoder_of
+from raygr.cluster import connect, wants_gpu
+from raygr.config import FinetuneConfig
+from raygr.finetuning.adapters import save_adapter
+from raygr.finetuning.inputs import PROFILE, Inputs, load_inputs, prompt_settings
+from raygr.finetuning.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
+from raygr.finetuning.policy import load_adapter
+from raygr.finetuning.rewards import Reward
+from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "tuning.pt"
+WORKER_RESTARTS = 2
+
+
+def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Run:
+    """Tunes one adapter; the best by held-out reward is kept.
+
+    `reward` is one's own task: (user_GA, items_CA, relevant_C) -> (G,) in [-1, 1], of standardised vectors;
+    the workers must be able to import the module that it comes from.
+    """
+    if runs.is_finished(config.output):
+        raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    inputs = load_inputs(config)
+    logger.info("finetune: users %s", json.dumps(inputs.counts))
+    connect()
+    use_gpu = wants_gpu(config.workers, config.use_gpu)
+    run = runs.start_run(config.output, job="finetune", config=config)
+    fit(config, inputs, reward, run, use_gpu=use_gpu)
+    teacher = None if config.teacher == PROFILE else config.teacher
+    used = [path for path in (config.data, config.item_scores, config.aspects, teacher) if path]
+    own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
+    steps = runs.read_json(run.file(EVALUATIONS))
+    counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
+    runs.finish_run(run, inputs=used, counts=counts)
+    return run
+
+
+def fit(config: FinetuneConfig, inputs: Inputs, reward: Reward | None, run: runs.Run, *, use_gpu: bool) -> None:
+    # a worker waits in report until the controller's next look at it: by default up to 2 s
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    settings = {"config": with_absolute_paths(config), "inputs": ray.put(inputs), "reward": reward}
+    trainer = ray.train.torch.TorchTrainer(
+        tune_per_worker,
+        train_loop_config=settings | {"note": adapter_note(config)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+        ),
+        run_config=ray.train.RunConfig(
+            name="finetune",  # start_run has refused a folder of another configuration: going on here is right
+            storage_path=runs.absolute(run.file("ray")),
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    trainer.fit()
+
+
+def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """Ray Train's workers run in a folder of their own; a hub name stays one."""
+    model = runs.absolute(config.model) if runs.exists(config.model) else config.model
+    return dataclasses.replace(config, output=runs.absolute(config.output), model=model)
+
+
+def adapter_note(config: FinetuneConfig) -> AdapterNote:
+    """What is known before anything is learned: all but the normalisation."""
+    aspects = load_aspects(config.aspects)
+    # the scale of ratings is told in the reviews, not in what all prompts share
+    shared = encoder_of(prompt_settings(config, aspects, best_rating=5.0)).shared
+    return AdapterNote(
+        shared_prompt_sha256=prompt_sha256(shared),
+        rollouts=config.rollouts,
+        model=config.model,
+        model_sha256=model_sha256(config.model),
+        aspects=aspects.names,
+        normalisation={},
+    )
+
+
+def tune_per_worker(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs; rank 0 writes the run's files."""
+    config: FinetuneConfig = settings["config"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
+    context = ray.train.get_context()
+    share = Share(context.get_world_rank(), context.get_world_size())
+    logging.getLogger("raygr").setLevel(logging.INFO if share.rank == 0 else logging.WARNING)
+    # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
+    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
+    tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
+    resume(tuning)
+    for _ in tuning_rounds(tuning):
+        if share.rank == 0:
+            write_progress(tuning)
+        report(tuning)
+    if share.rank == 0:
+        write_progress(tuning)
+        load_adapter(tuning.model, tuning.best_adapter)
+        note = dataclasses.replace(settings["note"], normalisation=tuning.progress.normalisation._asdict())
+        save_adapter(tuning.model, note, runs.join(config.output, ADAPTER))
+
+
+def resume(tuning: Tuning) -> None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as folder:
+        restore(tuning, torch.load(Path(folder, CHECKPOINT), map_location=tuning.device, weights_only=True))
+    logger.info("resumed after step %d of the warm start, %d", tuning.progress.warm_step, tuning.progress.step)
+
+
+def report(tuning: Tuning) -> None:
+    """A collective of all workers; rank 0 brings the checkpoint."""
+    metrics = {"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]}
+    if tuning.share.rank > 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(checkpoint_state(tuning), Path(folder, CHECKPOINT))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def write_progress(tuning: Tuning) -> None:
+    """steps.jsonl, and the evaluations with the means of all held-out users and of each."""
+    output, progress = tuning.config.output, tuning.progress
+    lines = "".join(json.dumps(finite(line)) + "\n" for line in progress.lines)
+    runs.write_text(lines, runs.join(output, STEPS))
+    record = {
+        "steps": progress.step,
+        "warm_steps": progress.warm_step,
+        "best_step": progress.best_step,
+        "held_out": len(tuning.inputs.held_out),
+        "evaluations": [
+            {"stage": one["stage"], "step": one["step"], "metrics": finite(one["metrics"])}
+            for one in progress.evaluations
+        ],
+    }
+    runs.write_json(record, runs.join(output, EVALUATIONS))
+    runs.write_table(user_table(tuning), runs.join(output, USER_EVALUATIONS))
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: null where there is nothing to say."""
+    return {n: None if isinstance(value, float) and not math.isfinite(value) else value for n, value in values.items()}
+
+
+def user_table(tuning: Tuning) -> pa.Table:
+    """One row per evaluation and held-out user; NaN where a metric says nothing of the user."""
+    users = tuning.inputs.held_out
+    tables = []
+    for one in tuning.progress.evaluations:
+        columns = {
+            "stage": [one["stage"]] * len(users),
+            "step": pa.array([one["step"]] * len(users), pa.int32()),
+            "user_index": pa.array([user.user_index for user in users], pa.int32()),
+            "user_id": [user.user_id for user in users],
+        }
+        metrics = {name: pa.array(values, pa.float32()) for name, values in one["users"].items()}
+        tables.append(pa.table(columns | metrics))
+    return pa.concat_tables(tables)

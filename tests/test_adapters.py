@@ -1,0 +1,133 @@
+"""An adapter is refused for what it was not tuned for, and by the engine where it moves nothing."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_data import walks, write_prepared
+
+from raygr import runs
+from raygr.aspects.adapters import adapter_folder, check_adapter, model_sha256, read_note
+from raygr.aspects.aspects import load_aspects
+from raygr.aspects.engine import ScoringEngine
+from raygr.aspects.scoring import score
+from raygr.config import ConfigError, ScoreConfig
+
+ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
+
+
+def write_adapter(folder: Path, **changes: Any) -> str:
+    """The files that scoring looks at; no weights."""
+    note = {
+        "shared_prompt_sha256": "p",
+        "rollouts": "slots",
+        "model": "org/model",
+        "model_sha256": "",
+        "aspects": ["pace"],
+        "normalisation": {"item_mean": [5.0]},
+    }
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 8}), encoding="utf-8")
+    (folder / "raygr.json").write_text(json.dumps(note | changes), encoding="utf-8")
+    return str(folder)
+
+
+def check(folder: str, **changes: Any) -> None:
+    fitting = {"shared_prompt_sha256": "p", "model": "org/model", "mode": "generate", "force": False}
+    check_adapter(folder, **(fitting | changes))
+
+
+def test_an_adapter_is_taken_for_what_it_was_tuned_for(tmp_path: Path):
+    slots, free = write_adapter(tmp_path / "slots"), write_adapter(tmp_path / "free", rollouts="free")
+    check(slots)
+    check(free)
+    check(free, mode="generate-free")
+    assert read_note(slots).normalisation == {"item_mean": [5.0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shared_prompt_sha256": "q"}, r"tuned with another prompt \(its aspects: pace\)"),
+        ({"model": "org/other"}, r"another base model \(org/model, not org/other\)"),
+        ({"mode": "probe"}, "slots rollouts, which mode: generate asks for, not mode: probe"),
+        ({"mode": "generate-free"}, "not mode: generate with structured: false"),
+    ],
+)
+def test_an_adapter_is_refused_for_anything_else_unless_forced(
+    tmp_path: Path, changes: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+):
+    folder = write_adapter(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=message) as caught:
+        check(folder, **changes)
+    assert "\n" not in str(caught.value)
+    check(folder, **changes, force=True)
+    assert "by force_adapter" in caplog.text
+
+
+def test_a_model_folder_is_known_by_its_content_not_its_place(tmp_path: Path):
+    for name, content in (("one", "{}"), ("moved", "{}"), ("other", "{ }")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    tuned = {"model": "gone", "model_sha256": model_sha256(str(tmp_path / "one"))}
+    folder = write_adapter(tmp_path / "adapter", **tuned)
+    check(folder, model=str(tmp_path / "moved"))
+    with pytest.raises(ConfigError, match="another base model"):
+        check(folder, model=str(tmp_path / "other"))
+
+
+def test_the_folder_of_a_finetune_run_stands_for_its_adapter(tmp_path: Path):
+    run = runs.start_run(str(tmp_path / "tuned"), job="finetune", config={})
+    inner = write_adapter(tmp_path / "tuned" / "adapter")
+    with pytest.raises(runs.RunError, match="`raygr finetune` did not finish there"):
+        adapter_folder(run.path)
+    runs.finish_run(run, inputs=[], counts={})
+    assert adapter_folder(run.path) == adapter_folder(inner) == inner
+    with pytest.raises(ConfigError, match=r"holds no adapter_config\.json"):
+        adapter_folder(str(tmp_path))
+
+
+def test_an_adapter_of_another_tool_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = write_adapter(tmp_path / "adapter")
+    Path(folder, "raygr.json").unlink()
+    check(folder, mode="probe", model="org/other")
+    assert "says not what it was tuned for" in caplog.text
+
+
+def test_scoring_refuses_before_its_run_starts(tmp_path: Path):
+    data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
+    adapter = write_adapter(tmp_path / "adapter", aspects=list(load_aspects(ASPECTS).names))
+    shared = {"output": str(tmp_path / "s"), "data": data, "subjects": "users", "aspects": ASPECTS}
+    with pytest.raises(ConfigError, match=r"another prompt .*; another base model .*; slots rollouts"):
+        score(ScoreConfig(**shared, adapter=adapter))
+    assert not (tmp_path / "s").exists()
+
+
+class StandInModel:
+    """Answers like vllm.LLM.generate; a LoRA request adds `shift` to every log-probability."""
+
+    def __init__(self, shift: float) -> None:
+        self.shift = shift
+
+    def generate(self, inputs: list[dict], sampling: list[Any], *, use_tqdm: bool, lora_request: Any) -> list[Any]:
+        added = self.shift if lora_request else 0.0
+        position = {token: SimpleNamespace(logprob=-1.0 - token / 10 + added) for token in range(10)}
+        return [SimpleNamespace(outputs=[SimpleNamespace(logprobs=[position])]) for _ in inputs]
+
+
+@pytest.mark.parametrize(("shift", "is_refused"), [(0.0, True), (1e-3, False), (-0.5, False), (np.nan, True)])
+def test_the_engine_refuses_an_adapter_that_moves_no_log_probability(
+    monkeypatch: pytest.MonkeyPatch, shift: float, is_refused: bool
+):
+    engine = ScoringEngine.__new__(ScoringEngine)  # without loading a model
+    engine.settings = SimpleNamespace(shared_ids=(1, 2), tails=((3,),), adapter="outputs/tuned/adapter")
+    engine.llm, engine.lora, engine.rating_ids = StandInModel(shift), "request", list(range(10))
+    monkeypatch.setattr(ScoringEngine, "sampling", lambda self, **parameters: parameters)
+    if is_refused:
+        with pytest.raises(RuntimeError, match="outputs/tuned/adapter moves no log-probability of the bare model"):
+            engine.check_adapter_answers()
+    else:
+        engine.check_adapter_answers()

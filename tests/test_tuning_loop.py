@@ -1,0 +1,207 @@
+"""The loop on a tiny random Llama: it learns what can be learned, and does the same however it is run."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tiny_policy import SMALL_VOCABULARY, SPLIT, save_tiny_llama, template, toy_config, toy_inputs
+
+from raygr.finetuning.loop import (
+    Share,
+    Tuning,
+    checkpoint_state,
+    learning_rate_at,
+    reinforcement_step,
+    restore,
+    start_tuning,
+    step_problems,
+    tuning_rounds,
+)
+from raygr.finetuning.policy import copied_adapter
+from raygr.finetuning.rewards import log_prob, reciprocal_rank
+
+CPU = torch.device("cpu")
+BASE = {"task": "base", "reward": "log_prob", "lora_alpha": 16, "learning_rate": 1e-2, "warm_start_learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), vocabulary=SMALL_VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def wordy_folder(tmp_path_factory) -> str:
+    """With the tokenizer's whole vocabulary, to be read as text."""
+    return save_tiny_llama(tmp_path_factory.mktemp("wordy"))
+
+
+def tuning_of(folder: str, *, reward=None, share=None, users: int = 8, **changes) -> Tuning:
+    config = toy_config(**(BASE | changes))
+    answer = template() if config.rollouts == "free" else SPLIT
+    return start_tuning(config, toy_inputs(folder, answer, users=users), CPU, share or Share(), reward)
+
+
+def run(tuning: Tuning) -> Tuning:
+    for _ in tuning_rounds(tuning):
+        pass
+    return tuning
+
+
+def assert_same_adapter(first: dict, second: dict, *, atol: float = 0.0) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=atol)
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{n: v for n, v in line.items() if n not in ("seconds", "tokens_per_second")} for line in lines]
+
+
+def saved_rounds(tuning: Tuning) -> list[io.BytesIO]:
+    """A checkpoint after every round."""
+    files = []
+    for _ in tuning_rounds(tuning):
+        files.append(io.BytesIO())
+        torch.save(checkpoint_state(tuning), files[-1])
+    return files
+
+
+def assert_resumes(straight: Tuning, resumed: Tuning, file: io.BytesIO) -> None:
+    file.seek(0)
+    restore(resumed, torch.load(file, weights_only=True))
+    run(resumed)
+    assert_same_adapter(copied_adapter(resumed.model), copied_adapter(straight.model))
+    assert_same_adapter(resumed.best_adapter, straight.best_adapter)
+    assert without_times(resumed.progress.lines) == without_times(straight.progress.lines)
+    assert resumed.progress.evaluations == straight.progress.evaluations
+
+
+def test_a_run_interrupted_after_any_round_equals_the_straight_one(folder):
+    settings = {"warm_start_epochs": 2, "epochs": 2, "evaluate_every": 1, "batch_size": 4, "lora_dropout": 0.1}
+    straight = tuning_of(folder, users=6, **settings)
+    files = saved_rounds(straight)
+    assert len(files) == 1 + 2 + 4  # before, two epochs of warm start, four steps
+    for file in files:
+        assert_resumes(straight, tuning_of(folder, users=6, **settings), file)
+
+
+def test_an_interrupted_run_of_free_rollouts_equals_the_straight_one(wordy_folder):
+    settings = {"rollouts": "free", "epochs": 2, "completions": 2}
+    straight = tuning_of(wordy_folder, users=4, **settings)
+    assert_resumes(straight, tuning_of(wordy_folder, users=4, **settings), saved_rounds(straight)[1])
+
+
+def two_workers(rank: int, folder: str, meeting: str, results) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    tuning = run(tuning_of(folder, users=5, share=Share(rank, 2), warm_start_epochs=1))
+    if rank == 0:
+        lines = without_times(tuning.progress.lines)
+        torch.save({"adapter": copied_adapter(tuning.model), "lines": lines, "e": tuning.progress.evaluations}, results)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_do_as_one(folder, tmp_path):
+    results = str(tmp_path / "results.pt")
+    torch.multiprocessing.spawn(two_workers, (folder, str(tmp_path / "meeting"), results), nprocs=2)
+    two = torch.load(results, weights_only=True)
+    # five users: a last step of one user leaves the second worker with none
+    one = run(tuning_of(folder, users=5, warm_start_epochs=1))
+    # Adam divides by the gradient's size, which makes much of rounding where that is next to nothing
+    assert_same_adapter(two["adapter"], copied_adapter(one.model), atol=2e-3)
+    for ours, theirs in zip(two["lines"], without_times(one.progress.lines), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-2)
+    assert two["e"][-1]["metrics"] == pytest.approx(one.progress.evaluations[-1]["metrics"], rel=1e-2)
+
+
+def test_gradient_checkpointing_and_accumulation_change_no_step(folder):
+    plain = tuning_of(folder, batch_size=4)
+    next(tuning_rounds(plain))
+    line = reinforcement_step(plain)
+    assert line["gradient_norm"] > 0
+    for changes in ({"gradient_checkpointing": True, "batch_size": 4}, {"batch_size": 2, "accumulation": 2}):
+        other = tuning_of(folder, **changes)
+        other.progress.normalisation = plain.progress.normalisation
+        other_line = reinforcement_step(other)
+        assert other_line["gradient_norm"] == pytest.approx(line["gradient_norm"], rel=1e-3)
+        assert other_line["loss"] == pytest.approx(line["loss"], rel=1e-4, abs=1e-6)
+
+
+def mixed_up(reward):
+    """The same rewards, given to the wrong completions."""
+    counter = itertools.count()
+
+    def shuffled(user_GA, items_CA, relevant_C):
+        order = np.random.default_rng(next(counter)).permutation(len(user_GA))
+        return reward(user_GA, items_CA, relevant_C)[torch.as_tensor(order)]
+
+    return shuffled
+
+
+def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
+    """Rise of the sampled reward from the first five to the last five steps, and its standard error."""
+    tuning = run(tuning_of(folder, reward=reward, seed=seed, epochs=15, completions=8, evaluate_every=1000))
+    rewards = np.array([line["reward"] for line in tuning.progress.lines])
+    first, last = rewards[:5], rewards[-5:]
+    return last.mean() - first.mean(), np.sqrt(first.var(ddof=1) / 5 + last.var(ddof=1) / 5)
+
+
+def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
+    rises, errors = np.array([rise(folder, reward=log_prob, seed=seed) for seed in range(3)]).T
+    assert (rises > 3 * errors).all()
+    shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(3)]).T
+    assert shuffled.mean() < 0.25 * rises.mean()
+    assert not (shuffled > 3 * noise).all()
+
+
+def test_the_warm_start_learns_the_teachers_ratings(folder):
+    tuning = run(tuning_of(folder, warm_start_epochs=15, epochs=1))
+    warm = [line["loss"] for line in tuning.progress.lines if line["stage"] == "warm_start"]
+    assert warm[-1] < 0.5 * warm[0]
+    stages = [one["stage"] for one in tuning.progress.evaluations]
+    assert stages == ["before", "warm_start", "reinforcement"]
+    assert tuning.progress.normalisation.user_mean == pytest.approx((7.5, 2.0), abs=1.0)
+
+
+def test_free_rollouts_that_nothing_is_read_from_learn_the_teachers_answer(wordy_folder):
+    tuning = run(tuning_of(wordy_folder, rollouts="free", epochs=3, completions=2, format_reward=False))
+    lines = tuning.progress.lines
+    assert all(line["aspects_read"] < 0.5 and line["losses"]["value"] == 0 for line in lines)
+    assert lines[-1]["losses"]["teacher"] < 0.9 * lines[0]["losses"]["teacher"]
+
+
+def test_every_step_says_how_it_went(folder):
+    tuning = run(tuning_of(folder, reward=reciprocal_rank, epochs=6, per_aspect_credit=True))
+    assert len(tuning.progress.lines) == 12
+    for line in tuning.progress.lines:
+        assert -1 <= line["reward"] <= 1
+        assert line["valid"] == 1
+        assert 0 < line["entropy"] <= np.log(10) + 1e-6
+        assert line["loss"] == pytest.approx(sum(line["losses"].values()))
+    assert [line["step"] for line in tuning.progress.lines if line["kl"] is not None] == [1, 11]
+    assert tuning.progress.lines[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert tuning.progress.lines[10]["kl"] > 1e-6
+    best = max(tuning.progress.evaluations[0:], key=lambda one: one["metrics"]["reward"])
+    assert tuning.progress.best_reward == best["metrics"]["reward"]
+    assert [len(best["users"][name]) for name in ("reward", "mrr", "auc", "valid")] == [4] * 4
+
+
+def test_an_epoch_sees_every_user_once_in_its_own_order(folder):
+    config = toy_config(batch_size=2)
+    problems = toy_inputs(folder, users=5).train
+    epochs = [
+        [p.user_index for step in range(3) for p in step_problems(config, problems, 3 * e + step, 0)] for e in (0, 1)
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(5))
+    assert epochs[0] != epochs[1]
+
+
+def test_the_learning_rate_rises_then_falls_and_never_is_zero():
+    rates = [learning_rate_at(step, 10, 0.2) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[3:] == pytest.approx([7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])

@@ -1,0 +1,107 @@
+"""A tiny random Llama with SmolLM2's tokenizer, and users who all like the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from raygr.aspects.answers import RatingTokens
+from raygr.aspects.aspects import Aspect, AspectSet
+from raygr.aspects.small_model import model_folder
+from raygr.config import FinetuneConfig
+from raygr.finetuning.inputs import Inputs, Problem
+from raygr.finetuning.rollouts import AnswerTemplate, answer_template
+
+NAMES = ("tension level", "humor")
+# pieces (50, 51) and (60,); digits 1..9 are tokens 1..9, "0" is token 10, the end of turn 99
+SPLIT = AnswerTemplate(((50, 51), (60,)), (99,), RatingTokens(tuple(range(1, 10)), (1, 10)))
+SMALL_VOCABULARY = 128  # enough for SPLIT, and quick
+
+
+def aspect_set(names: tuple[str, ...] = NAMES) -> AspectSet:
+    return AspectSet(
+        category="movies",
+        subject="movie",
+        a_subject="a movie",
+        a_critic="a movie critic",
+        a_recommender="a movie recommender",
+        reviews="movie reviews",
+        aspects=tuple(Aspect(name=name, description=f"how much {name}") for name in names),
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(model_folder("smollm2"))
+
+
+def template() -> AnswerTemplate:
+    return answer_template(tokenizer(), aspect_set())
+
+
+def tiny_llama(seed: int = 0, *, vocabulary: int = 49_152) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tiny_policy(seed: int = 0) -> PeftModel:
+    """With an adapter that does something: PEFT's fresh one is zero."""
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_llama(seed), lora).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    return model
+
+
+def save_tiny_llama(folder: Path, *, vocabulary: int = 49_152) -> str:
+    tiny_llama(vocabulary=vocabulary).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndarray, list[Problem]]:
+    """Item scores, and users who all like the first aspect high and the second low."""
+    generator = np.random.default_rng(seed)
+    items_IA = generator.uniform(1, 10, (items, len(NAMES)))
+    liking_I = items_IA @ np.array([1.0, -1.0])
+    order_I = np.argsort(liking_I)
+    problems = []
+    for user in range(users):
+        others = generator.choice(order_I[: items // 2], 10, replace=False)
+        target = generator.choice(order_I[-items // 4 :])
+        judged = np.array([*generator.choice(order_I[: items // 2], 2), target])
+        problems.append(
+            Problem(
+                user_index=user,
+                user_id=f"u{user}",
+                prompt_ids=(20, 21, 22, 23, *[70 + user] * (1 + user % 3), 24, 25),
+                candidate_C=np.array([target, *others]),
+                judged_K=judged,
+                liked_K=np.array([False, False, True]),
+                teacher_A=np.array([7.5, 2.0]),
+            )
+        )
+    return items_IA, problems
+
+
+def toy_inputs(folder: str, answer: AnswerTemplate = SPLIT, *, users: int = 8, held_out: int = 4) -> Inputs:
+    items_IA, problems = toy_problems(users + held_out)
+    return Inputs(items_IA, problems[:users], problems[users:], NAMES, folder, answer, {})
+
+
+def toy_config(**changes: object) -> FinetuneConfig:
+    config = FinetuneConfig(output="", data="", item_scores="", aspects="", lora_rank=4, candidates=10, epochs=1)
+    return replace(config, **changes)
