@@ -244,6 +244,17 @@ def free_loss_of(model, answer, texts: list[str], weights: LossWeights):
     return free_loss(logits, rollouts, advantages, targets, answer, weights)
 
 
+def test_that_no_zero_follows_a_rating_of_one_is_credited_to_the_rating():
+    answer, rollouts = template(), free_case([TEXTS[0]])
+    vocabulary = 49_152
+    logits = torch.zeros(1, 1, rollouts.rows.ids_BRT.shape[2], vocabulary)
+    behind_one = rollouts.aspect_BGT[0, 0].tolist().index(0) + 1
+    logits[0, 0, behind_one, answer.ratings.ten[1]] = np.log(vocabulary - 1)  # P('0' | '1') = 1/2
+    advantages = token_advantages(torch.tensor([[[1.0, 0.0]]]), rollouts.aspect_BGT, rollouts.correct_BGT)
+    parts = free_loss(logits, rollouts, advantages, None, answer, LossWeights(format_reward=0.0))
+    assert parts.value.item() == pytest.approx((np.log(vocabulary) + np.log(2)) / 2, rel=1e-5)
+
+
 def test_free_and_slots_give_an_answer_the_same_probability():
     model, answer, rollouts = tiny_policy(), template(), free_case([TEXTS[0]])
     logits = completion_logits(model, prefill(model, PROMPTS[:1]), rollouts.rows)

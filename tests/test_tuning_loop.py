@@ -168,6 +168,11 @@ def test_the_warm_start_learns_the_teachers_ratings(folder):
     assert tuning.progress.normalisation.user_mean == pytest.approx((7.5, 2.0), abs=1.0)
 
 
+def test_reinforcement_starts_without_the_moments_of_the_warm_start(folder):
+    tuning = run(tuning_of(folder, warm_start_epochs=2, epochs=1))
+    assert {int(state["step"]) for state in tuning.optimizer.state.values()} == {tuning.progress.step}
+
+
 def test_free_rollouts_that_nothing_is_read_from_learn_the_teachers_answer(wordy_folder):
     tuning = run(tuning_of(wordy_folder, rollouts="free", epochs=3, completions=2, format_reward=False))
     lines = tuning.progress.lines
