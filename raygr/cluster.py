@@ -50,14 +50,3 @@ def quiet_logs() -> None:
             handler.setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no progress bars
-
-
-def wants_gpu(workers: int, use_gpu: bool | None) -> bool:
-    """Whether training workers run on GPUs; ConfigError where they do not fit the cluster."""
-    resources = ray.cluster_resources()
-    if workers > resources.get("CPU", 0):
-        raise ConfigError(f"workers: {workers} need as many CPUs, Ray has {resources.get('CPU', 0):.0f}")
-    enough = resources.get("GPU", 0) >= workers
-    if use_gpu and not enough:
-        raise ConfigError(f"use_gpu: {workers} workers need as many GPUs, Ray has {resources.get('GPU', 0):.0f}")
-    return enough if use_gpu is None else use_gpu

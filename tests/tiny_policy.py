@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from toy_data import TWO
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from raygr.aspects.answers import RatingTokens
@@ -22,15 +23,7 @@ SMALL_VOCABULARY = 128  # enough for SPLIT, and quick
 
 
 def aspect_set(names: tuple[str, ...] = NAMES) -> AspectSet:
-    return AspectSet(
-        category="movies",
-        subject="movie",
-        a_subject="a movie",
-        a_critic="a movie critic",
-        a_recommender="a movie recommender",
-        reviews="movie reviews",
-        aspects=tuple(Aspect(name=name, description=f"how much {name}") for name in names),
-    )
+    return replace(TWO, aspects=tuple(Aspect(name=name, description=f"how much {name}") for name in names))
 
 
 def tokenizer() -> PreTrainedTokenizerBase:

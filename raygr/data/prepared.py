@@ -54,3 +54,9 @@ def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -
     wrong = [name for name, is_wrong in problems.items() if is_wrong]
     if wrong:
         raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}")
+
+
+def read_ids(data: str, table: str, kind: str) -> np.ndarray:
+    """The ids in the order of `<kind>_index`."""
+    rows = runs.read_table(runs.join(data, table), [f"{kind}_index", f"{kind}_id"]).sort_by(f"{kind}_index")
+    return rows[f"{kind}_id"].to_numpy().astype(str)

@@ -20,7 +20,7 @@ from raygr.aspects.prompts import Item, Review, item_from_row
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.subjects import PromptSettings, encoder_of, review_of
 from raygr.config import ConfigError, FinetuneConfig
-from raygr.data.prepared import Interactions, read_interactions
+from raygr.data.prepared import Interactions, read_ids, read_interactions
 from raygr.data.vectors import align_items, named, read_vectors, rows_by_id
 from raygr.embeddings import standardise
 from raygr.finetuning.rollouts import AnswerTemplate, answer_template
@@ -218,12 +218,6 @@ def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> 
     drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidates, replace=False)
     target = histories.data.item_N[histories.judged(user).stop - 1] - 1
     return np.concatenate([[target], drawn])
-
-
-def read_ids(data: str, table: str, kind: str) -> np.ndarray:
-    """The ids in the order of `<kind>_index`."""
-    rows = runs.read_table(runs.join(data, table), [f"{kind}_index", f"{kind}_id"]).sort_by(f"{kind}_index")
-    return rows[f"{kind}_id"].to_numpy().astype(str)
 
 
 def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarray:

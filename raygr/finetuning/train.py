@@ -9,16 +9,11 @@ import dataclasses
 import json
 import logging
 import math
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.train
 import ray.train.torch
-import torch
 
 from raygr import runs
 from raygr.aspects.adapters import ADAPTER, AdapterNote, model_sha256
@@ -26,19 +21,17 @@ from raygr.aspects.aspects import load_aspects
 from raygr.aspects.prompts import prompt_sha256
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.subjects import encoder_of
-from raygr.cluster import connect, wants_gpu
+from raygr.cluster import connect
 from raygr.config import FinetuneConfig
 from raygr.finetuning.adapters import save_adapter
-from raygr.finetuning.inputs import PROFILE, Inputs, load_inputs, prompt_settings
+from raygr.finetuning.inputs import PROFILE, load_inputs, prompt_settings
 from raygr.finetuning.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
 from raygr.finetuning.policy import load_adapter
 from raygr.finetuning.rewards import Reward
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
+from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wants_gpu
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "tuning.pt"
-WORKER_RESTARTS = 2
 
 
 def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Run:
@@ -54,7 +47,9 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu)
     run = runs.start_run(config.output, job="finetune", config=config)
-    fit(config, inputs, reward, run, use_gpu=use_gpu)
+    settings = {"config": with_absolute_paths(config), "inputs": ray.put(inputs), "reward": reward}
+    settings |= {"note": adapter_note(config)}
+    run_workers(tune_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu)
     teacher = None if config.teacher == PROFILE else config.teacher
     used = [path for path in (config.data, config.item_scores, config.aspects, teacher) if path]
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
@@ -62,29 +57,6 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
     runs.finish_run(run, inputs=used, counts=counts)
     return run
-
-
-def fit(config: FinetuneConfig, inputs: Inputs, reward: Reward | None, run: runs.Run, *, use_gpu: bool) -> None:
-    # a worker waits in report until the controller's next look at it: by default up to 2 s
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    settings = {"config": with_absolute_paths(config), "inputs": ray.put(inputs), "reward": reward}
-    trainer = ray.train.torch.TorchTrainer(
-        tune_per_worker,
-        train_loop_config=settings | {"note": adapter_note(config)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
-        ),
-        run_config=ray.train.RunConfig(
-            name="finetune",  # start_run has refused a folder of another configuration: going on here is right
-            storage_path=runs.absolute(run.file("ray")),
-            failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    trainer.fit()
 
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
@@ -111,45 +83,24 @@ def adapter_note(config: FinetuneConfig) -> AdapterNote:
 def tune_per_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes the run's files."""
     config: FinetuneConfig = settings["config"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
-    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size())
-    logging.getLogger("raygr").setLevel(logging.INFO if share.rank == 0 else logging.WARNING)
+    share = Share(*begin_worker(config.threads))
     # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
     inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
     tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
-    resume(tuning)
+    state = last_checkpoint(tuning.device)
+    if state is not None:
+        restore(tuning, state)
+        logger.info("resumed after step %d of the warm start, %d", tuning.progress.warm_step, tuning.progress.step)
     for _ in tuning_rounds(tuning):
         if share.rank == 0:
             write_progress(tuning)
-        report(tuning)
+        metrics = {"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]}
+        report(metrics, checkpoint_state(tuning) if share.rank == 0 else None)
     if share.rank == 0:
         write_progress(tuning)
         load_adapter(tuning.model, tuning.best_adapter)
         note = dataclasses.replace(settings["note"], normalisation=tuning.progress.normalisation._asdict())
         save_adapter(tuning.model, note, runs.join(config.output, ADAPTER))
-
-
-def resume(tuning: Tuning) -> None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return
-    with checkpoint.as_directory() as folder:
-        restore(tuning, torch.load(Path(folder, CHECKPOINT), map_location=tuning.device, weights_only=True))
-    logger.info("resumed after step %d of the warm start, %d", tuning.progress.warm_step, tuning.progress.step)
-
-
-def report(tuning: Tuning) -> None:
-    """A collective of all workers; rank 0 brings the checkpoint."""
-    metrics = {"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]}
-    if tuning.share.rank > 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(checkpoint_state(tuning), Path(folder, CHECKPOINT))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def write_progress(tuning: Tuning) -> None:

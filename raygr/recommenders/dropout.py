@@ -1,7 +1,7 @@
 """Dropout and causal attention with dropout, for training on a CPU.
 
-torch draws each bit of a CPU dropout mask serially (17 ns a value here, half of an epoch's time); comparing
-vectorised uniform numbers takes a third of that: 1.85 s against 2.48 s an epoch for 1,200 ML-1M users.
+torch draws each bit of a CPU dropout mask serially, which takes a large part of an epoch; comparing vectorised
+uniform numbers takes a third of that.
 On other devices, and outside training, these are torch's own functions.
 
 Shape suffixes: `B` histories in batch, `H` heads, `L` history length, `K` width of a head.

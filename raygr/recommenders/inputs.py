@@ -14,7 +14,7 @@ from raygr.aspects.profiles import prompt_lengths, user_profiles
 from raygr.config import ConfigError, TrainConfig
 from raygr.data.batches import Targets, Windows, evaluation_targets, training_windows
 from raygr.data.candidates import candidate_weights, sample_candidates
-from raygr.data.prepared import Interactions, read_interactions
+from raygr.data.prepared import Interactions, read_ids, read_interactions
 from raygr.data.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
 from raygr.embeddings import standardise
 from raygr.evaluation import TIE_RULE
@@ -130,8 +130,7 @@ def read_item_scores(config: TrainConfig) -> AlignedScores | None:
     if config.item_scores is None:
         return None
     vectors = read_vectors(config.item_scores, column=config.score_column, aspects=config.aspects)
-    items = runs.read_table(runs.join(config.data, ITEMS), ["item_index", "item_id"]).sort_by("item_index")
-    ids_I = items["item_id"].to_numpy().astype(str)
+    ids_I = read_ids(config.data, ITEMS, "item")
     return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
 
 

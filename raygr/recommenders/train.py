@@ -8,21 +8,15 @@ Left out of the checkpoint: generator states, because each epoch's randomness co
 import dataclasses
 import json
 import logging
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.train
 import ray.train.torch
 import safetensors.torch
-import torch
 
 from raygr import runs
-from raygr.cluster import connect, wants_gpu
+from raygr.cluster import connect
 from raygr.config import TrainConfig
 from raygr.evaluation import rank_metrics
 from raygr.recommenders.inputs import Inputs, load_inputs
@@ -38,11 +32,10 @@ from raygr.recommenders.loop import (
     training_rounds,
 )
 from raygr.schema import HISTORY, METRICS, MODEL, RANK_SCHEMA, RANKS, TEST, VALIDATION
+from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wants_gpu
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "training.pt"
-WORKER_RESTARTS = 2
 LEAST_USER_SHARE = 0.01  # below this the user side decides nothing, whatever the metrics say
 
 
@@ -54,34 +47,11 @@ def train(config: TrainConfig) -> runs.Run:
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu)
     run = runs.start_run(config.output, job="train", config=config)
-    fit(config, run, use_gpu=use_gpu)
+    settings = {"config": with_absolute_paths(config)}
+    run_workers(train_loop_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu)
     used = [path for path in (config.data, config.item_scores, config.user_score_run) if path]
     runs.finish_run(run, inputs=used, counts=row_counts(inputs))
     return run
-
-
-def fit(config: TrainConfig, run: runs.Run, *, use_gpu: bool) -> None:
-    # a worker waits in report until the controller's next look at it: by default up to 2 s, longer than a small epoch
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    trainer = ray.train.torch.TorchTrainer(
-        train_loop_per_worker,
-        train_loop_config={"config": with_absolute_paths(config)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",  # start_run has refused a folder of another configuration: going on here is right
-            storage_path=runs.absolute(run.file("ray")),
-            failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    trainer.fit()
-
-
-def worker_resources(use_gpu: bool) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -106,39 +76,19 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
 def train_loop_per_worker(settings: dict[str, TrainConfig]) -> None:
     """What every Ray Train worker runs; rank 0 writes the run's files."""
     config = settings["config"]
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
-    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size())
-    logging.getLogger("raygr").setLevel(logging.INFO if share.rank == 0 else logging.WARNING)
+    share = Share(*begin_worker(config.threads))
     training = start_training(config, load_inputs(config), ray.train.torch.get_device(), share)
-    resume(training)
+    state = last_checkpoint(training.device)
+    if state is not None:
+        restore(training, state)
+        logger.info("resumed after epoch %d", training.progress.epoch)
     for _ in training_rounds(training):
         if share.rank == 0:
             write_history(training)
-        report(training)
+        metrics = {"epoch": training.progress.epoch, **training.progress.lines[-1]["validation"]}
+        report(metrics, checkpoint_state(training) if share.rank == 0 else None)
     training.model.load_state_dict(training.best_weights)
     write_outputs(training)
-
-
-def resume(training: Training) -> None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return
-    with checkpoint.as_directory() as folder:
-        restore(training, torch.load(Path(folder, CHECKPOINT), map_location=training.device, weights_only=True))
-    logger.info("resumed after epoch %d", training.progress.epoch)
-
-
-def report(training: Training) -> None:
-    """A collective of all workers; rank 0 brings the checkpoint."""
-    metrics = {"epoch": training.progress.epoch, **training.progress.lines[-1]["validation"]}
-    if training.share.rank > 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(checkpoint_state(training), Path(folder, CHECKPOINT))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def write_history(training: Training) -> None:

@@ -1,0 +1,85 @@
+"""What the training stages ask of Ray Train: workers that survive a kill, their set-up, checkpoints out and in.
+
+The loops themselves know no Ray; `train` and `finetune` hand theirs over as `loop`.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from raygr import runs
+from raygr.config import ConfigError
+
+CHECKPOINT = "training.pt"
+RESTARTS = 2
+
+
+def wants_gpu(workers: int, use_gpu: bool | None) -> bool:
+    """Whether training workers run on GPUs; ConfigError where they do not fit the cluster."""
+    resources = ray.cluster_resources()
+    if workers > resources.get("CPU", 0):
+        raise ConfigError(f"workers: {workers} need as many CPUs, Ray has {resources.get('CPU', 0):.0f}")
+    enough = resources.get("GPU", 0) >= workers
+    if use_gpu and not enough:
+        raise ConfigError(f"use_gpu: {workers} workers need as many GPUs, Ray has {resources.get('GPU', 0):.0f}")
+    return enough if use_gpu is None else use_gpu
+
+
+def run_workers(
+    loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], run: runs.Run, *, workers: int, use_gpu: bool
+) -> None:
+    """Runs `loop(settings)` in every worker, from the last checkpoint where an earlier attempt stopped."""
+    # a worker waits in report until the controller's next look at it: by default up to 2 s, longer than a small epoch
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    trainer = ray.train.torch.TorchTrainer(
+        loop,
+        train_loop_config=settings,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",  # start_run has refused a folder of another configuration: going on here is right
+            storage_path=runs.absolute(run.file("ray")),
+            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    trainer.fit()
+
+
+def begin_worker(threads: int | None) -> tuple[int, int]:
+    """Logs and threads of this worker; its rank and how many there are. `threads`: null shares the cores out."""
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
+    logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // workers))
+    return rank, workers
+
+
+def last_checkpoint(device: torch.device) -> dict[str, Any] | None:
+    """The state that was reported last; None at the start."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder, CHECKPOINT), map_location=device, weights_only=True)
+
+
+def report(metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
+    """A collective of all workers; rank 0 brings the state, the others None."""
+    if state is None:
+        ray.train.report(dict(metrics))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, Path(folder, CHECKPOINT))
+        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
