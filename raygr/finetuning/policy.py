@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from raygr.config import FinetuneConfig
+from raygr.finetuning.adapters import load_start
 from raygr.finetuning.inputs import Inputs, Problem
 from raygr.finetuning.policy_gradient import (
     LossParts,
@@ -54,7 +55,7 @@ class Policy(NamedTuple):
 
 
 def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -> Policy:
-    """The frozen model (fp16 on CUDA) with a fresh adapter in fp32."""
+    """The frozen model (fp16 on CUDA) with an adapter in fp32, fresh or the one to go on from."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation="sdpa").to(device)
     torch.manual_seed(config.seed)
@@ -66,6 +67,8 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, lora).eval()
+    if config.adapter:
+        load_start(model, config.adapter)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
