@@ -110,24 +110,27 @@ def uniforms(problems: Sequence[Problem], key: tuple[int, ...], shape: tuple[int
 
 
 @torch.no_grad()
-def sample(policy: Policy, prefilled: Prefilled, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
-    """`completions` rollouts of each user; `key` and the user name the random numbers."""
-    g, temperature = policy.config.completions, policy.config.temperature
+def sample(
+    policy: Policy, prefilled: Prefilled, problems: Sequence[Problem], key: tuple[int, ...], *, completions: int
+) -> Rollouts:
+    """Rollouts of each user; `key` and the user name the random numbers."""
+    g, temperature = completions, policy.config.temperature
     with autocast(policy):
         if policy.config.rollouts == "slots":
             uniform_BGA = uniforms(problems, key, (g, len(policy.names)), policy.device)
             ratings_BGA = sample_slots(policy.model, prefilled, policy.template, uniform_BGA, temperature).ratings_BGA
             return slots_rollouts(policy.template, ratings_BGA)
         uniform_BGT = uniforms(problems, key, (g, free_places(policy.template)), policy.device)
-        completions = sample_free(policy.model, prefilled, policy.template, uniform_BGT, temperature)
-    return free_rollouts(policy.tokenizer, completions, policy.names, policy.template, policy.device)
+        texts = sample_free(policy.model, prefilled, policy.template, uniform_BGT, temperature)
+    return free_rollouts(policy.tokenizer, texts, policy.names, policy.template, policy.device)
 
 
 @torch.no_grad()
-def fresh_rollouts(policy: Policy, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
+def fresh_rollout(policy: Policy, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
+    """One of each user."""
     with autocast(policy):
         prefilled = prefill(policy.model, prompts_of(problems))
-    return sample(policy, prefilled, problems, key)
+    return sample(policy, prefilled, problems, key, completions=1)
 
 
 @torch.no_grad()
