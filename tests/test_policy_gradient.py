@@ -10,11 +10,13 @@ from tiny_policy import NAMES, SPLIT, template, tiny_policy, tokenizer
 
 from raygr.finetuning.policy import adapter_weights
 from raygr.finetuning.policy_gradient import (
+    LogProbsAt,
     LossWeights,
     answer_log_probs,
     free_loss,
     is_canonical,
     joined,
+    log_complement,
     sampled_log_probs,
     slots_loss,
     soft_ratings,
@@ -23,8 +25,8 @@ from raygr.finetuning.policy_gradient import (
     token_log_probs,
 )
 from raygr.finetuning.rewards import token_advantages
-from raygr.finetuning.rollouts import answer_ids, free_rollouts, slots_rollouts, slots_rows
-from raygr.finetuning.shared_prompt import completion_logits, packed_logits, prefill
+from raygr.finetuning.rollouts import answer_ids, free_rollouts, sample_slots, slots_rollouts, slots_rows
+from raygr.finetuning.shared_prompt import completion_logits, packed_logits, prefill, register_attention
 
 RATINGS_BGA = torch.tensor([[[1, 10], [5, 3]], [[10, 1], [9, 10]], [[1, 1], [2, 7]]])
 
@@ -51,7 +53,7 @@ def shared_logits(model, rows, *, packed: bool):
 def test_log_probabilities_and_gradients_are_those_of_naive_full_passes(answer, packed):
     model = tiny_policy()
     rollouts = slots_rollouts(answer, RATINGS_BGA)
-    log_probs = token_log_probs(shared_logits(model, rollouts.rows, packed=packed), rollouts.rows)
+    log_probs = token_log_probs(shared_logits(model, rollouts.rows, packed=packed), rollouts.rows)[0]
     shared = (log_probs * rollouts.rows.kept_BRT).sum(2)
     pairs = list(product(range(3), range(2)))
     completions = {(b, g): [*answer_ids(answer, RATINGS_BGA[b, g].tolist()), *answer.ending] for b, g in pairs}
@@ -79,8 +81,56 @@ def test_ratings_and_template_make_up_the_whole_answers_probability(answer):
     logits = shared_logits(model, rows, packed=False)
     parts = answer_log_probs(logits, rows, RATINGS_BGA, answer)
     rating_BR = parts.rating_BRAR.gather(-1, (RATINGS_BGA - 1)[..., None]).sum((2, 3))
-    whole_BR = (token_log_probs(logits, rows) * rows.kept_BRT).sum(2)
+    whole_BR = (token_log_probs(logits, rows)[0] * rows.kept_BRT).sum(2)
     torch.testing.assert_close(rating_BR + parts.template_BRT.sum(2), whole_BR, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("answer", [SPLIT, JOINED], ids=["split ten", "one token"])
+def test_slots_sampled_with_their_gradient_need_no_pass_of_their_own(answer):
+    model = tiny_policy()
+    uniform_BGA = torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(1))
+    slots = sample_slots(model, prefill(model, PROMPTS), answer, uniform_BGA)
+    rows = slots_rows(answer, slots.ratings_BGA)
+    logits = completion_logits(model, prefill(model, PROMPTS), rows)
+    assert {1, 10} & set(slots.ratings_BGA.flatten().tolist())  # the places that a split ten treats apart
+    torch.testing.assert_close(slots.logits_BGTV, logits, rtol=1e-4, atol=1e-4)
+    weight_BRT = torch.randn(3, 4, answer.places, generator=torch.Generator().manual_seed(2)) * rows.kept_BRT
+    ours, theirs = (
+        gradient(model, (token_log_probs(found, rows)[0] * weight_BRT).sum()) for found in (slots.logits_BGTV, logits)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * theirs.abs().max().item() + 1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["cache", "packed"])
+def test_attention_without_copied_keys_is_the_same(packed):
+    rows = slots_rows(SPLIT, RATINGS_BGA)
+    plain, grouped = tiny_policy(), tiny_policy()
+    grouped.get_base_model().set_attn_implementation(register_attention())
+    ours, theirs = (shared_logits(model, rows, packed=packed) for model in (grouped, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    ours, theirs = gradient(grouped, ours.square().sum()), gradient(plain, theirs.square().sum())
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * theirs.abs().max().item())
+    torch.testing.assert_close(  # without a mask
+        grouped(torch.tensor(PROMPTS[:1])).logits, plain(torch.tensor(PROMPTS[:1])).logits, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_log_probabilities_at_some_tokens_and_their_gradient():
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    token = torch.tensor([[[0, 6], [2, 2], [5, 1]], [[3, 3], [4, 0], [6, 5]]])
+    picked = LogProbsAt.apply(logits, token)
+    torch.testing.assert_close(picked, logits.log_softmax(-1).gather(-1, token))
+    assert torch.autograd.gradcheck(LogProbsAt.apply, (logits, token))
+
+
+def test_the_complement_of_a_probability_is_exact_and_its_slope_bounded():
+    log_p = torch.tensor([-0.5, -3.0, 0.0], requires_grad=True)
+    exact = torch.tensor([np.log1p(-np.exp(-0.5)), np.log1p(-np.exp(-3.0)), -40.0]).float()
+    value = log_complement(log_p, exact)
+    torch.testing.assert_close(value, exact)
+    (slope,) = torch.autograd.grad(value.sum(), log_p)
+    p = np.exp([-0.5, -3.0])
+    assert slope.tolist() == pytest.approx([*(-p / (1 - p)), -1e4], rel=1e-5)
 
 
 def reward_of(ratings: torch.Tensor) -> torch.Tensor:

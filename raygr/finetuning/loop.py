@@ -323,7 +323,8 @@ def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> Tensor:
     policy, progress = tuning.policy, tuning.progress
     sampled_from, reused = prefill_once(policy, problems)
     key = (tuning.config.seed, SAMPLES, progress.step)
-    rollouts = sample(policy, sampled_from, problems, key, completions=tuning.config.completions)
+    with torch.set_grad_enabled(reused is not None):
+        rollouts = sample(policy, sampled_from, problems, key, completions=tuning.config.completions)
     outcome = judge_ratings(tuning.judge, progress.normalisation, problems, rollouts.ratings_BGA)
     watch_kl = progress.step % WATCH_KL_EVERY == 0
     parts = rollouts_loss(policy, problems, reused, rollouts, outcome.advantage_BGA, watch_kl)

@@ -1,7 +1,8 @@
 """The policy, an LLM with a LoRA adapter: its rollouts of a few users, and their loss.
 
-The prompts are prefilled once, with their gradient; completions are sampled from that cache and the loss's pass over
-them goes on from it. Dropout and gradient checkpointing forbid this, so they prefill once more.
+The prompts are prefilled once, with their gradient. Slots are sampled behind that prefill with the gradient too, so
+that their loss needs no pass of its own; free completions are sampled without it, and their loss's pass goes on from
+the prefill. Dropout and gradient checkpointing forbid this: they prefill once more, and pass over all completions.
 Shape suffixes as in rollouts.py and policy_gradient.py.
 """
 
@@ -40,7 +41,14 @@ from raygr.finetuning.rollouts import (
     slots_rollouts,
     slots_rows,
 )
-from raygr.finetuning.shared_prompt import Prefilled, Rows, completion_logits, packed_logits, prefill
+from raygr.finetuning.shared_prompt import (
+    Prefilled,
+    Rows,
+    completion_logits,
+    packed_logits,
+    prefill,
+    register_attention,
+)
 
 
 class Policy(NamedTuple):
@@ -57,7 +65,8 @@ class Policy(NamedTuple):
 def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -> Policy:
     """The frozen model (fp16 on CUDA) with an adapter in fp32, fresh or the one to go on from."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation="sdpa").to(device)
+    base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation=register_attention())
+    base = base.to(device)
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_rank,
@@ -109,17 +118,17 @@ def uniforms(problems: Sequence[Problem], key: tuple[int, ...], shape: tuple[int
     return torch.as_tensor(np.stack(drawn), dtype=torch.float32, device=device)
 
 
-@torch.no_grad()
 def sample(
     policy: Policy, prefilled: Prefilled, problems: Sequence[Problem], key: tuple[int, ...], *, completions: int
 ) -> Rollouts:
-    """Rollouts of each user; `key` and the user name the random numbers."""
+    """Rollouts of each user; `key` and the user name the random numbers. Those of slots keep an enabled gradient."""
     g, temperature = completions, policy.config.temperature
-    with autocast(policy):
-        if policy.config.rollouts == "slots":
-            uniform_BGA = uniforms(problems, key, (g, len(policy.names)), policy.device)
-            ratings_BGA = sample_slots(policy.model, prefilled, policy.template, uniform_BGA, temperature).ratings_BGA
-            return slots_rollouts(policy.template, ratings_BGA)
+    if policy.config.rollouts == "slots":
+        uniform_BGA = uniforms(problems, key, (g, len(policy.names)), policy.device)
+        with autocast(policy):
+            slots = sample_slots(policy.model, prefilled, policy.template, uniform_BGA, temperature)
+        return slots_rollouts(policy.template, slots.ratings_BGA, slots.logits_BGTV)
+    with autocast(policy), torch.no_grad():
         uniform_BGT = uniforms(problems, key, (g, free_places(policy.template)), policy.device)
         texts = sample_free(policy.model, prefilled, policy.template, uniform_BGT, temperature)
     return free_rollouts(policy.tokenizer, texts, policy.names, policy.template, policy.device)
@@ -196,7 +205,9 @@ def rollouts_loss(
     advantage_BGA = advantage_BGA.to(policy.device)
     base = base_logits(policy, problems, rollouts.rows) if watch_kl or weights.kl else None
     if policy.config.rollouts == "slots":
-        logits = logits_of(policy, problems, prefilled, rollouts.rows)
+        logits = rollouts.logits_BGTV
+        if logits is None:
+            logits = logits_of(policy, problems, prefilled, rollouts.rows)
         return slots_loss(logits, rollouts, advantage_BGA, template, weights, base)
     targets = None
     if not is_canonical(rollouts).all():

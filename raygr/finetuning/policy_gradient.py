@@ -9,7 +9,8 @@ Every update is on policy: no ratio, no clipping, no second pass over the same r
 B prompts, G completions of each, R rows (completions, then their target answers), A aspects, T places, V vocabulary.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from raygr.finetuning.rollouts import (
     PADDING,
     AnswerTemplate,
     Rollouts,
-    rating_log_probs,
     slots_rows,
     zero_or_other,
 )
@@ -60,16 +60,39 @@ class AnswerLogProbs(NamedTuple):
     template_BRT: Tensor  # of template tokens; 0 at ratings
 
 
-def token_log_probs(logits_BRTV: Tensor, rows: Rows) -> Tensor:
-    """log P of every token behind the last kept one before it, (B, R, T)."""
-    b, r, t = rows.ids_BRT.shape
-    place = torch.arange(t, device=rows.ids_BRT.device)
+class LogProbsAt(torch.autograd.Function):
+    """log softmax at K tokens of every place: (..., V) logits and (..., K) token ids -> (..., K).
+
+    The backward pass writes the logits' gradient, the largest tensor of all, once and not once for each use.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, token_NK: Tensor) -> Tensor:
+        total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
+        ctx.save_for_backward(logits_NV, total_N1, token_NK)
+        return logits_NV.gather(-1, token_NK) - total_N1
+
+    @staticmethod
+    def backward(ctx: Any, gradient_NK: Tensor) -> tuple[Tensor, None]:
+        logits_NV, total_N1, token_NK = ctx.saved_tensors
+        gradient_NV = torch.sub(logits_NV, total_N1).exp_().mul_(-gradient_NK.sum(-1, keepdim=True))
+        return gradient_NV.scatter_add_(-1, token_NK, gradient_NK), None
+
+
+def token_log_probs(logits_BRTV: Tensor, rows: Rows, others: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """log P of every token behind the last kept one before it, (B, R, T), and of `others` at every place, (B, R, T, K).
+
+    Of two places side by side, at least one is kept, but at the end of a row.
+    """
+    next_BRT = torch.nn.functional.pad(rows.ids_BRT[..., 1:], (0, 1))
+    others_BRTK = torch.tensor(others, dtype=torch.long, device=next_BRT.device).expand(*next_BRT.shape, -1)
+    log_probs_BRTK = LogProbsAt.apply(
+        logits_BRTV, torch.cat([rows.ids_BRT[..., None], next_BRT[..., None], others_BRTK], -1)
+    )
     # logits at place t are those behind the token of place t - 1; place 0 stands behind the prompt
-    is_source = torch.cat([torch.ones_like(rows.kept_BRT[..., :1]), rows.kept_BRT[..., :-1]], dim=2)
-    source_BRT = torch.where(is_source, place, 0).cummax(dim=2).values
-    row = (torch.arange(b, device=place.device)[:, None, None], torch.arange(r, device=place.device)[:, None])
-    total_BRT = logits_BRTV.logsumexp(dim=-1)
-    return logits_BRTV[(*row, source_BRT, rows.ids_BRT)] - total_BRT[(*row, source_BRT)]
+    is_behind_kept_BRT = torch.nn.functional.pad(rows.kept_BRT[..., :-1], (1, 0), value=True)
+    earlier_BRT = torch.nn.functional.pad(log_probs_BRTK[..., :-1, 1], (1, 0))
+    return torch.where(is_behind_kept_BRT, log_probs_BRTK[..., 0], earlier_BRT), log_probs_BRTK[..., 2:]
 
 
 def answer_log_probs(logits_BRTV: Tensor, rows: Rows, ratings_BRA: Tensor, template: AnswerTemplate) -> AnswerLogProbs:
@@ -77,15 +100,31 @@ def answer_log_probs(logits_BRTV: Tensor, rows: Rows, ratings_BRA: Tensor, templ
     first_A = torch.as_tensor(template.first_A, device=logits_BRTV.device)
     is_template_T = torch.zeros(rows.ids_BRT.shape[2], dtype=torch.bool, device=first_A.device)
     is_template_T[: template.places] = torch.as_tensor(template.is_template())
-    log_probs_BRT = token_log_probs(logits_BRTV, rows) * is_template_T
-    slot_BRAV = logits_BRTV[:, :, first_A]
-    if not template.ratings.ten_is_split:
-        return AnswerLogProbs(rating_log_probs(slot_BRAV, None, template.ratings), log_probs_BRT)
-    behind_one_BRAV = logits_BRTV[:, :, first_A + 1]
-    other_BRA = zero_or_other(behind_one_BRAV, template.ratings.ten[1])[1][..., 0]
+    ratings = template.ratings
+    log_probs_BRT, digits_BRTK = token_log_probs(logits_BRTV, rows, [*ratings.digits, ratings.ten[-1]])
+    log_probs_BRT, slot_BRAK = log_probs_BRT * is_template_T, digits_BRTK[:, :, first_A]
+    if not ratings.ten_is_split:
+        return AnswerLogProbs(slot_BRAK, log_probs_BRT)
+    zero_BRA = digits_BRTK[:, :, first_A + 1, 9]
+    other_BRA = log_complement(
+        zero_BRA, zero_or_other(logits_BRTV.detach()[:, :, first_A + 1], ratings.ten[1])[1][..., 0]
+    )
+    one_BRA = slot_BRAK[..., 0]
+    rating_BRAR = torch.cat(
+        [(one_BRA + other_BRA)[..., None], slot_BRAK[..., 1:9], (one_BRA + zero_BRA)[..., None]], -1
+    )
     no_zero_BRT = torch.zeros_like(log_probs_BRT)
     no_zero_BRT[:, :, first_A + 2] = torch.where(ratings_BRA == 1, other_BRA, 0.0)
-    return AnswerLogProbs(rating_log_probs(slot_BRAV, behind_one_BRAV, template.ratings), log_probs_BRT - no_zero_BRT)
+    return AnswerLogProbs(rating_BRAR, log_probs_BRT - no_zero_BRT)
+
+
+def log_complement(log_p: Tensor, value: Tensor) -> Tensor:
+    """log(1 - P) with its gradient through `log_p`; `value` is exact, which log(1 - P) is not where P is nearly 1.
+
+    There the slope -P / (1 - P) stops at -10,000: beyond, it would multiply mere rounding of the gradient of log P.
+    """
+    slope = -(log_p.detach() - value).exp().clamp(max=1e4)
+    return value + slope * (log_p - log_p.detach())
 
 
 def slots_loss(
@@ -238,7 +277,7 @@ def target_losses(logits_BRTV: Tensor, targets: Targets, template: AnswerTemplat
 
 def sampled_log_probs(logits_BGTV: Tensor, rollouts: Rollouts, template: AnswerTemplate) -> tuple[Tensor, Tensor]:
     """log P of every token, and log P(not '0') where the token before is a rating of 1 (0 elsewhere), (B, G, T)."""
-    log_probs_BGT = token_log_probs(logits_BGTV, rollouts.rows) * (rollouts.aspect_BGT != PADDING)
+    log_probs_BGT = token_log_probs(logits_BGTV, rollouts.rows)[0] * (rollouts.aspect_BGT != PADDING)
     no_zero_BGT = torch.zeros_like(log_probs_BGT)
     if template.ratings.ten_is_split:
         aspect_BGT = rollouts.aspect_BGT

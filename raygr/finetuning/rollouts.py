@@ -68,6 +68,8 @@ class Rollouts(NamedTuple):
     """The aspect whose rating a token belongs to, FORMAT or PADDING."""
     correct_BGT: Tensor
     """Whether the token is as the expected format wants it."""
+    logits_BGTV: Tensor | None = None
+    """Of the rows, where they were sampled with their gradient."""
 
 
 def answer_template(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> AnswerTemplate:
@@ -176,9 +178,10 @@ class Slots(NamedTuple):
 
     ratings_BGA: Tensor
     probabilities_BGAR: Tensor
+    logits_BGTV: Tensor | None
+    """What `completion_logits` gives for these answers, so that a loss needs no pass of its own."""
 
 
-@torch.no_grad()
 def sample_slots(
     model: PeftModel,
     prefilled: Prefilled,
@@ -186,21 +189,24 @@ def sample_slots(
     uniform_BGA: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Slots:
-    """G completions per prompt; one, with the likeliest rating at every slot, without uniform numbers."""
+    """G completions per prompt; one, with the likeliest rating at every slot, without uniform numbers.
+
+    Where gradients are enabled, all logits come along.
+    """
     b, device = len(prefilled.last_B), prefilled.last_B.device
     g = 1 if uniform_BGA is None else uniform_BGA.shape[1]
     decoding = Decoding(model, prefilled, g, template.places + 1)
-    split = template.ratings.ten_is_split
+    split, width = template.ratings.ten_is_split, template.width
+    logits = []
     carried_BG1, kept_BG1 = prefilled.last_B[:, None, None].expand(-1, g, 1), torch.ones(b, g, 1, dtype=torch.bool)
     ratings, probabilities = [], []
     for place, piece in enumerate(template.pieces):
         tail = torch.tensor([*piece, *template.ratings.ten[:1]] if split else piece, device=device)
         ids_BGS = torch.cat([carried_BG1, tail.expand(b, g, -1)], dim=2)
         kept_BGS = torch.cat([kept_BG1.to(device), torch.ones_like(ids_BGS[..., 1:], dtype=torch.bool)], dim=2)
-        logits_BGSV = decoding.feed(ids_BGS, kept_BGS, wanted=template.width)
-        log_probs_BGR = rating_log_probs(
-            logits_BGSV[:, :, 0], logits_BGSV[:, :, 1] if split else None, template.ratings
-        )
+        logits.append(decoding.feed(ids_BGS, kept_BGS, ids_BGS.shape[2] if torch.is_grad_enabled() else width))
+        slot_BGWV = logits[-1][:, :, -width:].detach()
+        log_probs_BGR = rating_log_probs(slot_BGWV[:, :, 0], slot_BGWV[:, :, 1] if split else None, template.ratings)
         uniform_BG = None if uniform_BGA is None else uniform_BGA[..., place]
         rating_BG = choose(log_probs_BGR, uniform_BG, temperature) + 1
         carried_BG1, kept_BG1 = last_tokens(template, rating_BG)[..., None], torch.ones_like(carried_BG1) > 0
@@ -209,16 +215,20 @@ def sample_slots(
             kept_BG1 = (rating_BG != 1)[..., None]
         ratings.append(rating_BG)
         probabilities.append(log_probs_BGR.softmax(-1))
-    return Slots(torch.stack(ratings, dim=-1), torch.stack(probabilities, dim=2))
+    logits_BGTV = None
+    if torch.is_grad_enabled():
+        logits.append(decoding.feed(carried_BG1, kept_BG1, wanted=1))  # the ending's
+        logits_BGTV = torch.cat(logits, dim=2)
+    return Slots(torch.stack(ratings, dim=-1), torch.stack(probabilities, dim=2), logits_BGTV)
 
 
-def slots_rollouts(template: AnswerTemplate, ratings_BGA: Tensor) -> Rollouts:
+def slots_rollouts(template: AnswerTemplate, ratings_BGA: Tensor, logits_BGTV: Tensor | None = None) -> Rollouts:
     rows = slots_rows(template, ratings_BGA)
     aspect_T = torch.full((template.places,), FORMAT, device=ratings_BGA.device)
     for offset in range(template.width):
         aspect_T[template.first_A + offset] = torch.arange(len(template.pieces), device=ratings_BGA.device)
     aspect_BGT = torch.where(rows.kept_BRT, aspect_T, PADDING)
-    return Rollouts(rows, ratings_BGA.double(), aspect_BGT, rows.kept_BRT)
+    return Rollouts(rows, ratings_BGA.double(), aspect_BGT, rows.kept_BRT, logits_BGTV)
 
 
 def free_places(template: AnswerTemplate) -> int:

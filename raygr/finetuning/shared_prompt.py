@@ -13,8 +13,12 @@ from typing import NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+GROUPED = "grouped"  # `grouped_attention` as transformers knows it
 
 
 class Rows(NamedTuple):
@@ -31,6 +35,32 @@ class Prefilled(NamedTuple):
     visible_BP: Tensor  # False at padding
     length_B: Tensor
     last_B: Tensor  # the last token of each prompt
+
+
+def register_attention() -> str:
+    """Makes `grouped_attention` known to transformers; the name that models ask for it by."""
+    AttentionInterface.register(GROUPED, grouped_attention)
+    AttentionMaskInterface.register(GROUPED, sdpa_mask)
+    return GROUPED
+
+
+def grouped_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: object
+) -> tuple[Tensor, None]:
+    """transformers' sdpa, but the query heads of one key head lie in a row and the keys are not copied for each.
+
+    For few queries behind a long prompt, copying is most of the work.
+    """
+    b, heads, queries, width = query.shape
+    groups = heads // key.shape[1]
+    if attention_mask is None or groups == 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    in_a_row = query.reshape(b, heads // groups, groups * queries, width)
+    mask = attention_mask.repeat(1, 1, groups, 1)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        in_a_row, key, value, attn_mask=mask, dropout_p=options["dropout"], scale=options["scaling"]
+    )
+    return output.view(b, heads, queries, -1).transpose(1, 2).contiguous(), None
 
 
 def prefill(model: PeftModel, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
@@ -193,13 +223,16 @@ def with_room(values: Tensor, room: int) -> Tensor:
 
 
 class Decoding:
-    """R growing completions of each prompt; call without gradients."""
+    """R growing completions of each prompt, with the gradient of their logits where it is enabled."""
 
     def __init__(self, model: PeftModel, prefilled: Prefilled, rows: int, room: int) -> None:
         """`room`: the most places that a row will be fed, the last prompt token among them."""
         self.model, self.prefilled = model, prefilled
-        layers = [DecodingLayer(keys, values, rows * room) for keys, values in prefilled.keys_values]
-        self.cache = Cache(layers=layers)
+        if torch.is_grad_enabled():
+            self.cache = continued(prefilled.keys_values)  # what is learned from must not be written over
+        else:
+            layers = [DecodingLayer(keys, values, rows * room) for keys, values in prefilled.keys_values]
+            self.cache = Cache(layers=layers)
         self.length_BR = prefilled.length_B[:, None].repeat(1, rows)
         visible_BRP = prefilled.visible_BP[:, None].expand(-1, rows, -1)
         self.seen_BRK = visible_BRP  # which of the K places in the cache each row reads
