@@ -10,12 +10,12 @@ import logging
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 
 from raygr import runs
 from raygr.config import CompareConfig, ConfigError
 from raygr.evaluation import METRICS as METRIC_NAMES
-from raygr.evaluation import metric_values, paired_bootstrap
+from raygr.evaluation import paired_bootstrap
+from raygr.rankings import Ranking, read_rankings, user_values
 from raygr.schema import METRICS, RANKS, TEST
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ class TrainRun(NamedTuple):
     path: str
     config: dict[str, Any]
     metrics: dict[str, Any]
-    ranks: dict[str, np.ndarray]
-    """Candidate set -> rank of every test user, in the order of user_index."""
-    users: dict[str, np.ndarray]
+    rankings: dict[str, Ranking]
+    """Of the test part, by name."""
 
 
 def compare(config: CompareConfig) -> runs.Run:
@@ -51,19 +50,16 @@ def compare(config: CompareConfig) -> runs.Run:
     runs.write_text(markdown_table(comparison), run.file(MARKDOWN))
     runs.write_text(csv_table(comparison), run.file(CSV))
     paths = [path for arm in config.arms.values() for path in arm]
-    users = {name: len(users_U) for name, users_U in base[0].users.items()}
+    users = {name: len(np.unique(ranking.user_E)) for name, ranking in base[0].rankings.items()}
     runs.finish_run(run, inputs=paths, counts={"arms": len(arms), "runs": len(paths), "users": users})
     return run
 
 
 def read_train_run(path: str) -> TrainRun:
-    record = runs.read_run(path, job="train")
-    table = runs.read_table(runs.join(path, RANKS)).filter(pc.field("part") == TEST).sort_by("user_index")
-    ranks, users = {}, {}
-    for name in table["candidates"].unique().to_pylist():
-        rows = table.filter(pc.field("candidates") == name)
-        ranks[name], users[name] = rows["rank"].to_numpy(), rows["user_index"].to_numpy()
-    return TrainRun(path, record["config"], runs.read_json(runs.join(path, METRICS)), ranks, users)
+    record, metrics = runs.read_run(path, job="train"), runs.read_json(runs.join(path, METRICS))
+    ranks = runs.read_table(runs.join(path, RANKS))
+    rankings = read_rankings(ranks, part=TEST, targets=tuple(record["config"]["targets"]))
+    return TrainRun(path, record["config"], metrics, rankings)
 
 
 def check_arms(config: CompareConfig, arms: dict[str, list[TrainRun]]) -> None:
@@ -76,7 +72,7 @@ def check_arms(config: CompareConfig, arms: dict[str, list[TrainRun]]) -> None:
     for arm in arms.values():
         for run in arm:
             check_protocol(run, first)
-            check_users(run, first)
+            check_targets(run, first)
         check_settings(arm)
 
 
@@ -87,11 +83,13 @@ def check_protocol(run: TrainRun, first: TrainRun) -> None:
         raise ConfigError(f"{first.path} and {run.path} were evaluated under unlike protocols: {', '.join(unlike)}")
 
 
-def check_users(run: TrainRun, first: TrainRun) -> None:
+def check_targets(run: TrainRun, first: TrainRun) -> None:
     """The bootstrap is paired by user."""
-    for name, users_U in first.users.items():
-        if not np.array_equal(users_U, run.users[name]):
-            raise ConfigError(f"{first.path} and {run.path} ranked different users among {name} candidates")
+    for name, ranking in first.rankings.items():
+        other = run.rankings[name]
+        same_users = np.array_equal(ranking.user_E, other.user_E)
+        if not (same_users and np.array_equal(ranking.position_E, other.position_E)):
+            raise ConfigError(f"{first.path} and {run.path} ranked different targets among {name} candidates")
 
 
 def check_settings(arm: list[TrainRun]) -> None:
@@ -107,11 +105,12 @@ def check_settings(arm: list[TrainRun]) -> None:
 
 
 def arm_record(arm: list[TrainRun], base: list[TrainRun] | None, config: CompareConfig) -> dict[str, Any]:
+    names = list(arm[0].rankings)
     return {
         "runs": [run.path for run in arm],
         "settings": arm_settings(arm[0].config),
-        "metrics": {name: arm_metrics(arm, name) for name in arm[0].ranks},
-        "against_base": None if base is None else {name: arm_gains(arm, base, name, config) for name in arm[0].ranks},
+        "metrics": {name: arm_metrics(arm, name) for name in names},
+        "against_base": None if base is None else {name: arm_gains(arm, base, name, config) for name in names},
         "shares": mean_shares(arm),
         "parameters": arm[0].metrics["parameters"],
     }
@@ -124,15 +123,15 @@ def arm_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def arm_metrics(arm: list[TrainRun], candidates: str) -> dict[str, dict[str, Any]]:
-    per_run = {metric: user_values(arm, candidates, metric).mean(axis=1) for metric in METRIC_NAMES}
+    per_run = {metric: run_values(arm, candidates, metric).mean(axis=1) for metric in METRIC_NAMES}
     return {
         metric: {"mean": float(values_R.mean()), "per_run": values_R.tolist()} for metric, values_R in per_run.items()
     }
 
 
-def user_values(arm: list[TrainRun], candidates: str, metric: str) -> np.ndarray:
+def run_values(arm: list[TrainRun], ranking: str, metric: str) -> np.ndarray:
     """(R, U)."""
-    return np.stack([metric_values(metric, run.ranks[candidates]) for run in arm])
+    return np.stack([user_values(run.rankings[ranking], metric) for run in arm])
 
 
 def arm_gains(
@@ -140,7 +139,7 @@ def arm_gains(
 ) -> dict[str, dict[str, float]]:
     gains = {}
     for metric in METRIC_NAMES:
-        values = [user_values(runs_of_arm, candidates, metric) for runs_of_arm in (arm, base)]
+        values = [run_values(runs_of_arm, candidates, metric) for runs_of_arm in (arm, base)]
         gains[metric] = paired_bootstrap(*values, samples=config.bootstrap_samples, seed=config.seed)._asdict()
     return gains
 

@@ -241,7 +241,16 @@ class TrainConfig:
     """torch threads of a worker; null shares the machine's cores among the workers."""
     use_gpu: bool | None = None
     """null: a GPU per worker where the cluster has one."""
-    candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = ("full",)
+
+    candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = Field(default=("full",), min_length=1)
+    """The candidate sets that test and validation targets are ranked in, all in one pass over the scores."""
+    candidate_seed: int = 0
+    """Draws the sampled sets, which are stored in candidates.parquet; `seed` has no say in them."""
+    targets: tuple[Literal["last", "every"], ...] = Field(default=("last",), min_length=1)
+    """Test targets: a user's last test interaction, or every one, each after all that came before it. Training is
+    stopped by the last validation one in either case."""
+    cold_below: int = Field(default=10, ge=1)
+    """Test targets with fewer train interactions are reported apart, as cold-start targets."""
     seed: int = 0
 
 

@@ -1,7 +1,8 @@
 """Ranks with one tie rule, metrics of ranks, and paired bootstrap intervals.
 
 Rank of the target = 1 + items with a greater score + half the other items with the same score: constant
-scores put every target in the middle. Shape suffixes: `B` targets, `I` items, `C` candidates,
+scores put every target in the middle. A user's targets are averaged before the users are, so every user weighs
+the same however many targets it has. Shape suffixes: `B` and `E` targets, `I` items, `C` candidates,
 `R` runs of an arm, `U` users, `S` bootstrap samples.
 """
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 TIE_RULE = "mean rank"
+AVERAGE = "targets of a user, then users"
 RECALL_AT, NDCG_AT = (1, 5, 10, 20), (5, 10, 20)
 METRICS = ("mrr", *(f"recall_at_{k}" for k in RECALL_AT), *(f"ndcg_at_{k}" for k in NDCG_AT))
 CONFIDENCE = 0.95
@@ -61,6 +63,12 @@ def metric_values(metric: str, rank: np.ndarray) -> np.ndarray:
 def rank_metrics(rank: np.ndarray) -> dict[str, float]:
     """Every metric's mean over the ranks; MRR is over all ranks, with no cut."""
     return {metric: float(metric_values(metric, rank).mean()) for metric in METRICS}
+
+
+def user_means(values_E: np.ndarray, user_E: np.ndarray) -> np.ndarray:
+    """(U,): each user's mean over its targets, in the order of user_index; users without a target have no place."""
+    _, place_E = np.unique(user_E, return_inverse=True)
+    return np.bincount(place_E, weights=values_E) / np.bincount(place_E)
 
 
 class Gain(NamedTuple):

@@ -84,15 +84,21 @@ SCORE_SCHEMA = pa.schema(
 
 # A train run.
 MODEL, METRICS, RANKS, HISTORY = "model.safetensors", "metrics.json", "ranks.parquet", "epochs.jsonl"
-RANK_SCHEMA = pa.schema(  # one row per (user, part, candidate set)
+CANDIDATES = "candidates.parquet"
+RANK_SCHEMA = pa.schema(  # one row per (target, candidate set); validation has the last target of a user only
     [
         ("user_index", pa.int32()),
+        ("position", pa.int32()),  # of the target in the user's history
+        ("last", pa.bool_()),  # whether it is the user's last target of the part
         ("part", pa.string()),  # validation or test
         ("candidates", pa.string()),  # full, uniform-100 or popularity-100
         ("target", pa.int32()),  # item_index
         ("rank", pa.float32()),  # 1 is best; ties share the mean rank
-        ("target_train_count", pa.int32()),  # train interactions of the target: cold-start buckets
+        ("target_train_count", pa.int32()),  # train interactions of the target: the cold-start bucket
     ]
+)
+CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the same for all the user's targets
+    [("user_index", pa.int32()), ("candidates", pa.string()), ("items", pa.list_(pa.int32()))]
 )
 
 # A finetune run; its adapter/ is named in aspects/adapters.py. One JSON line per step; evaluations of the held-out

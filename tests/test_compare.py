@@ -24,6 +24,8 @@ def write_train_run(folder: Path, ranks: list[float], *, protocol: dict[str, Any
     users = len(ranks)
     columns = {
         "user_index": [*range(users), 0],
+        "position": [9] * users + [8],
+        "last": [True] * (users + 1),
         "part": ["test"] * users + ["validation"],
         "candidates": ["full"] * (users + 1),
         "target": [1] * (users + 1),
@@ -115,7 +117,7 @@ def test_arms_that_are_no_arms_are_refused(tmp_path: Path):
         ({"base": [first], "other": []}, "arm other has no runs"),
         ({"base": [first, wider]}, "differ in base_width"),
         ({"base": [first, same_seed]}, "the same seed"),
-        ({"base": [first], "other": [fewer]}, "ranked different users"),
+        ({"base": [first], "other": [fewer]}, "ranked different targets"),
     ]:
         with pytest.raises(ConfigError, match=message):
             compare(settings(tmp_path, **arms))

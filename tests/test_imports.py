@@ -20,6 +20,7 @@ ALLOWED = {
     "aspects": {"schema", "config", "runs", "cluster"},
     "embeddings": {"schema", "config", "runs"},
     "evaluation": {"schema", "config", "runs"},
+    "rankings": {"schema", "config", "runs", "evaluation"},
     # profiles are vectors made from scores: the one thing that training takes from aspects
     "recommenders": {
         "schema",
@@ -30,10 +31,11 @@ ALLOWED = {
         "data",
         "embeddings",
         "evaluation",
+        "rankings",
         "aspects.profiles",
     },
     "finetuning": {"schema", "config", "runs", "cluster", "workers", "data", "embeddings", "evaluation", "aspects"},
-    "compare": {"schema", "config", "runs", "evaluation"},
+    "compare": {"schema", "config", "runs", "evaluation", "rankings"},
     "figures": set(),
     "report_scores": {"schema", "config", "runs", "data.vectors"},
     "report_sections": {"schema", "config", "runs", "figures", "report_scores"},

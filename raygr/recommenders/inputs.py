@@ -3,6 +3,7 @@
 Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
 """
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from raygr.data.candidates import candidate_weights, sample_candidates
 from raygr.data.prepared import Interactions, read_ids, read_interactions
 from raygr.data.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
 from raygr.embeddings import standardise
-from raygr.evaluation import TIE_RULE
+from raygr.evaluation import AVERAGE, TIE_RULE
 from raygr.recommenders.losses import OwnedItems, owned_items
 from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
 
@@ -61,35 +62,42 @@ def load_inputs(config: TrainConfig) -> Inputs:
     is_train_N = data.split_N == TRAIN
     prompt_U = np.zeros(data.users, np.int64) if users is None else users.prompt_U
     windows = training_windows(data.user_N, is_train_N, max_history=config.max_history, prompt_U=prompt_U)
+    every = {VALIDATION: False, TEST: "every" in config.targets}
     targets = {
-        part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history)
+        part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history, every=every[part])
         for part in (VALIDATION, TEST)
     }
     check_examples(config, windows, targets)
     train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
+    candidates = sampled_sets(config, data, train_count_I)
     return Inputs(
         items=data.items,
         items_N=torch.from_numpy(data.item_N),
         windows=windows,
         targets=targets,
         owned=owned_items(data.user_N[is_train_N], data.item_N[is_train_N], users=data.users, items=data.items),
-        candidates=sampled_sets(config, data, train_count_I),
+        candidates=candidates,
         train_count_I=train_count_I,
         scores=scores,
         user_vectors=users,
-        protocol=protocol_stamp(config, prepared),
+        protocol=protocol_stamp(config, prepared, candidates),
         warnings=score_warnings(scores),
     )
 
 
-def protocol_stamp(config: TrainConfig, prepared: dict[str, Any]) -> dict[str, Any]:
+def protocol_stamp(config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor]) -> dict[str, Any]:
     """Two runs with the same stamp may be compared."""
+    drawn = {name: hashlib.sha256(items_UC.numpy().tobytes()).hexdigest()[:12] for name, items_UC in candidates.items()}
     return {
         "split": prepared["config"]["split"],
+        "targets": sorted(config.targets),
+        "average": AVERAGE,
         "candidates": sorted(config.candidates),
         "seen": "filtered",
         "ties": TIE_RULE,
         "data": runs.fingerprint(config.data),
+        # sampled sets by their content: another numpy may draw others from the same seed
+        **({"candidate_sets": drawn} if drawn else {}),
     }
 
 
@@ -226,6 +234,8 @@ def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndar
     for name in config.candidates:
         if name != "full":
             weight_I = candidate_weights(name, train_count_I)
-            drawn_UC = sample_candidates(data.user_N, data.item_N, weight_I=weight_I, users=data.users)
+            drawn_UC = sample_candidates(
+                data.user_N, data.item_N, weight_I=weight_I, users=data.users, seed=config.candidate_seed
+            )
             sets[name] = torch.from_numpy(drawn_UC)
     return sets
