@@ -251,6 +251,14 @@ class TrainConfig:
     stopped by the last validation one in either case."""
     cold_below: int = Field(default=10, ge=1)
     """Test targets with fewer train interactions are reported apart, as cold-start targets."""
+    list_length: int = Field(default=10, ge=1)
+    """Items of the recommended lists whose diversity is reported."""
+    mmr_weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
+    alone, 0 diversity alone."""
+    list_scores: str | None = None
+    """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
+    vectors, which differ from arm to arm."""
     seed: int = 0
 
 

@@ -20,6 +20,7 @@ ALLOWED = {
     "aspects": {"schema", "config", "runs", "cluster"},
     "embeddings": {"schema", "config", "runs"},
     "evaluation": {"schema", "config", "runs"},
+    "diversity": set(),
     "rankings": {"schema", "config", "runs", "evaluation"},
     # profiles are vectors made from scores: the one thing that training takes from aspects
     "recommenders": {
@@ -32,6 +33,7 @@ ALLOWED = {
         "embeddings",
         "evaluation",
         "rankings",
+        "diversity",
         "aspects.profiles",
     },
     "finetuning": {"schema", "config", "runs", "cluster", "workers", "data", "embeddings", "evaluation", "aspects"},

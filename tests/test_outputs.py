@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toy_data import walks, write_prepared
+from toy_data import random_scores, walks, write_csv, write_prepared
 
 from raygr import runs
 from raygr.config import TrainConfig
@@ -102,6 +102,47 @@ def test_one_ranking_is_one_row_a_user_and_no_candidates_are_written(tmp_path: P
     table, metrics = written(begun(tmp_path))
     assert table.num_rows == 2 * USERS and not (tmp_path / "train/candidates.parquet").exists()
     assert list(metrics["test"]) == ["full"] and "candidate_sets" not in metrics["protocol"]
+
+
+def naive_lists(training: Training, vectors_IK: np.ndarray) -> dict[str, float]:
+    """Means over users of the model's top 10, by plain loops, in the given space."""
+    unit_IK = vectors_IK / np.linalg.norm(vectors_IK, axis=1, keepdims=True)
+    hits, diversities, mmrs = [], [], []
+    for history in HISTORIES:
+        scores = scores_after(training, history[:-1]).tolist()
+        left = [item for item in range(1, ITEMS + 1) if item not in history[:-1]]
+        low, high = min(scores[item - 1] for item in left), max(scores[item - 1] for item in left)
+        top = sorted(left, key=lambda item: -scores[item - 1])[:10]
+        cosine = unit_IK[[item - 1 for item in top]] @ unit_IK[[item - 1 for item in top]].T
+        hits.append(history[-1] in top)
+        diversities.append(np.mean([1 - cosine[i, j] for i in range(10) for j in range(i)]))
+        redundancy = [max(cosine[i, :i], default=0.0) for i in range(10)]
+        relevance = [(scores[item - 1] - low) / (high - low) for item in top]
+        mmrs.append(np.mean([0.7 * rel - 0.3 * red for rel, red in zip(relevance, redundancy, strict=True)]))
+    return {"recall": np.mean(hits), "intra_list_diversity": np.mean(diversities), "mmr": np.mean(mmrs)}
+
+
+def test_lists_are_those_of_a_plain_loop_in_the_models_space_or_the_scores(tmp_path: Path):
+    scores_IA = random_scores(ITEMS, 3, seed=2)
+    path = write_csv(tmp_path / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, list("abc"))
+    own = begun(tmp_path / "own", mmr_weight=0.7, targets=("every",))
+    guided = begun(tmp_path / "guided", mmr_weight=0.7, list_scores=path)
+    standardised_IA = (scores_IA - scores_IA.mean(0)) / scores_IA.std(0)
+    spaces = [(own, own.model.embedding.base_ID.detach().numpy()), (guided, standardised_IA)]
+    for training, vectors_IK in spaces:
+        lists = written(training)[1]["lists"]
+        assert (lists["length"], lists["mmr_weight"]) == (10, 0.7)
+        expected = naive_lists(training, vectors_IK)
+        assert {name: lists["ranked"][name] for name in expected} == pytest.approx(expected, abs=1e-5)
+        assert lists["reranked"]["intra_list_diversity"] > lists["ranked"]["intra_list_diversity"]
+        assert lists["reranked"]["mmr"] > lists["ranked"]["mmr"]
+
+
+def test_a_list_of_ten_finds_the_target_as_the_rank_does(tmp_path: Path):
+    _, metrics = written(begun(tmp_path, list_length=20))
+    found, ranked = metrics["lists"]["ranked"], metrics["test"]["full"]
+    assert found["recall"] == pytest.approx(ranked["recall_at_20"]) and found["recall"] > 0
+    assert found["ndcg"] == pytest.approx(ranked["ndcg_at_20"])
 
 
 def test_cold_start_targets_are_apart(tmp_path: Path):

@@ -46,6 +46,8 @@ class Inputs(NamedTuple):
     """Candidate set's name -> (U, 100) item_index; `full` needs none."""
     train_count_I: np.ndarray
     scores: AlignedScores | None
+    list_scores_IA: np.ndarray | None
+    """In which the recommended lists are diverse; None for the model's own vectors."""
     user_vectors: UserVectors | None
     protocol: dict[str, Any]
     warnings: list[str]
@@ -79,6 +81,7 @@ def load_inputs(config: TrainConfig) -> Inputs:
         candidates=candidates,
         train_count_I=train_count_I,
         scores=scores,
+        list_scores_IA=read_list_scores(config),
         user_vectors=users,
         protocol=protocol_stamp(config, prepared, candidates),
         warnings=score_warnings(scores),
@@ -140,6 +143,14 @@ def read_item_scores(config: TrainConfig) -> AlignedScores | None:
     vectors = read_vectors(config.item_scores, column=config.score_column, aspects=config.aspects)
     ids_I = read_ids(config.data, ITEMS, "item")
     return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
+
+
+def read_list_scores(config: TrainConfig) -> np.ndarray | None:
+    if config.list_scores is None:
+        return None
+    vectors = read_vectors(config.list_scores, column=config.score_column, aspects=None)
+    ids_I = read_ids(config.data, ITEMS, "item")
+    return align_items(vectors, ids_I, missing=config.missing_scores, control="none", seed=0).scores_IA
 
 
 def score_warnings(scores: AlignedScores | None) -> list[str]:

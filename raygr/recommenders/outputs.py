@@ -1,8 +1,8 @@
 """What a trained recommender leaves in its run folder: ranks, candidates, weights and metrics.
 
 ranks.parquet (RANK rows), candidates.parquet (CANDIDATE rows, where a set was sampled), model.safetensors, and
-metrics.json: protocol, shares, training figures, and per part and ranking the metrics, of all targets and of the
-cold-start ones apart. Shape suffixes: `E` targets of a part, `U` users, `C` candidates.
+metrics.json: protocol, shares, training figures, per part and ranking the metrics, those of cold-start targets
+apart, and the diversity of recommended lists. Shape suffixes: `E` targets of a part, `U` users, `C` candidates.
 """
 
 import logging
@@ -17,6 +17,7 @@ from raygr import runs
 from raygr.data.batches import is_last_of_user
 from raygr.rankings import cold_metrics, ranking_metrics, read_rankings
 from raygr.recommenders.inputs import Inputs
+from raygr.recommenders.lists import list_metrics
 from raygr.recommenders.loop import CHOSEN_BY, Training, score_shares, target_ranks
 from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, MODEL, RANK_SCHEMA, RANKS, TEST, VALIDATION
 
@@ -43,6 +44,7 @@ def write_outputs(training: Training) -> None:
         runs.write_table(candidate_table(inputs.candidates), runs.join(config.output, CANDIDATES))
     save_weights(training, runs.join(config.output, MODEL))
     metrics = run_metrics(training) | part_metrics(table, config.targets, config.cold_below)
+    metrics["lists"] = list_metrics(training)
     runs.write_json(metrics, runs.join(config.output, METRICS))
     logger.info("test NDCG@10 %s", {name: round(found[CHOSEN_BY], 4) for name, found in metrics[TEST].items()})
 

@@ -34,8 +34,8 @@ def train(config: TrainConfig) -> runs.Run:
     run = runs.start_run(config.output, job="train", config=config)
     settings = {"config": with_absolute_paths(config)}
     run_workers(train_loop_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu)
-    used = [path for path in (config.data, config.item_scores, config.user_score_run) if path]
-    runs.finish_run(run, inputs=used, counts=row_counts(inputs))
+    used = [config.data, config.item_scores, config.user_score_run, config.list_scores]
+    runs.finish_run(run, inputs=[path for path in used if path], counts=row_counts(inputs))
     return run
 
 
@@ -43,6 +43,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Ray Train's workers run in a folder of their own."""
     named = {"output": config.output, "data": config.data}
     named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
+    named |= {"list_scores": config.list_scores}
     return dataclasses.replace(config, **{name: runs.absolute(path) for name, path in named.items() if path})
 
 
