@@ -1,4 +1,4 @@
-"""One frozen dataclass per job, checked by pydantic, and the only reader of YAML.
+"""One frozen dataclass per job (config_results.py has the last ones), checked by pydantic; the only reader of YAML.
 
 `load_config(ScoreConfig, "score.yaml", ["mode=probe"])`: file first, then `--set` values on top.
 An unknown name, a wrong type or a value out of range is refused with the field's name.
@@ -260,38 +260,6 @@ class TrainConfig:
     """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
     vectors, which differ from arm to arm."""
     seed: int = 0
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class CompareConfig:
-    """Train runs -> metrics per arm and paired intervals against the base arm."""
-
-    output: str
-    arms: Mapping[str, tuple[str, ...]]
-    """Arm name -> its runs, one per seed."""
-    base: str = "base"
-    """The arm that the others are compared with."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
-    seed: int = 0
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class ReportConfig:
-    """Finished runs -> one self-contained HTML page and the same tables as Markdown."""
-
-    output: str
-    title: str
-    data: str
-    comparison: str | None = None
-    item_scores: str | None = None
-    """Score run whose quality is shown and whose items are drawn."""
-    user_scores: str | None = None
-    reference_scores: str | None = None
-    """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
-    finetune: tuple[str, ...] = ()
-    """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
-    notice: str = ""
-    """A sentence printed at the top, such as what the data can and cannot show."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -11,17 +11,16 @@ from pydantic_core import to_jsonable_python
 
 from raygr import runs
 from raygr.config import (
-    CompareConfig,
     ConfigError,
     FinetuneConfig,
     PipelineConfig,
     PrepareConfig,
-    ReportConfig,
     ScoreConfig,
     SimulateConfig,
     TrainConfig,
     check_config,
 )
+from raygr.config_results import CompareConfig, ReportConfig
 
 logger = logging.getLogger(__name__)
 
