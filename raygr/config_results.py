@@ -46,3 +46,39 @@ class ReportConfig:
     """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
     notice: str = ""
     """A sentence printed at the top, such as what the data can and cannot show."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RecommendConfig:
+    """A train run -> the best items of its users, or after given histories, as Parquet."""
+
+    output: str
+    train: str
+    """A train run; its data and scores must be where they were."""
+    users: tuple[str, ...] | str | None = None
+    """User ids, or a file of one id per line; null recommends to all. Their whole histories count, test part too."""
+    histories: str | None = None
+    """In place of users: Parquet or JSON lines of history_id and item_ids (strings, oldest first)."""
+    n: int = Field(default=10, ge=1)
+    """Items of a list; items of the history are never in it."""
+    mmr_weight: float | None = Field(default=None, ge=0, le=1)
+    """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
+    mmr_scores: str | None = None
+    """A score run, or id -> vectors, in which re-ranked lists are diverse; null takes the refined item vectors."""
+    batch_size: int = Field(default=256, ge=1)
+    """Histories scored at once, and in one file."""
+    workers: int = Field(default=1, ge=1)
+    """Actors, each with the model and a CPU."""
+    threads: int = Field(default=1, ge=1)
+    """torch threads of an actor."""
+    use_gpu: bool | None = None
+    """null: a GPU per actor where the cluster has one."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ExportConfig:
+    """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
+
+    output: str
+    train: str
+    """A train run; its data and scores must be where they were."""

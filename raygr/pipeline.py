@@ -20,11 +20,21 @@ from raygr.config import (
     TrainConfig,
     check_config,
 )
-from raygr.config_results import CompareConfig, ReportConfig
+from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig
 
 logger = logging.getLogger(__name__)
 
-StageConfig = SimulateConfig | PrepareConfig | ScoreConfig | FinetuneConfig | TrainConfig | CompareConfig | ReportConfig
+StageConfig = (
+    SimulateConfig
+    | PrepareConfig
+    | ScoreConfig
+    | FinetuneConfig
+    | TrainConfig
+    | CompareConfig
+    | RecommendConfig
+    | ExportConfig
+    | ReportConfig
+)
 STAGES: dict[str, type[StageConfig]] = {
     "simulate": SimulateConfig,
     "prepare": PrepareConfig,
@@ -32,6 +42,8 @@ STAGES: dict[str, type[StageConfig]] = {
     "finetune": FinetuneConfig,
     "train": TrainConfig,
     "compare": CompareConfig,
+    "recommend": RecommendConfig,
+    "export": ExportConfig,
     "report": ReportConfig,
 }
 
@@ -51,6 +63,10 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.recommenders.train import train as stage
         case CompareConfig():
             from raygr.compare import compare as stage
+        case RecommendConfig():
+            from raygr.recommend import recommend as stage
+        case ExportConfig():
+            from raygr.export import export as stage
         case ReportConfig():
             from raygr.report import report as stage
     return stage(config)

@@ -104,3 +104,18 @@ CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the 
 # A finetune run; its adapter/ is named in aspects/adapters.py. One JSON line per step; evaluations of the held-out
 # users as means, and per user with columns stage, step, user_index, user_id and one per metric.
 STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
+
+# A recommend run: a folder of Parquet parts, the best item of a subject first.
+RECOMMENDATIONS = "recommendations"
+RECOMMENDATION_SCHEMA = pa.schema(
+    [
+        ("subject_id", pa.string()),  # user_id or history_id
+        ("rank", pa.int32()),  # 1 is the first of the list
+        ("item_id", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+
+# An export run: each as .parquet (VECTOR rows), .npy and .ids.txt.
+ITEM_VECTORS, USER_VECTORS = "item_vectors", "user_vectors"
+VECTOR_SCHEMA = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32()))])

@@ -54,6 +54,8 @@ ALLOWED = {
         "report_sections",
         "report_tuning",
     },
+    "recommend": {"schema", "config", "config_results", "runs", "cluster", "workers", "data", "recommenders"},
+    "export": {"schema", "config", "config_results", "runs", "recommenders"},
     "pipeline": None,
     "cli": None,
 }
@@ -63,6 +65,7 @@ RAY_MODULES = {
     "data/prepare.py",
     "aspects/scoring.py",
     "recommenders/train.py",
+    "recommend.py",
     "finetuning/train.py",
 }
 VLLM_MODULES = {"aspects/engine.py"}

@@ -3,6 +3,7 @@
 Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
 """
 
+import dataclasses
 import hashlib
 from typing import Any, NamedTuple
 
@@ -86,6 +87,14 @@ def load_inputs(config: TrainConfig) -> Inputs:
         protocol=protocol_stamp(config, prepared, candidates),
         warnings=score_warnings(scores),
     )
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """For workers, which run in a folder of their own."""
+    named = {"output": config.output, "data": config.data}
+    named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
+    named |= {"list_scores": config.list_scores}
+    return dataclasses.replace(config, **{name: runs.absolute(path) for name, path in named.items() if path})
 
 
 def protocol_stamp(config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ or a run started again on an unfinished folder, goes on from the last evaluation
 Left out of the checkpoint: generator states, because each epoch's randomness comes from (seed, epoch, worker).
 """
 
-import dataclasses
 import json
 import logging
 from typing import Any
@@ -15,7 +14,7 @@ import ray.train.torch
 from raygr import runs
 from raygr.cluster import connect
 from raygr.config import TrainConfig
-from raygr.recommenders.inputs import Inputs, load_inputs
+from raygr.recommenders.inputs import Inputs, load_inputs, with_absolute_paths
 from raygr.recommenders.loop import Share, Training, checkpoint_state, restore, start_training, training_rounds
 from raygr.recommenders.outputs import write_outputs
 from raygr.schema import HISTORY, TEST, VALIDATION
@@ -37,14 +36,6 @@ def train(config: TrainConfig) -> runs.Run:
     used = [config.data, config.item_scores, config.user_score_run, config.list_scores]
     runs.finish_run(run, inputs=[path for path in used if path], counts=row_counts(inputs))
     return run
-
-
-def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Ray Train's workers run in a folder of their own."""
-    named = {"output": config.output, "data": config.data}
-    named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
-    named |= {"list_scores": config.list_scores}
-    return dataclasses.replace(config, **{name: runs.absolute(path) for name, path in named.items() if path})
 
 
 def row_counts(inputs: Inputs) -> dict[str, Any]:
