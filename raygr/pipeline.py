@@ -20,7 +20,7 @@ from raygr.config import (
     TrainConfig,
     check_config,
 )
-from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig
+from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, VectorsConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ StageConfig = (
     SimulateConfig
     | PrepareConfig
     | ScoreConfig
+    | VectorsConfig
     | FinetuneConfig
     | TrainConfig
     | CompareConfig
@@ -39,6 +40,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "simulate": SimulateConfig,
     "prepare": PrepareConfig,
     "score": ScoreConfig,
+    "vectors": VectorsConfig,
     "finetune": FinetuneConfig,
     "train": TrainConfig,
     "compare": CompareConfig,
@@ -57,6 +59,8 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.data.prepare import prepare as stage
         case ScoreConfig():
             from raygr.aspects.scoring import score as stage
+        case VectorsConfig():
+            from raygr.aspects.text_vectors import vectors as stage
         case FinetuneConfig():
             from raygr.finetuning.train import finetune as stage
         case TrainConfig():

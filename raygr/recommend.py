@@ -5,6 +5,7 @@ first)}; RECOMMENDATION rows out, one Parquet part per batch. An actor loads the
 so that a batch run again replaces what it wrote before, and actors may hold every CPU.
 """
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -34,8 +35,7 @@ def recommend(config: RecommendConfig) -> runs.Run:
     runs.remove_folder(run.file(RECOMMENDATIONS))
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu)
-    settings = {"config": config, "train_config": train_config, "folder": runs.absolute(run.file(RECOMMENDATIONS))}
-    settings["device"] = "cuda" if use_gpu else "cpu"
+    settings = actor_settings(config, train_config, device="cuda" if use_gpu else "cpu")
     blocks = [subjects.slice(first, config.batch_size) for first in range(0, len(subjects), config.batch_size)]
     counted = ray.data.from_arrow(blocks).map_batches(
         RecommendingActor,
@@ -54,13 +54,24 @@ def recommend(config: RecommendConfig) -> runs.Run:
     return run
 
 
+def actor_settings(config: RecommendConfig, train_config: TrainConfig, *, device: str) -> dict[str, Any]:
+    """Arguments of RecommendingActor; paths are absolute, because an actor runs in a folder of its own."""
+    named = {"output": config.output, "train": config.train, "mmr_scores": config.mmr_scores}
+    absolute = {name: runs.absolute(path) for name, path in named.items() if path}
+    return {"config": dataclasses.replace(config, **absolute), "train_config": train_config, "device": device}
+
+
 def read_subjects(config: RecommendConfig, train_config: TrainConfig) -> pa.Table:
     """SUBJECT rows; ConfigError or ValueError names unknown users and items."""
     if config.users is not None and config.histories is not None:
         raise ConfigError("users and histories are two ways to say for whom: set one of them")
     if config.histories is not None:
-        return subjects_of_histories(config.histories, train_config.data)
-    return subjects_of_users(config.users, train_config.data)
+        subjects = subjects_of_histories(config.histories, train_config.data)
+    else:
+        subjects = subjects_of_users(config.users, train_config.data)
+    if not len(subjects):
+        raise ConfigError(f"{config.histories or 'users'}: nobody is in it to recommend to")
+    return subjects
 
 
 def subjects_of_users(users: tuple[str, ...] | str | None, data: str) -> pa.Table:
@@ -118,18 +129,15 @@ def read_histories(path: str) -> pa.Table:
 class RecommendingActor:
     """Batches of SUBJECT rows -> their recommendations, written as one Parquet part each."""
 
-    def __init__(self, *, config: RecommendConfig, train_config: TrainConfig, folder: str, device: str):
+    def __init__(self, *, config: RecommendConfig, train_config: TrainConfig, device: str):
         torch.set_num_threads(config.threads)
-        # an actor runs in a folder of its own
-        scores = runs.absolute(config.mmr_scores) if config.mmr_scores else None
-        self.recommender = open_recommender(
-            train_config, runs.absolute(config.train), list_scores=scores, device=device
-        )
-        self.config, self.folder = config, folder
+        self.config = config
+        self.recommender = open_recommender(train_config, config.train, list_scores=config.mmr_scores, device=device)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         found = recommendations(self.recommender, batch, n=self.config.n, mmr_weight=self.config.mmr_weight)
-        runs.write_table(found, runs.join(self.folder, f"part-{batch['row'][0].as_py():09d}.parquet"))
+        folder = runs.join(self.config.output, RECOMMENDATIONS)
+        runs.write_table(found, runs.join(folder, f"part-{batch['row'][0].as_py():09d}.parquet"))
         return {"recommended": np.array([found.num_rows])}
 
 

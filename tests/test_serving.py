@@ -11,11 +11,11 @@ import torch
 from toy_data import random_scores, walks, write_csv, write_prepared
 
 from raygr import runs
-from raygr.config import TrainConfig
+from raygr.config import ConfigError, TrainConfig
 from raygr.config_results import ExportConfig, RecommendConfig
 from raygr.data.vectors import read_vectors
 from raygr.export import export
-from raygr.recommend import read_subjects, recommendations
+from raygr.recommend import RecommendingActor, actor_settings, read_subjects, recommendations
 from raygr.recommenders.inputs import load_inputs
 from raygr.recommenders.loop import Share, start_training
 from raygr.recommenders.outputs import write_outputs
@@ -44,7 +44,7 @@ def trained(folder: Path, **changes: Any) -> str:
     training.best_weights = dict(training.model.state_dict())
     training.progress.lines.append({"seconds": 1.0})
     write_outputs(training)
-    runs.finish_run(run, inputs=[], counts={})
+    runs.finish_run(run, inputs=[config.data, path], counts={})
     return run.path
 
 
@@ -115,6 +115,17 @@ def test_unknown_ids_are_named(recommender: Recommender):
         recommender.recommend(["i1", "i99", "x"])
     with pytest.raises(ValueError, match="history 1 is empty"):
         recommender.recommend([])
+
+
+def test_changed_or_lost_data_are_refused(tmp_path: Path):
+    path = trained(tmp_path)
+    scores = tmp_path / "s.csv"
+    scores.write_text(scores.read_text().replace("i1,", "i1,9"))
+    with pytest.raises(runs.RunError, match=r"trained on other content of .*s\.csv"):
+        load_recommender(path)
+    scores.unlink()
+    with pytest.raises(runs.RunError, match=r"trained on .*s\.csv, which is not there"):
+        load_recommender(path)
 
 
 def test_the_base_model_is_served_too(tmp_path: Path):
@@ -192,6 +203,32 @@ def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):
         vectors = read_vectors(found.file(name), column="expected", aspects=None)
         assert vectors.ids_S.tolist() == [f"i{i}" for i in range(1, ITEMS + 1)]
         np.testing.assert_array_equal(vectors.values_SA.astype(np.float32), expected)
+
+
+def test_an_actor_writes_one_part_per_batch_and_the_same_one_again(run: str, recommender: Recommender, tmp_path: Path):
+    scores = str(Path(run).parent / "s.csv")
+    config = RecommendConfig(output=str(tmp_path), train=run, n=3, mmr_weight=0.2, mmr_scores=scores)
+    train_config = read_train_config(run)
+    actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
+    subjects = read_subjects(config, train_config)
+    for first, last in ((0, 10), (10, USERS), (10, USERS)):
+        assert actor(subjects.slice(first, last - first))["recommended"].tolist() == [3 * (last - first)]
+    assert sorted(path.name for path in (tmp_path / "recommendations").iterdir()) == [
+        "part-000000000.parquet",
+        "part-000000010.parquet",
+    ]
+    table = runs.read_table(str(tmp_path / "recommendations"))
+    guided = load_recommender(run, list_scores=scores)
+    expected = [one.item_id for user in range(USERS) for one in guided.recommend(f"u{user}", n=3, mmr_weight=0.2)]
+    refined = [one.item_id for user in range(USERS) for one in recommender.recommend(f"u{user}", n=3, mmr_weight=0.2)]
+    assert table["item_id"].to_pylist() == expected != refined
+
+
+def test_nobody_to_recommend_to_is_refused(run: str):
+    with pytest.raises(ConfigError, match="users: nobody is in it"):
+        read_subjects(RecommendConfig(output="x", train=run, users=()), read_train_config(run))
+    with pytest.raises(ConfigError, match="set one of them"):
+        read_subjects(RecommendConfig(output="x", train=run, users=("u1",), histories="h"), read_train_config(run))
 
 
 @pytest.mark.slow

@@ -34,7 +34,10 @@ def sample_candidates(
 def check_enough_items(user_N: np.ndarray, *, items: int) -> None:
     most = int(np.bincount(user_N).max())
     if items - most < CANDIDATES:
-        raise ValueError(f"{CANDIDATES} candidates need more items: there are {items}, and one user has {most}")
+        raise ValueError(
+            f"{CANDIDATES} candidates need more items: there are {items}, and one user has {most}; "
+            "rank among the full catalogue (candidates: [full])"
+        )
 
 
 def candidate_weights(name: str, train_count_I: np.ndarray) -> np.ndarray:

@@ -127,8 +127,16 @@ def load_recommender(run: str, *, list_scores: str | None = None, device: str = 
 
 
 def read_train_config(run: str) -> TrainConfig:
-    """Of a finished train run, with absolute paths and without what only an evaluation needs."""
+    """Of a finished train run, with absolute paths and without what only an evaluation needs.
+
+    RunError where data or scores are gone, or have changed: other items would stand behind the model's rows.
+    """
     record = runs.read_run(run, job="train")
+    for path, digest in record["inputs"].items():
+        if not runs.exists(path):
+            raise runs.RunError(f"{run} was trained on {path}, which is not there: put it back, or train again")
+        if runs.fingerprint(path) != digest:
+            raise runs.RunError(f"{run} was trained on other content of {path}: train it again")
     config = check_config(TrainConfig, record["config"], source=f"{run}/run.json")
     return dataclasses.replace(with_absolute_paths(config), candidates=("full",), list_scores=None)
 
