@@ -215,8 +215,9 @@ def csv_groups(arms: Arms, name: str, ranking: str) -> Iterable[tuple[str, Any, 
 def latex_table(comparison: Mapping[str, Any]) -> str:
     """One table per ranking with the columns of the paper's Tables 2 to 4; needs the package booktabs."""
     tables = [(name, shown_pairs(comparison, name)) for name in ranking_names(comparison["arms"])]
-    stamp = comparison["protocol"]
-    protocol = f" Protocol: {stamp_text(stamp)}." if stamp is not None else ""
+    stamps = [arm["protocol"] for arm in comparison["arms"].values()]
+    unlike = unlike_fields(stamps)  # these stand in the columns
+    protocol = f" Protocol: {stamp_text({name: stamps[0][name] for name in stamps[0] if name not in unlike})}."
     head = "% \\usepackage{booktabs}\n"
     return head + "\n".join(latex_of_pairs(name, pairs, protocol) for name, pairs in tables if pairs)
 

@@ -241,6 +241,10 @@ def test_latex_has_the_papers_columns_and_rows(two_models: CompareConfig):
     assert all(row.count(" & ") == 6 and row.endswith(r" \\") for row in body)
     assert body[0].split(" & ")[:3] == ["MRR", "0.3750", "0.6250"] and r"+66.7\% [" in body[0]
     assert text.count("{") == text.count("}")
+    [caption] = [line for line in text.splitlines() if line.startswith(r"\caption")]
+    assert "Protocol: candidates: full; seen: filtered" in caption and "split" not in caption
+    [stamps] = [line for line in text.splitlines() if r"\scriptsize split" in line]
+    assert r"split: leave\_one\_out" in stamps and "split: temporal" in stamps
 
 
 def test_wrong_bases_are_refused(two_models: CompareConfig):

@@ -19,6 +19,7 @@ from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 torch.set_num_threads(1)
 
 USERS, ITEMS, LENGTH, TESTS = 12, 130, 9, 3
+WINDOW = 4  # shorter than histories
 SETS = ("full", "uniform-100", "popularity-100")
 HISTORIES = walks(USERS, ITEMS, LENGTH, seed=4)
 
@@ -26,7 +27,7 @@ HISTORIES = walks(USERS, ITEMS, LENGTH, seed=4)
 def begun(folder: Path, **changes: Any) -> Training:
     write_prepared(folder / "prepare", HISTORIES, items=ITEMS, tests=TESTS)
     config = TrainConfig(
-        output=str(folder / "train"), data=str(folder / "prepare"), base_width=8, max_history=10, **changes
+        output=str(folder / "train"), data=str(folder / "prepare"), base_width=8, max_history=WINDOW, **changes
     )
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
     training.progress.lines.append({"seconds": 1.0})
@@ -42,9 +43,10 @@ def written(training: Training) -> tuple[Any, dict[str, Any]]:
 def scores_after(training: Training, history: list[int]) -> torch.Tensor:
     """Of items 1..I, by one history alone."""
     training.model.eval()
+    window = history[-WINDOW:]
     with torch.inference_mode():
         rows_ID = training.model.embedding.item_rows()
-        state_1D = training.model.last_state(rows_ID, torch.tensor([history]), torch.tensor([len(history)]))
+        state_1D = training.model.last_state(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
         return (state_1D @ rows_ID.T)[0]
 
 

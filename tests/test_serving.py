@@ -11,8 +11,9 @@ import torch
 from toy_data import random_scores, walks, write_csv, write_prepared
 
 from raygr import runs
+from raygr.compare import compare
 from raygr.config import ConfigError, TrainConfig
-from raygr.config_results import ExportConfig, RecommendConfig
+from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig
 from raygr.data.vectors import read_vectors
 from raygr.export import export
 from raygr.recommend import RecommendingActor, actor_settings, read_subjects, recommendations
@@ -229,6 +230,18 @@ def test_nobody_to_recommend_to_is_refused(run: str):
         read_subjects(RecommendConfig(output="x", train=run, users=()), read_train_config(run))
     with pytest.raises(ConfigError, match="set one of them"):
         read_subjects(RecommendConfig(output="x", train=run, users=("u1",), histories="h"), read_train_config(run))
+
+
+def test_trained_runs_are_compared(run: str, tmp_path: Path):
+    """What training writes is what compare reads: a run of random weights against the same weights."""
+    arms = {"base": (run,), "same": (run,)}
+    found = compare(CompareConfig(output=str(tmp_path / "compare"), arms=arms, bootstrap_samples=100))
+    comparison = runs.read_json(found.file("comparison.json"))
+    gain = comparison["arms"]["same"]["against_base"]["full"]["ndcg_at_10"]
+    assert (gain["difference"], gain["p_holm"]) == (0.0, 1.0)
+    assert comparison["arms"]["same"]["lists"]["ranked"] == runs.read_json(f"{run}/metrics.json")["lists"]["ranked"]
+    assert comparison["arms"]["same"]["cold"]["full"]["users"] == USERS  # 7 train interactions each, 30 items
+    assert "Lists of 10" in Path(found.file("table.md")).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
