@@ -59,9 +59,16 @@ def pair_cells(arms: Arms, name: str, ranking: str, metric: str) -> Cells:
 
 
 def gain_text(gain: Mapping[str, Any]) -> str:
-    """Such as `+8.0% [+1.2, +14.9]*`."""
+    """Such as `+8.0% [+1.2, +14.9]*`; over a base of 0 there are no percents, so the difference itself stands there."""
     mark = "*" if gain["p_holm"] < SIGNIFICANT else ""
+    if is_over_zero(gain):
+        return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]{mark}"
     return f"{gain['relative']:+.1f}% [{gain['relative_low']:+.1f}, {gain['relative_high']:+.1f}]{mark}"
+
+
+def is_over_zero(gain: Mapping[str, Any]) -> bool:
+    """Whether the base has 0 and the arm has not."""
+    return gain["relative"] == 0 and gain["difference"] != 0
 
 
 def unlike_fields(stamps: Sequence[Mapping[str, Any]]) -> list[str]:

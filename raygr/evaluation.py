@@ -7,6 +7,7 @@ the same however many targets it has. Shape suffixes: `B` and `E` targets, `I` i
 `R` runs of an arm, `U` users, `S` bootstrap samples.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -103,16 +104,15 @@ def paired_bootstraps(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, samples: int
     """95% percentile interval of each metric's gain over resampled users and, where an arm has several, resampled runs.
 
     The unit is the user, however many runs and targets it has: its values move together. Both arms see the same
-    users in a sample, and the same runs where they have equally many (one per seed). Two or three runs say little
-    about how trainings differ: the share of it in the interval is then too small.
+    users in a sample, and the same runs where they have equally many (one per seed). What differs between trainings
+    is in it from two runs on; one run says nothing about it.
     """
     generator = np.random.default_rng(seed)
     arm_SMR, base_SMR = resampled_means([arm_MRU, base_MRU], samples=samples, generator=generator)
     runs_SR = generator.integers(arm_MRU.shape[1], size=(samples, arm_MRU.shape[1]))
     same = arm_MRU.shape[1] == base_MRU.shape[1]
     base_runs_SR = runs_SR if same else generator.integers(base_MRU.shape[1], size=(samples, base_MRU.shape[1]))
-    arm_SM = np.take_along_axis(arm_SMR, runs_SR[:, None], axis=2).mean(axis=2)
-    base_SM = np.take_along_axis(base_SMR, base_runs_SR[:, None], axis=2).mean(axis=2)
+    arm_SM, base_SM = drawn_run_means(arm_SMR, runs_SR), drawn_run_means(base_SMR, base_runs_SR)
     means = zip(arm_MRU.mean(axis=(1, 2)), base_MRU.mean(axis=(1, 2)), strict=True)
     return [gain_of(arm, base, arm_SM[:, m], base_SM[:, m]) for m, (arm, base) in enumerate(means)]
 
@@ -129,6 +129,17 @@ def resampled_means(values: list[np.ndarray], *, samples: int, generator: np.ran
         for part, values_MRU in zip(parts, values, strict=True):
             part.append((weights_SU @ values_MRU.reshape(-1, users).T).reshape(count, *values_MRU.shape[:2]))
     return [np.concatenate(part) for part in parts]
+
+
+def drawn_run_means(values_SMR: np.ndarray, runs_SR: np.ndarray) -> np.ndarray:
+    """(S, M): means over the drawn runs, their distance from the mean of all runs stretched by sqrt(R / (R - 1)).
+
+    Runs drawn from so few of them vary by (R - 1) / R of what trainings do: half of it with two (Rao, Wu 1988).
+    """
+    runs = values_SMR.shape[2]
+    all_SM = values_SMR.mean(axis=2)
+    drawn_SM = np.take_along_axis(values_SMR, runs_SR[:, None], axis=2).mean(axis=2)
+    return all_SM + math.sqrt(runs / max(runs - 1, 1)) * (drawn_SM - all_SM)
 
 
 def gain_of(arm: float, base: float, arm_S: np.ndarray, base_S: np.ndarray) -> Gain:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from raygr.compare_tables import LIST_FIGURES, SIGNIFICANT, ranking_names, unlike_fields
+from raygr.compare_tables import LIST_FIGURES, SIGNIFICANT, is_over_zero, ranking_names, unlike_fields
 from raygr.evaluation import METRICS, metric_name
 from raygr.figures import Interval, agreement_chart, gain_chart, profile_chart, share_chart
 from raygr.report_scores import Agreement, ScoreMatrix
@@ -104,6 +104,8 @@ def metric_cell(value: float, gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return f"{value:.4f}"
     mark = "*" if gain["p_holm"] < SIGNIFICANT else ""
+    if is_over_zero(gain):
+        return f"{value:.4f}\n{gain['difference']:+.4f}{mark}\n({gain['low']:+.4f} to {gain['high']:+.4f})"
     percents = f"{gain['relative']:+.1f}%{mark}\n({gain['relative_low']:+.1f} to {gain['relative_high']:+.1f})"
     return f"{value:.4f}\n{percents}"
 

@@ -162,7 +162,19 @@ def test_each_runs_own_gain_is_beside_the_run_of_its_seed(tmp_path: Path):
     other = [write_train_run(tmp_path / f"other-{s}", [rank], seed=s) for s, rank in ((0, 1), (1, 5))]
     gain = compared(settings(tmp_path, base=base, other=other))["arms"]["other"]["against_base"]["full"]["mrr"]
     assert gain["per_run"] == pytest.approx([100.0, -20.0])
-    assert (gain["low"], gain["high"]) == pytest.approx((0.2 - 0.25, 0.5))
+    half_width = math.sqrt(2) * (0.5 - (0.2 - 0.25)) / 2  # two runs: see evaluation.drawn_run_means
+    assert (gain["low"], gain["high"]) == pytest.approx(
+        (gain["difference"] - half_width, gain["difference"] + half_width)
+    )
+
+
+def test_a_gain_over_nothing_is_no_percentage(tmp_path: Path):
+    """Recall@1 of 0 against 1/2: in the tables as a difference, in the CSV 0 percent."""
+    base, other = (write_train_run(tmp_path / name, ranks) for name, ranks in (("base", [2, 9]), ("other", [1, 9])))
+    run = compare(settings(tmp_path, base=[base], other=[other]))
+    lines = Path(run.file("table.md")).read_text(encoding="utf-8").splitlines()
+    [recall] = [line for line in lines if line.startswith("| Recall@1 |")]
+    assert "| 0.0000 | 0.5000 | +0.5000 [+0.0000, +1.0000] |" in recall
 
 
 def test_p_values_are_corrected_over_the_whole_table(tmp_path: Path):

@@ -116,10 +116,23 @@ def test_bootstrap_interval_agrees_with_the_normal_approximation():
 
 
 def test_bootstrap_over_runs_widens_the_interval():
-    """Two runs whose gains are -0.1 and +0.3 for every user: resampling runs must show it."""
+    """Two runs whose gains are -0.1 and +0.3 for every user: 0.1 and 0.2 * sqrt(2) to either side of it."""
     base_RU = np.full((2, 100), 0.5)
     gain = paired_bootstrap(base_RU + np.array([[-0.1], [0.3]]), base_RU, samples=500, seed=0)
-    assert (gain.low, gain.difference, gain.high) == pytest.approx((-0.1, 0.1, 0.3))
+    half_width = 0.2 * math.sqrt(2)
+    assert (gain.low, gain.difference, gain.high) == pytest.approx((0.1 - half_width, 0.1, 0.1 + half_width))
+
+
+def test_equal_arms_are_told_apart_one_time_in_twenty():
+    """Two runs a side, trainings that differ as much as the standard error over users: 200 comparisons."""
+    generator = np.random.default_rng(5)
+    users, found = 80, []
+    for seed in range(200):
+        noise_RU = generator.normal(0, 0.2, users) + generator.normal(0, 0.2, (2, users))
+        base_RU = np.full((2, users), 0.5)
+        arm_RU = base_RU + noise_RU + generator.normal(0, 0.03, (2, 1))
+        found.append(paired_bootstrap(arm_RU, base_RU, samples=200, seed=seed).p < 0.05)
+    assert 0.005 <= np.mean(found) <= 0.085  # 0.05, and two standard errors of 200 draws
 
 
 def test_two_sided_p_by_hand():

@@ -70,7 +70,7 @@ def metrics_of_lists(lists: Lists, target_B: Tensor, unit_ID: Tensor, *, weight:
     length = lists.place_BN.shape[1]
     rank_B = torch.where(is_hit_B, is_target_BN.int().argmax(1) + 1, length + 1)
     return {
-        "recall": is_hit_B.float(),
+        "recall": is_hit_B.double(),
         "ndcg": torch.from_numpy(metric_values(f"ndcg_at_{length}", rank_B.cpu().numpy())),
         "mmr": list_mmr(lists.relevance_BN, similarity_BNN, weight=weight),
         "intra_list_diversity": intra_list_diversity(lists.relevance_BN, similarity_BNN),
