@@ -104,14 +104,40 @@ def check_settings(config: TrainConfig) -> None:
         wrong.append("user_side: concat needs fusion: concat, because fusion: add has no guided dimensions")
     if (config.user_scores == "llm") != (config.user_score_run is not None):
         wrong.append("user_scores: llm and user_score_run belong together")
+    if config.train_user_guided and (config.user_scores == "none" or config.user_side == "off"):
+        wrong.append("train_user_guided needs user_scores and a user_side")
+    wrong += model_contradictions(config)
     if wrong:
         raise ConfigError("; ".join(wrong))
+
+
+def model_contradictions(config: TrainConfig) -> list[str]:
+    """Settings of model, loss and optimizer that cannot go together, or would silently have no effect."""
+    pairwise, sampled = config.loss in ("top1", "bpr", "bpr_max"), config.loss == "sampled_cross_entropy"
+    found = {
+        f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
+            pairwise and config.model == "bert4rec"
+        ),
+        "loss: sampled_cross_entropy needs negatives: 1 or more": sampled and not config.negatives,
+        f"negatives are for sampled_cross_entropy, top1, bpr and bpr_max, not for loss: {config.loss}": (
+            config.negatives > 0 and not (pairwise or sampled)
+        ),
+        f"final_activation is for top1, bpr and bpr_max, not for loss: {config.loss}": (
+            config.final_activation != "linear" and not pairwise
+        ),
+        "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
+        "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
+        f"hidden_width and input_dropout are for model: gru4rec, not {config.model}": (
+            config.model != "gru4rec" and (config.hidden_width, config.input_dropout) != (None, None)
+        ),
+    }
+    return [text for text, is_wrong in found.items() if is_wrong]
 
 
 def check_width(config: TrainConfig, scores: AlignedScores | None) -> None:
     guided = len(scores.aspects) if scores and config.fusion == "concat" else 0
     width = config.base_width + guided
-    if width % config.heads:
+    if config.model != "gru4rec" and width % config.heads:
         sum_text = f"base_width {config.base_width} + {guided} aspects"
         raise ConfigError(f"total width {width} ({sum_text}) is no multiple of heads {config.heads}")
 
