@@ -98,3 +98,6 @@ RANK_SCHEMA = pa.schema(  # one row per (user, part, candidate set)
 # A finetune run; its adapter/ is named in aspects/adapters.py. One JSON line per step; evaluations of the held-out
 # users as means, and per user with columns stage, step, user_index, user_id and one per metric.
 STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
+
+# A train run's epochs.jsonl once more, for `tensorboard --logdir <folder of runs>`.
+EVENTS = "events.out.tfevents.raygr"

@@ -3,7 +3,8 @@
 As published: learned positions, layer norm after each half of a block (post-norm), GELU, an inner network four times
 as wide, and a head (linear, GELU, layer norm) before the tied table. Left out: the head's output bias per item,
 because a score is <state, item> here and exported vectors must give it (the layer norm's own bias, times the item,
-can say the same), and the one row for all segments.
+can say the same), the row for the segment, and the initial deviation of 0.02, made for widths of 768: at 64 and below
+torch's own, which follows the width, learns several times faster.
 Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
 """
 
@@ -12,8 +13,6 @@ from torch import Tensor, nn
 
 from raygr.embeddings import RefinedEmbedding, padded
 from raygr.recommenders.dropout import bidirectional_attention, dropout
-
-INITIAL_STD = 0.02
 
 
 class Block(nn.Module):
@@ -49,15 +48,10 @@ class BERT4Rec(nn.Module):
         width = embedding.width
         self.embedding, self.dropout, self.max_history = embedding, dropout, max_history
         self.mask_D = nn.Parameter(torch.randn(embedding.base_width) * embedding.std)
-        self.position_LD = nn.Parameter(torch.randn(max_history, width) * INITIAL_STD)
+        self.position_LD = nn.Parameter(torch.randn(max_history, width) * embedding.std)
         self.input_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout) for _ in range(blocks))
         self.head, self.head_norm = nn.Linear(width, width), nn.LayerNorm(width)
-        for name, parameter in [*self.blocks.named_parameters(), *self.head.named_parameters()]:
-            if name.endswith("weight") and parameter.dim() == 2:
-                nn.init.trunc_normal_(parameter, std=INITIAL_STD)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
 
     def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
         """The head's state at each position, (B, L, D), of at most `max_history`; padded positions hold noise."""

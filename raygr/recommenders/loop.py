@@ -131,7 +131,8 @@ def training_rounds(training: Training) -> Iterator[None]:
         progress.epoch += 1
         started = time.perf_counter()
         loss = train_epoch(training)
-        line = {"epoch": progress.epoch, "loss": loss, "seconds": time.perf_counter() - started}
+        line = {"epoch": progress.epoch, "loss": loss, "seconds": time.perf_counter() - started, "time": time.time()}
+        line["learning_rate"] = training.optimizer.param_groups[0]["lr"]
         is_evaluated = progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs
         if is_evaluated:
             line |= evaluate_epoch(training)

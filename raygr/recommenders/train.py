@@ -19,6 +19,7 @@ from raygr import runs
 from raygr.cluster import connect
 from raygr.config import TrainConfig
 from raygr.evaluation import rank_metrics
+from raygr.recommenders.events import EventFile
 from raygr.recommenders.inputs import Inputs, load_inputs
 from raygr.recommenders.loop import (
     CHOSEN_BY,
@@ -31,7 +32,7 @@ from raygr.recommenders.loop import (
     target_ranks,
     training_rounds,
 )
-from raygr.schema import HISTORY, METRICS, MODEL, RANK_SCHEMA, RANKS, TEST, VALIDATION
+from raygr.schema import EVENTS, HISTORY, METRICS, MODEL, RANK_SCHEMA, RANKS, TEST, VALIDATION
 from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wants_gpu
 
 logger = logging.getLogger(__name__)
@@ -82,11 +83,15 @@ def train_loop_per_worker(settings: dict[str, TrainConfig]) -> None:
     if state is not None:
         restore(training, state)
         logger.info("resumed after epoch %d", training.progress.epoch)
+    events = EventFile(runs.join(config.output, EVENTS)) if share.rank == 0 else None
     for _ in training_rounds(training):
-        if share.rank == 0:
+        if events:
             write_history(training)
+            events.write(training.progress.lines)
         metrics = {"epoch": training.progress.epoch, **training.progress.lines[-1]["validation"]}
         report(metrics, checkpoint_state(training) if share.rank == 0 else None)
+    if events:
+        events.close()
     training.model.load_state_dict(training.best_weights)
     write_outputs(training)
 
