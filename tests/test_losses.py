@@ -59,6 +59,11 @@ def test_half_precision_states_give_fp32_losses():
     state_ND, rows_ID = torch.randn(2, 4).half(), torch.randn(5, 4)
     assert cross_entropy(state_ND, rows_ID, torch.tensor([1, 2])).dtype == torch.float32
     assert bce(state_ND, rows_ID, torch.tensor([1, 2]), torch.tensor([3, 3])).dtype == torch.float32
+    target_N, negative_K, none_NK = torch.tensor([1, 2]), torch.tensor([4]), torch.zeros(2, 1).bool()
+    assert sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, none_NK).dtype == torch.float32
+    negatives = StepNegatives(target_N[None], negative_K, torch.zeros(2, 6).bool())
+    loss = step_loss(PairLoss("bpr_max"), state_ND[None], rows_ID, target_N[None], negatives)
+    assert loss.dtype == torch.float32 and loss.isfinite()
 
 
 def test_negatives_are_never_the_users_own_and_uniform_over_the_rest():

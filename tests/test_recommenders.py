@@ -260,6 +260,7 @@ def test_gradients_are_clipped_to_the_norm(toy: Path):
     [
         ({"model": "bert4rec", "loss": "bpr"}, "not for model: bert4rec"),
         ({"loss": "sampled_cross_entropy"}, "needs negatives: 1 or more"),
+        ({"loss": "top1", "batch_size": 1}, "has no negatives in a batch of one history"),
         ({"negatives": 5}, "not for loss: cross_entropy"),
         ({"final_activation": "tanh"}, "final_activation is for top1"),
         ({"loss": "bpr", "score_penalty": 1.0}, "score_penalty is for loss: bpr_max"),
@@ -277,3 +278,20 @@ def test_what_cannot_go_together_is_refused_in_one_line(toy: Path, changes: dict
 
 def test_a_gru_needs_no_heads(toy: Path):
     assert finished(settings(toy, model="gru4rec", base_width=15, epochs=1)).progress.epoch == 1
+
+
+@pytest.mark.parametrize(("left_out", "warned"), [(1, False), (2, True)])
+def test_items_without_scores_are_warned_of_above_one_in_twenty(toy: Path, left_out: int, warned: bool):
+    path = toy / "scores.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-left_out]))
+    inputs = load_inputs(settings(toy, item_scores=str(path)))
+    assert inputs.scores.missing == left_out
+    assert any("took the mean" in text for text in inputs.warnings) == warned
+
+
+def test_an_item_outside_the_table_is_refused_with_its_row(toy: Path):
+    histories = cycles(20, ITEMS, 12)
+    histories[1][3] = 21
+    write_prepared(toy / "broken" / "prepare", histories, items=ITEMS)
+    with pytest.raises(ValueError, match=r"interactions\.parquet: an item_index outside 1\.\.20 in row 16; run `raygr"):
+        load_inputs(settings(toy / "broken"))

@@ -21,6 +21,7 @@ from raygr.evaluation import TIE_RULE
 from raygr.recommenders.losses import OwnedItems, owned_items
 from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
 
+NOTED_MISSING = 0.05  # share of items without complete scores that is worth a warning; all are counted in run.json
 SHORTEST_HISTORY = 3  # one interaction to train on, one for validation, one for test
 
 
@@ -119,6 +120,9 @@ def model_contradictions(config: TrainConfig) -> list[str]:
             pairwise and config.model == "bert4rec"
         ),
         "loss: sampled_cross_entropy needs negatives: 1 or more": sampled and not config.negatives,
+        f"loss: {config.loss} has no negatives in a batch of one history: raise batch_size, or set negatives": (
+            pairwise and config.batch_size == 1 and not config.negatives
+        ),
         f"negatives are for sampled_cross_entropy, top1, bpr and bpr_max, not for loss: {config.loss}": (
             config.negatives > 0 and not (pairwise or sampled)
         ),
@@ -166,7 +170,9 @@ def score_warnings(scores: AlignedScores | None) -> list[str]:
     flat = [name for name, is_flat in zip(scores.aspects, standardise(scores.scores_IA)[1], strict=True) if is_flat]
     notes = {
         f"aspects without any spread, which add nothing: {', '.join(flat)}": len(flat),
-        f"{scores.missing} items without complete scores took the mean": scores.missing,
+        f"{scores.missing} items without complete scores took the mean": (
+            scores.missing > NOTED_MISSING * len(scores.scores_IA)
+        ),
         f"{scores.unknown} scored ids are not in the data": scores.unknown,
     }
     return [text for text, count in notes.items() if count]
