@@ -165,12 +165,15 @@ class FinetuneConfig:
     """Passes of cross-entropy on the teacher's answers before the reinforcement."""
     warm_start_learning_rate: float = Field(default=1e-4, gt=0)
 
+    adapter: str | None = None
+    """A finetune run, or a LoRA adapter in PEFT's format, to go on from; null starts a fresh one."""
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: float = Field(default=16, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-    epochs: int = Field(default=12, ge=1)
+    epochs: int = Field(default=12, ge=0)
+    """Passes of reinforcement; 0 leaves it at the warm start."""
     batch_size: int = Field(default=4, ge=1)
     """Users of one optimizer step, times `accumulation`."""
     accumulation: int = Field(default=1, ge=1)

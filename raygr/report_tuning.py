@@ -44,13 +44,16 @@ def tuning_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
     evaluations, record = read_evaluations(path), read_json(join(path, EVALUATIONS))
     lines = read_lines(path)
     best = next(one for one in reversed(evaluations) if one.step == record["best_step"])
+    start = f", from the adapter of {config['adapter']}" if config["adapter"] else ""
     text = (
         f"Task “{config['task']}”, {config['rollouts']} rollouts, {record['steps']} steps of reinforcement after "
-        f"{record['warm_steps']} of the warm start; means over {record['held_out']} held-out users with 95% intervals, "
-        "then the change from before with the interval of a paired bootstrap over users; an asterisk marks one "
-        "without zero. The best step was chosen on these very users by their reward, the last was not."
+        f"{record['warm_steps']} of the warm start{start}; means over {record['held_out']} held-out users with 95% "
+        "intervals, then the change from before with the interval of a paired bootstrap over users; an asterisk marks "
+        "one without zero. The best step was chosen on these very users by their reward, the last was not."
     )
-    tables = [stage_table(evaluations, best), step_table(lines)]
+    tables = [stage_table(evaluations, best)]
+    if record["steps"]:
+        tables.append(step_table(lines))
     return Section(f"Fine-tune: {path}", text, tables, tuning_charts(evaluations, lines, figure_id))
 
 
@@ -72,8 +75,10 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
 def stage_table(evaluations: Sequence[Evaluation], best: Evaluation) -> Table:
     before, last = evaluations[0], evaluations[-1]
-    warm = [("after the warm start", one) for one in evaluations if one.stage == "warm_start"]
-    stages = [("before", before), *warm, (f"last step, {last.step}", last), (f"best step, {best.step}", best)]
+    stages = [("before", before)]
+    stages += [("after the warm start", one) for one in evaluations if one.stage == "warm_start"]
+    if last.stage == "reinforcement":
+        stages += [(f"last step, {last.step}", last), (f"best step, {best.step}", best)]
     rows = [[name, *(stage_cell(one, before, metric) for metric in METRICS)] for name, one in stages]
     return Table("Held-out users", ["", *METRICS.values()], rows)
 
@@ -113,17 +118,21 @@ def mean_of(name: str, lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Mapping[str, Any]], figure_id: str) -> list[Chart]:
     trained = [line for line in lines if line["stage"] == "reinforcement"]
+    taught = [line for line in lines if line["stage"] != "reinforcement"]
+    losses = [step_curve(taught, "loss", "warm start, own steps")] if taught else []
+    if not trained:
+        return [chart("Loss by step", losses, f"{figure_id}-loss")]
     rewards = [held_out_curve(evaluations, "reward", "held-out users"), step_curve(trained, "reward", "training users")]
     metrics = [held_out_curve(evaluations, metric, METRICS[metric]) for metric in ("mrr", "auc")]
-    losses = [step_curve(trained, "loss", "reinforcement")]
-    taught = [line for line in lines if line["stage"] != "reinforcement"]
-    losses += [step_curve(taught, "loss", "warm start, own steps")] if taught else []
-    drawn = {"reward": (rewards, "Reward by step"), "metrics": (metrics, "MRR and AUC of held-out users by step")}
-    drawn |= {"loss": (losses, "Loss by step")}
     return [
-        Chart(caption, curve_chart(curves, figure_id=f"{figure_id}-{name}", label=caption, axis="step"))
-        for name, (curves, caption) in drawn.items()
+        chart("Reward by step", rewards, f"{figure_id}-reward"),
+        chart("MRR and AUC of held-out users by step", metrics, f"{figure_id}-metrics"),
+        chart("Loss by step", [step_curve(trained, "loss", "reinforcement"), *losses], f"{figure_id}-loss"),
     ]
+
+
+def chart(caption: str, curves: Sequence[Curve], figure_id: str) -> Chart:
+    return Chart(caption, curve_chart(curves, figure_id=figure_id, label=caption, axis="step"))
 
 
 def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) -> Curve:

@@ -16,6 +16,7 @@ from raygr.config import ReportConfig, TrainConfig, check_config, load_config
 from raygr.figures import share_chart
 from raygr.report import markdown, report, run_command
 from raygr.report_scores import mean_ranks, read_reference, spearman
+from raygr.report_tuning import tuning_section
 from raygr.runs import RunError, finish_run, start_run, write_json, write_table, write_text
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
 
@@ -116,6 +117,7 @@ def make_tuning(path: Path) -> str:
     ]  # fmt: skip
     write_text("".join(json.dumps(line) + "\n" for line in lines), str(path / "steps.jsonl"))
     config = {"output": str(path), "data": "d", "item_scores": "s", "aspects": "a.yaml", "task": "base"}
+    config["adapter"] = None
     return finished(path, "finetune", config | {"rollouts": "slots"})
 
 
@@ -211,6 +213,21 @@ def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
     assert jobs == ["prepare", "score", "score", "finetune", "train", "compare"]
     assert "raygr train --set output=t --set data=d --set dropout=0.25" in text
     assert "Versions" in text and "numpy" in page
+
+
+def test_a_warm_start_alone_has_no_steps_of_reinforcement(tmp_path):
+    path = make_tuning(tmp_path)
+    lines = [line for line in (tmp_path / "steps.jsonl").read_text().splitlines() if "warm_start" in line]
+    write_text("\n".join(lines), str(tmp_path / "steps.jsonl"))
+    evaluations = [{"stage": stage, "step": 0, "metrics": {}} for stage in ("before", "warm_start")]
+    record = {"steps": 0, "warm_steps": 3, "best_step": 0, "held_out": 4, "evaluations": evaluations}
+    write_json(record, str(tmp_path / "evaluations.json"))
+    config = {"task": "base", "rollouts": "slots", "adapter": "runs/first"}
+    section = tuning_section(path, config, figure_id="t")
+    assert "from the adapter of runs/first" in section.text
+    (stages,) = section.tables
+    assert [row[0] for row in stages.rows] == ["before", "after the warm start"]
+    assert [chart.caption for chart in section.charts] == ["Loss by step"]
 
 
 def test_report_without_comparison_and_scores_leaves_the_sections_out(inputs, tmp_path):

@@ -147,6 +147,7 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         ({"task": "classification", "reward": "log_prob"}, "reward: log_prob is not one of task: classification"),
         ({"task": "classification", "keep_out": 1}, "needs keep_out of 2 or more"),
         ({"warm_start_epochs": 1}, "warm_start_epochs needs a teacher"),
+        ({"epochs": 0}, "epochs and warm_start_epochs are both 0"),
         ({"rollouts": "free", "value_reward": False, "format_reward": False}, "nothing to learn from"),
         ({"value_reward": False}, "slots always keep the format"),
         ({"candidates": 35}, "candidates: 35 are more than the 30 items"),

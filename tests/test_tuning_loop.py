@@ -2,12 +2,17 @@
 
 import io
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_policy import SMALL_VOCABULARY, SPLIT, save_tiny_llama, template, toy_config, toy_inputs
+from tiny_policy import NAMES, SMALL_VOCABULARY, SPLIT, save_tiny_llama, template, toy_config, toy_inputs
 
+from raygr.aspects.adapters import AdapterNote, model_sha256, read_note
+from raygr.config import ConfigError
+from raygr.finetuning.adapters import check_start, save_adapter
 from raygr.finetuning.loop import (
     Share,
     Tuning,
@@ -19,7 +24,7 @@ from raygr.finetuning.loop import (
     step_problems,
     tuning_rounds,
 )
-from raygr.finetuning.policy import copied_adapter
+from raygr.finetuning.policy import copied_adapter, load_adapter
 from raygr.finetuning.rewards import log_prob, reciprocal_rank
 
 CPU = torch.device("cpu")
@@ -91,6 +96,39 @@ def test_an_interrupted_run_of_free_rollouts_equals_the_straight_one(wordy_folde
     settings = {"rollouts": "free", "epochs": 2, "completions": 2}
     straight = tuning_of(wordy_folder, users=4, **settings)
     assert_resumes(straight, tuning_of(wordy_folder, users=4, **settings), saved_rounds(straight)[1])
+
+
+def saved_warm_start(folder: str, path: Path) -> Tuning:
+    """Only taught, and saved as an adapter."""
+    taught = run(tuning_of(folder, warm_start_epochs=5, epochs=0))
+    load_adapter(taught.model, taught.best_adapter)
+    names = {"shared_prompt_sha256": "p", "rollouts": "slots", "model": folder}
+    names["model_sha256"] = model_sha256(folder)
+    save_adapter(taught.model, AdapterNote(**names, aspects=NAMES, normalisation={}), str(path))
+    return taught
+
+
+def test_reinforcement_goes_on_from_a_saved_adapter(folder, tmp_path):
+    taught = saved_warm_start(folder, tmp_path / "warm")
+    assert [one["stage"] for one in taught.progress.evaluations] == ["before", "warm_start"]
+    assert {line["stage"] for line in taught.progress.lines} == {"warm_start"}
+    tuning = tuning_of(folder, adapter=str(tmp_path / "warm"))
+    assert_same_adapter(copied_adapter(tuning.model), taught.best_adapter)
+    run(tuning)
+    assert tuning.progress.evaluations[0]["metrics"] == taught.progress.evaluations[-1]["metrics"]
+    assert tuning.progress.lines[0]["step"] == 1 and tuning.progress.lines[0]["stage"] == "reinforcement"
+
+
+def test_an_adapter_of_another_shape_is_refused(folder, tmp_path):
+    saved_warm_start(folder, tmp_path / "warm")
+    note = read_note(str(tmp_path / "warm"))
+    fitting = toy_config(**BASE)
+    check_start(fitting, str(tmp_path / "warm"), note)
+    with pytest.raises(ConfigError, match="another shape: r is 4 there and 8 here"):
+        check_start(replace(fitting, lora_rank=8), str(tmp_path / "warm"), note)
+    with pytest.raises(ConfigError, match="tuned with another prompt") as caught:
+        check_start(fitting, str(tmp_path / "warm"), replace(note, shared_prompt_sha256="q"))
+    assert "force" not in str(caught.value)
 
 
 def two_workers(rank: int, folder: str, meeting: str, results) -> None:

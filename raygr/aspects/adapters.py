@@ -56,8 +56,13 @@ def read_note(folder: str) -> AdapterNote | None:
     return check_config(AdapterNote, runs.read_json(path), source=path) if runs.exists(path) else None
 
 
-def check_adapter(folder: str, *, shared_prompt_sha256: str, model: str, mode: str, force: bool) -> None:
-    """ConfigError where the adapter was tuned for another prompt, base model or way of asking; `force` only warns."""
+def check_adapter(
+    folder: str, *, shared_prompt_sha256: str, model: str, mode: str | None = None, force: bool = False
+) -> None:
+    """ConfigError where the adapter was tuned for another prompt, base model or way of asking; `force` only warns.
+
+    `mode`: the way that scoring asks; None where the adapter is to be tuned on.
+    """
     note = read_note(folder)
     if note is None:
         logger.warning("%s says not what it was tuned for (no %s): nothing was checked", folder, NOTE)
@@ -67,14 +72,14 @@ def check_adapter(folder: str, *, shared_prompt_sha256: str, model: str, mode: s
         wrong.append(f"another prompt (its aspects: {', '.join(note.aspects)})")
     if model_identity(note.model, note.model_sha256) != model_identity(model, model_sha256(model)):
         wrong.append(f"another base model ({note.model}, not {model})")
-    if mode not in MODES[note.rollouts]:
+    if mode is not None and mode not in MODES[note.rollouts]:
         fitting = " or ".join(MODE_SETTINGS[one] for one in MODES[note.rollouts])
         wrong.append(f"{note.rollouts} rollouts, which {fitting} asks for, not {MODE_SETTINGS[mode]}")
     if not wrong:
         return
     message = f"adapter: {folder} was tuned with {'; '.join(wrong)}"
     if not force:
-        raise ConfigError(f"{message} (force_adapter: true scores all the same)")
+        raise ConfigError(message if mode is None else f"{message} (force_adapter: true scores all the same)")
     logger.warning("%s: scored all the same, by force_adapter", message)
 
 

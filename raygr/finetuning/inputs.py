@@ -142,6 +142,8 @@ def check_settings(config: FinetuneConfig) -> None:
         wrong.append(f"reward: {config.reward} is not one of task: {config.task}")
     if config.task == "classification" and config.keep_out < 2:
         wrong.append("task: classification needs keep_out of 2 or more, to tell liked from not liked")
+    if not (config.epochs or config.warm_start_epochs):
+        wrong.append("epochs and warm_start_epochs are both 0, so nothing would be tuned")
     if config.warm_start_epochs and config.teacher is None:
         wrong.append("warm_start_epochs needs a teacher")
     if not (config.value_reward or config.format_reward):

@@ -37,7 +37,7 @@ from raygr.finetuning.policy import (
     adapter_weights,
     build_policy,
     copied_adapter,
-    fresh_rollouts,
+    fresh_rollout,
     likeliest_ratings,
     load_adapter,
     prefill_once,
@@ -49,7 +49,7 @@ from raygr.finetuning.rewards import Normalisation, Reward
 
 logger = logging.getLogger(__name__)
 
-NORMALISATION_USERS = 64  # training users whose first ratings the user statistics are fitted on
+NORMALISATION_USERS = 64  # training users on one sampled answer of whom the user statistics are fitted
 USERS_AT_ONCE = 8  # where nothing is learned
 WATCH_KL_EVERY = 10
 RL_ORDER, WARM_ORDER, SAMPLES, FIRST_SAMPLES, DROPOUT = range(5)  # streams of random numbers
@@ -251,7 +251,7 @@ def fit_normalisation(tuning: Tuning) -> Normalisation:
     problems = [tuning.inputs.train[row] for row in users[:NORMALISATION_USERS]]
     total_3A = torch.zeros(3, len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
     for batch in own_groups(tuning, problems):
-        ratings_BGA = fresh_rollouts(tuning.policy, batch, (tuning.config.seed, FIRST_SAMPLES)).ratings_BGA
+        ratings_BGA = fresh_rollout(tuning.policy, batch, (tuning.config.seed, FIRST_SAMPLES)).ratings_BGA
         total_3A += moments(ratings_BGA.flatten(0, 1))
     return fitted(tuning.judge, summed(total_3A, tuning.share))
 
@@ -322,7 +322,8 @@ def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> Tensor:
     """Adds the gradient of these users' part of the step's mean loss; their STEP_SUMS."""
     policy, progress = tuning.policy, tuning.progress
     sampled_from, reused = prefill_once(policy, problems)
-    rollouts = sample(policy, sampled_from, problems, (tuning.config.seed, SAMPLES, progress.step))
+    key = (tuning.config.seed, SAMPLES, progress.step)
+    rollouts = sample(policy, sampled_from, problems, key, completions=tuning.config.completions)
     outcome = judge_ratings(tuning.judge, progress.normalisation, problems, rollouts.ratings_BGA)
     watch_kl = progress.step % WATCH_KL_EVERY == 0
     parts = rollouts_loss(policy, problems, reused, rollouts, outcome.advantage_BGA, watch_kl)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from raygr.config import FinetuneConfig
+from raygr.finetuning.adapters import load_start
 from raygr.finetuning.inputs import Inputs, Problem
 from raygr.finetuning.policy_gradient import (
     LossParts,
@@ -54,7 +55,7 @@ class Policy(NamedTuple):
 
 
 def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -> Policy:
-    """The frozen model (fp16 on CUDA) with a fresh adapter in fp32."""
+    """The frozen model (fp16 on CUDA) with an adapter in fp32, fresh or the one to go on from."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation="sdpa").to(device)
     torch.manual_seed(config.seed)
@@ -66,6 +67,8 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, lora).eval()
+    if config.adapter:
+        load_start(model, config.adapter)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
@@ -107,24 +110,27 @@ def uniforms(problems: Sequence[Problem], key: tuple[int, ...], shape: tuple[int
 
 
 @torch.no_grad()
-def sample(policy: Policy, prefilled: Prefilled, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
-    """`completions` rollouts of each user; `key` and the user name the random numbers."""
-    g, temperature = policy.config.completions, policy.config.temperature
+def sample(
+    policy: Policy, prefilled: Prefilled, problems: Sequence[Problem], key: tuple[int, ...], *, completions: int
+) -> Rollouts:
+    """Rollouts of each user; `key` and the user name the random numbers."""
+    g, temperature = completions, policy.config.temperature
     with autocast(policy):
         if policy.config.rollouts == "slots":
             uniform_BGA = uniforms(problems, key, (g, len(policy.names)), policy.device)
             ratings_BGA = sample_slots(policy.model, prefilled, policy.template, uniform_BGA, temperature).ratings_BGA
             return slots_rollouts(policy.template, ratings_BGA)
         uniform_BGT = uniforms(problems, key, (g, free_places(policy.template)), policy.device)
-        completions = sample_free(policy.model, prefilled, policy.template, uniform_BGT, temperature)
-    return free_rollouts(policy.tokenizer, completions, policy.names, policy.template, policy.device)
+        texts = sample_free(policy.model, prefilled, policy.template, uniform_BGT, temperature)
+    return free_rollouts(policy.tokenizer, texts, policy.names, policy.template, policy.device)
 
 
 @torch.no_grad()
-def fresh_rollouts(policy: Policy, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
+def fresh_rollout(policy: Policy, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
+    """One of each user."""
     with autocast(policy):
         prefilled = prefill(policy.model, prompts_of(problems))
-    return sample(policy, prefilled, problems, key)
+    return sample(policy, prefilled, problems, key, completions=1)
 
 
 @torch.no_grad()

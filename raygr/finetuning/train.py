@@ -16,14 +16,14 @@ import ray
 import ray.train.torch
 
 from raygr import runs
-from raygr.aspects.adapters import ADAPTER, AdapterNote, model_sha256
+from raygr.aspects.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
 from raygr.aspects.aspects import load_aspects
 from raygr.aspects.prompts import prompt_sha256
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.subjects import encoder_of
 from raygr.cluster import connect
 from raygr.config import FinetuneConfig
-from raygr.finetuning.adapters import save_adapter
+from raygr.finetuning.adapters import check_start, save_adapter
 from raygr.finetuning.inputs import PROFILE, load_inputs, prompt_settings
 from raygr.finetuning.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
 from raygr.finetuning.policy import load_adapter
@@ -42,16 +42,19 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     """
     if runs.is_finished(config.output):
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    note = adapter_note(config)
+    on_workers = with_absolute_paths(config)
+    if on_workers.adapter:
+        check_start(config, on_workers.adapter, note)
     inputs = load_inputs(config)
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu)
     run = runs.start_run(config.output, job="finetune", config=config)
-    settings = {"config": with_absolute_paths(config), "inputs": ray.put(inputs), "reward": reward}
-    settings |= {"note": adapter_note(config)}
+    settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
     run_workers(tune_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu)
     teacher = None if config.teacher == PROFILE else config.teacher
-    used = [path for path in (config.data, config.item_scores, config.aspects, teacher) if path]
+    used = [path for path in (config.data, config.item_scores, config.aspects, config.adapter, teacher) if path]
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
     steps = runs.read_json(run.file(EVALUATIONS))
     counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
@@ -62,7 +65,8 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Ray Train's workers run in a folder of their own; a hub name stays one."""
     model = runs.absolute(config.model) if runs.exists(config.model) else config.model
-    return dataclasses.replace(config, output=runs.absolute(config.output), model=model)
+    adapter = config.adapter and adapter_folder(config.adapter)
+    return dataclasses.replace(config, output=runs.absolute(config.output), model=model, adapter=adapter)
 
 
 def adapter_note(config: FinetuneConfig) -> AdapterNote:
