@@ -1,28 +1,30 @@
-"""The compare stage: train runs -> comparison.json, table.md, table.csv.
+"""The compare stage: train runs -> comparison.json, table.md, table.csv, table.tex.
 
-Arms are compared on the test part with a paired bootstrap over users and runs; improvements are computed from
-unrounded means. Runs under unlike protocols are refused. Shape suffixes: `R` runs of an arm, `U` users.
+Each arm is compared with its base arm on the test part, with a paired bootstrap over users and runs; improvements
+are computed from unrounded means. The p-values of one table (one ranking; all targets, or the cold-start ones) are
+corrected by Holm's method. A pair under unlike protocols is refused. Shape suffixes: `M` metrics, `R` runs of an arm,
+`U` users.
 """
 
-import csv
-import io
 import logging
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
+from statsmodels.stats.multitest import multipletests
 
 from raygr import runs
-from raygr.config import CompareConfig, ConfigError
+from raygr.compare_tables import csv_table, latex_table, markdown_table
+from raygr.config import ConfigError
+from raygr.config_results import CompareConfig
 from raygr.evaluation import METRICS as METRIC_NAMES
-from raygr.evaluation import metric_values, paired_bootstrap
+from raygr.evaluation import in_percent, paired_bootstraps
+from raygr.rankings import Ranking, cold_ranking, read_rankings, user_values
 from raygr.schema import METRICS, RANKS, TEST
 
 logger = logging.getLogger(__name__)
 
-COMPARISON, MARKDOWN, CSV = "comparison.json", "table.md", "table.csv"
+COMPARISON, MARKDOWN, CSV, LATEX = "comparison.json", "table.md", "table.csv", "table.tex"
 SETTINGS = ("model", "fusion", "control", "user_scores", "base_width", "loss")
-SHOWN_METRICS = ("ndcg_at_10", "recall_at_10", "mrr")
 
 
 class TrainRun(NamedTuple):
@@ -31,67 +33,108 @@ class TrainRun(NamedTuple):
     path: str
     config: dict[str, Any]
     metrics: dict[str, Any]
-    ranks: dict[str, np.ndarray]
-    """Candidate set -> rank of every test user, in the order of user_index."""
-    users: dict[str, np.ndarray]
+    rankings: dict[str, Ranking]
+    """Of the test part, by name."""
+
+
+Arms = dict[str, list[TrainRun]]
 
 
 def compare(config: CompareConfig) -> runs.Run:
-    """Metrics of every arm, and every other arm's gain over the base arm with its interval."""
-    arms = {name: [read_train_run(path) for path in paths] for name, paths in config.arms.items()}
+    """Metrics of every arm, and every other arm's gain over its base arm with its interval and p-value."""
+    arms = {name: read_arm(paths) for name, paths in config.arms.items()}
     check_arms(config, arms)
     run = runs.start_run(config.output, job="compare", config=config)
-    base = arms[config.base]
-    comparison = {
-        "protocol": base[0].metrics["protocol"],
-        "base": config.base,
-        "arms": {name: arm_record(arm, None if name == config.base else base, config) for name, arm in arms.items()},
-    }
+    comparison = compared_arms(config, arms)
+    correct_p_values(comparison["arms"])
     runs.write_json(comparison, run.file(COMPARISON))
     runs.write_text(markdown_table(comparison), run.file(MARKDOWN))
     runs.write_text(csv_table(comparison), run.file(CSV))
+    runs.write_text(latex_table(comparison), run.file(LATEX))
     paths = [path for arm in config.arms.values() for path in arm]
-    users = {name: len(users_U) for name, users_U in base[0].users.items()}
+    users = {name: len(np.unique(r.user_E)) for arm in arms.values() for name, r in arm[0].rankings.items()}
     runs.finish_run(run, inputs=paths, counts={"arms": len(arms), "runs": len(paths), "users": users})
     return run
 
 
+def compared_arms(config: CompareConfig, arms: Arms) -> dict[str, Any]:
+    """comparison.json, without the corrected p-values."""
+    records = {}
+    for name, arm in arms.items():
+        base = base_of(name, config)
+        records[name] = arm_record(arm, base, arms[base] if base else None, config)
+    stamps = [record["protocol"] for record in records.values()]
+    with_base = [name for name, record in records.items() if record["base"]]
+    return {
+        "protocol": stamps[0] if all(stamp == stamps[0] for stamp in stamps) else None,
+        "base": next((record["base"] for record in records.values() if record["base"]), next(iter(records))),
+        "cold_below": config.cold_below,
+        "shown": with_base if config.shown is None else list(config.shown),
+        "arms": records,
+    }
+
+
+def base_of(name: str, config: CompareConfig) -> str | None:
+    """The arm that `name` is compared with; None for one that only others are compared with."""
+    if name in config.bases:
+        return config.bases[name]
+    return None if name == config.base or name in config.bases.values() else config.base
+
+
+# --- reading and checking ----------------------------------------------------------------------
+
+
+def read_arm(paths: tuple[str, ...]) -> list[TrainRun]:
+    """By seed, so that two arms of the same seeds are paired by them."""
+    return sorted((read_train_run(path) for path in paths), key=lambda run: run.config["seed"])
+
+
 def read_train_run(path: str) -> TrainRun:
-    record = runs.read_run(path, job="train")
-    table = runs.read_table(runs.join(path, RANKS)).filter(pc.field("part") == TEST).sort_by("user_index")
-    ranks, users = {}, {}
-    for name in table["candidates"].unique().to_pylist():
-        rows = table.filter(pc.field("candidates") == name)
-        ranks[name], users[name] = rows["rank"].to_numpy(), rows["user_index"].to_numpy()
-    return TrainRun(path, record["config"], runs.read_json(runs.join(path, METRICS)), ranks, users)
+    record, metrics = runs.read_run(path, job="train"), runs.read_json(runs.join(path, METRICS))
+    if "targets" not in record["config"]:
+        raise ConfigError(f"{path} was trained by an older raygr, whose ranks hold no positions: train it again")
+    ranks = runs.read_table(runs.join(path, RANKS))
+    rankings = read_rankings(ranks, part=TEST, targets=tuple(record["config"]["targets"]))
+    return TrainRun(path, record["config"], metrics, rankings)
 
 
-def check_arms(config: CompareConfig, arms: dict[str, list[TrainRun]]) -> None:
-    if config.base not in arms:
-        raise ConfigError(f"base: no arm is called {config.base!r}; the arms are {', '.join(arms)}")
+def check_arms(config: CompareConfig, arms: Arms) -> None:
+    names = {"arm": [*config.bases, *(config.shown or ())], "base": [*config.bases.values()]}
+    unknown = [f"{kind} {name!r}" for kind, found in names.items() for name in found if name not in arms]
+    if unknown:
+        raise ConfigError(f"there is no {', no '.join(unknown)}; the arms are {', '.join(arms)}")
     empty = [name for name, arm in arms.items() if not arm]
     if empty:
         raise ConfigError(f"arm {', '.join(empty)} has no runs")
-    first = arms[config.base][0]
-    for arm in arms.values():
+    for name, arm in arms.items():
+        base = base_of(name, config)
+        if base == name or (base and base not in arms):
+            wrong = "is its own base" if base == name else f"needs a base: no arm is called {base!r}"
+            raise ConfigError(f"arm {name!r} {wrong}; the arms are {', '.join(arms)}; set base or bases")
+        if name in (config.shown or ()) and base is None:
+            raise ConfigError(f"shown: arm {name!r} has no base to be shown with")
+        first = arms[base or name][0]
         for run in arm:
             check_protocol(run, first)
-            check_users(run, first)
+            check_targets(run, first)
         check_settings(arm)
 
 
 def check_protocol(run: TrainRun, first: TrainRun) -> None:
     stamp, other = run.metrics["protocol"], first.metrics["protocol"]
-    unlike = [f"{name} ({other.get(name)} / {stamp.get(name)})" for name in other if stamp.get(name) != other[name]]
-    if unlike or stamp.keys() != other.keys():
+    names = dict.fromkeys([*other, *stamp])
+    unlike = [f"{name} ({other.get(name)} / {stamp.get(name)})" for name in names if stamp.get(name) != other.get(name)]
+    if unlike:
         raise ConfigError(f"{first.path} and {run.path} were evaluated under unlike protocols: {', '.join(unlike)}")
 
 
-def check_users(run: TrainRun, first: TrainRun) -> None:
+def check_targets(run: TrainRun, first: TrainRun) -> None:
     """The bootstrap is paired by user."""
-    for name, users_U in first.users.items():
-        if not np.array_equal(users_U, run.users[name]):
-            raise ConfigError(f"{first.path} and {run.path} ranked different users among {name} candidates")
+    for name, ranking in first.rankings.items():
+        other = run.rankings[name]
+        same_users = np.array_equal(ranking.user_E, other.user_E)
+        if not (same_users and np.array_equal(ranking.position_E, other.position_E)):
+            raise ConfigError(f"{first.path} and {run.path} ranked different targets among {name} candidates")
 
 
 def check_settings(arm: list[TrainRun]) -> None:
@@ -106,15 +149,78 @@ def check_settings(arm: list[TrainRun]) -> None:
             raise ConfigError(f"{first.path} and {run.path} are in one arm with the same seed")
 
 
-def arm_record(arm: list[TrainRun], base: list[TrainRun] | None, config: CompareConfig) -> dict[str, Any]:
+# --- records ------------------------------------------------------------------------------------
+
+
+def arm_record(
+    arm: list[TrainRun], base_name: str | None, base: list[TrainRun] | None, config: CompareConfig
+) -> dict[str, Any]:
+    all_targets = {name: ranking_record(arm, base, name, config) for name in arm[0].rankings}
+    cold = {name: ranking_record(arm, base, name, config, cold_below=config.cold_below) for name in arm[0].rankings}
     return {
         "runs": [run.path for run in arm],
+        "base": base_name,
+        "protocol": arm[0].metrics["protocol"],
         "settings": arm_settings(arm[0].config),
-        "metrics": {name: arm_metrics(arm, name) for name in arm[0].ranks},
-        "against_base": None if base is None else {name: arm_gains(arm, base, name, config) for name in arm[0].ranks},
+        "metrics": {name: record["metrics"] for name, record in all_targets.items()},
+        "against_base": None if base is None else {n: record["against_base"] for n, record in all_targets.items()},
+        "cold": cold,
+        "lists": mean_lists(arm),
         "shares": mean_shares(arm),
         "parameters": arm[0].metrics["parameters"],
     }
+
+
+def ranking_record(
+    arm: list[TrainRun], base: list[TrainRun] | None, name: str, config: CompareConfig, cold_below: int | None = None
+) -> dict[str, Any]:
+    """Counts, metrics and gains of one ranking; the last two None without targets. `cold_below`: of those alone."""
+    found = [[run.rankings[name] for run in some] for some in (arm, base or [])]
+    if cold_below is not None:
+        found = [[cold_ranking(ranking, cold_below) for ranking in some] for some in found]
+    user_E = found[0][0].user_E
+    counts = {"targets": len(user_E), "users": len(np.unique(user_E))}
+    if not len(user_E):
+        return counts | {"metrics": None, "against_base": None}
+    arm_MRU = metric_array(found[0])
+    means_MR = arm_MRU.mean(axis=2)
+    metrics = {
+        metric: {"mean": float(values_R.mean()), "per_run": values_R.tolist()}
+        for metric, values_R in zip(METRIC_NAMES, means_MR, strict=True)
+    }
+    return counts | {"metrics": metrics, "against_base": arm_gains(arm_MRU, found[1], config) if base else None}
+
+
+def metric_array(rankings: list[Ranking]) -> np.ndarray:
+    """(M, R, U) of the runs' rankings."""
+    return np.stack([np.stack([user_values(ranking, metric) for ranking in rankings]) for metric in METRIC_NAMES])
+
+
+def arm_gains(arm_MRU: np.ndarray, base: list[Ranking], config: CompareConfig) -> dict[str, dict[str, Any]]:
+    """Each metric's gain, and each run's in percent: of the base's run beside it, or its mean if there is no such."""
+    base_MRU = metric_array(base)
+    gains = paired_bootstraps(arm_MRU, base_MRU, samples=config.bootstrap_samples, seed=config.seed)
+    arm_MR, base_MR = arm_MRU.mean(axis=2), base_MRU.mean(axis=2)
+    beside_MR = base_MR if base_MR.shape == arm_MR.shape else np.broadcast_to(base_MR.mean(1)[:, None], arm_MR.shape)
+    relative_MR = in_percent(arm_MR - beside_MR, beside_MR)
+    return {
+        metric: gain._asdict() | {"per_run": per_run.tolist()}
+        for metric, gain, per_run in zip(METRIC_NAMES, gains, relative_MR, strict=True)
+    }
+
+
+def correct_p_values(arms: dict[str, dict[str, Any]]) -> None:
+    """Adds `p_holm` to every gain; a family is what one table shows: all arms and metrics of one ranking."""
+    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for arm in arms.values():
+        for name, gains in (arm["against_base"] or {}).items():
+            families.setdefault((name, False), []).extend(gains.values())
+        for name, record in arm["cold"].items():
+            families.setdefault((name, True), []).extend((record["against_base"] or {}).values())
+    for family in filter(None, families.values()):
+        corrected = multipletests([gain["p"] for gain in family], method="holm")[1]
+        for gain, p in zip(family, corrected, strict=True):
+            gain["p_holm"] = float(p)
 
 
 def arm_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -123,26 +229,14 @@ def arm_settings(config: dict[str, Any]) -> dict[str, Any]:
     return settings if config["item_scores"] else settings | {"fusion": None}
 
 
-def arm_metrics(arm: list[TrainRun], candidates: str) -> dict[str, dict[str, Any]]:
-    per_run = {metric: user_values(arm, candidates, metric).mean(axis=1) for metric in METRIC_NAMES}
-    return {
-        metric: {"mean": float(values_R.mean()), "per_run": values_R.tolist()} for metric, values_R in per_run.items()
+def mean_lists(arm: list[TrainRun]) -> dict[str, Any]:
+    """The lists' figures, means over runs, with what they were measured by."""
+    lists = [run.metrics["lists"] for run in arm]
+    means = {
+        order: {name: sum(one[order][name] for one in lists) / len(lists) for name in lists[0][order]}
+        for order in ("ranked", "reranked")
     }
-
-
-def user_values(arm: list[TrainRun], candidates: str, metric: str) -> np.ndarray:
-    """(R, U)."""
-    return np.stack([metric_values(metric, run.ranks[candidates]) for run in arm])
-
-
-def arm_gains(
-    arm: list[TrainRun], base: list[TrainRun], candidates: str, config: CompareConfig
-) -> dict[str, dict[str, float]]:
-    gains = {}
-    for metric in METRIC_NAMES:
-        values = [user_values(runs_of_arm, candidates, metric) for runs_of_arm in (arm, base)]
-        gains[metric] = paired_bootstrap(*values, samples=config.bootstrap_samples, seed=config.seed)._asdict()
-    return gains
+    return lists[0] | means
 
 
 def mean_shares(arm: list[TrainRun]) -> dict[str, float] | None:
@@ -150,41 +244,3 @@ def mean_shares(arm: list[TrainRun]) -> dict[str, float] | None:
     if shares[0] is None:
         return None
     return {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
-
-
-def markdown_table(comparison: dict[str, Any]) -> str:
-    """One table per candidate set: means over runs, and the gain in percent with its 95% interval."""
-    base = comparison["base"]
-    parts = []
-    for candidates in comparison["arms"][base]["metrics"]:
-        head = ["arm", "runs", "parameters", *SHOWN_METRICS]
-        rows = [head, ["---"] * len(head)]
-        for name, arm in comparison["arms"].items():
-            cells = [metric_cell(arm, candidates, metric) for metric in SHOWN_METRICS]
-            rows.append([name, str(len(arm["runs"])), str(arm["parameters"]), *cells])
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        parts.append(f"Candidates: {candidates}; gain over {base} with its 95% interval\n\n" + "\n".join(lines) + "\n")
-    stamp = ", ".join(f"{name}: {value}" for name, value in comparison["protocol"].items())
-    return "\n".join(parts) + f"\nProtocol: {stamp}\n"
-
-
-def metric_cell(arm: dict[str, Any], candidates: str, metric: str) -> str:
-    text = f"{arm['metrics'][candidates][metric]['mean']:.4f}"
-    if arm["against_base"] is None:
-        return text
-    gain = arm["against_base"][candidates][metric]
-    return f"{text} {gain['relative']:+.1f}% [{gain['relative_low']:+.1f}, {gain['relative_high']:+.1f}]"
-
-
-def csv_table(comparison: dict[str, Any]) -> str:
-    """One line per arm, candidate set and metric, unrounded."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    gain_names = ["difference", "low", "high", "relative", "relative_low", "relative_high"]
-    writer.writerow(["arm", "candidates", "metric", "mean", *gain_names])
-    for name, arm in comparison["arms"].items():
-        for candidates, metrics in arm["metrics"].items():
-            for metric, values in metrics.items():
-                gain = arm["against_base"][candidates][metric] if arm["against_base"] else {}
-                writer.writerow([name, candidates, metric, values["mean"], *(gain.get(one, "") for one in gain_names)])
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""One frozen dataclass per job, checked by pydantic, and the only reader of YAML.
+"""One frozen dataclass per job (config_results.py has some), checked by pydantic; the only reader of YAML.
 
 `load_config(ScoreConfig, "score.yaml", ["mode=probe"])`: file first, then `--set` values on top.
 An unknown name, a wrong type or a value out of range is refused with the field's name.
@@ -276,40 +276,25 @@ class TrainConfig:
     """torch threads of a worker; null shares the machine's cores among the workers."""
     use_gpu: bool | None = None
     """null: a GPU per worker where the cluster has one."""
-    candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = ("full",)
+
+    candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = Field(default=("full",), min_length=1)
+    """The candidate sets that test and validation targets are ranked in, all in one pass over the scores."""
+    candidate_seed: int = 0
+    """Draws the sampled sets, which are stored in candidates.parquet; `seed` has no say in them."""
+    targets: tuple[Literal["last", "every"], ...] = Field(default=("last",), min_length=1)
+    """Test targets: a user's last test interaction, or every one, each after all that came before it. Training is
+    stopped by the last validation one in either case."""
+    cold_below: int = Field(default=10, ge=1)
+    """Test targets with fewer train interactions are reported apart, as cold-start targets."""
+    list_length: int = Field(default=10, ge=1)
+    """Items of the recommended lists whose diversity is reported."""
+    mmr_weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
+    alone, 0 diversity alone."""
+    list_scores: str | None = None
+    """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
+    vectors, which differ from arm to arm."""
     seed: int = 0
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class CompareConfig:
-    """Train runs -> metrics per arm and paired intervals against the base arm."""
-
-    output: str
-    arms: Mapping[str, tuple[str, ...]]
-    """Arm name -> its runs, one per seed."""
-    base: str = "base"
-    """The arm that the others are compared with."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
-    seed: int = 0
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class ReportConfig:
-    """Finished runs -> one self-contained HTML page and the same tables as Markdown."""
-
-    output: str
-    title: str
-    data: str
-    comparison: str | None = None
-    item_scores: str | None = None
-    """Score run whose quality is shown and whose items are drawn."""
-    user_scores: str | None = None
-    reference_scores: str | None = None
-    """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
-    finetune: tuple[str, ...] = ()
-    """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
-    notice: str = ""
-    """A sentence printed at the top, such as what the data can and cannot show."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -1,7 +1,9 @@
 """Ranks with one tie rule, metrics of ranks, and paired bootstrap intervals.
 
 Rank of the target = 1 + items with a greater score + half the other items with the same score: constant
-scores put every target in the middle. Shape suffixes: `B` targets, `I` items, `C` candidates,
+scores put every target in the middle. A user's targets are averaged before the users are, so every user weighs
+the same however many targets it has. Shape suffixes: `B` and `E` targets, `I` items, `C` candidates,
+`M` metrics,
 `R` runs of an arm, `U` users, `S` bootstrap samples.
 """
 
@@ -12,9 +14,11 @@ import torch
 from torch import Tensor
 
 TIE_RULE = "mean rank"
+AVERAGE = "targets of a user, then users"
 RECALL_AT, NDCG_AT = (1, 5, 10, 20), (5, 10, 20)
 METRICS = ("mrr", *(f"recall_at_{k}" for k in RECALL_AT), *(f"ndcg_at_{k}" for k in NDCG_AT))
 CONFIDENCE = 0.95
+DRAWS_AT_ONCE = 1 << 22  # 32 MB of users drawn at a time
 
 
 def full_ranks(scores_BI: Tensor, target_B: Tensor, seen_row_N: Tensor, seen_item_N: Tensor) -> Tensor:
@@ -63,6 +67,19 @@ def rank_metrics(rank: np.ndarray) -> dict[str, float]:
     return {metric: float(metric_values(metric, rank).mean()) for metric in METRICS}
 
 
+def metric_name(metric: str) -> str:
+    """As tables print it: `MRR`, `Recall@10`."""
+    name, _, cutoff = metric.partition("_at_")
+    words = name.capitalize() if name == "recall" else name.upper()
+    return f"{words}@{cutoff}" if cutoff else words
+
+
+def user_means(values_E: np.ndarray, user_E: np.ndarray) -> np.ndarray:
+    """(U,): each user's mean over its targets, in the order of user_index; users without a target have no place."""
+    _, place_E = np.unique(user_E, return_inverse=True)
+    return np.bincount(place_E, weights=values_E) / np.bincount(place_E)
+
+
 class Gain(NamedTuple):
     """Difference arm - base with its interval, absolute and in percent of the base."""
 
@@ -72,26 +89,60 @@ class Gain(NamedTuple):
     relative: float
     relative_low: float
     relative_high: float
+    p: float
+    """Two-sided, against no difference: where it is below 1 - CONFIDENCE the absolute interval leaves out 0."""
 
 
 def paired_bootstrap(arm_RU: np.ndarray, base_RU: np.ndarray, *, samples: int, seed: int) -> Gain:
-    """95% percentile interval of the gain over resampled users and, where an arm has several, resampled runs.
+    """The gain of one metric; see `paired_bootstraps`."""
+    (gain,) = paired_bootstraps(arm_RU[None], base_RU[None], samples=samples, seed=seed)
+    return gain
 
-    Both arms see the same users in a sample, and the same runs where they have equally many (one per seed).
+
+def paired_bootstraps(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, samples: int, seed: int) -> list[Gain]:
+    """95% percentile interval of each metric's gain over resampled users and, where an arm has several, resampled runs.
+
+    The unit is the user, however many runs and targets it has: its values move together. Both arms see the same
+    users in a sample, and the same runs where they have equally many (one per seed). Two or three runs say little
+    about how trainings differ: the share of it in the interval is then too small.
     """
     generator = np.random.default_rng(seed)
-    users = arm_RU.shape[1]
-    weights_SU = generator.multinomial(users, np.full(users, 1 / users), size=samples) / users
-    runs_SR = generator.integers(len(arm_RU), size=(samples, len(arm_RU)))
-    same = len(arm_RU) == len(base_RU)
-    base_runs_SR = runs_SR if same else generator.integers(len(base_RU), size=(samples, len(base_RU)))
-    arm_S = np.take_along_axis(weights_SU @ arm_RU.T, runs_SR, axis=1).mean(axis=1)
-    base_S = np.take_along_axis(weights_SU @ base_RU.T, base_runs_SR, axis=1).mean(axis=1)
-    difference = float(arm_RU.mean() - base_RU.mean())
-    low, high = interval(arm_S - base_S)
-    relative_low, relative_high = interval(in_percent(arm_S - base_S, base_S))
-    relative = float(in_percent(np.array(difference), np.array(base_RU.mean())))
-    return Gain(difference, low, high, relative, relative_low, relative_high)
+    arm_SMR, base_SMR = resampled_means([arm_MRU, base_MRU], samples=samples, generator=generator)
+    runs_SR = generator.integers(arm_MRU.shape[1], size=(samples, arm_MRU.shape[1]))
+    same = arm_MRU.shape[1] == base_MRU.shape[1]
+    base_runs_SR = runs_SR if same else generator.integers(base_MRU.shape[1], size=(samples, base_MRU.shape[1]))
+    arm_SM = np.take_along_axis(arm_SMR, runs_SR[:, None], axis=2).mean(axis=2)
+    base_SM = np.take_along_axis(base_SMR, base_runs_SR[:, None], axis=2).mean(axis=2)
+    means = zip(arm_MRU.mean(axis=(1, 2)), base_MRU.mean(axis=(1, 2)), strict=True)
+    return [gain_of(arm, base, arm_SM[:, m], base_SM[:, m]) for m, (arm, base) in enumerate(means)]
+
+
+def resampled_means(values: list[np.ndarray], *, samples: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """(M, R, U) each -> (S, M, R): means over users drawn with replacement, the same users for all."""
+    users = values[0].shape[2]
+    at_once = max(1, DRAWS_AT_ONCE // users)
+    parts: list[list[np.ndarray]] = [[] for _ in values]
+    for first in range(0, samples, at_once):
+        count = min(at_once, samples - first)
+        drawn_SU = generator.integers(users, size=(count, users)) + users * np.arange(count)[:, None]
+        weights_SU = np.bincount(drawn_SU.ravel(), minlength=count * users).reshape(count, users) / users
+        for part, values_MRU in zip(parts, values, strict=True):
+            part.append((weights_SU @ values_MRU.reshape(-1, users).T).reshape(count, *values_MRU.shape[:2]))
+    return [np.concatenate(part) for part in parts]
+
+
+def gain_of(arm: float, base: float, arm_S: np.ndarray, base_S: np.ndarray) -> Gain:
+    """The gain of two means, with the intervals of their resampled values."""
+    difference_S = arm_S - base_S
+    relative = float(in_percent(np.array(arm - base), np.array(base)))
+    relative_bounds = interval(in_percent(difference_S, base_S))
+    return Gain(float(arm - base), *interval(difference_S), relative, *relative_bounds, two_sided_p(difference_S))
+
+
+def two_sided_p(difference_S: np.ndarray) -> float:
+    """Twice the share of samples on the smaller side of 0, which themselves count as one more on either side."""
+    smaller = min((difference_S <= 0).sum(), (difference_S >= 0).sum())
+    return min(1.0, 2 * float(smaller + 1) / (len(difference_S) + 1))
 
 
 def in_percent(difference: np.ndarray, base: np.ndarray) -> np.ndarray:

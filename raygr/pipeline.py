@@ -11,28 +11,41 @@ from pydantic_core import to_jsonable_python
 
 from raygr import runs
 from raygr.config import (
-    CompareConfig,
     ConfigError,
     FinetuneConfig,
     PipelineConfig,
     PrepareConfig,
-    ReportConfig,
     ScoreConfig,
     SimulateConfig,
     TrainConfig,
     check_config,
 )
+from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, VectorsConfig
 
 logger = logging.getLogger(__name__)
 
-StageConfig = SimulateConfig | PrepareConfig | ScoreConfig | FinetuneConfig | TrainConfig | CompareConfig | ReportConfig
+StageConfig = (
+    SimulateConfig
+    | PrepareConfig
+    | ScoreConfig
+    | VectorsConfig
+    | FinetuneConfig
+    | TrainConfig
+    | CompareConfig
+    | RecommendConfig
+    | ExportConfig
+    | ReportConfig
+)
 STAGES: dict[str, type[StageConfig]] = {
     "simulate": SimulateConfig,
     "prepare": PrepareConfig,
     "score": ScoreConfig,
+    "vectors": VectorsConfig,
     "finetune": FinetuneConfig,
     "train": TrainConfig,
     "compare": CompareConfig,
+    "recommend": RecommendConfig,
+    "export": ExportConfig,
     "report": ReportConfig,
 }
 
@@ -46,12 +59,18 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.data.prepare import prepare as stage
         case ScoreConfig():
             from raygr.aspects.scoring import score as stage
+        case VectorsConfig():
+            from raygr.aspects.text_vectors import vectors as stage
         case FinetuneConfig():
             from raygr.finetuning.train import finetune as stage
         case TrainConfig():
             from raygr.recommenders.train import train as stage
         case CompareConfig():
             from raygr.compare import compare as stage
+        case RecommendConfig():
+            from raygr.recommend import recommend as stage
+        case ExportConfig():
+            from raygr.export import export as stage
         case ReportConfig():
             from raygr.report import report as stage
     return stage(config)

@@ -17,15 +17,14 @@ import pyarrow.compute as pc
 from pydantic_core import to_jsonable_python
 
 from raygr.config import (
-    CompareConfig,
     FinetuneConfig,
     PrepareConfig,
-    ReportConfig,
     ScoreConfig,
     TrainConfig,
     check_config,
     override,
 )
+from raygr.config_results import CompareConfig, ReportConfig
 from raygr.report_scores import ScoreMatrix, compare_scores, read_reference, read_scores
 from raygr.report_sections import (
     Section,

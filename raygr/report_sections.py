@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from raygr.compare_tables import LIST_FIGURES, SIGNIFICANT, ranking_names, unlike_fields
+from raygr.evaluation import METRICS, metric_name
 from raygr.figures import Interval, agreement_chart, gain_chart, profile_chart, share_chart
 from raygr.report_scores import Agreement, ScoreMatrix
 
-METRICS = (
-    *("mrr", "recall_at_1", "recall_at_5", "recall_at_10", "recall_at_20"),
-    *("ndcg_at_5", "ndcg_at_10", "ndcg_at_20"),
-)
 CHARTED_METRIC = "ndcg_at_10"
 NOTHING = "–"
 
@@ -53,46 +51,92 @@ def data_section(statistics: Mapping[str, Any], counts: Mapping[str, Any]) -> Se
 
 
 def comparison_section(comparison: Mapping[str, Any]) -> Section:
-    """Metrics per arm with gains over the base arm, one table per candidate set, and where the scores come from."""
-    arms, base = comparison["arms"], comparison["base"]
-    candidate_sets = list(arms[base]["metrics"])
-    tables = [metric_table(arms, base, candidates) for candidates in candidate_sets]
+    """Metrics per arm with gains over its base arm, one table per ranking, and where the scores come from."""
+    arms, rankings = comparison["arms"], ranking_names(comparison["arms"])
+    tables = [metric_table(arms, ranking) for ranking in rankings]
+    tables += [cold_table(comparison, ranking) for ranking in rankings if has_cold(arms, ranking)]
+    tables += list_tables(arms)
     tables += [share_table(arms)] if any(arm["shares"] for arm in arms.values()) else []
-    tables += [settings_table(arms), fact_table("Protocol", comparison["protocol"])]
+    tables += [settings_table(arms), *protocol_tables(comparison)]
     text = (
-        f"Below each value stands its gain over “{base}” in percent, with the 95% interval of a paired "
-        "bootstrap; an asterisk marks an interval without zero."
+        f"Below each value stands its gain over {base_words(arms)} in percent, with the 95% interval of a paired "
+        "bootstrap; an asterisk marks a gain with p below 0.05 after Holm's correction over the whole table."
     )
-    return Section("Comparison", text, tables, comparison_charts(arms, base, candidate_sets[0]))
+    return Section("Comparison", text, tables, comparison_charts(arms, rankings[0]))
 
 
-def metric_table(arms: Mapping[str, Any], base: str, candidates: str) -> Table:
-    metrics = [name for name in METRICS if name in arms[base]["metrics"][candidates]]
-    rows = [[name, *(metric_cell(arm, candidates, metric) for metric in metrics)] for name, arm in arms.items()]
-    return Table(f"Metrics, candidates: {candidates}", ["arm", *map(metric_name, metrics)], rows)
+def base_words(arms: Mapping[str, Any]) -> str:
+    bases = list(dict.fromkeys(arm["base"] for arm in arms.values() if arm["base"]))
+    return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the settings)"
 
 
-def metric_cell(arm: Mapping[str, Any], candidates: str, metric: str) -> str:
-    value = f"{arm['metrics'][candidates][metric]['mean']:.4f}"
-    gain = (arm["against_base"] or {}).get(candidates, {}).get(metric)
-    if gain is None or gain["relative"] is None:
-        return value
-    mark = "*" if gain["low"] > 0 or gain["high"] < 0 else ""
-    return f"{value}\n{gain['relative']:+.1f}%{mark}\n({gain['relative_low']:+.1f} to {gain['relative_high']:+.1f})"
+def metric_table(arms: Mapping[str, Any], ranking: str) -> Table:
+    rows = [
+        [name, *metric_cells(arm["metrics"][ranking], (arm["against_base"] or {}).get(ranking))]
+        for name, arm in arms.items()
+        if ranking in arm["metrics"]
+    ]
+    return Table(f"Metrics, candidates: {ranking}", ["arm", *map(metric_name, METRICS)], rows)
 
 
-def metric_name(metric: str) -> str:
-    name, _, cutoff = metric.partition("_at_")
-    words = name.capitalize() if name == "recall" else name.upper()
-    return f"{words}@{cutoff}" if cutoff else words
+def has_cold(arms: Mapping[str, Any], ranking: str) -> bool:
+    return any(arm["cold"][ranking]["targets"] for arm in arms.values() if ranking in arm["cold"])
 
 
-def comparison_charts(arms: Mapping[str, Any], base: str, candidates: str) -> list[Chart]:
+def cold_table(comparison: Mapping[str, Any], ranking: str) -> Table:
+    cold = {name: arm["cold"][ranking] for name, arm in comparison["arms"].items() if ranking in arm["cold"]}
+    rows = [[name, *metric_cells(record["metrics"], record["against_base"])] for name, record in cold.items()]
+    counts = next(iter(cold.values()))
+    caption = (
+        f"Cold-start targets (fewer than {comparison['cold_below']} train interactions), candidates: {ranking}: "
+        f"{show(counts['targets'])} targets of {show(counts['users'])} users"
+    )
+    return Table(caption, ["arm", *map(metric_name, METRICS)], rows)
+
+
+def metric_cells(metrics: Mapping[str, Any] | None, gains: Mapping[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return [NOTHING] * len(METRICS)
+    return [metric_cell(metrics[metric]["mean"], (gains or {}).get(metric)) for metric in METRICS]
+
+
+def metric_cell(value: float, gain: Mapping[str, Any] | None) -> str:
+    if gain is None:
+        return f"{value:.4f}"
+    mark = "*" if gain["p_holm"] < SIGNIFICANT else ""
+    percents = f"{gain['relative']:+.1f}%{mark}\n({gain['relative_low']:+.1f} to {gain['relative_high']:+.1f})"
+    return f"{value:.4f}\n{percents}"
+
+
+def list_tables(arms: Mapping[str, Any]) -> list[Table]:
+    """How diverse the recommended lists are; none where the arms measured it in unlike ways."""
+    settings = ("length", "mmr_weight", "scores")
+    lists = {name: arm["lists"] for name, arm in arms.items()}
+    first = next(iter(lists.values()))
+    if unlike_fields([{name: one[name] for name in settings} for one in lists.values()]):
+        return []
+    rows = [
+        [f"{name}, {order}", *(f"{one[order][figure]:.4f}" for figure in LIST_FIGURES)]
+        for name, one in lists.items()
+        for order in ("ranked", "reranked")
+    ]
+    space = first["scores"] or "each model's own vectors, so not comparable between arms"
+    caption = f"Recommended lists of {first['length']}, and re-ranked by MMR of weight {first['mmr_weight']}: {space}"
+    return [Table(caption, ["arm", *(name.replace("_", " ") for name in LIST_FIGURES)], rows)]
+
+
+def protocol_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    if comparison["protocol"] is not None:
+        return [fact_table("Protocol", comparison["protocol"])]
+    return [fact_table(f"Protocol of {name}", arm["protocol"]) for name, arm in comparison["arms"].items()]
+
+
+def comparison_charts(arms: Mapping[str, Any], candidates: str) -> list[Chart]:
     """The chart of gains and the chart of shares; either is left out where no arm has any."""
     gains = list(gain_intervals(arms, candidates))
     shares = {name: arm["shares"] for name, arm in arms.items() if arm["shares"]}
-    axis = f"{metric_name(CHARTED_METRIC)} against {base}, %"
-    caption = f"Gain in {metric_name(CHARTED_METRIC)} over “{base}” ({candidates}), with 95% intervals"
+    axis = f"{metric_name(CHARTED_METRIC)} against the base, %"
+    caption = f"Gain in {metric_name(CHARTED_METRIC)} over {base_words(arms)} ({candidates}), with 95% intervals"
     share_caption = "Where the spread of a recommendation's score comes from"
     charts = []
     if gains:
@@ -105,7 +149,7 @@ def comparison_charts(arms: Mapping[str, Any], base: str, candidates: str) -> li
 def gain_intervals(arms: Mapping[str, Any], candidates: str) -> Iterable[Interval]:
     for name, arm in arms.items():
         gain = (arm["against_base"] or {}).get(candidates, {}).get(CHARTED_METRIC)
-        if gain is not None and gain["relative"] is not None:
+        if gain is not None:
             yield Interval(name, gain["relative"], gain["relative_low"], gain["relative_high"])
 
 
@@ -118,11 +162,12 @@ def share_table(arms: Mapping[str, Any]) -> Table:
 
 def settings_table(arms: Mapping[str, Any]) -> Table:
     names = list(dict.fromkeys(name for arm in arms.values() for name in arm["settings"]))
-    rows = [
-        [name, *(show(arm["settings"].get(n)) for n in names), show(arm["parameters"]), show(len(arm["runs"]))]
-        for name, arm in arms.items()
-    ]
-    return Table("Settings of the arms", ["arm", *(n.replace("_", " ") for n in names), "parameters", "runs"], rows)
+    rows = []
+    for name, arm in arms.items():
+        values = [arm["base"], *(arm["settings"].get(n) for n in names), arm["parameters"], len(arm["runs"])]
+        rows.append([name, *map(show, values)])
+    header = ["arm", "base", *(n.replace("_", " ") for n in names), "parameters", "runs"]
+    return Table("Settings of the arms", header, rows)
 
 
 def quality_section(quality: Mapping[str, Any], subjects: str) -> Section:

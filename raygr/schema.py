@@ -84,15 +84,21 @@ SCORE_SCHEMA = pa.schema(
 
 # A train run.
 MODEL, METRICS, RANKS, HISTORY = "model.safetensors", "metrics.json", "ranks.parquet", "epochs.jsonl"
-RANK_SCHEMA = pa.schema(  # one row per (user, part, candidate set)
+CANDIDATES = "candidates.parquet"
+RANK_SCHEMA = pa.schema(  # one row per (target, candidate set); validation has the last target of a user only
     [
         ("user_index", pa.int32()),
+        ("position", pa.int32()),  # of the target in the user's history
+        ("last", pa.bool_()),  # whether it is the user's last target of the part
         ("part", pa.string()),  # validation or test
         ("candidates", pa.string()),  # full, uniform-100 or popularity-100
         ("target", pa.int32()),  # item_index
         ("rank", pa.float32()),  # 1 is best; ties share the mean rank
-        ("target_train_count", pa.int32()),  # train interactions of the target: cold-start buckets
+        ("target_train_count", pa.int32()),  # train interactions of the target: the cold-start bucket
     ]
+)
+CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the same for all the user's targets
+    [("user_index", pa.int32()), ("candidates", pa.string()), ("items", pa.list_(pa.int32()))]
 )
 
 # A finetune run; its adapter/ is named in aspects/adapters.py. One JSON line per step; evaluations of the held-out
@@ -101,3 +107,18 @@ STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evalu
 
 # A train run's epochs.jsonl once more, for `tensorboard --logdir <folder of runs>`.
 EVENTS = "events.out.tfevents.raygr"
+
+# A recommend run: a folder of Parquet parts, the best item of a subject first.
+RECOMMENDATIONS = "recommendations"
+RECOMMENDATION_SCHEMA = pa.schema(
+    [
+        ("subject_id", pa.string()),  # user_id or history_id
+        ("rank", pa.int32()),  # 1 is the first of the list
+        ("item_id", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+
+# An export run: each as .parquet (VECTOR rows), .npy and .ids.txt.
+ITEM_VECTORS, USER_VECTORS = "item_vectors", "user_vectors"
+VECTOR_SCHEMA = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32()))])

@@ -9,6 +9,7 @@ from raygr.data.batches import (
     epoch_batches,
     evaluation_targets,
     history_batch,
+    is_last_of_user,
     masked_batch,
     random_share,
     seen_pairs,
@@ -87,6 +88,18 @@ def test_the_last_interaction_of_a_part_is_its_target():
     targets = evaluation_targets(np.array([0, 0, 0, 1, 1]), is_test_N, max_history=10)
     assert targets.target_at_E.tolist() == [2, 4]
     assert targets.length_E.tolist() == [2, 1]
+
+
+def test_every_interaction_of_a_part_as_a_target():
+    """Each after all that came before it, earlier ones of its part among them; the first of user 1 has no history."""
+    user_N, is_test_N = np.array([0, 0, 0, 1, 1]), np.array([False, True, True, True, True])
+    targets = evaluation_targets(user_N, is_test_N, max_history=10, every=True)
+    assert targets.user_E.tolist() == [0, 0, 1]
+    assert targets.target_at_E.tolist() == [1, 2, 4]
+    assert targets.length_E.tolist() == [1, 2, 1]
+    assert is_last_of_user(targets.user_E.numpy()).tolist() == [False, True, True]
+    row_N, item_N = seen_pairs(torch.tensor([11, 12, 13, 21, 22]), targets, torch.arange(3))
+    assert list(zip(row_N.tolist(), item_N.tolist(), strict=True)) == [(0, 11), (1, 11), (1, 12), (2, 21)]
 
 
 def test_a_target_without_a_history_is_no_target():

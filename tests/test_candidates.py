@@ -10,8 +10,8 @@ USER_N = np.repeat(np.arange(USERS), 5)
 ITEM_N = np.random.default_rng(0).integers(1, ITEMS + 1, len(USER_N))
 
 
-def draw(weight_I: np.ndarray, **seed: int) -> np.ndarray:
-    return sample_candidates(USER_N, ITEM_N, weight_I=weight_I, users=USERS, **seed)
+def draw(weight_I: np.ndarray, seed: int = 0) -> np.ndarray:
+    return sample_candidates(USER_N, ITEM_N, weight_I=weight_I, users=USERS, seed=seed)
 
 
 def test_candidates_are_distinct_and_never_the_users_own_items():
@@ -40,4 +40,4 @@ def test_popular_items_are_drawn_more_and_unknown_ones_last():
 
 def test_too_few_items_are_refused():
     with pytest.raises(ValueError, match="candidates need more items"):
-        sample_candidates(np.zeros(2, int), np.array([1, 2]), weight_I=np.ones(101), users=1)
+        sample_candidates(np.zeros(2, int), np.array([1, 2]), weight_I=np.ones(101), users=1, seed=0)

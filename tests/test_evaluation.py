@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torchmetrics.functional.retrieval import (
     retrieval_hit_rate,
@@ -11,13 +12,17 @@ from torchmetrics.functional.retrieval import (
     retrieval_reciprocal_rank,
 )
 
+from raygr import evaluation
 from raygr.evaluation import (
     METRICS,
     candidate_ranks,
     full_ranks,
     metric_values,
     paired_bootstrap,
+    paired_bootstraps,
     rank_metrics,
+    two_sided_p,
+    user_means,
 )
 
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -115,3 +120,43 @@ def test_bootstrap_over_runs_widens_the_interval():
     base_RU = np.full((2, 100), 0.5)
     gain = paired_bootstrap(base_RU + np.array([[-0.1], [0.3]]), base_RU, samples=500, seed=0)
     assert (gain.low, gain.difference, gain.high) == pytest.approx((-0.1, 0.1, 0.3))
+
+
+def test_two_sided_p_by_hand():
+    """2 of 9 samples at or below 0: 2 * (2 + 1) / (9 + 1); zeros count on both sides."""
+    assert two_sided_p(np.array([-1, 0, 7, 1, 2, 3, 4, 5, 6.0])) == pytest.approx(0.6)
+    assert two_sided_p(np.full(99, -1.0)) == two_sided_p(np.full(99, 2.0)) == pytest.approx(2 / 100)
+    assert two_sided_p(np.zeros(10)) == 1.0
+
+
+def test_p_agrees_with_the_t_test():
+    """1,000 users, a gain of about two standard errors."""
+    generator = np.random.default_rng(4)
+    base_RU, noise_RU = generator.random((1, 1000)), generator.normal(0.02, 0.3, (1, 1000))
+    found = paired_bootstrap(base_RU + noise_RU, base_RU, samples=10_000, seed=0).p
+    expected = scipy.stats.ttest_rel((base_RU + noise_RU)[0], base_RU[0]).pvalue
+    assert 0.001 < expected < 0.5 and found == pytest.approx(expected, abs=0.01)
+
+
+def test_more_runs_of_the_same_users_are_no_more_evidence():
+    """Two equal runs say what one says: users are the unit, not user times run."""
+    generator = np.random.default_rng(4)
+    base_RU, noise_RU = generator.random((1, 500)), generator.normal(0.02, 0.3, (1, 500))
+    one = paired_bootstrap(base_RU + noise_RU, base_RU, samples=5000, seed=0)
+    two = paired_bootstrap(*(np.repeat(v, 2, axis=0) for v in (base_RU + noise_RU, base_RU)), samples=5000, seed=0)
+    assert two == pytest.approx(one)
+
+
+def test_metrics_resampled_together_are_those_resampled_alone(monkeypatch: pytest.MonkeyPatch):
+    """In chunks of three samples, too."""
+    generator = np.random.default_rng(6)
+    arm_MRU, base_MRU = generator.random((3, 2, 50)), generator.random((3, 2, 50))
+    together = paired_bootstraps(arm_MRU, base_MRU, samples=100, seed=3)
+    monkeypatch.setattr(evaluation, "DRAWS_AT_ONCE", 150)
+    for metric, gain in enumerate(together):
+        alone = paired_bootstrap(arm_MRU[metric], base_MRU[metric], samples=100, seed=3)
+        assert alone == pytest.approx(gain)
+
+
+def test_user_means_by_hand():
+    assert user_means(np.array([1.0, 3.0, 10.0]), np.array([7, 7, 9])).tolist() == [2.0, 10.0]

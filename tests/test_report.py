@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raygr.config import ReportConfig, TrainConfig, check_config, load_config
+from raygr.compare_tables import LIST_FIGURES
+from raygr.config import TrainConfig, check_config, load_config
+from raygr.config_results import ReportConfig
+from raygr.evaluation import METRICS
 from raygr.figures import share_chart
 from raygr.report import markdown, report, run_command
 from raygr.report_scores import mean_ranks, read_reference, spearman
@@ -74,25 +77,34 @@ def make_scores(path: Path, subjects: str, ids: list[str]) -> str:
 
 
 def make_comparison(path: Path, train: str) -> str:
+    protocol = {"split": "leave_one_out", "ties": "mean rank"}
+    lists = {"length": 10, "mmr_weight": 0.5, "scores": None}
+    lists |= dict.fromkeys(("ranked", "reranked"), dict.fromkeys(LIST_FIGURES, 0.4321))
+
     def arm(mean: float, gain: dict | None, shares: dict | None) -> dict:
+        metrics = {m: {"mean": mean, "per_run": [mean]} for m in METRICS}
+        gains = None if gain is None else dict.fromkeys(METRICS, gain)
+        cold = {m: {"mean": mean / 10, "per_run": [mean / 10]} for m in METRICS}
         return {
             "runs": [train, str(path / "gone")], "parameters": 54321, "shares": shares,
+            "base": None if gain is None else "base", "protocol": protocol, "lists": lists,
             "settings": {"model": "sasrec", "fusion": "add", "control": "none", "user_scores": "llm",
                          "base_width": 60, "loss": "cross_entropy"},
-            "metrics": {"full": {m: {"mean": mean, "per_run": [mean]} for m in ("mrr", "recall_at_5", "ndcg_at_10")}},
-            "against_base": None if gain is None else {"full": {"ndcg_at_10": gain}},
+            "metrics": {"full": metrics},
+            "against_base": None if gain is None else {"full": gains},
+            "cold": {"full": {"targets": 17, "users": 15, "metrics": cold, "against_base": gains}},
         }  # fmt: skip
 
     better = {"difference": 0.01, "low": 0.002, "high": 0.02, "relative": 12.34, "relative_low": 2.1,
-              "relative_high": 22.9}  # fmt: skip
-    unsure = {**better, "low": -0.004, "relative": -3.21, "relative_low": -9.9, "relative_high": 4.4}
+              "relative_high": 22.9, "p": 0.001, "p_holm": 0.02, "per_run": [12.0, 13.0]}  # fmt: skip
+    unsure = {**better, "relative": -3.21, "relative_low": -9.9, "relative_high": 4.4, "p_holm": 0.06}
     arms = {
         "base": arm(0.1111, None, None),
         "refined": arm(0.1248, better, {"base": 0.62, "encoder_guided": 0.345, "user_guided": 0.035}),
         "shuffled": arm(0.1075, unsure, None),
     }
-    protocol = {"split": "leave_one_out", "ties": "mean rank"}
-    write_json({"protocol": protocol, "base": "base", "arms": arms}, str(path / "comparison.json"))
+    record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
+    write_json(record, str(path / "comparison.json"))
     return finished(path, "compare", {"output": str(path), "arms": {"base": [train]}, "base": "base"})
 
 
@@ -152,6 +164,7 @@ def text(inputs, page) -> str:
 NUMBERS = [
     "4,321", "7.25", "98,765",  # data
     "0.1111", "0.1248", "+12.3%*", "(+2.1 to +22.9)", "-3.2%", "62.0%", "3.5%", "54,321", "leave_one_out",
+    "0.0125", "17 targets of 15 users", "0.4321",  # cold-start targets, lists
     "0.8", "12.5%", "1.875", "1,234,567", "yes",  # quality
     "+1.00",  # agreement
     "0.1500", "0.6500", "+0.5000*", "+0.7500*", "(+0.5000 to +0.5000)", "+0.0000", "4,567", "0.0375",  # fine-tune
@@ -164,7 +177,7 @@ def test_numbers_of_the_runs_stand_in_page_and_markdown(page, text, number):
     assert number.replace("*", r"\*") in text
 
 
-def test_only_an_interval_without_zero_is_marked(page):
+def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
     assert "-3.2%*" not in page and "+12.3%*" in page
 
 

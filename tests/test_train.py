@@ -29,8 +29,9 @@ from raygr.recommenders.loop import (
     training_rounds,
 )
 from raygr.recommenders.objective import epoch_draws, whole_batch
-from raygr.recommenders.train import share_warnings, train
-from raygr.schema import RANK_SCHEMA
+from raygr.recommenders.outputs import share_warnings
+from raygr.recommenders.train import train
+from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
 
@@ -310,8 +311,11 @@ def test_a_run_keeps_the_contract(tmp_path: Path, local_ray: Any):
     assert table.schema.equals(RANK_SCHEMA)
     assert table.num_rows == 40 * 2 * 3
     metrics = runs.read_json(run.file("metrics.json"))
-    assert metrics["protocol"].keys() == {"split", "candidates", "seen", "ties", "data"}
+    stamp = {"split", "targets", "average", "candidates", "candidate_sets", "seen", "ties", "data"}
+    assert metrics["protocol"].keys() == stamp
     assert metrics["test"].keys() == {"full", "uniform-100", "popularity-100"}
+    stored = pq.read_table(run.file("candidates.parquet"))
+    assert stored.schema.equals(CANDIDATE_SCHEMA) and stored.num_rows == 40 * 2
     assert metrics["epochs"] == 2 and metrics["best_epoch"] in (1, 2)
     assert sum(metrics["shares"].values()) == pytest.approx(1, abs=1e-3)
     ranks = table.to_pandas().query("part == 'test' and candidates == 'full'")["rank"]

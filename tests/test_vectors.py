@@ -111,3 +111,30 @@ def test_random_control_has_nothing_of_the_scores():
     vectors = Vectors(IDS_I, ("a",), np.array([[1.0], [1], [1], [1]]))
     scores_IA = align(vectors, control="random").scores_IA
     assert len(set(scores_IA[:, 0])) == 4
+
+
+def test_vectors_in_one_list_column(tmp_path: Path):
+    path = tmp_path / "vectors.parquet"
+    pq.write_table(pa.table({"id": ["b", "a"], "vector": [[0.5, -1.0], [2.0, 3.0]]}), path)
+    vectors = read(str(path))
+    assert (vectors.ids_S.tolist(), vectors.aspects) == (["b", "a"], ("v0", "v1"))
+    assert vectors.values_SA.tolist() == [[0.5, -1], [2, 3]]
+    pq.write_table(pa.table({"id": ["b", "a"], "vector": [[0.5, -1.0], [2.0]]}), path)
+    with pytest.raises(ValueError, match=r"vectors\.parquet: the lists of column 'vector' are not all of one length"):
+        read(str(path))
+
+
+def test_an_array_has_its_ids_beside_it(tmp_path: Path):
+    path, names = tmp_path / "vectors.npy", tmp_path / "vectors.ids.txt"
+    np.save(path, np.array([[0.5, -1.0], [2.0, 3.0]], np.float32))
+    with pytest.raises(FileNotFoundError, match=r"vectors\.npy holds no ids: write one per line.* into .*ids\.txt"):
+        read(str(path))
+    names.write_text("007\ni2\n")
+    vectors = read(str(path))
+    assert vectors.ids_S.tolist() == ["007", "i2"] and vectors.values_SA.tolist() == [[0.5, -1], [2, 3]]
+    names.write_text("007\n")
+    with pytest.raises(ValueError, match=r"shape \(2, 2\), .* has 1 ids"):
+        read(str(path))
+    names.write_text("x\ny\n")
+    with pytest.raises(ValueError, match=r"none of the scored ids \(x, y\) is an id of the data \(i1, i2"):
+        align(read(str(path)))

@@ -48,14 +48,17 @@ def walks(users: int, items: int, length: int, *, seed: int) -> list[list[int]]:
 
 
 def write_prepared(
-    folder: Path, histories: list[list[int]], *, items: int, ratings: list[list[float]] | None = None
+    folder: Path, histories: list[list[int]], *, items: int, ratings: list[list[float]] | None = None, tests: int = 1
 ) -> str:
-    """A leave-one-out prepare run; item_id is "i" + item_index and user_id "u" + user_index."""
+    """A prepare run whose users' last `tests` interactions are test.
+
+    item_id is "i" + item_index and user_id "u" + user_index.
+    """
     run = runs.start_run(str(folder), job="prepare", config={"split": "leave_one_out", "rating_range": [1, 5]})
     rows = [
         row
         for user, history in enumerate(histories)
-        for row in user_rows(user, history, (ratings or {0: None})[user if ratings else 0])
+        for row in user_rows(user, history, (ratings or {0: None})[user if ratings else 0], tests)
     ]
     columns = list(zip(*rows, strict=True))
     runs.write_table(typed(columns, INTERACTION_SCHEMA), run.file(INTERACTIONS))
@@ -63,14 +66,15 @@ def write_prepared(
     runs.write_table(typed(list(zip(*texts, strict=True)), REVIEW_SCHEMA), run.file(f"{REVIEWS}/part-0.parquet"))
     item_rows = [(i, f"i{i}", f"title {i}", "", "", "", None, 0, None, 0) for i in range(1, items + 1)]
     runs.write_table(typed(list(zip(*item_rows, strict=True)), ITEM_SCHEMA), run.file(f"{ITEMS}/part-0.parquet"))
-    user_table = [(u, f"u{u}", len(h), max(len(h) - 3, -1), max(len(h) - 3, -1)) for u, h in enumerate(histories)]
+    cutoffs = [max(len(history) - tests - 2, -1) for history in histories]
+    user_table = [(u, f"u{u}", len(h), cutoffs[u], cutoffs[u]) for u, h in enumerate(histories)]
     runs.write_table(typed(list(zip(*user_table, strict=True)), USER_SCHEMA), run.file(USERS))
     runs.finish_run(run, inputs=[], counts={})
     return str(folder)
 
 
-def user_rows(user: int, history: list[int], ratings: list[float] | None) -> list[tuple]:
-    splits = [TRAIN] * (len(history) - 2) + [VALIDATION, TEST]
+def user_rows(user: int, history: list[int], ratings: list[float] | None, tests: int) -> list[tuple]:
+    splits = [TRAIN] * (len(history) - 1 - tests) + [VALIDATION] + [TEST] * tests
     stars = ratings or [None] * len(history)
     return [(user, item, at, stars[at], at, splits[at]) for at, item in enumerate(history)]
 

@@ -23,7 +23,7 @@ class Windows(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """One part's evaluation: the user's last interaction in it, ranked after all that came before."""
+    """One part's evaluation: users' interactions in it, each ranked after all that came before."""
 
     user_E: Tensor
     start_E: Tensor
@@ -63,17 +63,21 @@ def training_windows(user_N: np.ndarray, is_train_N: np.ndarray, *, max_history:
     return Windows(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
 
 
-def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history: int) -> Targets:
-    """The last interaction in the part of each user that has one with a history before it."""
+def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history: int, every: bool = False) -> Targets:
+    """The last, or every, interaction in the part of each user, as far as it has a history before it."""
     rows = np.flatnonzero(is_part_N)
-    is_last = np.append(user_N[rows][1:] != user_N[rows][:-1], True)[: len(rows)]
-    at_E = rows[is_last]
+    at_E = rows if every else rows[is_last_of_user(user_N[rows])]
     first_E = np.searchsorted(user_N, user_N[at_E])
     kept = at_E > first_E
     at_E, first_E = at_E[kept], first_E[kept]
     start_E = np.maximum(first_E, at_E - max_history)
     columns = (user_N[at_E], start_E, at_E - start_E, first_E, at_E)
     return Targets(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+
+
+def is_last_of_user(user_E: np.ndarray) -> np.ndarray:
+    """(E,) whether no later one is the same user's; `user_E` is sorted."""
+    return np.append(user_E[1:] != user_E[:-1], True)[: len(user_E)]
 
 
 def history_batch(items_N: Tensor, start_B: Tensor, length_B: Tensor) -> Tensor:

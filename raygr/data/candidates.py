@@ -1,4 +1,4 @@
-"""Sampled candidate sets: 100 items per target, never the target nor any of the user's own items.
+"""Sampled candidate sets: 100 items per user, never one of the user's own items, so never a target.
 
 Shape suffixes: `U` users, `N` interactions, `I` items, `C` candidates.
 """
@@ -6,13 +6,12 @@ Shape suffixes: `U` users, `N` interactions, `I` items, `C` candidates.
 import numpy as np
 
 CANDIDATES = 100
-CANDIDATE_SEED = 0  # one for all runs, whatever their seed: base and refined rank the same candidates
 USERS_AT_ONCE = 512
 UNPOPULAR = 1e-9  # weight of an item without train interactions: drawn only after all others
 
 
 def sample_candidates(
-    user_N: np.ndarray, item_N: np.ndarray, *, weight_I: np.ndarray, users: int, seed: int = CANDIDATE_SEED
+    user_N: np.ndarray, item_N: np.ndarray, *, weight_I: np.ndarray, users: int, seed: int
 ) -> np.ndarray:
     """(U, 100) item_index, drawn without replacement by `weight_I` from the items the user has not in `item_N`.
 
@@ -35,7 +34,10 @@ def sample_candidates(
 def check_enough_items(user_N: np.ndarray, *, items: int) -> None:
     most = int(np.bincount(user_N).max())
     if items - most < CANDIDATES:
-        raise ValueError(f"{CANDIDATES} candidates need more items: there are {items}, and one user has {most}")
+        raise ValueError(
+            f"{CANDIDATES} candidates need more items: there are {items}, and one user has {most}; "
+            "rank among the full catalogue (candidates: [full])"
+        )
 
 
 def candidate_weights(name: str, train_count_I: np.ndarray) -> np.ndarray:

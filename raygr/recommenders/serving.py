@@ -1,0 +1,200 @@
+"""A finished train run as a recommender in Python, without Ray: user ids or histories in, items out.
+
+    recommender = load_recommender("outputs/quickstart/train/shipped")
+    recommender.recommend("U17", n=5)                      # after the user's whole history
+    recommender.recommend(["I3", "I250", "I41"], n=5)      # after a history, oldest item first
+
+Items of the history are never recommended. Somebody who is no user of the data has no guided vector of their own:
+the average one stands in for it. Shape suffixes: `B` histories, `I` items, `D` width, `N` items of a list.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from raygr import runs
+from raygr.config import TrainConfig, check_config
+from raygr.data.batches import Targets, seen_pairs
+from raygr.data.prepared import read_ids
+from raygr.data.vectors import align_items, named, read_vectors
+from raygr.diversity import Lists, mmr_lists, scaled_relevance, top_lists, unit_rows
+from raygr.embeddings import RefinedEmbedding, standardise
+from raygr.recommenders.inputs import load_inputs, with_absolute_paths
+from raygr.recommenders.loop import Share, Training, item_scores, start_training, user_states
+from raygr.schema import INTERACTIONS, ITEMS, MODEL, USERS
+
+
+class Recommendation(NamedTuple):
+    item_id: str
+    score: float
+    """<state, item>, before any activation; comparable between the items of one history only."""
+
+
+class Histories(NamedTuple):
+    """B histories, oldest item first, in one array."""
+
+    items_N: np.ndarray
+    """item_index."""
+    length_B: np.ndarray
+    """At least 1 each."""
+    user_B: np.ndarray
+    """user_index, or the number of users for somebody who is none of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommender:
+    """Made by `load_recommender`."""
+
+    training: Training
+    rows_ID: Tensor
+    unit_ID: Tensor
+    """In which re-ranked lists are diverse."""
+    item_ids_I: np.ndarray
+    user_ids_U: np.ndarray
+    index_of_item: dict[str, int]
+    index_of_user: dict[str, int]
+    first_U: np.ndarray
+    """Where each user's interactions begin; one more entry for the end of the last."""
+
+    def recommend(
+        self, who: str | Sequence[str], n: int = 10, *, mmr_weight: float | None = None
+    ) -> list[Recommendation]:
+        """The best `n` items, fewer where fewer are left, for a user id or after a history of item ids.
+
+        `mmr_weight` re-ranks by maximal marginal relevance. ValueError names what the data does not hold.
+        """
+        histories = self.of_users([who]) if isinstance(who, str) else self.of_items([who])
+        lists, score_BN = self.lists(histories, n, mmr_weight=mmr_weight)
+        found = zip(lists.place_BN[0].tolist(), lists.relevance_BN[0].tolist(), score_BN[0].tolist(), strict=True)
+        return [Recommendation(str(self.item_ids_I[i]), score) for i, relevance, score in found if relevance > -np.inf]
+
+    def of_users(self, user_ids: Sequence[str]) -> Histories:
+        """Whole histories: train, validation and test."""
+        check_known(user_ids, self.index_of_user, "user", self.training.config.data)
+        user_B = np.array([self.index_of_user[one] for one in user_ids])
+        first_B, end_B = self.first_U[user_B], self.first_U[user_B + 1]
+        items_N = self.training.inputs.items_N.numpy()
+        parts = [items_N[first:end] for first, end in zip(first_B, end_B, strict=True)]
+        return Histories(np.concatenate(parts), end_B - first_B, user_B)
+
+    def of_items(self, histories: Sequence[Sequence[str]]) -> Histories:
+        flat = [item for history in histories for item in history]
+        check_known(flat, self.index_of_item, "item", self.training.config.data)
+        length_B = np.array([len(history) for history in histories])
+        if not length_B.all():
+            raise ValueError(f"history {int(np.argmin(length_B)) + 1} is empty: give one item id at least")
+        items_N = np.array([self.index_of_item[item] for item in flat])
+        return Histories(items_N, length_B, np.full(len(histories), len(self.user_ids_U)))
+
+    @torch.inference_mode()
+    def lists(self, histories: Histories, n: int, *, mmr_weight: float | None = None) -> tuple[Lists, Tensor]:
+        """The best unseen items of each history, and their scores (B, N)."""
+        training, targets = self.aimed(histories)
+        example_B = torch.arange(len(histories.length_B))
+        scores_BI = item_scores(training, targets, example_B, self.rows_ID).float()
+        seen = (column.to(training.device) for column in seen_pairs(training.inputs.items_N, targets, example_B))
+        relevance_BI = scaled_relevance(scores_BI, *seen)
+        if mmr_weight is None:
+            lists = top_lists(relevance_BI, n)
+        else:
+            lists = mmr_lists(relevance_BI, self.unit_ID, weight=mmr_weight, length=n)
+        return lists, scores_BI.gather(1, lists.place_BN)
+
+    @torch.inference_mode()
+    def states(self, histories: Histories) -> Tensor:
+        """(B, D): vectors whose products with `rows_ID` are the scores."""
+        training, targets = self.aimed(histories)
+        return user_states(training, targets, torch.arange(len(histories.length_B)), self.rows_ID)
+
+    def aimed(self, histories: Histories) -> tuple[Training, Targets]:
+        """What the loop's functions need to score the item after each whole history."""
+        inputs = self.training.inputs._replace(items_N=torch.from_numpy(histories.items_N))
+        targets = targets_behind(histories, max_history=self.training.config.max_history)
+        return dataclasses.replace(self.training, inputs=inputs), targets
+
+
+def load_recommender(run: str, *, list_scores: str | None = None, device: str = "cpu") -> Recommender:
+    """The recommender of a finished train run; its data and scores must be where they were.
+
+    `list_scores`: id -> vectors, in which lists re-ranked by MMR are diverse; None takes the refined item vectors.
+    """
+    return open_recommender(read_train_config(run), run, list_scores=list_scores, device=device)
+
+
+def read_train_config(run: str) -> TrainConfig:
+    """Of a finished train run, with absolute paths and without what only an evaluation needs.
+
+    RunError where data or scores are gone, or have changed: other items would stand behind the model's rows.
+    """
+    record = runs.read_run(run, job="train")
+    for path, digest in record["inputs"].items():
+        if not runs.exists(path):
+            raise runs.RunError(f"{run} was trained on {path}, which is not there: put it back, or train again")
+        if runs.fingerprint(path) != digest:
+            raise runs.RunError(f"{run} was trained on other content of {path}: train it again")
+    config = check_config(TrainConfig, record["config"], source=f"{run}/run.json")
+    return dataclasses.replace(with_absolute_paths(config), candidates=("full",), list_scores=None)
+
+
+def open_recommender(config: TrainConfig, run: str, *, list_scores: str | None, device: str) -> Recommender:
+    training = start_training(config, load_inputs(config), torch.device(device), Share())
+    filesystem, inner = runs.filesystem_of(runs.join(run, MODEL))
+    training.model.load_state_dict(safetensors.torch.load(filesystem.cat_file(inner)))
+    training.model.eval()
+    if training.model.embedding.has_user_side:
+        add_average_user(training.model.embedding)
+    rows_ID = training.model.embedding.item_rows().detach()
+    item_ids_I, user_ids_U = read_ids(config.data, ITEMS, "item"), read_ids(config.data, USERS, "user")
+    return Recommender(
+        training=training,
+        rows_ID=rows_ID,
+        unit_ID=unit_rows(rows_ID if list_scores is None else guided_rows(list_scores, config, item_ids_I)).to(device),
+        item_ids_I=item_ids_I,
+        user_ids_U=user_ids_U,
+        index_of_item={one: place for place, one in enumerate(item_ids_I.tolist(), start=1)},
+        index_of_user={one: place for place, one in enumerate(user_ids_U.tolist())},
+        first_U=first_interactions(config.data, len(user_ids_U)),
+    )
+
+
+def first_interactions(data: str, users: int) -> np.ndarray:
+    """(U + 1,): where each user's rows begin in the interactions, which are sorted by user."""
+    user_N = runs.read_table(runs.join(data, INTERACTIONS), ["user_index"])["user_index"].to_numpy()
+    return np.searchsorted(user_N, np.arange(users + 1))
+
+
+def guided_rows(list_scores: str, config: TrainConfig, item_ids_I: np.ndarray) -> Tensor:
+    vectors = read_vectors(list_scores, column=config.score_column, aspects=None)
+    scores = align_items(vectors, item_ids_I, missing=config.missing_scores, control="none", seed=0)
+    return torch.from_numpy(standardise(scores.scores_IA)[0])
+
+
+def add_average_user(embedding: RefinedEmbedding) -> None:
+    """One more row of users' standardised vectors, for somebody who is none of them: the mean is 0.
+
+    Of vectors that were trained further it is the mean of what training added.
+    """
+    embedding.users_UA = torch.cat([embedding.users_UA, torch.zeros_like(embedding.users_UA[:1])])
+    if embedding.tuning_UA is not None:
+        tuning_UA = embedding.tuning_UA.detach()
+        embedding.tuning_UA = torch.nn.Parameter(torch.cat([tuning_UA, tuning_UA.mean(0, keepdim=True)]))
+
+
+def targets_behind(histories: Histories, *, max_history: int) -> Targets:
+    """One target after each whole history; what it is nobody knows."""
+    end_B = np.cumsum(histories.length_B)
+    first_B = end_B - histories.length_B
+    start_B = np.maximum(first_B, end_B - max_history)
+    columns = (histories.user_B, start_B, end_B - start_B, first_B, end_B)
+    return Targets(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+
+
+def check_known(ids: Sequence[str], known: dict[str, int], kind: str, data: str) -> None:
+    unknown = np.array([one for one in dict.fromkeys(ids) if one not in known])
+    if len(unknown):
+        raise ValueError(f"{data} has no {kind} {named(unknown)} ({len(unknown)} unknown, {len(known)} known {kind}s)")
