@@ -1,9 +1,10 @@
 """GRU4Rec (Hidasi et al. 2016) and GRU4Rec+ (Hidasi and Karatzoglou 2018): a GRU over a history.
 
 Both are this network; what sets GRU4Rec+ apart, BPR-max with additional negatives, is in losses.py. Item tables are
-tied, as in the constrained embedding of the second paper, and a history is one session: trained on all of its
-positions at once, with the gradient through its whole length. Left out: session-parallel batches that carry the
-state over from one batch to the next (histories lie side by side in a batch instead), several layers, momentum.
+tied, as in the constrained embedding of the second paper, their rows scaled by the root of the width on the way in, as
+in SASRec. A history is one session: trained on all of its positions at once, with the gradient through its whole
+length. Left out: session-parallel batches that carry the state over from one batch to the next (histories lie side by
+side in a batch instead), several layers, momentum.
 Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` hidden width, `I` items.
 """
 

@@ -89,8 +89,8 @@ def summed_loss(
         case "cross_entropy":
             return cross_entropy(state_ND, rows_ID, target_N)
         case "sampled_cross_entropy":
-            is_owned_BK = owned_matrix(inputs.owned, own.user_B)[:, whole.shared_K]
-            is_owned_NK = is_owned_BK[row_N].to(device)
+            is_owned_BK = owned_matrix(inputs.owned, own.user_B)[:, whole.shared_K].to(device)
+            is_owned_NK = is_owned_BK[row_N.to(device)]
             return sampled_cross_entropy(state_ND, rows_ID, target_N, whole.shared_K.to(device), is_owned_NK)
         case "bce":
             negative_N = sample_negatives(inputs.owned, own.user_B[row_N], generator=draws.own)
