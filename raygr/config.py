@@ -219,6 +219,8 @@ class TrainConfig:
     user_side: Literal["add", "concat", "off"] = "add"
     user_guided_train: Literal["all", "after_prompt"] = "after_prompt"
     """Positions that see the user's vector in training: all (the paper), or those after the prompt only."""
+    train_user_guided: bool = False
+    """Train the users' vectors too, starting at the scores; false keeps them as they are (frozen)."""
     prompt_fraction: float = Field(default=0.5, gt=0, lt=1)
     """`after_prompt` with `profile`: the first part of the history that makes the vector in training."""
     guided_weight: float = Field(default=1.0, ge=0)
@@ -226,12 +228,42 @@ class TrainConfig:
     base_width: int = Field(default=60, ge=1)
     """Learned dimensions; `concat` adds one per aspect to it, `add` does not."""
 
-    model: Literal["sasrec"] = "sasrec"
+    model: Literal["gru4rec", "sasrec", "bert4rec"] = "sasrec"
+    """GRU4Rec+ is gru4rec with `loss: bpr_max` and additional `negatives`."""
     blocks: int = Field(default=2, ge=1)
+    """sasrec and bert4rec, as `heads`."""
     heads: int = Field(default=2, ge=1)
+    hidden_width: int | None = Field(default=None, ge=1)
+    """gru4rec: units of the GRU; null is the item table's width."""
     dropout: float = Field(default=0.4, ge=0, lt=1)
+    input_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """gru4rec: dropout of the item rows before the GRU; null is `dropout`."""
     max_history: int = Field(default=80, ge=2)
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """bert4rec: with its [MASK]."""
+    mask_rate: float = Field(default=0.2, gt=0, lt=1)
+    """bert4rec: share of a history that is masked; the published 0.2 for ML-1M, 0.6 for sparse Amazon data."""
+    mask_last_rate: float = Field(default=0.1, ge=0, le=1)
+    """bert4rec: share of histories whose last interaction alone is masked; published 1 in 11."""
+
+    loss: Literal["cross_entropy", "sampled_cross_entropy", "bce", "top1", "bpr", "bpr_max"] = "cross_entropy"
+    """top1, bpr and bpr_max take the other histories' targets at the same step as negatives."""
+    negatives: int = Field(default=0, ge=0)
+    """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
+    and bpr_max. A user's own train items are never its negatives."""
+    negative_alpha: float = Field(default=0.0, ge=0)
+    """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity."""
+    score_penalty: float = Field(default=0.0, ge=0)
+    """bpr_max: weight of the squared negative scores (bpreg)."""
+    final_activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
+    """top1, bpr and bpr_max: of the scores inside the loss; ranking goes by the scores before it."""
+    optimizer: Literal["adam", "adagrad"] = "adam"
+    weight_decay: float = Field(default=0.0, ge=0)
+    """adam: decoupled, on matrices only."""
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """Of the learning rate after the warm-up; `linear` falls to 0 at the end of the last of all `epochs`."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Batches in which the learning rate rises linearly."""
     epochs: int = Field(default=100, ge=1)
     patience: int = Field(default=10, ge=1)
     """Evaluations without a better validation NDCG@10 before training stops."""

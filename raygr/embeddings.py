@@ -79,8 +79,12 @@ class RefinedEmbedding(nn.Module):
         fusion: Fusion,
         scores_IA: np.ndarray | None = None,
         users_UA: np.ndarray | None = None,
+        train_users: bool = False,
     ):
-        """`scores_IA` are finite scores of items 1..I; `users_UA` the users' standardised vectors at evaluation."""
+        """`scores_IA` are finite scores of items 1..I; `users_UA` the users' standardised vectors at evaluation.
+
+        `train_users` lets (10) train the users' vectors: see `tuned_users`.
+        """
         super().__init__()
         self.fusion, self.base_width = fusion, base_width
         self.aspects = 0 if scores_IA is None else scores_IA.shape[1]
@@ -93,6 +97,7 @@ class RefinedEmbedding(nn.Module):
         self.has_user_side = users_UA is not None and fusion.user_side != "off"
         if self.has_user_side:
             self.add_user_side(users_UA)
+        self.tuning_UA = nn.Parameter(torch.zeros(users_UA.shape)) if self.has_user_side and train_users else None
 
     def add_item_side(self, scores_IA: np.ndarray) -> None:
         levels = self.fusion.form == "add" and self.fusion.add_map == "levels"
@@ -141,6 +146,14 @@ class RefinedEmbedding(nn.Module):
     def user_parts(self, guided_BA: Tensor) -> Tensor:
         """What each aspect of the user adds to the state: (B, A, D)."""
         return self.widened(self.fusion.weight * guided_BA[:, :, None] * self.user_map_AG)
+
+    def tuned_users(self, guided_BA: Tensor, user_B: Tensor) -> Tensor:
+        """Users' standardised vectors as trained: (B, A), at the start and when frozen `guided_BA` itself.
+
+        What is trained is common to a user's vectors in training and at evaluation. It is in units of the item
+        table, so that a step of the optimizer moves it as it moves a learned row.
+        """
+        return guided_BA if self.tuning_UA is None else guided_BA + self.tuning_UA[user_B] / self.std
 
     def encoder_part(self, encoder: Tensor) -> Tensor:
         """The encoder's share of the state, (..., D), with the bias of (8b)."""

@@ -105,6 +105,9 @@ CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the 
 # users as means, and per user with columns stage, step, user_index, user_id and one per metric.
 STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
 
+# A train run's epochs.jsonl once more, for `tensorboard --logdir <folder of runs>`.
+EVENTS = "events.out.tfevents.raygr"
+
 # A recommend run: a folder of Parquet parts, the best item of a subject first.
 RECOMMENDATIONS = "recommendations"
 RECOMMENDATION_SCHEMA = pa.schema(

@@ -1,16 +1,21 @@
 """Windows, batches and evaluation targets against plain loops; nothing held out gets into training."""
 
 import numpy as np
+import pytest
 import torch
 
 from raygr.data.batches import (
+    Masking,
     epoch_batches,
     evaluation_targets,
     history_batch,
     is_last_of_user,
+    masked_batch,
+    random_share,
     seen_pairs,
     training_batch,
     training_windows,
+    worker_part,
 )
 from raygr.schema import TEST, TRAIN, VALIDATION
 
@@ -109,3 +114,59 @@ def test_an_epoch_covers_every_example_once_and_each_epoch_differs():
     assert sorted(torch.cat(first).tolist()) == list(range(10))
     assert torch.equal(torch.cat(first), torch.cat(again))
     assert not torch.equal(torch.cat(first), torch.cat(second))
+
+
+MASK = 99
+
+
+def masked(*, limit: int = 10, share: float = 0.5, last: float = 0.0, prompt: int = 0, seed: int = 0):
+    windows = training_windows(USER_N, SPLIT_N == TRAIN, max_history=limit, prompt_U=np.full(3, prompt))
+    generator = torch.Generator().manual_seed(seed)
+    examples = torch.arange(len(windows.user_E))
+    masking = Masking(share=share, last=last, limit=limit, mask=MASK)
+    return masked_batch(ITEMS_N, windows, examples, masking=masking, generator=generator)
+
+
+def test_a_masked_batch_hides_its_targets_and_holds_no_held_out_item():
+    for seed in range(20):
+        batch = masked(seed=seed)
+        assert batch.target_BL.tolist() == [[11, 12, 13, 14], [31, 32, 0, 0]]
+        assert batch.length_B.tolist() == [4, 2]
+        assert torch.equal(batch.history_BL == MASK, batch.in_loss_BL)
+        assert torch.equal(batch.history_BL[~batch.in_loss_BL], batch.target_BL[~batch.in_loss_BL])
+        # round(3 * 0.5) = 2 of three maskable ones; one of one
+        assert batch.in_loss_BL.sum(1).tolist() == [2, 1]
+        assert not batch.in_loss_BL[:, 0].any()
+
+
+def test_the_last_interaction_alone_is_masked_at_its_rate():
+    assert masked(last=1.0).in_loss_BL.tolist() == [[False, False, False, True], [False, True, False, False]]
+
+
+def test_a_masked_history_keeps_the_newest_interactions_within_the_limit():
+    """Limit 3: 11 drops out, so 12 is not the oldest of the user but of the window, and stays maskable."""
+    batches = [masked(limit=3, seed=seed) for seed in range(30)]
+    assert batches[0].target_BL[0].tolist() == [12, 13, 14]
+    assert torch.stack([batch.in_loss_BL[0] for batch in batches]).any(0).tolist() == [True, True, True]
+
+
+def test_masks_begin_after_the_prompt():
+    for seed in range(20):
+        batch = masked(prompt=2, share=0.9, seed=seed)
+        assert batch.in_loss_BL.tolist() == [[False, False, True, True]]
+
+
+def test_random_share_is_uniform_over_the_eligible_places():
+    is_eligible_BL = torch.tensor([[True, True, False, True, True]]).expand(4000, -1)
+    marked_BL = random_share(is_eligible_BL, 0.5, torch.Generator().manual_seed(0))
+    assert marked_BL.sum(1).tolist() == [2] * 4000
+    assert not marked_BL[:, 2].any()
+    assert marked_BL.float().mean(0).tolist() == pytest.approx([0.5, 0.5, 0, 0.5, 0.5], abs=0.04)
+
+
+def test_the_workers_parts_make_up_the_batch():
+    _, batch = batch_of(max_history=10)
+    first, second = worker_part(batch, 0, 2), worker_part(batch, 1, 2)
+    assert first.history_BL.tolist() == [[11, 12, 13]]
+    assert second.history_BL.tolist() == [[31]] and second.target_BL.tolist() == [[32]]
+    assert len(worker_part(batch, 2, 3).user_B) == 0

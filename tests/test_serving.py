@@ -136,6 +136,26 @@ def test_the_base_model_is_served_too(tmp_path: Path):
     assert [one.item_id for one in same[0]] == [one.item_id for one in same[1]]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "gru4rec"}, {"model": "bert4rec"}, {"model": "bert4rec", "train_user_guided": True}],
+    ids=["gru4rec", "bert4rec", "trained users"],
+)
+def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path: Path, changes: dict[str, Any]):
+    path = trained(tmp_path, **changes)
+    recommender = load_recommender(path)
+    model = recommender.training.model
+    found = export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    items_ID, users_UD = (np.load(found.file(f"{kind}_vectors.npy")) for kind in ("item", "user"))
+    for user in (0, 5, USERS - 1):
+        vector_1A = model.embedding.tuned_users(model.embedding.users_UA[user][None], torch.tensor([user]))
+        scores_I = naive_scores(recommender, HISTORIES[user], vector_1A[0])
+        ids = [one.item_id for one in recommender.recommend(f"u{user}", n=7)]
+        assert ids == naive_list(scores_I, HISTORIES[user], 7)
+        assert ids == naive_list(torch.from_numpy(items_ID.astype(float) @ users_UD[user]), HISTORIES[user], 7)
+    assert len(recommender.recommend(["i3", "i17", "i8"], n=5)) == 5  # somebody who is no user of the data
+
+
 def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Recommender):
     config = RecommendConfig(output="unused", train=run, n=4)
     subjects = read_subjects(config, read_train_config(run))

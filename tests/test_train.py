@@ -28,6 +28,7 @@ from raygr.recommenders.loop import (
     target_ranks,
     training_rounds,
 )
+from raygr.recommenders.objective import epoch_draws, whole_batch
 from raygr.recommenders.outputs import share_warnings
 from raygr.recommenders.train import train
 from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
@@ -222,11 +223,16 @@ def test_two_workers_have_the_gradient_of_one(toy: Path, local_ray: Any):
 
     config = settings(toy, item_scores=str(toy / "scores.csv"), dropout=0.0)
 
+    def add_first_gradient(training: Training) -> None:
+        draws = epoch_draws(config.seed, 1, training.share.rank)
+        whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws.common)
+        accumulate_gradients(training, whole, draws)
+
     def first_gradient(_: dict[str, Any]) -> None:
         context = ray.train.get_context()
         share = Share(context.get_world_rank(), context.get_world_size())
         training = start_training(config, load_inputs(config), torch.device("cpu"), share)
-        accumulate_gradients(training, torch.arange(7), torch.Generator())  # 4 examples here, 3 there
+        add_first_gradient(training)  # 4 examples here, 3 there
         gradient = [p.grad for p in training.model.parameters() if p.requires_grad]
         torch.save(gradient, f"{config.data}/gradient-{share.rank}.pt")
 
@@ -234,7 +240,7 @@ def test_two_workers_have_the_gradient_of_one(toy: Path, local_ray: Any):
     run = ray.train.RunConfig(name="gradient", storage_path=str(toy / "ray"))
     TorchTrainer(first_gradient, train_loop_config={}, scaling_config=scaling, run_config=run).fit()
     alone = begun(config)
-    accumulate_gradients(alone, torch.arange(7), torch.Generator())
+    add_first_gradient(alone)
     expected = [p.grad for p in alone.model.parameters() if p.requires_grad]
     for rank in (0, 1):
         for found, wanted in zip(torch.load(toy / "prepare" / f"gradient-{rank}.pt"), expected, strict=True):

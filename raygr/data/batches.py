@@ -35,7 +35,10 @@ class Targets(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`history_BL` and `target_BL` are item_index, 0 where padded; `in_loss_BL` marks the targets to learn."""
+    """`history_BL` and `target_BL` are item_index, 0 where padded; `in_loss_BL` marks the targets to learn.
+
+    A masked history holds items + 1 at [MASK].
+    """
 
     user_B: Tensor
     history_BL: Tensor
@@ -91,6 +94,53 @@ def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batc
     target_at_BL = start_B[:, None] + 1 + torch.arange(history_BL.shape[1])
     in_loss_BL = (target_BL > 0) & (target_at_BL >= windows.first_target_E[example_B][:, None])
     return Batch(windows.user_E[example_B], history_BL, length_B, target_BL, in_loss_BL)
+
+
+class Masking(NamedTuple):
+    """How BERT4Rec's histories are masked."""
+
+    share: float
+    """Of a history's maskable interactions; at least one is masked."""
+    last: float
+    """Share of histories whose last interaction alone is masked, as in evaluation."""
+    limit: int
+    """Interactions of a history, the masked ones among them."""
+    mask: int
+    """What stands in a history in place of an item_index."""
+
+
+def masked_batch(
+    items_N: Tensor, windows: Windows, example_B: Tensor, *, masking: Masking, generator: torch.Generator
+) -> Batch:
+    """The newest train interactions of each window, some of them masked; those are the targets.
+
+    Where a causal model's targets begin, masks may: not at a window's oldest interaction nor inside a prompt.
+    """
+    last_B = (windows.start_E + windows.length_E)[example_B]
+    start_B = torch.maximum(windows.start_E[example_B], last_B + 1 - masking.limit)
+    length_B = last_B + 1 - start_B
+    item_BL = history_batch(items_N, start_B, length_B)
+    step_L = torch.arange(item_BL.shape[1])
+    is_maskable_BL = (item_BL > 0) & (start_B[:, None] + step_L >= windows.first_target_E[example_B][:, None])
+    is_masked_BL = random_share(is_maskable_BL, masking.share, generator)
+    is_last_only_B = torch.rand(len(example_B), generator=generator) < masking.last
+    is_masked_BL = torch.where(is_last_only_B[:, None], step_L == length_B[:, None] - 1, is_masked_BL)
+    history_BL = torch.where(is_masked_BL, masking.mask, item_BL)
+    return Batch(windows.user_E[example_B], history_BL, length_B, item_BL, is_masked_BL)
+
+
+def random_share(is_eligible_BL: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Marks round(share * eligible) of each row's eligible places at random, one at least."""
+    wanted_B = (is_eligible_BL.sum(1) * share).round().clamp(min=1)
+    key_BL = torch.rand(is_eligible_BL.shape, generator=generator).masked_fill(~is_eligible_BL, 2.0)
+    return (key_BL.argsort(1).argsort(1) < wanted_B[:, None]) & is_eligible_BL
+
+
+def worker_part(batch: Batch, rank: int, workers: int) -> Batch:
+    """Every `workers`-th history from `rank` on, no wider than the longest of them."""
+    part = Batch(*(column[rank::workers] for column in batch))
+    longest = int(part.length_B.max()) if len(part.length_B) else 0
+    return Batch(*(column[:, :longest] if column.dim() == 2 else column for column in part))
 
 
 def epoch_batches(examples: int, *, batch_size: int, seed: int, epoch: int) -> list[Tensor]:

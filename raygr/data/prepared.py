@@ -43,9 +43,11 @@ def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -
     same_user = np.diff(found.user_N) == 0
     is_sorted = (np.diff(found.user_N) >= 0).all() and (np.diff(position_N)[same_user] > 0).all()
     stage_N = np.argmax(found.split_N[:, None] == order, axis=1)
+    is_outside_N = (found.item_N < 1) | (found.item_N > found.items)
+    first_outside = np.flatnonzero(is_outside_N)[:1] + 1
     problems = {
         "no rows": not len(found.user_N),
-        "an item_index outside 1..items": ((found.item_N < 1) | (found.item_N > found.items)).any(),
+        f"an item_index outside 1..{found.items} in row {', '.join(map(str, first_outside))}": is_outside_N.any(),
         "a user_index outside 0..users-1": ((found.user_N < 0) | (found.user_N >= found.users)).any(),
         "rows not sorted by user_index and position": not is_sorted,
         "a split that is not train, validation or test": not np.isin(found.split_N, order).all(),
@@ -53,7 +55,7 @@ def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -
     }
     wrong = [name for name, is_wrong in problems.items() if is_wrong]
     if wrong:
-        raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}")
+        raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}; run `raygr prepare` anew")
 
 
 def read_ids(data: str, table: str, kind: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from raygr.evaluation import AVERAGE, TIE_RULE
 from raygr.recommenders.losses import OwnedItems, owned_items
 from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
 
+NOTED_MISSING = 0.05  # share of items without complete scores that is worth a warning; all are counted in run.json
 SHORTEST_HISTORY = 3  # one interaction to train on, one for validation, one for test
 
 
@@ -124,14 +125,43 @@ def check_settings(config: TrainConfig) -> None:
         wrong.append("user_side: concat needs fusion: concat, because fusion: add has no guided dimensions")
     if (config.user_scores == "llm") != (config.user_score_run is not None):
         wrong.append("user_scores: llm and user_score_run belong together")
+    if config.train_user_guided and (config.user_scores == "none" or config.user_side == "off"):
+        wrong.append("train_user_guided needs user_scores and a user_side")
+    wrong += model_contradictions(config)
     if wrong:
         raise ConfigError("; ".join(wrong))
+
+
+def model_contradictions(config: TrainConfig) -> list[str]:
+    """Settings of model, loss and optimizer that cannot go together, or would silently have no effect."""
+    pairwise, sampled = config.loss in ("top1", "bpr", "bpr_max"), config.loss == "sampled_cross_entropy"
+    found = {
+        f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
+            pairwise and config.model == "bert4rec"
+        ),
+        "loss: sampled_cross_entropy needs negatives: 1 or more": sampled and not config.negatives,
+        f"loss: {config.loss} has no negatives in a batch of one history: raise batch_size, or set negatives": (
+            pairwise and config.batch_size == 1 and not config.negatives
+        ),
+        f"negatives are for sampled_cross_entropy, top1, bpr and bpr_max, not for loss: {config.loss}": (
+            config.negatives > 0 and not (pairwise or sampled)
+        ),
+        f"final_activation is for top1, bpr and bpr_max, not for loss: {config.loss}": (
+            config.final_activation != "linear" and not pairwise
+        ),
+        "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
+        "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
+        f"hidden_width and input_dropout are for model: gru4rec, not {config.model}": (
+            config.model != "gru4rec" and (config.hidden_width, config.input_dropout) != (None, None)
+        ),
+    }
+    return [text for text, is_wrong in found.items() if is_wrong]
 
 
 def check_width(config: TrainConfig, scores: AlignedScores | None) -> None:
     guided = len(scores.aspects) if scores and config.fusion == "concat" else 0
     width = config.base_width + guided
-    if width % config.heads:
+    if config.model != "gru4rec" and width % config.heads:
         sum_text = f"base_width {config.base_width} + {guided} aspects"
         raise ConfigError(f"total width {width} ({sum_text}) is no multiple of heads {config.heads}")
 
@@ -168,7 +198,9 @@ def score_warnings(scores: AlignedScores | None) -> list[str]:
     flat = [name for name, is_flat in zip(scores.aspects, standardise(scores.scores_IA)[1], strict=True) if is_flat]
     notes = {
         f"aspects without any spread, which add nothing: {', '.join(flat)}": len(flat),
-        f"{scores.missing} items without complete scores took the mean": scores.missing,
+        f"{scores.missing} items without complete scores took the mean": (
+            scores.missing > NOTED_MISSING * len(scores.scores_IA)
+        ),
         f"{scores.unknown} scored ids are not in the data": scores.unknown,
     }
     return [text for text, count in notes.items() if count]

@@ -1,7 +1,7 @@
 """The training loop on plain arguments: no Ray, and torch.distributed only where there are several workers.
 
 All randomness of an epoch comes from (seed, epoch, worker), so a checkpoint needs no generator state and an
-interrupted run that resumes equals the straight one. Shape suffixes as in sasrec.py and evaluation.py.
+interrupted run that resumes equals the straight one. Shape suffixes as in losses.py and evaluation.py.
 """
 
 import logging
@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from raygr.config import TrainConfig
-from raygr.data.batches import Batch, Targets, Windows, epoch_batches, history_batch, seen_pairs, training_batch
+from raygr.data.batches import Targets, epoch_batches, history_batch, seen_pairs, worker_part
 from raygr.embeddings import Fusion, RefinedEmbedding
 from raygr.evaluation import candidate_ranks, full_ranks, rank_metrics
+from raygr.recommenders.bert4rec import BERT4Rec
+from raygr.recommenders.gru4rec import GRU4Rec
 from raygr.recommenders.inputs import Inputs
-from raygr.recommenders.losses import bce, cross_entropy, sample_negatives
-from raygr.recommenders.sasrec import SASRec, training_states
+from raygr.recommenders.losses import popularity_sums
+from raygr.recommenders.objective import Draws, Recommender, WholeBatch, epoch_draws, summed_loss, whole_batch
+from raygr.recommenders.optimizer import build_optimizer, learning_rate
+from raygr.recommenders.sasrec import SASRec
 from raygr.schema import TEST, VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -57,14 +61,16 @@ class Training:
     inputs: Inputs
     share: Share
     device: torch.device
-    model: SASRec
-    optimizer: torch.optim.Adam
+    model: Recommender
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    popularity_I: Tensor
+    """For drawing shared negatives: see losses.popularity_sums."""
     best_weights: dict[str, Tensor]
     progress: Progress = field(default_factory=Progress)
 
 
-def build_model(config: TrainConfig, inputs: Inputs) -> SASRec:
+def build_model(config: TrainConfig, inputs: Inputs) -> Recommender:
     torch.manual_seed(config.seed)
     users = inputs.user_vectors
     user_side = config.user_side if users else "off"
@@ -75,21 +81,28 @@ def build_model(config: TrainConfig, inputs: Inputs) -> SASRec:
         fusion=fusion,
         scores_IA=inputs.scores.scores_IA if inputs.scores else None,
         users_UA=users.evaluation_UA if users else None,
+        train_users=config.train_user_guided,
     )
-    return SASRec(
-        embedding, blocks=config.blocks, heads=config.heads, dropout=config.dropout, max_history=config.max_history
-    )
+    dropout, length = config.dropout, config.max_history
+    match config.model:
+        case "gru4rec":
+            input_dropout = dropout if config.input_dropout is None else config.input_dropout
+            return GRU4Rec(embedding, hidden_width=config.hidden_width, dropout=dropout, input_dropout=input_dropout)
+        case "sasrec":
+            return SASRec(embedding, blocks=config.blocks, heads=config.heads, dropout=dropout, max_history=length)
+        case "bert4rec":
+            return BERT4Rec(embedding, blocks=config.blocks, heads=config.heads, dropout=dropout, max_history=length)
 
 
 def start_training(config: TrainConfig, inputs: Inputs, device: torch.device, share: Share) -> Training:
     model = build_model(config, inputs).to(device)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(learned, lr=config.learning_rate, fused=True)
+    optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    return Training(config, inputs, share, device, model, optimizer, scaler, copied_weights(model))
+    popularity_I = popularity_sums(inputs.train_count_I, config.negative_alpha)
+    return Training(config, inputs, share, device, model, optimizer, scaler, popularity_I, copied_weights(model))
 
 
-def copied_weights(model: SASRec) -> dict[str, Tensor]:
+def copied_weights(model: Recommender) -> dict[str, Tensor]:
     return {name: values.detach().cpu().clone() for name, values in model.state_dict().items()}
 
 
@@ -118,7 +131,8 @@ def training_rounds(training: Training) -> Iterator[None]:
         progress.epoch += 1
         started = time.perf_counter()
         loss = train_epoch(training)
-        line = {"epoch": progress.epoch, "loss": loss, "seconds": time.perf_counter() - started}
+        line = {"epoch": progress.epoch, "loss": loss, "seconds": time.perf_counter() - started, "time": time.time()}
+        line["learning_rate"] = training.optimizer.param_groups[0]["lr"]
         is_evaluated = progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs
         if is_evaluated:
             line |= evaluate_epoch(training)
@@ -138,63 +152,45 @@ def progress_line(line: dict[str, Any], *, epochs: int, progress: Progress) -> s
 
 def train_epoch(training: Training) -> float:
     """One pass over all histories; the mean loss per position."""
-    seed, epoch = training.config.seed, training.progress.epoch
-    worker_seed = (seed * 100_003 + epoch) * 1_009 + training.share.rank
-    torch.manual_seed(worker_seed)  # dropout
-    negatives = torch.Generator().manual_seed(worker_seed)
+    config, epoch, share = training.config, training.progress.epoch, training.share
+    draws = epoch_draws(config.seed, epoch, share.rank)
+    torch.manual_seed(draws.own.initial_seed())  # dropout
     training.model.train()
     total, positions = torch.zeros((), device=training.device), 0
     examples = len(training.inputs.windows.user_E)
-    for example_B in epoch_batches(examples, batch_size=training.config.batch_size, seed=seed, epoch=epoch):
-        total += accumulate_gradients(training, example_B, negatives)
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        positions += positions_in_loss(training.inputs.windows, example_B)
-    mean = float(summed(total, training.share)) / positions
+    batches = epoch_batches(examples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+    for step, example_B in enumerate(batches, start=(epoch - 1) * len(batches)):
+        whole = whole_batch(config, training.inputs, example_B, training.popularity_I, draws.common)
+        total += accumulate_gradients(training, whole, draws)
+        take_step(training, learning_rate(config, step, config.epochs * len(batches)))
+        positions += whole.positions()
+    mean = float(summed(total, share)) / positions
     if not math.isfinite(mean):
         raise ValueError(f"the loss of epoch {epoch} is {mean}: lower the learning rate")
     return mean
 
 
-def accumulate_gradients(training: Training, example_B: Tensor, negatives: torch.Generator) -> Tensor:
+def accumulate_gradients(training: Training, whole: WholeBatch, draws: Draws) -> Tensor:
     """Sets the gradient of the whole batch's mean loss, equal on all workers; the summed loss of the own part."""
     training.optimizer.zero_grad(set_to_none=True)
-    own_B = example_B[training.share.rank :: training.share.workers]
+    own = worker_part(whole.batch, *training.share)
     loss = torch.zeros((), device=training.device)
-    if len(own_B):
-        loss = summed_loss(training, own_B, negatives)
-        mean = loss / positions_in_loss(training.inputs.windows, example_B)
-        training.scaler.scale(mean).backward()
+    if len(own.user_B):
+        loss = summed_loss(training.config, training.inputs, training.model, whole, own, draws)
+        training.scaler.scale(loss / whole.positions()).backward()
     sum_gradients(training)
     return loss.detach()
 
 
-def summed_loss(training: Training, example_B: Tensor, negatives: torch.Generator) -> Tensor:
-    """Loss of every position of the examples, in fp32."""
-    inputs = training.inputs
-    batch = training_batch(inputs.items_N, inputs.windows, example_B)
-    rows_ID = training.model.embedding.item_rows()
-    with torch.autocast(training.device.type, dtype=torch.float16, enabled=training.device.type == "cuda"):
-        on_device = Batch(*(column.to(training.device) for column in batch))
-        state_ND, target_N = training_states(training.model, rows_ID, on_device, training_vectors(training, batch))
-    if training.config.loss == "cross_entropy":
-        return cross_entropy(state_ND, rows_ID, target_N)
-    user_N = batch.user_B[:, None].expand_as(batch.target_BL)[batch.in_loss_BL]
-    negative_N = sample_negatives(inputs.owned, user_N, generator=negatives)
-    return bce(state_ND, rows_ID, target_N, negative_N.to(training.device))
-
-
-def training_vectors(training: Training, batch: Batch) -> Tensor | None:
-    """The users' guided vectors that training may know, (B, A)."""
-    users = training.inputs.user_vectors
-    if users is None:
-        return None
-    return torch.as_tensor(users.training_UA[batch.user_B.numpy()], dtype=torch.float32, device=training.device)
-
-
-def positions_in_loss(windows: Windows, example_B: Tensor) -> int:
-    last_B = windows.start_E[example_B] + windows.length_E[example_B]
-    return int((last_B - windows.first_target_E[example_B] + 1).sum())
+def take_step(training: Training, rate: float) -> None:
+    config, optimizer = training.config, training.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if config.max_grad_norm is not None:
+        training.scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.max_grad_norm)
+    training.scaler.step(optimizer)
+    training.scaler.update()
 
 
 def sum_gradients(training: Training) -> None:
@@ -273,7 +269,9 @@ def encoder_states(
     history_BL = history_batch(training.inputs.items_N, targets.start_E[example_B], length_B)
     encoder_BD = training.model.last_state(rows_ID, history_BL.to(device), length_B.to(device))
     user_B = targets.user_E[example_B].to(device)
-    return encoder_BD, embedding.users_UA[user_B] if embedding.has_user_side else None
+    if not embedding.has_user_side:
+        return encoder_BD, None
+    return encoder_BD, embedding.tuned_users(embedding.users_UA[user_B], user_B)
 
 
 @torch.inference_mode()

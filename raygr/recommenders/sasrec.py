@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from raygr.data.batches import Batch
 from raygr.embeddings import RefinedEmbedding, padded
 from raygr.recommenders.dropout import causal_attention, dropout
 
@@ -69,10 +68,3 @@ class SASRec(nn.Module):
         """The encoder's state after the whole history, (B, D)."""
         state_BLD = self(rows_ID, history_BL, length_B)
         return state_BLD[torch.arange(len(length_B), device=length_B.device), length_B - 1]
-
-
-def training_states(model: SASRec, rows_ID: Tensor, batch: Batch, guided_BA: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Refined states and targets of the positions in the loss only: (N, D), (N,)."""
-    encoder_BLD = model(rows_ID, batch.history_BL, batch.length_B)
-    state_BLD = model.embedding.refined_state(encoder_BLD, guided_BA)
-    return state_BLD[batch.in_loss_BL], batch.target_BL[batch.in_loss_BL]

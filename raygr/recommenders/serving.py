@@ -175,8 +175,14 @@ def guided_rows(list_scores: str, config: TrainConfig, item_ids_I: np.ndarray) -
 
 
 def add_average_user(embedding: RefinedEmbedding) -> None:
-    """One more row of users' standardised vectors, for somebody who is none of them: the mean is 0."""
+    """One more row of users' standardised vectors, for somebody who is none of them: the mean is 0.
+
+    Of vectors that were trained further it is the mean of what training added.
+    """
     embedding.users_UA = torch.cat([embedding.users_UA, torch.zeros_like(embedding.users_UA[:1])])
+    if embedding.tuning_UA is not None:
+        tuning_UA = embedding.tuning_UA.detach()
+        embedding.tuning_UA = torch.nn.Parameter(torch.cat([tuning_UA, tuning_UA.mean(0, keepdim=True)]))
 
 
 def targets_behind(histories: Histories, *, max_history: int) -> Targets:

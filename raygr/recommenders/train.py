@@ -14,10 +14,11 @@ import ray.train.torch
 from raygr import runs
 from raygr.cluster import connect
 from raygr.config import TrainConfig
+from raygr.recommenders.events import EventFile
 from raygr.recommenders.inputs import Inputs, load_inputs, with_absolute_paths
 from raygr.recommenders.loop import Share, Training, checkpoint_state, restore, start_training, training_rounds
 from raygr.recommenders.outputs import write_outputs
-from raygr.schema import HISTORY, TEST, VALIDATION
+from raygr.schema import EVENTS, HISTORY, TEST, VALIDATION
 from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wants_gpu
 
 logger = logging.getLogger(__name__)
@@ -59,11 +60,15 @@ def train_loop_per_worker(settings: dict[str, TrainConfig]) -> None:
     if state is not None:
         restore(training, state)
         logger.info("resumed after epoch %d", training.progress.epoch)
+    events = EventFile(runs.join(config.output, EVENTS)) if share.rank == 0 else None
     for _ in training_rounds(training):
-        if share.rank == 0:
+        if events:
             write_history(training)
+            events.write(training.progress.lines)
         metrics = {"epoch": training.progress.epoch, **training.progress.lines[-1]["validation"]}
         report(metrics, checkpoint_state(training) if share.rank == 0 else None)
+    if events:
+        events.close()
     training.model.load_state_dict(training.best_weights)
     write_outputs(training)
 

@@ -1,0 +1,121 @@
+"""What a batch asks of a model: its histories and targets, and their summed loss. Models differ here and nowhere else.
+
+A batch is built from ids, whole on every worker, so that masks and shared negatives do not depend on how many
+workers there are; each then takes its part. Shape suffixes as in losses.py, and `A` aspects.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raygr.config import TrainConfig
+from raygr.data.batches import Batch, Masking, masked_batch, training_batch
+from raygr.recommenders.bert4rec import BERT4Rec
+from raygr.recommenders.gru4rec import GRU4Rec
+from raygr.recommenders.inputs import Inputs
+from raygr.recommenders.losses import (
+    PairLoss,
+    StepNegatives,
+    bce,
+    cross_entropy,
+    owned_matrix,
+    sample_negatives,
+    sampled_cross_entropy,
+    shared_negatives,
+    step_loss,
+)
+from raygr.recommenders.sasrec import SASRec
+
+Recommender = GRU4Rec | SASRec | BERT4Rec
+
+
+class Draws(NamedTuple):
+    """Generators of one epoch."""
+
+    own: torch.Generator
+    """Negatives of this worker's own positions."""
+    common: torch.Generator
+    """What all workers draw alike: masks and shared negatives."""
+
+
+class WholeBatch(NamedTuple):
+    """One batch as every worker knows it."""
+
+    batch: Batch
+    shared_K: Tensor
+    """Negatives shared by all its positions, as item_index."""
+
+    def positions(self) -> int:
+        """Targets in the loss."""
+        return int(self.batch.in_loss_BL.sum())
+
+
+def epoch_draws(seed: int, epoch: int, rank: int) -> Draws:
+    """`rank` below 1,008."""
+    first = (seed * 100_003 + epoch) * 1_009
+    return Draws(torch.Generator().manual_seed(first + rank), torch.Generator().manual_seed(first + 1_008))
+
+
+def whole_batch(
+    config: TrainConfig, inputs: Inputs, example_B: Tensor, popularity_I: Tensor, common: torch.Generator
+) -> WholeBatch:
+    """The examples' histories and targets; `popularity_I` as losses.popularity_sums makes it."""
+    match config.model:
+        case "gru4rec" | "sasrec":
+            batch = training_batch(inputs.items_N, inputs.windows, example_B)
+        case "bert4rec":
+            masking = Masking(config.mask_rate, config.mask_last_rate, config.max_history, inputs.items + 1)
+            batch = masked_batch(inputs.items_N, inputs.windows, example_B, masking=masking, generator=common)
+    return WholeBatch(batch, shared_negatives(popularity_I, config.negatives, generator=common))
+
+
+def summed_loss(
+    config: TrainConfig, inputs: Inputs, model: Recommender, whole: WholeBatch, own: Batch, draws: Draws
+) -> Tensor:
+    """Loss of every position of `own`, a worker's part of the batch, in fp32."""
+    device = model.embedding.base_ID.device
+    rows_ID = model.embedding.item_rows()
+    with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
+        encoder_BLD = model(rows_ID, own.history_BL.to(device), own.length_B.to(device))
+        guided_BA = training_vectors(inputs, model, own)
+        state_BLD = model.embedding.refined_state(encoder_BLD, guided_BA)
+    if config.loss in ("top1", "bpr", "bpr_max"):
+        return pairwise_loss(config, inputs, state_BLD, rows_ID, whole, own)
+    state_ND, target_N = state_BLD[own.in_loss_BL.to(device)], own.target_BL[own.in_loss_BL].to(device)
+    row_N = own.in_loss_BL.nonzero()[:, 0]
+    match config.loss:
+        case "cross_entropy":
+            return cross_entropy(state_ND, rows_ID, target_N)
+        case "sampled_cross_entropy":
+            is_owned_BK = owned_matrix(inputs.owned, own.user_B)[:, whole.shared_K].to(device)
+            is_owned_NK = is_owned_BK[row_N.to(device)]
+            return sampled_cross_entropy(state_ND, rows_ID, target_N, whole.shared_K.to(device), is_owned_NK)
+        case "bce":
+            negative_N = sample_negatives(inputs.owned, own.user_B[row_N], generator=draws.own)
+            return bce(state_ND, rows_ID, target_N, negative_N.to(device))
+
+
+def pairwise_loss(
+    config: TrainConfig, inputs: Inputs, state_BLD: Tensor, rows_ID: Tensor, whole: WholeBatch, own: Batch
+) -> Tensor:
+    """TOP1, BPR or BPR-max with every history's targets of the same step and the shared items as negatives."""
+    device, steps = rows_ID.device, state_BLD.shape[1]
+    target_BL = torch.where(own.in_loss_BL, own.target_BL, 0)
+    negatives = StepNegatives(
+        whole.batch.target_BL[:, :steps].T.contiguous().to(device),
+        whole.shared_K.to(device),
+        owned_matrix(inputs.owned, own.user_B).to(device),
+    )
+    loss = PairLoss(config.loss, config.final_activation, config.score_penalty)
+    return step_loss(loss, state_BLD.transpose(0, 1), rows_ID, target_BL.T.to(device), negatives)
+
+
+def training_vectors(inputs: Inputs, model: Recommender, batch: Batch) -> Tensor | None:
+    """The users' guided vectors that training may know, (B, A)."""
+    if inputs.user_vectors is None:
+        return None
+    device = model.embedding.base_ID.device
+    known_BA = inputs.user_vectors.training_UA[batch.user_B.numpy()].astype(np.float32)
+    return model.embedding.tuned_users(torch.from_numpy(known_BA).to(device), batch.user_B.to(device))

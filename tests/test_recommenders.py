@@ -1,0 +1,297 @@
+"""All recommenders and losses in the one loop: they learn, resume, split over workers, and their scores split."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_data import cycles, random_scores, walks, write_csv, write_prepared
+
+from raygr.config import ConfigError, TrainConfig
+from raygr.recommenders.inputs import load_inputs
+from raygr.recommenders.loop import (
+    Share,
+    Training,
+    accumulate_gradients,
+    checkpoint_state,
+    encoder_states,
+    item_scores,
+    restore,
+    start_training,
+    target_ranks,
+    train_epoch,
+    training_rounds,
+)
+from raygr.recommenders.objective import epoch_draws, whole_batch
+from raygr.recommenders.optimizer import build_optimizer, learning_rate
+
+torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
+
+ITEMS, ASPECTS = 20, ["pace", "tension"]
+RECOMMENDERS = {
+    "gru4rec": {"model": "gru4rec"},
+    "gru4rec top1": {
+        "model": "gru4rec",
+        "loss": "top1",
+        "final_activation": "tanh",
+        "optimizer": "adagrad",
+        "learning_rate": 0.05,
+    },
+    "gru4rec bpr": {"model": "gru4rec", "loss": "bpr"},
+    "gru4rec plus": {
+        "model": "gru4rec",
+        "loss": "bpr_max",
+        "negatives": 16,
+        "negative_alpha": 0.5,
+        "score_penalty": 0.5,
+        "final_activation": "elu-0.5",
+    },
+    "sasrec sampled": {"model": "sasrec", "loss": "sampled_cross_entropy", "negatives": 16},
+    "bert4rec": {"model": "bert4rec", "mask_last_rate": 0.3, "learning_rate": 0.005, "schedule": "linear"},
+}
+EPOCHS = {"bert4rec": 150}  # a history of ten masks two items at a time
+EVERY = pytest.mark.parametrize("changes", RECOMMENDERS.values(), ids=RECOMMENDERS.keys())
+
+
+def settings(folder: Path, **changes: Any) -> TrainConfig:
+    small = {"base_width": 16, "batch_size": 8, "max_history": 10, "epochs": 3, "dropout": 0.0, "threads": 1}
+    paths = {"output": str(folder / "train"), "data": str(folder / "prepare")}
+    return TrainConfig(**(small | {"learning_rate": 0.01} | paths | changes))
+
+
+def guided(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"item_scores": str(folder / "scores.csv"), "user_scores": "profile"} | changes
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """20 users who walk a cycle of 20 items, and item scores of two aspects."""
+    write_prepared(tmp_path / "prepare", cycles(20, ITEMS, 12), items=ITEMS)
+    write_scores(tmp_path)
+    return tmp_path
+
+
+def write_scores(folder: Path) -> None:
+    scores_IA = random_scores(ITEMS, 2, seed=0)
+    write_csv(folder / "scores.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
+
+
+def begun(config: TrainConfig, share: Share = Share()) -> Training:  # noqa: B008
+    return start_training(config, load_inputs(config), torch.device("cpu"), share)
+
+
+def finished(config: TrainConfig) -> Training:
+    training = begun(config)
+    for _ in training_rounds(training):
+        pass
+    training.model.load_state_dict(training.best_weights)
+    return training
+
+
+def one_epoch(training: Training) -> None:
+    training.progress.epoch = 1
+    train_epoch(training)
+
+
+def stirred(training: Training) -> Training:
+    """With every learned number away from its start, so that no term is 0 by accident."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    training.model.eval()
+    return training
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_learns_a_pattern_to_recall_1(toy: Path, name: str):
+    epochs = EPOCHS.get(name, 15)
+    training = finished(settings(toy, epochs=epochs, evaluate_every=5, **RECOMMENDERS[name]))
+    assert target_ranks(training, "test", ["full"])["full"].tolist() == [1.0] * 20
+
+
+@EVERY
+def test_learns_nothing_where_there_is_nothing_to_learn(tmp_path: Path, changes: dict[str, Any]):
+    """Random histories of 12 of 20 items: 9 are left to rank, so chance is rank 5, with a standard error of .3."""
+    write_prepared(tmp_path / "prepare", walks(80, ITEMS, 12, seed=0), items=ITEMS)
+    training = begun(settings(tmp_path, **changes))
+    one_epoch(training)
+    assert 4 < target_ranks(training, "test", ["full"])["full"].mean() < 6
+
+
+def test_bpr_max_leaves_its_starting_value_and_scores_differ(toy: Path):
+    """Trap 4: collapsed, the loss stays at log 2 and all items score alike."""
+    changes = RECOMMENDERS["gru4rec plus"] | {"score_penalty": 0.0}
+    training = finished(settings(toy, epochs=15, evaluate_every=5, **changes))
+    losses = [line["loss"] for line in training.progress.lines]
+    assert losses[0] == pytest.approx(math.log(2), abs=0.1)
+    assert losses[-1] < 0.2
+    rows_ID = training.model.embedding.item_rows()
+    assert item_scores(training, training.inputs.targets["test"], torch.arange(20), rows_ID).std(1).min() > 0.5
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "fusion", [{"fusion": "add"}, {"fusion": "concat"}, {"fusion": "concat", "user_side": "concat"}]
+)
+def test_the_score_splits_exactly(toy: Path, changes: dict[str, Any], fusion: dict[str, Any]):
+    width = {"base_width": 14} if fusion["fusion"] == "concat" else {}
+    training = stirred(begun(settings(toy, **guided(toy), **changes, **fusion, **width, train_user_guided=True)))
+    embedding, targets, example_B = training.model.embedding, training.inputs.targets["test"], torch.arange(7)
+    with torch.no_grad():
+        scores_BI = item_scores(training, targets, example_B, embedding.item_rows())
+        states = encoder_states(training, targets, example_B, embedding.item_rows())
+        parts = embedding.split_score(*states, torch.arange(1, ITEMS + 1))
+    total_BI = parts.base_BC + parts.encoder_BCA.sum(-1) + parts.user_BCA.sum(-1)
+    torch.testing.assert_close(total_BI, scores_BI, rtol=1e-4, atol=1e-4)
+    # (9b) to the letter leaves the encoder no guided dimensions
+    assert (parts.encoder_BCA.abs().sum() > 0) == ("user_side" not in fusion)
+    assert parts.user_BCA.abs().sum() > 0
+
+
+@EVERY
+def test_a_resumed_training_equals_the_straight_one(toy: Path, changes: dict[str, Any]):
+    """With the warm-up and the falling rate, whose place must be found again."""
+    changes = guided(toy) | changes | {"schedule": "linear", "warmup_steps": 2, "dropout": 0.2}
+    config = settings(toy, train_user_guided=True, max_grad_norm=1.0, **changes)
+    straight = finished(config)
+    first = begun(config)
+    next(training_rounds(first))
+    resumed = begun(config)
+    restore(resumed, checkpoint_state(first))
+    for _ in training_rounds(resumed):
+        pass
+    losses = [[line["loss"] for line in training.progress.lines] for training in (resumed, straight)]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    resumed.model.load_state_dict(resumed.best_weights)
+    for name, values in resumed.model.state_dict().items():
+        assert torch.equal(values, straight.model.state_dict()[name]), name
+
+
+def gradient(config: TrainConfig, share: Share) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Of one batch of seven; what this worker adds where all_reduce is left out."""
+    training = stirred(begun(config, share))
+    draws = epoch_draws(config.seed, 1, share.rank)
+    whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws.common)
+    loss = accumulate_gradients(training, whole, draws)
+    return loss, [parameter.grad for parameter in training.model.parameters() if parameter.requires_grad]
+
+
+@EVERY
+def test_three_workers_have_the_gradient_of_one(toy: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """The shares are added here in place of all_reduce; test_train.py does it once with two processes."""
+    config = settings(toy, train_user_guided=True, **guided(toy), **changes)
+    loss, alone = gradient(config, Share())
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)
+    shares = [gradient(config, Share(rank, 3)) for rank in range(3)]
+    torch.testing.assert_close(sum(found for found, _ in shares), loss, rtol=1e-5, atol=1e-5)
+    for parts in zip(alone, *(found for _, found in shares), strict=True):
+        torch.testing.assert_close(sum(parts[1:]), parts[0], rtol=1e-4, atol=1e-6)
+    assert all(part.abs().sum() > 0 for part in alone)
+
+
+@EVERY
+def test_after_the_prompt_only_later_interactions_are_learned(toy: Path, changes: dict[str, Any]):
+    """10 train interactions, 5 of them in the prompt: none of these is a target, and each model has a target."""
+    config = settings(toy, **guided(toy), **changes)
+    inputs, draws = load_inputs(config), epoch_draws(0, 1, 0)
+    batch = whole_batch(config, inputs, torch.arange(20), torch.ones(ITEMS), draws.common).batch
+    prompts = [set(history[:5]) for history in cycles(20, ITEMS, 12)]
+    learned = [set(batch.target_BL[row][batch.in_loss_BL[row]].tolist()) for row in range(20)]
+    for user, targets in zip(batch.user_B.tolist(), learned, strict=True):
+        assert targets and not targets & prompts[user]
+
+
+@EVERY
+@pytest.mark.parametrize("known", ["all", "after_prompt"])
+def test_user_vectors_are_trained_only_where_asked(toy: Path, changes: dict[str, Any], known: str):
+    """They start at the scores, so nothing changes before the first step."""
+    concat = guided(toy, user_guided_train=known, fusion="concat", base_width=14)
+    frozen, tuned = (begun(settings(toy, **concat, **changes, train_user_guided=on)) for on in (False, True))
+    targets, rows_ID = tuned.inputs.targets["test"], tuned.model.embedding.item_rows()
+    before = [item_scores(one, targets, torch.arange(20), rows_ID) for one in (frozen, tuned)]
+    assert torch.equal(*before)
+    assert "embedding.users_UA" not in dict(frozen.model.named_parameters())
+    one_epoch(tuned), one_epoch(frozen)
+    assert (tuned.model.embedding.tuning_UA.abs() > 0).all()
+    vectors = [encoder_states(one, targets, torch.arange(20), rows_ID)[1] for one in (frozen, tuned)]
+    assert torch.equal(vectors[0], frozen.model.embedding.users_UA)
+    # a step of .01 in units of the table, whose deviation is sqrt(2 / (20 + 16))
+    assert 0.001 < (vectors[1] - vectors[0]).abs().mean() < 1
+
+
+def test_published_schedule_by_hand():
+    """Four steps of warm-up, then from the top to 0 after step 19."""
+    config = TrainConfig(output="a", data="b", learning_rate=0.8, schedule="linear", warmup_steps=4)
+    rates = [learning_rate(config, step, 20) for step in (0, 1, 3, 4, 12, 19)]
+    assert rates == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.4, 0.05])
+    constant = TrainConfig(output="a", data="b", learning_rate=0.8, warmup_steps=4)
+    assert [learning_rate(constant, step, 20) for step in (1, 4, 19)] == pytest.approx([0.4, 0.8, 0.8])
+
+
+def test_the_learning_rate_of_each_epoch_is_on_record(toy: Path):
+    """20 examples in batches of 8 are three steps an epoch, six in all: the last are steps 2 and 5."""
+    lines = finished(settings(toy, epochs=2, learning_rate=0.6, schedule="linear")).progress.lines
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.4, 0.1])
+
+
+def test_weight_decay_is_for_matrices_only(toy: Path):
+    config = settings(toy, model="bert4rec", weight_decay=0.01)
+    optimizer = build_optimizer(begun(config).model, config)
+    decays = {
+        parameter.dim() > 1: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert isinstance(optimizer, torch.optim.AdamW) and decays == {True: 0.01, False: 0.0}
+
+
+def test_gradients_are_clipped_to_the_norm(toy: Path):
+    """With a rate that no step can follow, Adagrad's first step shows the gradient's own size in its sums."""
+    config = settings(toy, model="gru4rec", optimizer="adagrad", max_grad_norm=1e-3, batch_size=20)
+    training = begun(config)
+    one_epoch(training)
+    sums = [state["sum"].sum() for state in training.optimizer.state.values()]
+    assert math.sqrt(float(sum(sums))) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "bert4rec", "loss": "bpr"}, "not for model: bert4rec"),
+        ({"loss": "sampled_cross_entropy"}, "needs negatives: 1 or more"),
+        ({"loss": "top1", "batch_size": 1}, "has no negatives in a batch of one history"),
+        ({"negatives": 5}, "not for loss: cross_entropy"),
+        ({"final_activation": "tanh"}, "final_activation is for top1"),
+        ({"loss": "bpr", "score_penalty": 1.0}, "score_penalty is for loss: bpr_max"),
+        ({"optimizer": "adagrad", "weight_decay": 0.1}, "weight_decay is for optimizer: adam"),
+        ({"hidden_width": 5}, "for model: gru4rec, not sasrec"),
+        ({"train_user_guided": True}, "train_user_guided needs user_scores"),
+        ({"model": "bert4rec", "base_width": 15}, "is no multiple of heads 2"),
+    ],
+)
+def test_what_cannot_go_together_is_refused_in_one_line(toy: Path, changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message) as refusal:
+        load_inputs(settings(toy, **changes))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_gru_needs_no_heads(toy: Path):
+    assert finished(settings(toy, model="gru4rec", base_width=15, epochs=1)).progress.epoch == 1
+
+
+@pytest.mark.parametrize(("left_out", "warned"), [(1, False), (2, True)])
+def test_items_without_scores_are_warned_of_above_one_in_twenty(toy: Path, left_out: int, warned: bool):
+    path = toy / "scores.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-left_out]))
+    inputs = load_inputs(settings(toy, item_scores=str(path)))
+    assert inputs.scores.missing == left_out
+    assert any("took the mean" in text for text in inputs.warnings) == warned
+
+
+def test_an_item_outside_the_table_is_refused_with_its_row(toy: Path):
+    histories = cycles(20, ITEMS, 12)
+    histories[1][3] = 21
+    write_prepared(toy / "broken" / "prepare", histories, items=ITEMS)
+    with pytest.raises(ValueError, match=r"interactions\.parquet: an item_index outside 1\.\.20 in row 16; run `raygr"):
+        load_inputs(settings(toy / "broken"))
