@@ -238,6 +238,8 @@ class TrainConfig:
     dropout: float = Field(default=0.4, ge=0, lt=1)
     input_dropout: float | None = Field(default=None, ge=0, lt=1)
     """gru4rec: dropout of the item rows before the GRU; null is `dropout`."""
+    session_parallel: bool = False
+    """gru4rec: a batch is the next step of `batch_size` sessions side by side (published); for short histories."""
     max_history: int = Field(default=80, ge=2)
     """bert4rec: with its [MASK]."""
     mask_rate: float = Field(default=0.2, gt=0, lt=1)

@@ -1,5 +1,7 @@
 """Windows, batches and evaluation targets against plain loops; nothing held out gets into training."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from raygr.data.batches import (
     masked_batch,
     random_share,
     seen_pairs,
+    session_batch,
+    session_lanes,
     training_batch,
     training_windows,
     worker_part,
@@ -170,3 +174,34 @@ def test_the_workers_parts_make_up_the_batch():
     assert first.history_BL.tolist() == [[11, 12, 13]]
     assert second.history_BL.tolist() == [[31]] and second.target_BL.tolist() == [[32]]
     assert len(worker_part(batch, 2, 3).user_B) == 0
+
+
+def test_lanes_hold_every_session_once_from_its_first_step_to_its_last_without_a_gap():
+    lengths = [3, 1, 5, 2, 4, 1, 2]
+    found = []
+    for epoch in (1, 1, 2):
+        lanes_TB2 = session_lanes(torch.tensor(lengths), lanes=3, seed=0, epoch=epoch)
+        found.append(lanes_TB2)
+        held = []
+        for lane in lanes_TB2.unbind(1):
+            pairs = [tuple(pair) for pair in lane.tolist()]
+            held += [pair for pair in pairs if pair != (-1, -1)]
+            assert pairs == [pair for pair in pairs if pair != (-1, -1)] + [(-1, -1)] * pairs.count((-1, -1))
+        assert sorted(held) == [(one, step) for one, length in enumerate(lengths) for step in range(length)]
+        for (one, step), (after, step_after) in itertools.pairwise(held):
+            assert (after, step_after) == (one, step + 1) or (step_after == 0 and step == lengths[one] - 1)
+        assert len(lanes_TB2) < 18 / 3 + max(lengths)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_a_session_batch_is_one_step_of_each_lane():
+    """User 0 at its second step, user 2 at its first, a lane that has ended."""
+    windows, _ = batch_of(max_history=10)
+    batch = session_batch(ITEMS_N, windows, torch.tensor([0, 1, -1]), torch.tensor([1, 0, -1]))
+    assert batch.history_BL.tolist() == [[12], [31], [0]]
+    assert batch.target_BL.tolist() == [[13], [32], [0]]
+    assert batch.in_loss_BL.tolist() == [[True], [True], [False]]
+    assert batch.length_B.tolist() == [1, 1, 0] and batch.user_B.tolist()[:2] == [0, 2]
+    assert batch.goes_on_B.tolist() == [True, False, False]
+    late, _ = batch_of(max_history=10, prompt=3)
+    assert session_batch(ITEMS_N, late, torch.tensor([0]), torch.tensor([1])).in_loss_BL.tolist() == [[False]]

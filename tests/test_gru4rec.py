@@ -64,3 +64,26 @@ def test_both_dropouts_are_off_in_evaluation_and_on_in_training():
         assert torch.equal(states(model, [[1, 2]]), states(model, [[1, 2]]))
         model.train()
         assert not torch.equal(states(model, [[1, 2]]), states(model, [[1, 2]]))
+
+
+def test_sessions_side_by_side_have_the_states_of_each_alone():
+    """Two lanes, step by step: 1 2 3 then 9, and 4 5 then 6 7; a lane's next session begins anew."""
+    model = small_model(hidden_width=5)
+    rows_ID = model.embedding.item_rows()
+    steps = [([1, 4], [False, False]), ([2, 5], [True, True]), ([3, 6], [True, False]), ([9, 7], [False, True])]
+    found = [
+        model.next_states(rows_ID, torch.tensor(items)[:, None], torch.tensor(goes_on))[:, 0]
+        for items, goes_on in steps
+    ]
+    first, second = torch.stack([step[0] for step in found]), torch.stack([step[1] for step in found])
+    alone = [states(model, [history])[0] for history in ([1, 2, 3], [9], [4, 5], [6, 7])]
+    torch.testing.assert_close(first, torch.cat(alone[:2]))
+    torch.testing.assert_close(second, torch.cat(alone[2:]))
+
+
+def test_no_gradient_reaches_back_into_the_step_before():
+    model = small_model()
+    rows_ID = model.embedding.item_rows()
+    model.next_states(rows_ID, torch.tensor([[1]]), torch.tensor([False]))
+    model.next_states(rows_ID, torch.tensor([[2]]), torch.tensor([True])).sum().backward()
+    assert (model.embedding.base_ID.grad.abs().sum(1) > 0).nonzero()[:, 0].tolist() == [1]

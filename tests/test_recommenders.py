@@ -23,7 +23,7 @@ from raygr.recommenders.loop import (
     train_epoch,
     training_rounds,
 )
-from raygr.recommenders.objective import epoch_draws, whole_batch
+from raygr.recommenders.objective import epoch_contents, epoch_draws, whole_batch
 from raygr.recommenders.optimizer import build_optimizer, learning_rate
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
@@ -47,6 +47,7 @@ RECOMMENDERS = {
         "score_penalty": 0.5,
         "final_activation": "elu-0.5",
     },
+    "gru4rec sessions": {"model": "gru4rec", "loss": "bpr", "session_parallel": True},
     "sasrec sampled": {"model": "sasrec", "loss": "sampled_cross_entropy", "negatives": 16},
     "bert4rec": {"model": "bert4rec", "mask_last_rate": 0.3, "learning_rate": 0.005, "schedule": "linear"},
 }
@@ -171,11 +172,13 @@ def test_a_resumed_training_equals_the_straight_one(toy: Path, changes: dict[str
 
 
 def gradient(config: TrainConfig, share: Share) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Of one batch of seven; what this worker adds where all_reduce is left out."""
+    """Of a batch of eight, a step in mid-session; what this worker adds where all_reduce is left out."""
     training = stirred(begun(config, share))
     draws = epoch_draws(config.seed, 1, share.rank)
-    whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws.common)
-    loss = accumulate_gradients(training, whole, draws)
+    contents = epoch_contents(config, training.inputs, 1)
+    for content in contents[6:8] or contents[:1]:
+        whole = whole_batch(config, training.inputs, content, training.popularity_I, draws.common)
+        loss = accumulate_gradients(training, whole, draws)
     return loss, [parameter.grad for parameter in training.model.parameters() if parameter.requires_grad]
 
 
@@ -197,11 +200,13 @@ def test_after_the_prompt_only_later_interactions_are_learned(toy: Path, changes
     """10 train interactions, 5 of them in the prompt: none of these is a target, and each model has a target."""
     config = settings(toy, **guided(toy), **changes)
     inputs, draws = load_inputs(config), epoch_draws(0, 1, 0)
-    batch = whole_batch(config, inputs, torch.arange(20), torch.ones(ITEMS), draws.common).batch
-    prompts = [set(history[:5]) for history in cycles(20, ITEMS, 12)]
-    learned = [set(batch.target_BL[row][batch.in_loss_BL[row]].tolist()) for row in range(20)]
-    for user, targets in zip(batch.user_B.tolist(), learned, strict=True):
-        assert targets and not targets & prompts[user]
+    learned = {user: set() for user in range(20)}
+    for content in epoch_contents(config, inputs, 1):
+        batch = whole_batch(config, inputs, content, torch.ones(ITEMS), draws.common).batch
+        for user, targets, is_in_loss in zip(batch.user_B.tolist(), batch.target_BL, batch.in_loss_BL, strict=True):
+            learned[user] |= set(targets[is_in_loss].tolist())
+    for user, history in enumerate(cycles(20, ITEMS, 12)):
+        assert learned[user] and not learned[user] & set(history[:5])
 
 
 @EVERY
@@ -266,6 +271,7 @@ def test_gradients_are_clipped_to_the_norm(toy: Path):
         ({"loss": "bpr", "score_penalty": 1.0}, "score_penalty is for loss: bpr_max"),
         ({"optimizer": "adagrad", "weight_decay": 0.1}, "weight_decay is for optimizer: adam"),
         ({"hidden_width": 5}, "for model: gru4rec, not sasrec"),
+        ({"session_parallel": True}, "for model: gru4rec, not sasrec"),
         ({"train_user_guided": True}, "train_user_guided needs user_scores"),
         ({"model": "bert4rec", "base_width": 15}, "is no multiple of heads 2"),
     ],

@@ -37,7 +37,7 @@ class Targets(NamedTuple):
 class Batch(NamedTuple):
     """`history_BL` and `target_BL` are item_index, 0 where padded; `in_loss_BL` marks the targets to learn.
 
-    A masked history holds items + 1 at [MASK].
+    A masked history holds items + 1 at [MASK]. `goes_on_B`: the row continues where the last batch left it.
     """
 
     user_B: Tensor
@@ -45,6 +45,7 @@ class Batch(NamedTuple):
     length_B: Tensor
     target_BL: Tensor
     in_loss_BL: Tensor
+    goes_on_B: Tensor
 
 
 def training_windows(user_N: np.ndarray, is_train_N: np.ndarray, *, max_history: int, prompt_U: np.ndarray) -> Windows:
@@ -93,7 +94,18 @@ def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batc
     target_BL = history_batch(items_N, start_B + 1, length_B)
     target_at_BL = start_B[:, None] + 1 + torch.arange(history_BL.shape[1])
     in_loss_BL = (target_BL > 0) & (target_at_BL >= windows.first_target_E[example_B][:, None])
-    return Batch(windows.user_E[example_B], history_BL, length_B, target_BL, in_loss_BL)
+    goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
+    return Batch(windows.user_E[example_B], history_BL, length_B, target_BL, in_loss_BL, goes_on_B)
+
+
+def session_batch(items_N: Tensor, windows: Windows, example_B: Tensor, step_B: Tensor) -> Batch:
+    """One step of each lane of `session_lanes`, as histories of one interaction; 0 where a lane has ended."""
+    is_on_B, kept_B = example_B >= 0, example_B.clamp(min=0)
+    at_B = windows.start_E[kept_B] + step_B.clamp(min=0)
+    item_B, target_B = torch.where(is_on_B, items_N[at_B], 0), torch.where(is_on_B, items_N[at_B + 1], 0)
+    in_loss_B = is_on_B & (at_B + 1 >= windows.first_target_E[kept_B])
+    user_B, goes_on_B = windows.user_E[kept_B], step_B > 0
+    return Batch(user_B, item_B[:, None], is_on_B.long(), target_B[:, None], in_loss_B[:, None], goes_on_B)
 
 
 class Masking(NamedTuple):
@@ -126,7 +138,8 @@ def masked_batch(
     is_last_only_B = torch.rand(len(example_B), generator=generator) < masking.last
     is_masked_BL = torch.where(is_last_only_B[:, None], step_L == length_B[:, None] - 1, is_masked_BL)
     history_BL = torch.where(is_masked_BL, masking.mask, item_BL)
-    return Batch(windows.user_E[example_B], history_BL, length_B, item_BL, is_masked_BL)
+    goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
+    return Batch(windows.user_E[example_B], history_BL, length_B, item_BL, is_masked_BL, goes_on_B)
 
 
 def random_share(is_eligible_BL: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -139,7 +152,7 @@ def random_share(is_eligible_BL: Tensor, share: float, generator: torch.Generato
 def worker_part(batch: Batch, rank: int, workers: int) -> Batch:
     """Every `workers`-th history from `rank` on, no wider than the longest of them."""
     part = Batch(*(column[rank::workers] for column in batch))
-    longest = int(part.length_B.max()) if len(part.length_B) else 0
+    longest = max(1, int(part.length_B.max())) if len(part.length_B) else 1
     return Batch(*(column[:, :longest] if column.dim() == 2 else column for column in part))
 
 
@@ -147,6 +160,25 @@ def epoch_batches(examples: int, *, batch_size: int, seed: int, epoch: int) -> l
     """The epoch's examples in random order, cut into batches; the same for every worker and after a restart."""
     order = np.random.default_rng([seed, epoch]).permutation(examples)
     return list(torch.from_numpy(order).split(batch_size))
+
+
+def session_lanes(length_E: Tensor, *, lanes: int, seed: int, epoch: int) -> Tensor:
+    """The epoch's sessions in random order, one after another in lanes of about equal length: (T, B, 2).
+
+    Row t is one session-parallel batch (Hidasi et al. 2016): each lane's example and the step in it, -1 once the lane
+    has ended. A lane's next session follows at once, so only the ends of the lanes differ.
+    """
+    order_E = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(length_E)))
+    length_E = length_E[order_E]
+    before_E = length_E.cumsum(0) - length_E
+    lane_E = before_E * lanes // length_E.sum()
+    first_of_lane_E = before_E[torch.searchsorted(lane_E, lane_E)]
+    session_N = torch.repeat_interleave(torch.arange(len(length_E)), length_E)
+    row_N = torch.arange(len(session_N)) - first_of_lane_E[session_N]
+    found_TB2 = torch.full((int(row_N.max()) + 1, lanes, 2), -1)
+    step_N = torch.arange(len(session_N)) - before_E[session_N]
+    found_TB2[row_N, lane_E[session_N]] = torch.stack([order_E[session_N], step_N], dim=1)
+    return found_TB2
 
 
 def seen_pairs(items_N: Tensor, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,8 +151,9 @@ def model_contradictions(config: TrainConfig) -> list[str]:
         ),
         "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
         "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
-        f"hidden_width and input_dropout are for model: gru4rec, not {config.model}": (
-            config.model != "gru4rec" and (config.hidden_width, config.input_dropout) != (None, None)
+        f"hidden_width, input_dropout and session_parallel are for model: gru4rec, not {config.model}": (
+            config.model != "gru4rec"
+            and (config.hidden_width, config.input_dropout, config.session_parallel) != (None, None, False)
         ),
     }
     return [text for text, is_wrong in found.items() if is_wrong]

@@ -15,14 +15,22 @@ import torch
 from torch import Tensor
 
 from raygr.config import TrainConfig
-from raygr.data.batches import Targets, epoch_batches, history_batch, seen_pairs, worker_part
+from raygr.data.batches import Targets, history_batch, seen_pairs, worker_part
 from raygr.embeddings import Fusion, RefinedEmbedding
 from raygr.evaluation import candidate_ranks, full_ranks, rank_metrics
 from raygr.recommenders.bert4rec import BERT4Rec
 from raygr.recommenders.gru4rec import GRU4Rec
 from raygr.recommenders.inputs import Inputs
 from raygr.recommenders.losses import popularity_sums
-from raygr.recommenders.objective import Draws, Recommender, WholeBatch, epoch_draws, summed_loss, whole_batch
+from raygr.recommenders.objective import (
+    Draws,
+    Recommender,
+    WholeBatch,
+    epoch_contents,
+    epoch_draws,
+    summed_loss,
+    whole_batch,
+)
 from raygr.recommenders.optimizer import build_optimizer, learning_rate
 from raygr.recommenders.sasrec import SASRec
 from raygr.schema import TEST, VALIDATION
@@ -157,12 +165,12 @@ def train_epoch(training: Training) -> float:
     torch.manual_seed(draws.own.initial_seed())  # dropout
     training.model.train()
     total, positions = torch.zeros((), device=training.device), 0
-    examples = len(training.inputs.windows.user_E)
-    batches = epoch_batches(examples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
-    for step, example_B in enumerate(batches, start=(epoch - 1) * len(batches)):
-        whole = whole_batch(config, training.inputs, example_B, training.popularity_I, draws.common)
+    contents = epoch_contents(config, training.inputs, epoch)
+    for step, content in enumerate(contents, start=(epoch - 1) * len(contents)):
+        whole = whole_batch(config, training.inputs, content, training.popularity_I, draws.common)
         total += accumulate_gradients(training, whole, draws)
-        take_step(training, learning_rate(config, step, config.epochs * len(batches)))
+        # lanes of sessions differ from epoch to epoch in their length, so the last step may lie a little beyond
+        take_step(training, learning_rate(config, step, max(step + 1, config.epochs * len(contents))))
         positions += whole.positions()
     mean = float(summed(total, share)) / positions
     if not math.isfinite(mean):
@@ -177,7 +185,7 @@ def accumulate_gradients(training: Training, whole: WholeBatch, draws: Draws) ->
     loss = torch.zeros((), device=training.device)
     if len(own.user_B):
         loss = summed_loss(training.config, training.inputs, training.model, whole, own, draws)
-        training.scaler.scale(loss / whole.positions()).backward()
+        training.scaler.scale(loss / max(1, whole.positions())).backward()
     sum_gradients(training)
     return loss.detach()
 

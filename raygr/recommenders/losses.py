@@ -29,8 +29,8 @@ class TiledCrossEntropy(torch.autograd.Function):
         # `target_N` counts from 0 here
         state_grad_ND, rows_grad_ID = torch.empty_like(state_ND), torch.zeros_like(rows_ID)
         total = state_ND.new_zeros(())
-        for tile in torch.arange(len(state_ND), device=state_ND.device).split(POSITIONS_AT_ONCE):
-            part = slice(int(tile[0]), int(tile[-1]) + 1)
+        for first in range(0, len(state_ND), POSITIONS_AT_ONCE):
+            part = slice(first, first + POSITIONS_AT_ONCE)
             state, target_N1 = state_ND[part], target_N[part, None]
             logits_NI = state @ rows_ID.T
             logits_NI -= logits_NI.amax(dim=1, keepdim=True)

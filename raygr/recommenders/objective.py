@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raygr.config import TrainConfig
-from raygr.data.batches import Batch, Masking, masked_batch, training_batch
+from raygr.data.batches import Batch, Masking, epoch_batches, masked_batch, session_batch, session_lanes, training_batch
 from raygr.recommenders.bert4rec import BERT4Rec
 from raygr.recommenders.gru4rec import GRU4Rec
 from raygr.recommenders.inputs import Inputs
@@ -48,7 +48,7 @@ class WholeBatch(NamedTuple):
     """Negatives shared by all its positions, as item_index."""
 
     def positions(self) -> int:
-        """Targets in the loss."""
+        """Targets in the loss; 0 is possible with `session_parallel` alone."""
         return int(self.batch.in_loss_BL.sum())
 
 
@@ -58,16 +58,30 @@ def epoch_draws(seed: int, epoch: int, rank: int) -> Draws:
     return Draws(torch.Generator().manual_seed(first + rank), torch.Generator().manual_seed(first + 1_008))
 
 
+def epoch_contents(config: TrainConfig, inputs: Inputs, epoch: int) -> list[Tensor]:
+    """What `whole_batch` makes each batch of the epoch from; the same for every worker and after a restart."""
+    examples, size = len(inputs.windows.user_E), config.batch_size
+    if config.session_parallel:
+        lengths_E, lanes = inputs.windows.length_E, min(size, examples)
+        return list(session_lanes(lengths_E, lanes=lanes, seed=config.seed, epoch=epoch))
+    return epoch_batches(examples, batch_size=size, seed=config.seed, epoch=epoch)
+
+
 def whole_batch(
-    config: TrainConfig, inputs: Inputs, example_B: Tensor, popularity_I: Tensor, common: torch.Generator
+    config: TrainConfig, inputs: Inputs, content: Tensor, popularity_I: Tensor, common: torch.Generator
 ) -> WholeBatch:
-    """The examples' histories and targets; `popularity_I` as losses.popularity_sums makes it."""
+    """One of `epoch_contents` as histories and targets; `popularity_I` as losses.popularity_sums makes it.
+
+    Its rows are examples, or with `session_parallel` the lanes' examples and steps.
+    """
     match config.model:
+        case "gru4rec" if config.session_parallel:
+            batch = session_batch(inputs.items_N, inputs.windows, *content.unbind(1))
         case "gru4rec" | "sasrec":
-            batch = training_batch(inputs.items_N, inputs.windows, example_B)
+            batch = training_batch(inputs.items_N, inputs.windows, content)
         case "bert4rec":
             masking = Masking(config.mask_rate, config.mask_last_rate, config.max_history, inputs.items + 1)
-            batch = masked_batch(inputs.items_N, inputs.windows, example_B, masking=masking, generator=common)
+            batch = masked_batch(inputs.items_N, inputs.windows, content, masking=masking, generator=common)
     return WholeBatch(batch, shared_negatives(popularity_I, config.negatives, generator=common))
 
 
@@ -78,7 +92,11 @@ def summed_loss(
     device = model.embedding.base_ID.device
     rows_ID = model.embedding.item_rows()
     with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
-        encoder_BLD = model(rows_ID, own.history_BL.to(device), own.length_B.to(device))
+        history_BL = own.history_BL.to(device)
+        if config.session_parallel:
+            encoder_BLD = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device))
+        else:
+            encoder_BLD = model(rows_ID, history_BL, own.length_B.to(device))
         guided_BA = training_vectors(inputs, model, own)
         state_BLD = model.embedding.refined_state(encoder_BLD, guided_BA)
     if config.loss in ("top1", "bpr", "bpr_max"):
