@@ -169,8 +169,7 @@ def train_epoch(training: Training) -> float:
     for step, content in enumerate(contents, start=(epoch - 1) * len(contents)):
         whole = whole_batch(config, training.inputs, content, training.popularity_I, draws.common)
         total += accumulate_gradients(training, whole, draws)
-        # lanes of sessions differ from epoch to epoch in their length, so the last step may lie a little beyond
-        take_step(training, learning_rate(config, step, max(step + 1, config.epochs * len(contents))))
+        take_step(training, learning_rate(config, step, config.epochs * len(contents)))
         positions += whole.positions()
     mean = float(summed(total, share)) / positions
     if not math.isfinite(mean):
