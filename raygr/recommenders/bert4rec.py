@@ -3,8 +3,8 @@
 As published: learned positions, layer norm after each half of a block (post-norm), GELU, an inner network four times
 as wide, and a head (linear, GELU, layer norm) before the tied table. Left out: the head's output bias per item,
 because a score is <state, item> here and exported vectors must give it (the layer norm's own bias, times the item,
-can say the same), the row for the segment, and the initial deviation of 0.02, made for widths of 768: at 64 and below
-torch's own, which follows the width, learns several times faster.
+can say the same), the row for the segment, and the initial deviation of 0.02, made for widths of 768: torch's own
+follows the width, and learned the made-up sequences of the tests faster.
 Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
 """
 
