@@ -8,13 +8,18 @@
 
 slots        raygr, the answer's template given and only the ratings sampled
 free         raygr, sampled text
-trl          TRL's GRPO trainer as it is, sampling with transformers (vLLM does not serve it on a CPU)
-trl-compact  the same with one line of it replaced: its loss takes no logits of prompt tokens, as on a GPU. On a CPU it
-             takes them all and masks them; see finetune_trl.py
+trl          TRL's GRPO trainer as it is, sampling with `generate`
+trl-paged    the same, sampling with transformers' continuous batching, its pages and batches small enough that
+             completions of a prompt, and prompts of the same beginning, share what was prefilled
+trl-compact, trl-compact-paged
+             the two with one line of TRL replaced: the loss takes no logits of prompt tokens, as on a GPU. On a CPU
+             TRL takes them all and masks them; see finetune_trl.py
+
+TRL's vLLM backend is made for GPUs and was not tried.
 
 Equal on all sides: model, LoRA rank, alpha and targets, the users of every step in their order, prompts token by
-token (checked), completions per user, temperature, learning rate, clipping of gradients, the reward (rank of the
-target by the ratings read from the text), no KL term, one update per rollout, fp32, SDPA attention, threads, seed.
+token (checked), completions per user, temperature, highest learning rate, clipping of gradients, the reward (rank of
+the target by the ratings read from the text), no KL term, one update per rollout, fp32, SDPA attention, threads, seed.
 Learning is on; gradient checkpointing, evaluation, logging and saving are off.
 
 A completion has `--tokens` tokens: those of an answer in format with one-token ratings. TRL must not end one sooner,
@@ -23,12 +28,15 @@ tokens, so its completions come out a little longer. The ratio per completion is
 many users and answers takes; the one per token says the same of `free`, and favours `slots` by its tens.
 A model that has not learned the format makes `free` dearer than it will be: every completion out of format brings the
 answer that it should have been as a second row of the loss. TRL has no such loss.
+The bare model's texts hold few ratings, so most rewards of sampled text are alike and their advantages 0: the work is
+the same, but nobody should read learning into these few steps.
 
 A side is KIND:N, N being the completions that go through one pass of the loss (raygr also samples so many at once, TRL
-always samples the whole batch); the step's others follow as accumulation. Name one kind several times to see which N
-is its fastest: that one is what raygr is compared with. Each side has a process of its own that waits while the others
-work. A round is one optimisation step of every side; the first warms up, and writes raygr's KL to the base model.
-Seconds are those of whole steps. A ratio is over all rounds, its range that of single rounds.
+always samples the whole batch); the step's others follow as accumulation. Name a kind several times to see which N is
+its fastest. raygr is compared with the fastest side of TRL as it is, and with the fastest compact one. Each side has a
+process of its own that waits while the others work. A round is one optimisation step of every side. The first warms up
+(it is also the one in ten in which raygr logs its KL to the base model). Seconds are those of whole steps. A ratio is
+over all rounds, its range that of single ones.
 """
 
 import argparse
@@ -43,8 +51,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-RAYGR, TRL = ("slots", "free"), ("trl", "trl-compact")
-SIDES = ("slots:16", "free:8", "trl:4", "trl-compact:4")
+RAYGR = ("slots", "free")
+RIVALS = (("trl", "trl-paged"), ("trl-compact", "trl-compact-paged"))
+KINDS = (*RAYGR, *RIVALS[0], *RIVALS[1])
+SIDES = ("slots:16", "free:8", "trl:4", "trl-paged:4", "trl-compact-paged:4")
 
 
 class Side(NamedTuple):
@@ -79,8 +89,8 @@ def main() -> None:
 
 def read_side(text: str) -> Side:
     kind, _, at_once = text.partition(":")
-    if kind not in RAYGR + TRL or not at_once.isdecimal() or int(at_once) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not KIND:N with a KIND of {', '.join(RAYGR + TRL)}")
+    if kind not in KINDS or not at_once.isdecimal() or int(at_once) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not KIND:N with a KIND of {', '.join(KINDS)}")
     return Side(kind, int(at_once))
 
 
@@ -172,7 +182,7 @@ def check_sides(arguments: argparse.Namespace, job: dict) -> None:
     for side in arguments.sides:
         if (users * group) % side.at_once or (side.kind in RAYGR and side.at_once % group):
             raise SystemExit(f"{side} does not divide the {users} x {group} completions of a step (raygr's into users)")
-        if side.kind in TRL and not arguments.trl_python:
+        if side.kind not in RAYGR and not arguments.trl_python:
             raise SystemExit(f"{side} needs --trl-python; see --help for the environment")
         if side.kind == "free" and job["tokens"] < 2 * len(job["names"]):
             raise SystemExit(f"--tokens: free rollouts have {2 * len(job['names'])} at least")
@@ -180,7 +190,7 @@ def check_sides(arguments: argparse.Namespace, job: dict) -> None:
 
 def start(side: Side, arguments: argparse.Namespace, file: Path) -> subprocess.Popen:
     here = Path(__file__).resolve().parent
-    program = (arguments.trl_python, "finetune_trl.py") if side.kind in TRL else (sys.executable, "finetune.py")
+    program = (sys.executable, "finetune.py") if side.kind in RAYGR else (arguments.trl_python, "finetune_trl.py")
     environment = {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": str(arguments.threads)}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [program[0], str(here / program[1]), "--job", str(file), "--sides", str(side)]
@@ -220,7 +230,7 @@ class Pipe:
             raise SystemExit("the benchmark has ended")
 
     def answer(self, **figures: float | str) -> None:
-        print(json.dumps(figures | {"peak_bytes": peak_bytes()}), file=self.answers, flush=True)
+        print(json.dumps(figures), file=self.answers, flush=True)
 
 
 def peak_bytes() -> int:
@@ -260,7 +270,8 @@ def raygr_side(job: dict, side: Side) -> None:
         prompts = [problem["prompt_ids"] for problem in job["problems"][number * job["users"] :][: job["users"]]]
         # a step's tokens are those of every user's prompt, once, and of the completions
         tokens = round(line["tokens_per_second"] * line["seconds"]) - sum(map(len, prompts))
-        pipe.answer(tokens=tokens, reward=line["reward"], threads=torch.get_num_threads())
+        figures = {"tokens": tokens, "reward": line["reward"], "threads": torch.get_num_threads()}
+        pipe.answer(**figures, peak_bytes=peak_bytes())
 
 
 def endless(template, model: str, tokens: int):
@@ -296,10 +307,10 @@ def side_record(side: Side, steps: list[dict], completions: int) -> dict:
 
 
 def ratios(sides: list[dict]) -> list[dict]:
-    """Every raygr side beside the fastest side of each TRL kind."""
+    """Every raygr side beside the fastest side of TRL as it is, and the fastest compact one."""
     found = []
-    for kind in TRL:
-        rivals = [side for side in sides if side["kind"] == kind]
+    for kinds in RIVALS:
+        rivals = [side for side in sides if side["kind"] in kinds]
         for own in (side for side in sides if side["kind"] in RAYGR and rivals):
             found.append(ratio(own, max(rivals, key=lambda side: side["completions_per_second"])))
     return found

@@ -6,10 +6,12 @@ checkpointing and no bf16, which TRL switches on. `dr_grpo` with unscaled reward
 over tokens by a constant, and advantages that are not divided by their spread.
 
 How TRL 1.16 computes a step. Every prompt stands in the batch once per completion, padded to the longest, and is
-prefilled so; completions are sampled with a KV cache and logits of the last place alone. The loss reads prompts and
-completions from the beginning again, without that cache, for there is no gradient in it. Log-probabilities and
-entropies come from the output head in tiles, which the backward pass computes a second time. On CUDA the head sees the
-completions' places alone; on a CPU it sees those of the prompts too, and they are masked behind it.
+prefilled so; completions are sampled with a KV cache and logits of the last place alone. Continuous batching instead
+shares full pages of equal beginnings, but only with requests that come in a later batch than the first of them, and
+puts a batch's requests into one row under a dense mask. The loss reads prompts and completions from the beginning
+again, without that cache, for there is no gradient in it. Log-probabilities and entropies come from the output head in
+tiles, which the backward pass computes a second time. On CUDA the head sees the completions' places alone; on a CPU it
+sees those of the prompts too, and they are masked behind it.
 """
 
 import argparse
@@ -21,13 +23,16 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from finetune import Pipe, Side, read_side
+from finetune import Pipe, Side, peak_bytes, read_side
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from raygr.aspects.parsing import parse_ratings
 from raygr.finetuning.rewards import reciprocal_rank, standardised
+
+# small, so that a prompt comes in a later batch than the one before it; the defaults, 256 and 8,192, share nothing here
+PAGED = {"page_size": 16, "max_batch_tokens": 512}
 
 
 class Rewards:
@@ -70,7 +75,8 @@ class Rounds(TrainerCallback):
         # what TRL itself counted: every completion with its prompt
         new, self.seen = state.num_input_tokens_seen - self.seen, state.num_input_tokens_seen
         prompts = group * sum(len(self.job["problems"][row]["prompt_ids"]) for row in step)
-        self.pipe.answer(tokens=int(new) - prompts, reward=self.rewards.mean, threads=torch.get_num_threads())
+        figures = {"tokens": int(new) - prompts, "reward": self.rewards.mean, "threads": torch.get_num_threads()}
+        self.pipe.answer(**figures, peak_bytes=peak_bytes())
 
 
 def main() -> None:
@@ -81,7 +87,7 @@ def main() -> None:
     pipe = Pipe()
     job, side = json.loads(arguments.job.read_text()), arguments.sides
     torch.set_num_threads(job["threads"])
-    if side.kind == "trl-compact":
+    if "compact" in side.kind:
         # where TRL asks whether the head is to see scored places alone; the kernels ask their own module's
         trl.trainer.utils._use_triton = lambda device: True
     rewards, tokenizer = Rewards(job), AutoTokenizer.from_pretrained(job["model"], padding_side="left")
@@ -120,7 +126,7 @@ def grpo_config(job: dict, side: Side, folder: str) -> GRPOConfig:
         gradient_accumulation_steps=job["users"] * job["completions"] // side.at_once,
         num_generations=job["completions"],
         max_completion_length=job["tokens"],
-        generation_kwargs={"min_new_tokens": job["tokens"]},
+        **sampling(job, paged="paged" in side.kind),
         temperature=job["temperature"],
         beta=0.0,
         num_iterations=1,
@@ -137,6 +143,19 @@ def grpo_config(job: dict, side: Side, folder: str) -> GRPOConfig:
         save_strategy="no",
         report_to="none",
     )
+
+
+def sampling(job: dict, *, paged: bool) -> dict:
+    """So that no completion ends early: continuous batching knows no `min_new_tokens`, the other cuts behind an end."""
+    if not paged:
+        return {"generation_kwargs": {"min_new_tokens": job["tokens"]}}
+    longest = max(len(problem["prompt_ids"]) for problem in job["problems"]) + job["tokens"]
+    pages = job["users"] * job["completions"] * (longest // PAGED["page_size"] + 2)  # without it, half of the memory
+    return {
+        "generation_kwargs": {"eos_token_id": -1},
+        "use_transformers_continuous_batching": True,
+        "transformers_continuous_batching_config": PAGED | {"num_blocks": pages},
+    }
 
 
 if __name__ == "__main__":

@@ -34,17 +34,17 @@ def test_a_side_is_rated_over_all_its_rounds():
     assert own["peak_bytes"] == 101
 
 
-def test_raygr_is_compared_with_the_fastest_of_each_kind():
+def test_raygr_is_compared_with_the_fastest_of_trl_as_it_is_and_of_the_compact_ones():
     sides = [
         record("slots:4", [1.0, 3.0], tokens=44),
         record("trl:2", [9.0, 9.0], tokens=40),
         record("free:4", [2.0, 2.0], tokens=40),
-        record("trl:4", [4.0, 6.0], tokens=40),
+        record("trl-paged:4", [4.0, 6.0], tokens=40),
         record("trl-compact:2", [2.0, 2.0], tokens=40),
     ]
     found = {(one["side"], one["beside"]): one for one in benchmark.ratios(sides)}
-    assert set(found) == {(own, other) for own in ("slots:4", "free:4") for other in ("trl:4", "trl-compact:2")}
-    slots = found["slots:4", "trl:4"]
+    assert set(found) == {(own, other) for own in ("slots:4", "free:4") for other in ("trl-paged:4", "trl-compact:2")}
+    slots = found["slots:4", "trl-paged:4"]
     assert slots["times"] == pytest.approx(2.5)  # 10 s beside 4 s
     assert (slots["lowest"], slots["highest"]) == (2.0, 4.0)  # 6 / 3 and 4 / 1
     assert slots["times_per_token"] == pytest.approx(2.75)
