@@ -54,7 +54,7 @@ from typing import NamedTuple
 RAYGR = ("slots", "free")
 RIVALS = (("trl", "trl-paged"), ("trl-compact", "trl-compact-paged"))
 KINDS = (*RAYGR, *RIVALS[0], *RIVALS[1])
-SIDES = ("slots:16", "free:8", "trl:4", "trl-paged:4", "trl-compact-paged:4")
+SIDES = ("slots:16", "free:8", "trl:4", "trl-compact:4")
 
 
 class Side(NamedTuple):
