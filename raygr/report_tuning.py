@@ -14,7 +14,14 @@ from raygr.report_sections import NOTHING, Chart, Section, Table, show
 from raygr.runs import join, read_json, read_table
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 
-METRICS = {"reward": "reward", "mrr": "MRR", "auc": "AUC", "valid": "answers with all aspects"}
+METRICS = {
+    "reward": "reward",
+    "mrr": "MRR",
+    "auc": "AUC",
+    "common_mrr": "MRR, one answer for all",
+    "common_auc": "AUC, one answer for all",
+    "valid": "answers with all aspects",
+}
 STEP_FIGURES = {
     "reward": "reward",
     "reward_spread": "its spread in a group",
@@ -49,7 +56,8 @@ def tuning_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
         f"Task “{config['task']}”, {config['rollouts']} rollouts, {record['steps']} steps of reinforcement after "
         f"{record['warm_steps']} of the warm start{start}; means over {record['held_out']} held-out users with 95% "
         "intervals, then the change from before with the interval of a paired bootstrap over users; an asterisk marks "
-        "one without zero. The best step was chosen on these very users by their reward, the last was not."
+        "one without zero. One answer for all is the mean of these users' ratings: what goes beyond it is personal. "
+        "The best step was chosen on these very users by their reward, the last was not."
     )
     tables = [stage_table(evaluations, best)]
     if record["steps"]:

@@ -3,8 +3,10 @@
 The loops themselves know no Ray; `train` and `finetune` hand theirs over as `loop`.
 """
 
+import ctypes
 import logging
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from raygr.config import ConfigError
 
 CHECKPOINT = "training.pt"
 RESTARTS = 2
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def wants_gpu(workers: int, use_gpu: bool | None) -> bool:
@@ -63,7 +66,20 @@ def begin_worker(threads: int | None) -> tuple[int, int]:
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
     logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // workers))
+    keep_freed_memory()
     return rank, workers
+
+
+def keep_freed_memory() -> None:
+    """Large blocks that are freed stay with this process, where its C library is glibc.
+
+    glibc returns them at once, and the kernel has to clear them anew for the same tensors of the next step: 15% of a
+    step of fine-tuning on two cores (17.7 s for 20.7 s).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def last_checkpoint(device: torch.device) -> dict[str, Any] | None:

@@ -113,7 +113,8 @@ def make_tuning(path: Path) -> str:
     stages = [("before", 0, 0.0), ("warm_start", 0, 0.25), ("reinforcement", 10, 0.75), ("reinforcement", 20, 0.5)]
     users = [
         {"stage": stage, "step": step, "user_index": u, "user_id": f"U{u}", "reward": u / 10 + rise,
-         "mrr": u / 10 + rise / 2, "auc": None if u == 0 else 0.5, "valid": 1.0}
+         "mrr": u / 10 + rise / 2, "auc": None if u == 0 else 0.5, "common_mrr": 0.25, "common_auc": 0.5,
+         "valid": 1.0}
         for stage, step, rise in stages for u in range(4)
     ]  # fmt: skip
     write_table(pa.Table.from_pylist(users), str(path / "evaluations.parquet"))

@@ -13,6 +13,7 @@ from tiny_policy import NAMES, SMALL_VOCABULARY, SPLIT, save_tiny_llama, templat
 from raygr.aspects.adapters import AdapterNote, model_sha256, read_note
 from raygr.config import ConfigError
 from raygr.finetuning.adapters import check_start, save_adapter
+from raygr.finetuning.judging import METRICS
 from raygr.finetuning.loop import (
     Share,
     Tuning,
@@ -231,7 +232,7 @@ def test_every_step_says_how_it_went(folder):
     assert tuning.progress.lines[10]["kl"] > 1e-6
     best = max(tuning.progress.evaluations[0:], key=lambda one: one["metrics"]["reward"])
     assert tuning.progress.best_reward == best["metrics"]["reward"]
-    assert [len(best["users"][name]) for name in ("reward", "mrr", "auc", "valid")] == [4] * 4
+    assert [len(best["users"][name]) for name in METRICS] == [4] * len(METRICS)
 
 
 def test_an_epoch_sees_every_user_once_in_its_own_order(folder):

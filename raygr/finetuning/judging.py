@@ -26,7 +26,9 @@ from raygr.finetuning.rewards import (
 )
 from raygr.finetuning.rollouts import Rollouts
 
-METRICS = ("reward", "mrr", "auc", "valid")  # of an evaluation
+# Of an evaluation. The common ones are what the mean of all users' ratings gives, one answer for everybody: what
+# goes beyond them is personal.
+METRICS = ("reward", "mrr", "auc", "common_mrr", "common_auc", "valid")
 LOSS_PARTS = ("value", "format", "format_reward", "teacher", "kl")
 STEP_SUMS = (
     *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
@@ -110,10 +112,14 @@ def moments(ratings_NA: Tensor) -> Tensor:
     return torch.stack([read_NA.sum(0).double(), known_NA.sum(0), (known_NA**2).sum(0)])
 
 
-def user_metrics(outcome: Outcome, ratings_BGA: Tensor) -> Tensor:
-    """METRICS of every user's first completion, (4, B)."""
-    valid_B = (~ratings_BGA[:, 0].isnan()).all(dim=1).double().cpu()
-    return torch.stack([outcome.reward_BG[:, 0], outcome.mrr_BG[:, 0], outcome.auc_BG[:, 0], valid_B])
+def user_metrics(judge: Judge, normalisation: Normalisation, problems: Sequence[Problem], ratings_UA: Tensor) -> Tensor:
+    """METRICS of every user, (M, U), from one answer of each."""
+    own = judge_ratings(judge, normalisation, problems, ratings_UA[:, None])
+    common_UA = ratings_UA.nanmean(dim=0).expand_as(ratings_UA)
+    common = judge_ratings(judge, normalisation, problems, common_UA[:, None])
+    valid_U = (~ratings_UA.isnan()).all(dim=1).double().cpu()
+    columns = (own.reward_BG, own.mrr_BG, own.auc_BG, common.mrr_BG, common.auc_BG)
+    return torch.stack([*(column_U1[:, 0] for column_U1 in columns), valid_U])
 
 
 def evaluation_record(metrics_MU: Tensor) -> dict[str, dict]:

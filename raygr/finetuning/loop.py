@@ -21,7 +21,6 @@ from torch import Tensor
 from raygr.config import FinetuneConfig
 from raygr.finetuning.inputs import Inputs, Problem
 from raygr.finetuning.judging import (
-    METRICS,
     STEP_SUMS,
     Judge,
     evaluation_record,
@@ -263,14 +262,14 @@ def own_groups(tuning: Tuning, problems: list[Problem]) -> Iterator[list[Problem
 
 def evaluate(tuning: Tuning, problems: list[Problem]) -> dict[str, Any]:
     """`metrics` of the likeliest ratings, and `users`, each metric's list in the order of the problems."""
-    metrics_MU = torch.zeros(len(METRICS), len(problems), dtype=torch.float64)
+    ratings_UA = torch.zeros(len(problems), len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
     row_of = {problem.user_index: row for row, problem in enumerate(problems)}
     for batch in own_groups(tuning, problems):
-        ratings_BGA = likeliest_ratings(tuning.policy, batch)
-        outcome = judge_ratings(tuning.judge, tuning.progress.normalisation, batch, ratings_BGA)
-        metrics_MU[:, [row_of[problem.user_index] for problem in batch]] = user_metrics(outcome, ratings_BGA)
+        rows = [row_of[problem.user_index] for problem in batch]
+        ratings_UA[rows] = likeliest_ratings(tuning.policy, batch)[:, 0]
     # gathering is adding: every worker left the others' users at 0
-    return evaluation_record(summed(metrics_MU.to(tuning.device), tuning.share).cpu())
+    ratings_UA = summed(ratings_UA, tuning.share)
+    return evaluation_record(user_metrics(tuning.judge, tuning.progress.normalisation, problems, ratings_UA))
 
 
 def summed(values: Tensor, share: Share) -> Tensor:
