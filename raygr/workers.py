@@ -37,11 +37,19 @@ def wants_gpu(workers: int, use_gpu: bool | None) -> bool:
 
 
 def run_workers(
-    loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], run: runs.Run, *, workers: int, use_gpu: bool
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    run: runs.Run,
+    *,
+    workers: int,
+    use_gpu: bool,
+    watched_every: float,
 ) -> None:
-    """Runs `loop(settings)` in every worker, from the last checkpoint where an earlier attempt stopped."""
-    # a worker waits in report until the controller's next look at it: by default up to 2 s, longer than a small epoch
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    """Runs `loop(settings)` in every worker, from the last checkpoint where an earlier attempt stopped.
+
+    Ray's controller looks at the workers every so many seconds, which they wait for in `report`.
+    """
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
     trainer = ray.train.torch.TorchTrainer(
         loop,
         train_loop_config=settings,

@@ -23,6 +23,8 @@ from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wa
 
 logger = logging.getLogger(__name__)
 
+WATCHED_EVERY = 0.1  # seconds; more is longer than a small epoch
+
 
 def train(config: TrainConfig) -> runs.Run:
     """Trains one recommender and evaluates it once on test, with the weights that were best on validation."""
@@ -33,7 +35,9 @@ def train(config: TrainConfig) -> runs.Run:
     use_gpu = wants_gpu(config.workers, config.use_gpu)
     run = runs.start_run(config.output, job="train", config=config)
     settings = {"config": with_absolute_paths(config)}
-    run_workers(train_loop_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu)
+    run_workers(
+        train_loop_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu, watched_every=WATCHED_EVERY
+    )
     used = [config.data, config.item_scores, config.user_score_run, config.list_scores]
     runs.finish_run(run, inputs=[path for path in used if path], counts=row_counts(inputs))
     return run
