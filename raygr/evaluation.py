@@ -3,8 +3,7 @@
 Rank of the target = 1 + items with a greater score + half the other items with the same score: constant
 scores put every target in the middle. A user's targets are averaged before the users are, so every user weighs
 the same however many targets it has. Shape suffixes: `B` and `E` targets, `I` items, `C` candidates,
-`M` metrics,
-`R` runs of an arm, `U` users, `S` bootstrap samples.
+`M` metrics, `R` runs of an arm, `U` users, `S` bootstrap samples.
 """
 
 import math

@@ -81,8 +81,7 @@ def begin_worker(threads: int | None) -> tuple[int, int]:
 def keep_freed_memory() -> None:
     """Large blocks that are freed stay with this process, where its C library is glibc.
 
-    glibc returns them at once, and the kernel has to clear them anew for the same tensors of the next step: 15% of a
-    step of fine-tuning on two cores (17.7 s for 20.7 s).
+    glibc returns them at once, and the kernel has to clear them anew for the same tensors of the next step.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

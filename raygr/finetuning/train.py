@@ -33,7 +33,7 @@ from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wa
 
 logger = logging.getLogger(__name__)
 
-WATCHED_EVERY = 2.0  # seconds; at 0.1 the watching itself took 15% of a step on two cores (26 s for 22)
+WATCHED_EVERY = 2.0  # seconds; rounds are long here, and watching takes from the cores that the worker waits for
 
 
 def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Run:
