@@ -43,6 +43,8 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="wins over the file; repeatable"
     )
+    if stage == "pipeline":
+        parser.add_argument("--dry-run", action="store_true", help="print what would run, and what it would ask an LLM")
     if stage == "score":
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (batch JSONL) and stop")
@@ -55,7 +57,7 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
     try:
         if stage == "pipeline":
-            pipeline(load_config(PipelineConfig, parsed.config, parsed.set))
+            pipeline(load_config(PipelineConfig, parsed.config, parsed.set), dry_run=parsed.dry_run)
         else:
             config = load_config(STAGES[stage], parsed.config, parsed.set)
             print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)

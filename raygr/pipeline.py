@@ -1,13 +1,11 @@
 """Runs one stage, or the stages of a pipeline file in their order.
 
-Every configuration is checked before the first stage starts. A stage whose folder is finished with
-the same configuration and unchanged inputs is skipped; one that is finished otherwise is refused by name.
+Every configuration is checked and the plan (plan.py) printed before the first stage starts. A stage whose folder is
+finished with the same configuration and unchanged inputs is skipped; one that is finished otherwise is refused by name.
 """
 
 import logging
 import time
-
-from pydantic_core import to_jsonable_python
 
 from raygr import runs
 from raygr.config import (
@@ -21,6 +19,7 @@ from raygr.config import (
     check_config,
 )
 from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, VectorsConfig
+from raygr.plan import FINISHED, check_plan, plan_lines, plan_stages
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +75,25 @@ def run_stage(config: StageConfig) -> runs.Run:
     return stage(config)
 
 
-def pipeline(config: PipelineConfig) -> None:
-    """Runs what is not finished yet, in order."""
+def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
+    """Runs what is not finished yet, in order; RunError before anything starts where a stage is refused.
+
+    `dry_run` prints the plan and stops there.
+    """
     started = time.time()
-    stages = [checked_stage(number, entry) for number, entry in enumerate(config.stages, start=1)]
-    skipped = [is_done(job, stage) for job, stage in stages]
-    for (job, stage), done in zip(stages, skipped, strict=True):
-        logger.info("%-9s %s%s", job, stage.output, " (finished, skipped)" if done else "")
-        if not done:
+    plans = plan_stages([checked_stage(number, entry) for number, entry in enumerate(config.stages, start=1)])
+    for line in plan_lines(plans):
+        print(line) if dry_run else logger.info("plan: %s", line)
+    check_plan(plans)
+    if dry_run:
+        return
+    for plan in plans:
+        if plan.state != FINISHED:
             begun = time.time()
-            run_stage(stage)
-            logger.info("%-9s %s done in %.0f s", job, stage.output, time.time() - begun)
-    logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
+            logger.info("%-9s %s", plan.job, plan.config.output)
+            run_stage(plan.config)
+            logger.info("%-9s %s done in %.0f s", plan.job, plan.config.output, time.time() - begun)
+    logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, plans[-1].config.output)
 
 
 def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:
@@ -96,25 +102,3 @@ def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:
         raise ConfigError(f"stage {number}: expected one of {', '.join(STAGES)}, found {', '.join(map(str, entry))}")
     [(job, settings)] = entry.items()
     return job, check_config(STAGES[job], settings, source=f"stage {number} ({job})")
-
-
-def is_done(job: str, config: StageConfig) -> bool:
-    """Whether the output is a finished run of just this configuration on the inputs as they are now."""
-    if not runs.is_finished(config.output):
-        return False
-    record = runs.read_run(config.output, job=job)
-    if record["config"] != to_jsonable_python(config):
-        changes = runs.changed_fields(
-            {"job": job, "config": record["config"]}, {"job": job, "config": to_jsonable_python(config)}
-        )
-        raise runs.RunError(
-            f"{config.output} is finished with another configuration ({changes}): delete it or rename the output"
-        )
-    stale = [path for path, digest in record["inputs"].items() if not is_unchanged(path, digest)]
-    if stale:
-        raise runs.RunError(f"{config.output} was made from other content of {', '.join(stale)}: delete it to redo it")
-    return True
-
-
-def is_unchanged(path: str, digest: str) -> bool:
-    return runs.exists(path) and runs.fingerprint(path) == digest

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +104,38 @@ def write_table(table: pa.Table, path: str) -> None:
     filesystem.mv(inner + ".part", inner)
 
 
-def start_run(path: str, *, job: str, config: object) -> Run:
+def start_run(path: str, *, job: str, config: object, inputs: Sequence[str] = ()) -> Run:
     """Opens `path` for `job`, fresh or resumed.
 
-    Raises RunError where the folder is finished, or was started with another configuration.
+    Raises RunError where the folder is finished, was started with another configuration, or from other content of
+    `inputs`: a job names here what it must not have read in two versions.
     """
     if is_finished(path):
         raise RunError(f"{path} is a finished run: choose another output, or delete the folder to redo it")
     settings = {"job": job, "config": to_jsonable_python(config)}
     started = join(path, STARTED_FILE)
     if exists(started):
-        before = read_json(started)
-        if before != settings:
-            raise RunError(
-                f"{path} was started with another configuration ({changed_fields(before, settings)}): "
-                "choose another output, or delete the folder"
-            )
+        check_started(path, read_json(started), settings)
     else:
-        write_json(settings, started)
+        write_json(settings | {"inputs": {name: fingerprint(name) for name in inputs}}, started)
     return Run(path=path, job=job, config=settings["config"], started=time.time())
+
+
+def check_started(path: str, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """RunError where an attempt that left `before` in started.json cannot be gone on with."""
+    if any(before[name] != settings[name] for name in ("job", "config")):
+        raise RunError(
+            f"{path} was started with another configuration ({changed_fields(before, settings)}): "
+            "choose another output, or delete the folder"
+        )
+    stale = changed_inputs(before.get("inputs", {}))  # older runs noted none
+    if stale:
+        raise RunError(f"{path} was started with other content of {', '.join(stale)}: delete it to start anew")
+
+
+def changed_inputs(inputs: Mapping[str, str]) -> list[str]:
+    """Of inputs with their fingerprints, those that have another content now, or are gone."""
+    return [path for path, digest in inputs.items() if not exists(path) or fingerprint(path) != digest]
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -56,6 +56,8 @@ ALLOWED = {
     },
     "recommend": {"schema", "config", "config_results", "runs", "cluster", "workers", "data", "recommenders"},
     "export": {"schema", "config", "config_results", "runs", "recommenders"},
+    "estimates": {"schema", "config", "config_results", "runs", "data", "aspects", "finetuning"},
+    "plan": {"config", "config_results", "runs", "estimates"},
     "pipeline": None,
     "cli": None,
 }

@@ -31,6 +31,19 @@ def test_an_unfinished_run_resumes_with_the_same_configuration_only(tmp_path):
         runs.start_run(folder, job="train", config=Settings(width=48))
 
 
+def test_an_unfinished_run_is_not_gone_on_with_from_other_inputs(tmp_path):
+    folder, scores = str(tmp_path / "run"), tmp_path / "scores.csv"
+    scores.write_text("a")
+    runs.start_run(folder, job="train", config=Settings(), inputs=[str(scores)])
+    assert runs.start_run(folder, job="train", config=Settings(), inputs=[str(scores)]).path == folder
+    scores.write_text("b")
+    with pytest.raises(runs.RunError, match=r"started with other content of .*scores\.csv: delete it"):
+        runs.start_run(folder, job="train", config=Settings(), inputs=[str(scores)])
+    scores.unlink()
+    with pytest.raises(runs.RunError, match="other content"):
+        runs.start_run(folder, job="train", config=Settings())
+
+
 def test_reading_an_unfinished_or_foreign_run_says_what_to_do(tmp_path):
     folder = str(tmp_path / "run")
     with pytest.raises(runs.RunError, match="no such run folder; run `raygr prepare` first"):

@@ -22,22 +22,19 @@ import ray.data
 from ray.data.expressions import col
 
 from raygr import runs, schema
-from raygr.aspects.adapters import adapter_folder, check_adapter
 from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
-from raygr.aspects.aspects import AspectSet, load_aspects
+from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, way_of_asking
+from raygr.aspects.aspects import AspectSet
 from raygr.aspects.batch_files import Request, import_answers, write_requests
-from raygr.aspects.engine import BLOCK_SIZE, EngineSettings, ScoringEngine, engine_environment
-from raygr.aspects.prompts import prompt_sha256
+from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environment
 from raygr.aspects.quality import log_quality, score_quality
-from raygr.aspects.small_model import model_folder
-from raygr.aspects.store import ScoreStore, store_key
+from raygr.aspects.store import ScoreStore
 from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
 from raygr.cluster import connect
-from raygr.config import ConfigError, ScoreConfig
+from raygr.config import ScoreConfig
 
 logger = logging.getLogger(__name__)
 
-PROMPTS, PROMPTS_DONE = "prompts", "prompts.json"
 PROMPT_BATCH = 256  # subjects tokenised per task call
 COMPLETION_SLACK = 2  # completions may be this many times the tokens of the bare answer lines
 
@@ -53,16 +50,14 @@ class ScoringTotals:
 
 
 class Scoring(NamedTuple):
-    """One score run under way."""
+    """One score run under way; from `aspects` on as in asking.py."""
 
     run: runs.Run
     config: ScoreConfig
     aspects: AspectSet
     settings: PromptSettings
     mode: str
-    """probe, generate or generate-free."""
     adapter: str | None
-    """Folder in PEFT's format."""
     store: ScoreStore
 
 
@@ -103,54 +98,12 @@ def export_prompts(config: ScoreConfig, path: str) -> str:
 
 def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     """Checks the configuration and fills prompts/, unless an earlier attempt did. `exchanges`: with a batch service."""
-    prepared = runs.read_run(config.data, job="prepare")
-    aspects = load_aspects(config.aspects)
-    mode = "generate-free" if config.mode == "generate" and not config.structured else config.mode
-    settings = PromptSettings(
-        model=model_folder(config.model),
-        aspects=aspects,
-        subjects=config.subjects,
-        max_prompt_tokens=config.max_prompt_tokens,
-        block_size=config.engine_kwargs.get("block_size", BLOCK_SIZE) if config.mode == "probe" else 1,
-        item_rating=config.item_rating,
-        best_rating=prepared["config"]["rating_range"][1],
-    )
-    check_settings(config, mode, exchanges=exchanges)
-    adapter = checked_adapter(config, settings, mode)
-    run = runs.start_run(config.output, job="score", config=config)
-    store = ScoreStore(runs.join(config.store or run.file("store"), key_of(config, settings.model, adapter, mode)))
-    scoring = Scoring(run, config, aspects, settings, mode, adapter, store)
+    asking = way_of_asking(config, exchanges=exchanges)
+    read = [path for path in (config.data, config.aspects, config.adapter) if path]
+    run = runs.start_run(config.output, job="score", config=config, inputs=read)
     connect()
-    write_prompts(run, config, settings)
-    return scoring
-
-
-def check_settings(config: ScoreConfig, mode: str, *, exchanges: bool) -> None:
-    if (config.answered_by or exchanges) and mode != "generate-free":
-        raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
-    if config.answered_by and config.adapter:
-        raise ConfigError(f"answered_by: {config.answered_by} and adapter are two ways to score: set one of them")
-
-
-def checked_adapter(config: ScoreConfig, settings: PromptSettings, mode: str) -> str | None:
-    if config.adapter is None:
-        return None
-    folder = adapter_folder(config.adapter)
-    shared = prompt_sha256(encoder_of(settings).shared)
-    check_adapter(folder, shared_prompt_sha256=shared, model=config.model, mode=mode, force=config.force_adapter)
-    return folder
-
-
-def key_of(config: ScoreConfig, model: str, adapter: str | None, mode: str) -> str:
-    """A model folder or adapter that changes under the same name is another model."""
-    content = "" if config.answered_by or not runs.exists(model) else runs.fingerprint(model)
-    return store_key(
-        model=f"{config.answered_by or config.model} {content}",
-        adapter=f"{config.adapter} {runs.fingerprint(adapter)}" if adapter else "",
-        mode=mode,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
+    write_prompts(run, config, asking.settings)
+    return Scoring(run, config, *asking)
 
 
 def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> None:

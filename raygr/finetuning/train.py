@@ -52,11 +52,11 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu)
-    run = runs.start_run(config.output, job="finetune", config=config)
-    settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
-    run_workers(tune_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu, watched_every=WATCHED_EVERY)
     teacher = None if config.teacher == PROFILE else config.teacher
     used = [path for path in (config.data, config.item_scores, config.aspects, config.adapter, teacher) if path]
+    run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
+    settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
+    run_workers(tune_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu, watched_every=WATCHED_EVERY)
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
     steps = runs.read_json(run.file(EVALUATIONS))
     counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own

@@ -33,13 +33,14 @@ def train(config: TrainConfig) -> runs.Run:
     inputs = load_inputs(config)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu)
-    run = runs.start_run(config.output, job="train", config=config)
+    read = [config.data, config.item_scores, config.user_score_run, config.list_scores]
+    used = [path for path in read if path]
+    run = runs.start_run(config.output, job="train", config=config, inputs=used)
     settings = {"config": with_absolute_paths(config)}
     run_workers(
         train_loop_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu, watched_every=WATCHED_EVERY
     )
-    used = [config.data, config.item_scores, config.user_score_run, config.list_scores]
-    runs.finish_run(run, inputs=[path for path in used if path], counts=row_counts(inputs))
+    runs.finish_run(run, inputs=used, counts=row_counts(inputs))
     return run
 
 

@@ -1,0 +1,184 @@
+"""What the LLM stages of a pipeline would ask: prompts and tokens, net of what the score store holds.
+
+Counted from the prompts where an earlier attempt wrote them, else estimated: some subjects are drawn, their real
+prompts made and tokenised, and their mean is taken for all. Their texts are looked for in all parts of the prepare run.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+from transformers import PreTrainedTokenizerBase
+
+from raygr import runs
+from raygr.aspects.answers import aspect_tails, rating_tokens
+from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, prompt_settings, way_of_asking
+from raygr.aspects.aspects import AspectSet, load_aspects
+from raygr.aspects.chat import encode_plain
+from raygr.aspects.small_model import model_folder
+from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
+from raygr.config import FinetuneConfig, ScoreConfig
+from raygr.config_results import VectorsConfig
+from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
+
+SAMPLED = 128  # subjects whose prompts are made for an estimate
+
+
+class Estimate(NamedTuple):
+    """What one stage would ask, in all."""
+
+    what: str
+    """The subjects, in words."""
+    prompts: int
+    prompt_tokens: int
+    shared_tokens: int
+    """Of the prompt tokens those that all prompts start with, which an engine with a prefix cache computes once."""
+    answer_tokens: int
+    """Of answers in the format that is asked for."""
+    sampled: int | None
+    """Prompts that it was estimated from; None where every prompt was counted."""
+
+
+def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
+    """Prompts that the store lacks. The store knows none of an adapter that is yet to be tuned."""
+    settings = prompt_settings(config)
+    known = way_of_asking(config, exchanges=False).store.hashes() if adapter_is_known else set()
+    encoder = encoder_of(settings)
+    subjects = subjects_of(config.data, config.subjects, config.max_subjects)
+    if runs.exists(runs.join(config.output, PROMPTS_DONE)):
+        columns = ["prompt_sha256", "prompt_tokens"]
+        prompts, sampled = runs.read_table(runs.join(config.output, PROMPTS), columns), None
+    else:
+        drawn = draw(subjects)
+        prompts = sampled_prompts(config.data, settings, drawn)
+        sampled = len(drawn) if len(drawn) < len(subjects) else None
+    # equal prompts are asked once
+    tokens_of = dict(zip(prompts["prompt_sha256"].to_pylist(), prompts["prompt_tokens"].to_pylist(), strict=True))
+    missing = [tokens for digest, tokens in tokens_of.items() if digest not in known]
+    share = len(subjects) / max(1, len(prompts)) if sampled else 1
+    asked = round(len(missing) * share)
+    return Estimate(
+        what=f"{len(subjects):,} {config.subjects}",
+        prompts=asked,
+        prompt_tokens=round(sum(missing) * share),
+        shared_tokens=asked * len(encoder.shared),
+        answer_tokens=asked * answer_tokens(encoder.tokenizer, settings.aspects, config.mode),
+        sampled=sampled,
+    )
+
+
+def vectors_estimate(config: VectorsConfig) -> Estimate:
+    """One prompt per item, read and never answered."""
+    prepared = runs.read_run(config.data, job="prepare")
+    settings = PromptSettings(
+        model=model_folder(config.model),
+        aspects=load_aspects(config.aspects),
+        subjects="items",
+        max_prompt_tokens=config.max_prompt_tokens,
+        block_size=1,
+        item_rating=config.item_rating,
+        best_rating=prepared["config"]["rating_range"][1],
+    )
+    items = subjects_of(config.data, "items", None)
+    drawn = draw(items)
+    tokens = sampled_prompts(config.data, settings, drawn)["prompt_tokens"].to_pylist()
+    return Estimate(
+        what=f"{len(items):,} items",
+        prompts=len(items),
+        prompt_tokens=round(np.mean(tokens) * len(items)),
+        shared_tokens=len(items) * len(encoder_of(settings).shared),
+        answer_tokens=0,
+        sampled=len(drawn) if len(drawn) < len(items) else None,
+    )
+
+
+def finetune_estimate(config: FinetuneConfig) -> Estimate:
+    """Prompts and answers of all passes over the users and of the evaluations of those held out."""
+    from raygr.data.prepared import read_interactions
+    from raygr.finetuning.inputs import check_settings, choose_users, cut_histories, user_prompts
+    from raygr.finetuning.inputs import prompt_settings as settings_of
+
+    check_settings(config)
+    prepared = runs.read_run(config.data, job="prepare")
+    settings = settings_of(config, load_aspects(config.aspects), best_rating=prepared["config"]["rating_range"][1])
+    histories = cut_histories(read_interactions(config.data), keep_out=config.keep_out)
+    chosen = choose_users(config, histories)
+    users = np.concatenate([chosen.train, chosen.held_out])
+    drawn = draw(users)
+    mean = np.mean([len(ids) for ids in user_prompts(config, settings, histories, drawn).values()])
+    answer = answer_tokens(encoder_of(settings).tokenizer, settings.aspects, "generate")
+    train, judged = len(chosen.train), len(chosen.held_out) * evaluations(config, len(chosen.train))
+    prompts = train * (config.warm_start_epochs + config.epochs) + judged
+    answers = train * (config.warm_start_epochs + config.epochs * config.completions) + judged
+    return Estimate(
+        what=f"{train:,} users to train on, {len(chosen.held_out):,} held out, in all passes and evaluations",
+        prompts=prompts,
+        prompt_tokens=round(mean * prompts),
+        shared_tokens=0,
+        answer_tokens=answers * answer,
+        sampled=len(drawn) if len(drawn) < len(users) else None,
+    )
+
+
+def evaluations(config: FinetuneConfig, train: int) -> int:
+    """How often the held-out users answer: before, after a warm start, and along the reinforcement."""
+    epoch = math.ceil(train / (config.batch_size * config.accumulation))
+    along = math.ceil(config.epochs * epoch / (config.evaluate_every or epoch))
+    return 1 + (config.warm_start_epochs > 0) + along
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet, mode: str) -> int:
+    """Tokens behind one prompt: the answer's lines and its end, or probe's tail and rating per aspect."""
+    if mode == "probe":
+        ratings = len(rating_tokens(tokenizer, aspects).ten)
+        return sum(len(tail) + ratings for tail in aspect_tails(tokenizer, aspects))
+    lines = "\n".join(f"{name}: 5" for name in aspects.names)
+    return len(encode_plain(tokenizer, [lines])[0]) + 1
+
+
+def subjects_of(data: str, subjects: str, limit: int | None) -> np.ndarray:
+    """item_index of all items, or user_index of the users with a train part; at most the first `limit`."""
+    if subjects == "items":
+        return np.arange(1, 1 + min(limit or math.inf, count_rows(data, ITEMS)), dtype=np.int64)
+    users = runs.read_table(runs.join(data, USERS), ["user_index", "cutoff_position"])
+    index, cutoff = users["user_index"].to_numpy(), users["cutoff_position"].to_numpy()
+    return np.sort(index[(cutoff >= 0) & (index < (limit or math.inf))]).astype(np.int64)
+
+
+def count_rows(data: str, table: str) -> int:
+    filesystem, inner = runs.filesystem_of(runs.join(data, table))
+    return pyarrow.dataset.dataset(inner, filesystem=filesystem).count_rows()
+
+
+def draw(subjects: np.ndarray) -> np.ndarray:
+    """At most SAMPLED of them, the same every time."""
+    return np.random.default_rng(0).permutation(subjects)[:SAMPLED]
+
+
+def sampled_prompts(data: str, settings: PromptSettings, drawn: np.ndarray) -> pa.Table:
+    """PROMPT rows of these subjects, made as scoring makes them."""
+    if settings.subjects == "items":
+        return item_prompts(rows_where(data, ITEMS, pc.field("item_index"), drawn), settings=settings)
+    reviews = rows_where(data, REVIEWS, pc.field("user_index"), drawn)
+    reviews = reviews.filter(pc.equal(reviews["split"], TRAIN))
+    # the items of these users alone, numbered anew, since `user_prompt` takes items by their place
+    items = rows_where(data, ITEMS, pc.field("item_index"), np.unique(reviews["item_index"].to_numpy()))
+    items = items.sort_by("item_index")
+    places = 1 + np.searchsorted(items["item_index"].to_numpy(), reviews["item_index"].to_numpy())
+    column = reviews.column_names.index("item_index")
+    reviews = reviews.set_column(column, "item_index", pa.array(places)).sort_by("user_index")
+    start, end = (np.searchsorted(reviews["user_index"].to_numpy(), drawn, side=side) for side in ("left", "right"))
+    user_ids = runs.read_table(runs.join(data, USERS)).sort_by("user_index")["user_id"].combine_chunks()
+    return pa.concat_tables(
+        user_prompt(reviews.slice(first, last - first), settings=settings, items=items, user_ids=user_ids)
+        for first, last in zip(start.tolist(), end.tolist(), strict=True)
+    )
+
+
+def rows_where(data: str, table: str, field: pc.Expression, values: np.ndarray) -> pa.Table:
+    filesystem, inner = runs.filesystem_of(runs.join(data, table))
+    wanted = pc.is_in(field, value_set=pa.array(values, pa.int32()))
+    return pyarrow.dataset.dataset(inner, filesystem=filesystem).to_table(filter=wanted)

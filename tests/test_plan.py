@@ -1,0 +1,323 @@
+"""What a pipeline says before it starts: states of stages, reasons of refusals, prompts and tokens of LLM stages."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from pydantic_core import to_jsonable_python
+from toy_data import walks, write_prepared
+
+from raygr import estimates, pipeline, runs
+from raygr.aspects.asking import prompt_settings, way_of_asking
+from raygr.aspects.aspects import load_aspects
+from raygr.aspects.store import StoredScore
+from raygr.aspects.subjects import item_prompts, user_prompt
+from raygr.cli import main
+from raygr.config import PipelineConfig, ScoreConfig, check_config
+from raygr.estimates import answer_tokens, finetune_estimate, score_estimate, vectors_estimate
+from raygr.pipeline import STAGES, checked_stage
+from raygr.plan import FINISHED, REFUSED, RESUMED, TO_RUN, StagePlan, plan_stages
+
+ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 test
+
+
+def write_aspects(path: Path, *, pace: str = "Slow to fast.") -> str:
+    words = {"category": "movies", "subject": "movie", "a_subject": "a movie", "a_critic": "a movie critic"}
+    words |= {"a_recommender": "a movie recommender", "reviews": "movie reviews"}
+    described = [{"name": "pace", "description": pace}, {"name": "wit", "description": "Dull to witty."}]
+    path.write_text(yaml.safe_dump(words | {"aspects": described}), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    write_prepared(tmp_path / "prepare", walks(USERS, ITEMS, LENGTH, seed=0), items=ITEMS)
+    write_aspects(tmp_path / "aspects.yaml")
+    return tmp_path
+
+
+def planned(*entries: Mapping[str, Any]) -> list[StagePlan]:
+    return plan_stages([checked_stage(number, entry) for number, entry in enumerate(entries, start=1)])
+
+
+def prepare_stage(folder: Path) -> dict[str, Any]:
+    return {"prepare": {"output": f"{folder}/made", "reviews": [f"{folder}/raw.jsonl"]}}
+
+
+def train_stage(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"train": {"output": f"{folder}/train", "data": f"{folder}/made"} | changes}
+
+
+def score_config(folder: Path, **changes: Any) -> ScoreConfig:
+    """`generate`, since probe cuts the toy's short titles off to fill whole blocks, which leaves equal prompts."""
+    named = {"output": f"{folder}/scores", "data": f"{folder}/prepare", "aspects": f"{folder}/aspects.yaml"}
+    return ScoreConfig(**(named | {"subjects": "items", "store": f"{folder}/store", "mode": "generate"} | changes))
+
+
+def score_stage(folder: Path, **changes: Any) -> dict[str, Any]:
+    config = score_config(folder, **changes)
+    names = ("output", "data", "aspects", "subjects", "store", "max_subjects", "mode")
+    return {"score": {name: to_jsonable_python(config)[name] for name in names}}
+
+
+def begin(entry: Mapping[str, Any], inputs: list[str]) -> runs.Run:
+    [(job, settings)] = entry.items()
+    config = check_config(STAGES[job], settings, source="test")
+    return runs.start_run(config.output, job=job, config=config, inputs=inputs)
+
+
+def finish(entry: Mapping[str, Any], inputs: list[str]) -> None:
+    runs.finish_run(begin(entry, inputs), inputs=inputs, counts={})
+
+
+# --- states --------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_finished_unfinished_or_to_run(tmp_path: Path):
+    prepare, train, other = (
+        prepare_stage(tmp_path),
+        train_stage(tmp_path),
+        train_stage(tmp_path, output=f"{tmp_path}/b"),
+    )
+    assert [plan.state for plan in planned(prepare, train, other)] == [TO_RUN] * 3
+    finish(prepare, [])
+    begin(train, [f"{tmp_path}/made"])
+    assert [plan.state for plan in planned(prepare, train, other)] == [FINISHED, RESUMED, TO_RUN]
+    finish(train, [f"{tmp_path}/made"])
+    assert [plan.state for plan in planned(prepare, train, other)] == [FINISHED, FINISHED, TO_RUN]
+
+
+@pytest.mark.parametrize("leave", [begin, finish])
+def test_another_configuration_is_refused_with_the_field(tmp_path: Path, leave):
+    finish(prepare_stage(tmp_path), [])
+    leave(train_stage(tmp_path, epochs=3), [])
+    plan = planned(prepare_stage(tmp_path), train_stage(tmp_path, epochs=4))[1]
+    assert (plan.state, "epochs: 3 -> 4" in plan.note) == (REFUSED, True)
+
+
+@pytest.mark.parametrize("leave", [begin, finish])
+def test_a_stage_below_one_that_is_made_anew_is_refused_before_anything_starts(tmp_path: Path, leave, monkeypatch):
+    prepare, train = prepare_stage(tmp_path), train_stage(tmp_path)
+    finish(prepare, [])
+    leave(train, [f"{tmp_path}/made"])
+    runs.remove_folder(f"{tmp_path}/made")
+    plan = planned(prepare, train)[1]
+    assert plan.state == REFUSED
+    assert f"from {tmp_path}/made, which stage 1 (prepare) makes anew; delete the folder to redo it" in plan.note
+    monkeypatch.setattr(pipeline, "run_stage", lambda config: pytest.fail("a stage was started"))
+    with pytest.raises(runs.RunError, match=r"1 of 2 stages are refused, none was started:\s+stage 2 \(train\)"):
+        pipeline.pipeline(PipelineConfig(stages=(prepare, train)))
+    runs.remove_folder(f"{tmp_path}/train")
+    assert [plan.state for plan in planned(prepare, train)] == [TO_RUN, TO_RUN]
+
+
+@pytest.mark.parametrize("leave", [begin, finish])
+def test_a_stage_whose_input_has_changed_is_refused(tmp_path: Path, leave):
+    scores = tmp_path / "scores.csv"
+    scores.write_text("id,pace\ni1,1\n")
+    finish(prepare_stage(tmp_path), [])
+    train = train_stage(tmp_path, item_scores=str(scores))
+    leave(train, [f"{tmp_path}/made", str(scores)])
+    scores.write_text("id,pace\ni1,2\n")
+    plan = planned(prepare_stage(tmp_path), train)[1]
+    assert (plan.state, f"from other content of {scores};" in plan.note) == (REFUSED, True)
+
+
+def test_a_file_inside_a_folder_that_is_made_anew_counts_too(tmp_path: Path):
+    simulate = {"simulate": {"output": f"{tmp_path}/raw"}}
+    train = train_stage(tmp_path, item_scores=f"{tmp_path}/raw/item_scores.csv")
+    finish(prepare_stage(tmp_path), [])
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "item_scores.csv").write_text("id,pace\ni1,1\n")
+    finish(train, [f"{tmp_path}/made", f"{tmp_path}/raw/item_scores.csv"])
+    assert [plan.state for plan in planned(simulate, prepare_stage(tmp_path), train)] == [TO_RUN, FINISHED, REFUSED]
+
+
+def test_an_input_that_nobody_makes_is_refused(tmp_path: Path):
+    [plan] = planned(train_stage(tmp_path))
+    assert (plan.state, plan.note) == (REFUSED, f"{tmp_path}/made: not there, and no earlier stage makes it")
+    compare = {"compare": {"output": f"{tmp_path}/table", "arms": {"base": [f"{tmp_path}/train"]}}}
+    assert planned(compare)[0].state == REFUSED
+    assert [plan.state for plan in planned(prepare_stage(tmp_path), train_stage(tmp_path), compare)] == [TO_RUN] * 3
+
+
+def test_two_stages_with_one_output_are_refused(tmp_path: Path):
+    finish(prepare_stage(tmp_path), [])
+    plan = planned(prepare_stage(tmp_path), train_stage(tmp_path), train_stage(tmp_path, seed=1))[2]
+    assert (plan.state, plan.note) == (REFUSED, "stage 2 (train) has the same output")
+
+
+# --- prompts and tokens --------------------------------------------------------------------------
+
+
+def all_items(config: ScoreConfig) -> pa.Table:
+    return item_prompts(runs.read_table(f"{config.data}/items"), settings=prompt_settings(config))
+
+
+def file_answers(config: ScoreConfig, hashes: list[str]) -> None:
+    answer = StoredScore(ratings=(5, 5), expected=(5.0, 5.0), reason="ok", completion="")
+    way_of_asking(config, exchanges=False).store.write(hashes, [answer] * len(hashes))
+
+
+def test_items_are_counted_net_of_the_store(shop: Path, tokenizer):
+    config = score_config(shop)
+    prompts = all_items(config)
+    found = score_estimate(config, adapter_is_known=True)
+    lengths = prompts["prompt_tokens"].to_pylist()
+    shared = prompts["shared_tokens"][0].as_py()
+    assert (found.prompts, found.prompt_tokens, found.shared_tokens) == (ITEMS, sum(lengths), ITEMS * shared)
+    assert found.sampled is None
+    assert found.answer_tokens == ITEMS * (len(tokenizer.encode("pace: 5\nwit: 5")) + 1)
+    file_answers(config, prompts["prompt_sha256"].to_pylist()[:25])
+    left = score_estimate(config, adapter_is_known=True)
+    assert (left.prompts, left.prompt_tokens) == (ITEMS - 25, sum(lengths[25:]))
+    assert score_estimate(config, adapter_is_known=False).prompts == ITEMS
+
+
+def test_probe_asks_each_aspect_with_a_tail_and_tells_a_ten_from_a_one(shop: Path, tokenizer):
+    aspects = load_aspects(f"{shop}/aspects.yaml")
+    assert len(tokenizer.encode("10")) == 2
+    tails = [tokenizer.encode(f"{name}: ") for name in ("pace", "wit")]
+    assert answer_tokens(tokenizer, aspects, "probe") == sum(len(tail) + 2 for tail in tails)
+
+
+def test_equal_prompts_are_asked_once(shop: Path, tokenizer):
+    found = score_estimate(score_config(shop, mode="probe"), adapter_is_known=True)
+    distinct = set(all_items(score_config(shop, mode="probe"))["prompt_sha256"].to_pylist())
+    assert found.prompts == len(distinct) < ITEMS
+
+
+def test_other_words_ask_all_again_and_the_same_words_nothing(shop: Path, tokenizer):
+    config = score_config(shop)
+    file_answers(config, all_items(config)["prompt_sha256"].to_pylist())
+    same = {"score": score_stage(shop, output=f"{shop}/again")["score"]}
+    assert planned(same)[0].note == f"{ITEMS} items: nothing to ask, the store knows all"
+    write_aspects(shop / "other.yaml", pace="Slow to very fast.")
+    other = score_stage(shop, output=f"{shop}/again", aspects=f"{shop}/other.yaml")
+    assert planned(other)[0].note.startswith(f"{ITEMS} items: {ITEMS} prompts to ask")
+
+
+def test_a_subset_of_the_aspects_asks_nothing_and_words_changed_in_place_are_refused(shop: Path, tokenizer):
+    score = score_stage(shop)
+    finish(score, [f"{shop}/prepare", f"{shop}/aspects.yaml"])
+    scores, data = f"{shop}/scores", f"{shop}/prepare"
+    train = train_stage(shop, data=data, item_scores=scores, aspects=["wit"])
+    assert [(plan.state, plan.note) for plan in planned(score, train)] == [(FINISHED, ""), (TO_RUN, "")]
+    write_aspects(shop / "aspects.yaml", pace="Slow to very fast.")
+    refused = planned(score, train)[0]
+    assert (refused.state, f"from other content of {shop}/aspects.yaml;" in refused.note) == (REFUSED, True)
+
+
+def test_the_prompts_that_an_interrupted_run_wrote_are_counted(shop: Path, tokenizer, monkeypatch):
+    monkeypatch.setattr(estimates, "SAMPLED", 5)
+    config = score_config(shop)
+    begin(score_stage(shop), [])
+    prompts = all_items(config)
+    runs.write_table(prompts, f"{config.output}/prompts/part-0.parquet")
+    runs.write_json({"prompts": ITEMS}, f"{config.output}/prompts.json")
+    file_answers(config, prompts["prompt_sha256"].to_pylist()[:10])
+    found = score_estimate(config, adapter_is_known=True)
+    assert (found.prompts, found.sampled) == (ITEMS - 10, None)
+    assert found.prompt_tokens == sum(prompts["prompt_tokens"].to_pylist()[10:])
+    assert planned(score_stage(shop))[0].note.endswith("counted")
+
+
+def test_many_subjects_are_estimated_from_some(shop: Path, tokenizer, monkeypatch):
+    monkeypatch.setattr(estimates, "SAMPLED", 10)
+    config = score_config(shop)
+    found = score_estimate(config, adapter_is_known=True)
+    assert (found.prompts, found.sampled) == (ITEMS, 10)
+    assert found.prompt_tokens == pytest.approx(sum(all_items(config)["prompt_tokens"].to_pylist()), rel=0.02)
+    [plan] = planned(score_stage(shop))
+    assert re.fullmatch(
+        r"40 items: 40 prompts to ask, [\d,]+ prompt tokens \([\d,]+ of them the start that all share\), "
+        r"[\d,]+ answer tokens; estimated from 10 prompts",
+        plan.note,
+    )
+
+
+def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
+    config = score_config(shop, subjects="users", max_subjects=7)
+    settings = prompt_settings(config)
+    reviews = runs.read_table(f"{shop}/prepare/reviews")
+    reviews = reviews.filter(pa.compute.equal(reviews["split"], "train"))
+    items = runs.read_table(f"{shop}/prepare/items").sort_by("item_index")
+    ids = runs.read_table(f"{shop}/prepare/users.parquet")["user_id"].combine_chunks()
+    whole = [
+        user_prompt(
+            reviews.filter(pa.compute.equal(reviews["user_index"], u)), settings=settings, items=items, user_ids=ids
+        )
+        for u in range(7)
+    ]
+    sampled = estimates.sampled_prompts(config.data, settings, np.arange(7))
+    assert sampled.equals(pa.concat_tables(whole))
+    assert score_estimate(config, adapter_is_known=True).prompts == 7
+
+
+def finetune_settings(shop: Path, **changes: Any) -> dict[str, Any]:
+    named = {"output": f"{shop}/tuned", "data": f"{shop}/prepare", "aspects": f"{shop}/aspects.yaml"}
+    small = {"keep_out": 3, "held_out_fraction": 0.25, "completions": 4, "batch_size": 4}
+    (shop / "items.csv").write_text("id,pace,wit\ni1,1,2\n")
+    return named | small | {"item_scores": f"{shop}/items.csv", "warm_start_epochs": 1, "teacher": "profile"} | changes
+
+
+def test_a_finetune_asks_its_users_in_every_pass(shop: Path, tokenizer):
+    config = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2), source="test")
+    found = finetune_estimate(config)
+    # 9 users to train on in 3 passes, 3 held out evaluated before, after the warm start and after two epochs
+    assert found.what == "9 users to train on, 3 held out, in all passes and evaluations"
+    assert found.prompts == 9 * 3 + 3 * 4
+    answer = len(tokenizer.encode("pace: 5\nwit: 5")) + 1
+    assert found.answer_tokens == answer * (9 * (1 + 2 * 4) + 3 * 4)
+    often = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2, evaluate_every=2), source="test")
+    assert finetune_estimate(often).prompts == 9 * 3 + 3 * (2 + 3)  # 6 steps
+
+
+def test_vectors_read_every_item_once(shop: Path, tokenizer):
+    settings = {"output": f"{shop}/pca", "data": f"{shop}/prepare", "aspects": f"{shop}/aspects.yaml", "width": 2}
+    found = vectors_estimate(check_config(STAGES["vectors"], settings, source="test"))
+    whole = all_items(score_config(shop))
+    assert (found.prompts, found.answer_tokens) == (ITEMS, 0)
+    assert found.prompt_tokens == sum(whole["prompt_tokens"].to_pylist())
+
+
+def test_before_the_data_are_prepared_nothing_is_counted(shop: Path):
+    prepare = prepare_stage(shop)
+    score = score_stage(shop, data=f"{shop}/made")
+    assert planned(prepare, score)[1].note == "prompts are known after stage 1 (prepare)"
+
+
+def test_a_budget_that_no_prompt_fits_is_refused_in_the_plan(shop: Path, tokenizer):
+    entry = score_stage(shop)
+    entry["score"]["max_prompt_tokens"] = 64
+    [plan] = planned(entry)
+    assert (plan.state, "max_prompt_tokens=64 is too small" in plan.note) == (REFUSED, True)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(shop: Path, capsys):
+    file = shop / "pipeline.yaml"
+    file.write_text(yaml.safe_dump({"stages": [prepare_stage(shop), score_stage(shop, data=f"{shop}/made")]}))
+    before = sorted(shop.rglob("*"))
+    assert main(["pipeline", "--config", str(file), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f" 1  prepare    to run               {shop}/made",
+        f" 2  score      to run               {shop}/scores: prompts are known after stage 1 (prepare)",
+    ]
+    assert sorted(shop.rglob("*")) == before
+
+
+def test_a_dry_run_of_a_refused_pipeline_fails_with_every_reason(shop: Path, capsys):
+    stages = [train_stage(shop), train_stage(shop, output=f"{shop}/b")]
+    (shop / "pipeline.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    assert main(["pipeline", "--config", f"{shop}/pipeline.yaml", "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("not there, and no earlier stage makes it") == said.out.count("  refused  ") == 2
