@@ -1,0 +1,201 @@
+"""Two nodes on this machine, one of which is lost: scoring and training finish with the rows that they have without.
+
+Each cluster lives in a process, a folder and a HOME of its own beside whatever other Rays run here.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+from toy_data import cycles, write_prepared
+
+from raygr import runs
+from raygr.aspects.asking import prompt_settings
+from raygr.aspects.small_model import cache_folder
+from raygr.aspects.subjects import item_prompts
+from raygr.config import ScoreConfig, TrainConfig
+
+ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
+CHECKOUT = Path(__file__).parent.parent
+ITEMS, BATCH, EPOCHS = 96, 4, 40
+BOUND = 500  # seconds for one cluster, start and end included; half a minute where nothing else runs
+pytestmark = pytest.mark.slow
+
+# The head steers and works; the other node is killed as a machine that loses its power.
+START = """
+import sys, threading, time
+from pathlib import Path
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+from raygr import runs
+
+output, store = sys.argv[1:3]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False})
+other = cluster.add_node(num_cpus=OTHER_CPUS)
+ray.init(address=cluster.address)
+
+def lose_the_other_node_once(is_under_way):
+    deadline = time.monotonic() + 300
+    while not is_under_way() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if is_under_way():
+        cluster.remove_node(other, allow_graceful=False)
+        print("node lost", flush=True)
+"""
+
+SCORE = """
+from raygr.aspects import scoring
+from raygr.aspects.store import StoredScore
+from raygr.config import ScoreConfig
+
+class StandIn:
+    '''Answers by the prompt's hash, slowly, and notes on which node.'''
+    def __init__(self, settings, store):
+        self.store = store
+        self.node = ray.get_runtime_context().get_node_id()
+
+    def __call__(self, batch):
+        time.sleep(0.5)
+        hashes = list(batch["prompt_sha256"])
+        ratings = [1 + int(digest[:8], 16) % 10 for digest in hashes]
+        self.store.write(hashes, [StoredScore((r,) * 12, (float(r),) * 12, "ok", "") for r in ratings])
+        runs.write_text("", f"{output}/nodes/{self.node}/{hashes[0]}")
+        names = ("subjects", "tokens_given", "tokens_computed", "engine_seconds")
+        return {name: np.array([len(hashes)]) for name in names}
+
+def is_under_way():
+    return len({path.parent.name for path in Path(output, "nodes").glob("*/*")}) == 2
+
+scoring.ScoringEngine = StandIn
+killer = threading.Thread(target=lose_the_other_node_once, args=(is_under_way,))
+killer.start()
+scoring.score(ScoreConfig(**CONFIG))
+killer.join()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+TRAIN = """
+from raygr.config import TrainConfig
+from raygr.recommenders.train import train
+
+def is_under_way():
+    history = Path(output, "epochs.jsonl")
+    return history.exists() and len(history.read_text().splitlines()) >= 3
+
+def lose_and_replace():
+    lose_the_other_node_once(is_under_way)
+    cluster.add_node(num_cpus=1)
+
+killer = threading.Thread(target=lose_and_replace)
+killer.start()
+train(TrainConfig(**CONFIG))
+killer.join()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path, because Ray's sockets live in it; what is left of processes in it is ended at the end."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield path
+    for process in psutil.process_iter():
+        try:
+            if str(path) in " ".join(process.cmdline()):
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def run_on_two_nodes(folder: Path, script: str, *, config: dict, head_cpus: int, other_cpus: int) -> str:
+    """Runs the script in a process of its own, which starts and ends the cluster; all that it printed."""
+    constants = f"HEAD_CPUS, OTHER_CPUS = {head_cpus}, {other_cpus}\nCONFIG = {config!r}\n"
+    file = folder / "on_two_nodes.py"
+    file.write_text(constants + textwrap.dedent(START) + textwrap.dedent(script))
+    hidden = ("RAY_ADDRESS",)
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {
+        "RAY_TMPDIR": str(folder),
+        "HOME": str(folder),
+        "RAYGR_CACHE": str(cache_folder()),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_enable_worker_prestart": "0",  # idle workers only take time to start
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(CHECKOUT),
+    }
+    command = [sys.executable, str(file), config["output"], config.get("store", "")]
+    with (folder / "log").open("w") as log:
+        result = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, timeout=BOUND, env=environment, cwd=folder
+        )
+    text = (folder / "log").read_text()
+    assert result.returncode == 0, text[-4000:]
+    return text
+
+
+@pytest.mark.timeout(BOUND + 60)
+def test_scoring_goes_on_when_a_node_is_lost(folder: Path, tokenizer):
+    data = write_prepared(folder / "prepare", cycles(8, ITEMS, 12), items=ITEMS)
+    settings = {"output": str(folder / "scores"), "data": data, "subjects": "items", "aspects": ASPECTS}
+    # generate: every prompt is another one, where probe would cut the short titles off
+    settings |= {"store": str(folder / "store"), "mode": "generate", "actors": 2, "batch_size": BATCH}
+    config = ScoreConfig(**settings)
+    run = runs.start_run(config.output, job="score", config=config, inputs=[data, ASPECTS])
+    prompts = item_prompts(runs.read_table(f"{data}/items"), settings=prompt_settings(config))
+    runs.write_table(prompts, run.file("prompts/part-0.parquet"))
+    runs.write_json({"prompts": ITEMS}, run.file("prompts.json"))
+
+    log = run_on_two_nodes(folder, SCORE, config=settings, head_cpus=4, other_cpus=2)
+
+    assert "node lost" in log
+    assert runs.is_finished(config.output)
+    rows = runs.read_table(f"{config.output}/scores")
+    ratings = [[1 + int(digest[:8], 16) % 10] * 12 for digest in prompts["prompt_sha256"].to_pylist()]
+    expected = pa.table({"subject_id": prompts["subject_id"], "ratings": pa.array(ratings, pa.list_(pa.int8()))})
+    assert rows.select(["subject_id", "ratings"]).sort_by("subject_id").equals(expected.sort_by("subject_id"))
+    by_node = sorted(len(list(node.iterdir())) for node in (folder / "scores" / "nodes").iterdir())
+    assert len(by_node) == 2 and by_node[0] >= 1
+    assert by_node[1] > ITEMS // BATCH // 2  # the node that was left did the rest
+
+
+@pytest.mark.timeout(BOUND + 60)
+def test_training_goes_on_when_a_node_is_lost_and_another_comes(folder: Path):
+    data = write_prepared(folder / "prepare", cycles(20, 20, 12), items=20)
+    settings = {"output": str(folder / "train"), "data": data, "base_width": 16, "batch_size": 8, "max_history": 10}
+    settings |= {"epochs": EPOCHS, "patience": EPOCHS, "dropout": 0.0, "threads": 1, "workers": 2}
+
+    log = run_on_two_nodes(folder, TRAIN, config=settings, head_cpus=1, other_cpus=1)
+
+    assert "node lost" in log and "resumed after epoch" in log
+    lines = [json.loads(line) for line in (folder / "train" / "epochs.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+    straight = straight_losses(TrainConfig(**settings | {"workers": 1}))
+    # two workers sum the gradient of one in another order
+    assert [line["loss"] for line in lines] == pytest.approx(straight, rel=1e-3)
+    ranks = runs.read_table(f"{folder}/train/ranks.parquet")
+    assert ranks.filter(pa.compute.equal(ranks["part"], "test")).num_rows == 20
+
+
+def straight_losses(config: TrainConfig) -> list[float]:
+    """Of the same training without Ray, in this process."""
+    import torch
+
+    from raygr.recommenders.inputs import load_inputs
+    from raygr.recommenders.loop import Share, start_training, training_rounds
+
+    training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
+    for _ in training_rounds(training):
+        pass
+    return [line["loss"] for line in training.progress.lines]
