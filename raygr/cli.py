@@ -17,6 +17,7 @@ SKIPPED_LINES = "|".join(
         "Found multiple active Ray instances",
     ]
 )
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in the processes that `ray job submit` starts
 # What a user can mend: printed as one message, without a traceback.
 USER_ERRORS = (ConfigError, RunError, ValueError, FileNotFoundError)
 
@@ -57,14 +58,27 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
     try:
         if stage == "pipeline":
-            pipeline(load_config(PipelineConfig, parsed.config, parsed.set), dry_run=parsed.dry_run)
+            stages = load_config(PipelineConfig, parsed.config, parsed.set)
+            check_outputs([entry.get("output") for one in stages.stages for entry in one.values()])
+            pipeline(stages, dry_run=parsed.dry_run)
         else:
             config = load_config(STAGES[stage], parsed.config, parsed.set)
+            check_outputs([config.output])
             print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)
     except USER_ERRORS as error:
         print(f"raygr {stage}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def check_outputs(outputs: list[str | None]) -> None:
+    """ConfigError where a job of a cluster would write into its own folder, which nobody keeps."""
+    lost = [path for path in outputs if path and "://" not in path and not os.path.isabs(path)]
+    if lost and IN_JOB in os.environ:
+        raise ConfigError(
+            f"output: {', '.join(lost)} would lie in the job's own folder, which Ray throws away: "
+            "name a folder that every node sees, by its whole path or as a URI"
+        )
 
 
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:

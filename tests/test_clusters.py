@@ -131,6 +131,7 @@ def run_on_two_nodes(folder: Path, script: str, *, config: dict, head_cpus: int,
         "HOME": str(folder),
         "RAYGR_CACHE": str(cache_folder()),
         "RAY_AUTH_MODE": "disabled",
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",  # nobody: else the dashboard of another Ray here is asked
         "RAY_enable_worker_prestart": "0",  # idle workers only take time to start
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(CHECKOUT),

@@ -1,9 +1,16 @@
 """Configurations: strict, with the field's name in every refusal; every shipped YAML is valid."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
+import jsonschema
 import pytest
+import ray
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raygr.cli import check_outputs
 from raygr.config import ConfigError, PipelineConfig, PrepareConfig, TrainConfig, load_config
 from raygr.pipeline import STAGES, checked_stage
 
@@ -37,7 +44,9 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 def test_every_shipped_configuration_is_valid():
     files = [
-        path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "aspects" and path.name != "runtime_env.yaml"
+        path
+        for path in CONFIGS.rglob("*.yaml")
+        if path.parent.name not in ("aspects", "cluster") and path.name != "runtime_env.yaml"
     ]
     assert len(files) >= 6
     for path in files:
@@ -47,6 +56,44 @@ def test_every_shipped_configuration_is_valid():
                 checked_stage(number, entry)
         else:
             load_config(STAGES[job], str(path), [])
+
+
+def aws_cluster() -> dict:
+    return yaml.safe_load((CONFIGS / "cluster" / "aws.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_aws_cluster_keeps_rays_schema_and_rules():
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    cluster = aws_cluster()
+    jsonschema.validate(cluster, schema)
+    validate_config(prepare_config(cluster))
+    with pytest.raises(jsonschema.ValidationError, match="'nodes' was unexpected"):
+        jsonschema.validate(cluster | {"nodes": 8}, schema)
+
+
+def test_the_cluster_files_have_the_ray_that_is_installed_and_ask_for_a_token():
+    job = yaml.safe_load((CONFIGS / "cluster" / "kuberay-rayjob.yaml").read_text(encoding="utf-8"))
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == ray.__version__
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert aws_cluster()["docker"]["image"].startswith(f"rayproject/ray:{ray.__version__}-py311")
+    starts = [*aws_cluster()["head_start_ray_commands"], *aws_cluster()["worker_start_ray_commands"]]
+    assert [("RAY_AUTH_MODE=token ray start" in line) for line in starts] == [False, True, False, True]
+
+
+def test_the_rayjob_asks_for_a_stage_with_fields_that_it_has():
+    job = yaml.safe_load((CONFIGS / "cluster" / "kuberay-rayjob.yaml").read_text(encoding="utf-8"))
+    python, script, *flags = job["spec"]["entrypoint"].split()
+    assert (python, script, set(flags[::2])) == ("python", "jobs/score.py", {"--set"})
+    config = load_config(STAGES["score"], None, flags[1::2])
+    assert config.actors == job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"]
+
+
+@pytest.mark.parametrize(("output", "is_refused"), [("outputs/raw", True), ("/tmp/raw", False), ("s3://b/raw", False)])
+def test_a_job_writes_nowhere_in_its_own_folder(output, is_refused, monkeypatch):
+    check_outputs(["outputs/raw"])  # no job
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="output: outputs/raw would lie") if is_refused else nullcontext():
+        check_outputs(["/tmp/other", output, None])
 
 
 def test_a_pipeline_names_the_stage_that_is_wrong():
