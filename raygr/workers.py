@@ -68,12 +68,15 @@ def run_workers(
 
 
 def begin_worker(threads: int | None) -> tuple[int, int]:
-    """Logs and threads of this worker; its rank and how many there are. `threads`: null shares the cores out."""
+    """Logs and threads of this worker; its rank and how many there are.
+
+    `threads`: null shares the machine's cores among the workers on it.
+    """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
     logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // workers))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     keep_freed_memory()
     return rank, workers
 

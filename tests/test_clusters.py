@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 # The head steers and works; the other node is killed as a machine that loses its power.
 START = """
-import sys, threading, time
+import os, sys, threading, time
 from pathlib import Path
 import numpy as np
 import ray
@@ -63,6 +63,8 @@ class StandIn:
     def __init__(self, settings, store):
         self.store = store
         self.node = ray.get_runtime_context().get_node_id()
+        threads, cores = os.environ["OMP_NUM_THREADS"], os.environ["VLLM_CPU_OMP_THREADS_BIND"]
+        runs.write_text("", f"{output}/threads/{threads} {cores}")
 
     def __call__(self, batch):
         time.sleep(0.5)
@@ -169,6 +171,8 @@ def test_scoring_goes_on_when_a_node_is_lost(folder: Path, tokenizer):
     by_node = sorted(len(list(node.iterdir())) for node in (folder / "scores" / "nodes").iterdir())
     assert len(by_node) == 2 and by_node[0] >= 1
     assert by_node[1] > ITEMS // BATCH // 2  # the node that was left did the rest
+    # an actor on each: two threads is what the smaller node has, and no core of the driver's by number
+    assert [file.name for file in (folder / "scores" / "threads").iterdir()] == ["2 nobind"]
 
 
 @pytest.mark.timeout(BOUND + 60)

@@ -9,6 +9,7 @@ A run that was killed starts again at the first of these that is not there.
 
 import dataclasses
 import logging
+import math
 import os
 import time
 from typing import NamedTuple
@@ -221,16 +222,27 @@ def score_missing(scoring: Scoring) -> ScoringTotals:
 
 def actor_resources(config: ScoreConfig, *, on_gpu: bool) -> dict:
     """GPUs (or cores) of one actor, and the environment that its process must start with."""
-    cores = sorted(os.sched_getaffinity(0))
-    threads = cores[: max(1, len(cores) // config.actors)]
+    threads, bind = cores_of_an_actor(config.actors)
     environment = engine_environment(
-        threads=threads, bind=config.actors == 1, on_gpu=on_gpu, tensor_parallel_size=config.tensor_parallel_size
+        threads=threads, bind=bind, on_gpu=on_gpu, tensor_parallel_size=config.tensor_parallel_size
     )
     return {
         "num_cpus": 1,  # never all of them: the tasks that feed the actors need one
         "num_gpus": config.tensor_parallel_size if on_gpu else 0,
         "runtime_env": {"env_vars": environment},
     }
+
+
+def cores_of_an_actor(actors: int) -> tuple[list[int], bool]:
+    """The cores that an actor without a GPU computes on, and whether it may be bound to just these."""
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        cores = sorted(os.sched_getaffinity(0))
+        return cores[: max(1, len(cores) // actors)], actors == 1
+    # this machine's cores are not theirs: as many as the smallest node has for those that fall to it
+    working = [cpus for cpus in nodes if cpus] or [1]
+    on_each = math.ceil(actors / len(working))
+    return list(range(max(1, int(min(working)) // on_each))), False
 
 
 def missing_subjects(scoring: Scoring) -> list[str]:
