@@ -76,24 +76,33 @@ def run_stage(config: StageConfig) -> runs.Run:
 
 
 def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
-    """Runs what is not finished yet, in order; RunError before anything starts where a stage is refused.
-
-    `dry_run` prints the plan and stops there.
-    """
+    """Runs what is not finished yet, in order; `dry_run` prints the plan and stops there."""
     started = time.time()
-    plans = plan_stages([checked_stage(number, entry) for number, entry in enumerate(config.stages, start=1)])
-    for line in plan_lines(plans):
-        print(line) if dry_run else logger.info("plan: %s", line)
-    check_plan(plans)
+    stages = [checked_stage(number, entry) for number, entry in enumerate(config.stages, start=1)]
     if dry_run:
+        plans = plan_stages(stages)
+        print("\n".join(plan_lines(plans)))
+        check_plan(plans)
         return
+    run_stages(stages)
+    logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
+
+
+def run_stages(stages: list[tuple[str, StageConfig]]) -> None:
+    """Runs (job, configuration) by (job, configuration) what is not finished yet.
+
+    RunError before anything starts where a stage is refused.
+    """
+    plans = plan_stages(stages)
+    for line in plan_lines(plans):
+        logger.info("plan: %s", line)
+    check_plan(plans)
     for plan in plans:
         if plan.state != FINISHED:
             begun = time.time()
             logger.info("%-9s %s", plan.job, plan.config.output)
             run_stage(plan.config)
             logger.info("%-9s %s done in %.0f s", plan.job, plan.config.output, time.time() - begun)
-    logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, plans[-1].config.output)
 
 
 def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:
