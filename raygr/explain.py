@@ -1,7 +1,7 @@
 """Why an item suits some users and others not (Figure 5): a train run -> figure, JSON and sentences.
 
     recommender = load_recommender("outputs/quickstart/train/shipped")
-    print(explain(recommender, "F0042", ["U17", "U230"]).sentences())
+    print(explain(recommender, "F0182", ["S00288", "S00358"]).sentences())
 
 Scores are forecasts wherever they can be: an item that a user has interacted with is scored after the history before
 that interaction, an unseen one after the whole history. Shape suffixes: `A` aspects, `C` items at once.
@@ -126,6 +126,7 @@ def explain_user(
         other_aspects=len(others),
         other_encoder_terms=sum(encoder_A[a] for a in others),
         other_user_terms=sum(user_A[a] for a in others),
+        other_average_terms=sum(average_A[a] for a in others),
     )
 
 

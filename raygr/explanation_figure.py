@@ -16,7 +16,7 @@ WIDTH_INCHES, LANE_INCHES, ROW_GAP_INCHES, MARGIN_INCHES = 10.5, 0.2, 0.14, 1.75
 ROW = 0.84  # of the distance between two rows; the rest is space
 PALE, SHADE = 0.4, "#f4f5f7"
 PNG_DPI = 100
-TITLE_LETTERS, NOTE_LETTERS = 70, 185
+TITLE_LETTERS, NOTE_LETTERS = 70, 205
 
 
 def drawings(explanation: Explanation) -> dict[str, bytes]:
@@ -87,20 +87,18 @@ def draw_terms(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
     """Encoder's and user's share of each term, stacked by their sign; a mark where the average item's term lies."""
     height = ROW / len(users) * 0.8
     for k, user in enumerate(users):
-        pairs = [(term.encoder_term, term.user_term) for term in user.terms]
+        parts = [(term.encoder_term, term.user_term, term.average_term) for term in user.terms]
         if user.other_aspects:
-            pairs.append((user.other_encoder_terms, user.other_user_terms))
-        for row, (encoder, own) in enumerate(pairs):
+            parts.append((user.other_encoder_terms, user.other_user_terms, user.other_average_terms))
+        for row, (encoder, own, average) in enumerate(parts):
             y = lane(row, k, len(users))
             start = encoder if encoder * own > 0 else 0.0
             axes.barh(y, encoder, height=height, color=COLORS[k])
             axes.barh(y, own, left=start, height=height, color=COLORS[k], alpha=PALE)
-            total, ends = encoder + own, (0.0, encoder, start + own)
+            axes.scatter(average, y, marker="|", s=60, color="black", linewidth=1, zorder=4)
+            total, ends = encoder + own, (0.0, encoder, start + own, average)
             at, align = (max(ends), "left") if total >= 0 else (min(ends), "right")
             axes.text(at, y, f" {total:+z.2f} ", ha=align, va="center_baseline", fontsize=7.5, color=COLORS[k])
-        lanes = [lane(row, k, len(users)) for row in range(len(user.terms))]
-        averages = [term.average_term for term in user.terms]
-        axes.scatter(averages, lanes, marker="|", s=60, color="black", linewidth=1, zorder=4)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.margins(x=0.16)
     axes.set_title("terms of the score:\nencoder's share full, user's share pale", fontsize=9)
@@ -120,7 +118,7 @@ def handles(explanation: Explanation) -> list[Line2D]:
     for user, color in zip(explanation.users, COLORS, strict=False):
         words = (
             f"{user.user_id}: {user.outcome()}; rank {user.rank:g} of {user.ranked}; "
-            f"score {user.score:.2f} = base part {user.base_part:.2f} {user.aspect_part():+z.2f} of all aspects"
+            f"score {user.score:.2f} = base part {user.base_part:.2f} and all aspects {user.aspect_part():+z.2f}"
         )
         found.append(Line2D([], [], color=color, marker="o", markersize=6, linestyle="", label=plain(words)))
     return found

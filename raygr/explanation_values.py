@@ -15,6 +15,7 @@ from raygr.recommenders.serving import Recommender
 from raygr.schema import TRAIN
 
 LIKED = "mean score of the train items that the user rated at or above their own mean rating, the item itself left out"
+PROFILE = "; the model itself is given the rating-centred profile of all train items"
 LLM = "the LLM's scores of the prompt of the user's train interactions"
 
 
@@ -48,7 +49,8 @@ def read_values(recommender: Recommender, found: Interactions) -> Values:
         return Values(scores.aspects, scores.scores_IA, scored_I, users_UA, valued_U, LLM)
     # two train items, so that one is left without the explained one
     train_count_U = np.bincount(found.user_N[found.split_N == TRAIN], minlength=found.users)
-    return Values(scores.aspects, scores.scores_IA, scored_I, None, train_count_U >= 2, LIKED)
+    meaning = LIKED + (PROFILE if config.user_scores == "profile" else "")
+    return Values(scores.aspects, scores.scores_IA, scored_I, None, train_count_U >= 2, meaning)
 
 
 def check_explainable(config: TrainConfig, scores: AlignedScores | None) -> None:

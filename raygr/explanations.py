@@ -55,8 +55,9 @@ class UserExplanation:
     other_aspects: int
     """Those that are not in `terms`."""
     other_encoder_terms: float
-    """Sum over them."""
+    """Sum over them, as the next two."""
     other_user_terms: float
+    other_average_terms: float
 
     def aspect_part(self) -> float:
         """The score without its base part."""
@@ -111,7 +112,7 @@ def sentence(title: str, user: UserExplanation) -> str:
 def fit_words(terms: tuple[AspectTerm, ...]) -> str:
     near = sum(abs(term.gap) <= NEAR for term in terms)
     far = max(terms, key=lambda term: abs(term.gap))
-    text = f"it is within one level of the user's value in {near} of {len(terms)} aspects"
+    text = f"it is within one level of the user's value in {near or 'none'} of {len(terms)} aspects"
     if abs(far.gap) <= NEAR:
         return text
     return f"{text} and furthest from it in {far.aspect} ({far.item_value:.1f} against {far.user_value:.1f})"
