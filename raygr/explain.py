@@ -65,11 +65,11 @@ def explain(
     values = read_values(recommender, found)
     columns = shown_columns(values.aspects, aspects)
     item = None if item_id is None else recommender.index_of_item[item_id]
+    if item is not None and not values.scored_I[item - 1]:
+        raise ValueError(f"item {item_id} lacks a score in {config.item_scores}: the mean of all would be explained")
     users = [recommender.index_of_user[one] for one in dict.fromkeys(user_ids)]
     case = choose_case(found, item, users, scored_I=values.scored_I, valued_U=values.valued_U)
     item_id = str(recommender.item_ids_I[case.item - 1])
-    if not values.scored_I[case.item - 1]:
-        raise ValueError(f"item {item_id} lacks a score in {config.item_scores}: the mean of all would be explained")
     return Explanation(
         item_id=item_id,
         title=read_title(config.data, case.item) or item_id,

@@ -27,10 +27,10 @@ def choose_case(
 ) -> Case:
     """The given item and users; those that were not given are picked.
 
-    Picked is the item with the widest span of ratings, of those the most rated, then the first in the data; and for
-    an item without users who rated it highest and lowest, the first such users in the data. Ratings of held-out
-    interactions come before all others, because no model and no user value knows them. Only items with scores,
-    users with values, and interactions with a history before them count. ValueError where nothing is left.
+    Picked is the item with the widest span of ratings, of those the most rated, then the first in the data; and as
+    users the first in the data who rated the item highest and lowest. Ratings of held-out interactions come before all
+    others, because neither the training nor a user's values know them. Only items with scores, users with values,
+    and interactions with a history before them count. ValueError where nothing is left.
     """
     if item is not None and users:
         return Case(item, list(users), "item and users as given")
@@ -44,8 +44,9 @@ def choose_case(
         widest, span = widest_item(found, allowed_N)
         if span > 0 or (item is not None and allowed_N is usable_N and usable_N.any()):
             return picked_case(found, allowed_N, widest, users, chosen=f"{what} picked by the widest span of {words}")
-    flag = "--item" if item is None else "--user"
-    raise ValueError(f"no ratings that differ to pick {what} by: give {flag}")
+    if item is None:
+        raise ValueError("no item has two unlike ratings to pick it by: give one with --item")
+    raise ValueError("nobody with values has rated the item after another one: give users with --user")
 
 
 def is_usable(found: Interactions, scored_I: np.ndarray, valued_U: np.ndarray) -> np.ndarray:
