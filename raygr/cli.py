@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config
+from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config, override
+from raygr.config_results import ExplainConfig, RecommendConfig
 from raygr.pipeline import STAGES, pipeline, run_stage
 from raygr.runs import RunError
 
@@ -47,6 +48,11 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (batch JSONL) and stop")
         exchange.add_argument("--import-answers", metavar="FILE", help="answers to them, before the rest is scored")
+    if stage == "recommend":
+        parser.add_argument("--explain", action="store_true", help="why an item suits users or not, in place of lists")
+        parser.add_argument("--item", metavar="ID", help="to explain; without it one is picked")
+        parser.add_argument("--user", metavar="ID", action="append", default=[], help="to explain it for; repeatable")
+        parser.add_argument("--aspects", metavar="NAME", nargs="+", help="shown one by one; without it all are")
 
 
 def run(stage: str, parsed: argparse.Namespace) -> int:
@@ -56,6 +62,8 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
     try:
         if stage == "pipeline":
             pipeline(load_config(PipelineConfig, parsed.config, parsed.set))
+        elif stage == "recommend":
+            print(recommend_or_explain(parsed))
         else:
             config = load_config(STAGES[stage], parsed.config, parsed.set)
             print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)
@@ -72,6 +80,19 @@ def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
     if parsed.export_prompts:
         return export_prompts(config, parsed.export_prompts)
     return score(config, answers=parsed.import_answers).path
+
+
+def recommend_or_explain(parsed: argparse.Namespace) -> str:
+    """Lists, or with --explain a case study; the path that was written."""
+    flags = {"item": parsed.item, "users": parsed.user, "aspects": parsed.aspects}
+    given = [override(name, value) for name, value in flags.items() if value]
+    if not parsed.explain:
+        if given:
+            raise ConfigError("--item, --user and --aspects belong to --explain")
+        return run_stage(load_config(RecommendConfig, parsed.config, parsed.set)).path
+    from raygr.explain import explain_run
+
+    return explain_run(load_config(ExplainConfig, parsed.config, [*parsed.set, *given])).path
 
 
 def first_line(config: type) -> str:
