@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config
+from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config, override
+from raygr.config_results import ExplainConfig, RecommendConfig
 from raygr.pipeline import STAGES, pipeline, run_stage
 from raygr.runs import RunError
 
@@ -17,7 +18,6 @@ SKIPPED_LINES = "|".join(
         "Found multiple active Ray instances",
     ]
 )
-IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in the processes that `ray job submit` starts
 # What a user can mend: printed as one message, without a traceback.
 USER_ERRORS = (ConfigError, RunError, ValueError, FileNotFoundError)
 
@@ -50,6 +50,11 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (batch JSONL) and stop")
         exchange.add_argument("--import-answers", metavar="FILE", help="answers to them, before the rest is scored")
+    if stage == "recommend":
+        parser.add_argument("--explain", action="store_true", help="why an item suits users or not, in place of lists")
+        parser.add_argument("--item", metavar="ID", help="to explain; without it one is picked")
+        parser.add_argument("--user", metavar="ID", action="append", default=[], help="to explain it for; repeatable")
+        parser.add_argument("--aspects", metavar="NAME", nargs="+", help="shown one by one; without it all are")
 
 
 def run(stage: str, parsed: argparse.Namespace) -> int:
@@ -58,27 +63,16 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
     try:
         if stage == "pipeline":
-            stages = load_config(PipelineConfig, parsed.config, parsed.set)
-            check_outputs([entry.get("output") for one in stages.stages for entry in one.values()])
-            pipeline(stages, dry_run=parsed.dry_run)
+            pipeline(load_config(PipelineConfig, parsed.config, parsed.set), dry_run=parsed.dry_run)
+        elif stage == "recommend":
+            print(recommend_or_explain(parsed))
         else:
             config = load_config(STAGES[stage], parsed.config, parsed.set)
-            check_outputs([config.output])
             print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)
     except USER_ERRORS as error:
         print(f"raygr {stage}: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def check_outputs(outputs: list[str | None]) -> None:
-    """ConfigError where a job of a cluster would write into its own folder, which nobody keeps."""
-    lost = [path for path in outputs if path and "://" not in path and not os.path.isabs(path)]
-    if lost and IN_JOB in os.environ:
-        raise ConfigError(
-            f"output: {', '.join(lost)} would lie in the job's own folder, which Ray throws away: "
-            "name a folder that every node sees, by its whole path or as a URI"
-        )
 
 
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
@@ -88,6 +82,19 @@ def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
     if parsed.export_prompts:
         return export_prompts(config, parsed.export_prompts)
     return score(config, answers=parsed.import_answers).path
+
+
+def recommend_or_explain(parsed: argparse.Namespace) -> str:
+    """Lists, or with --explain a case study; the path that was written."""
+    flags = {"item": parsed.item, "users": parsed.user, "aspects": parsed.aspects}
+    given = [override(name, value) for name, value in flags.items() if value]
+    if not parsed.explain:
+        if given:
+            raise ConfigError("--item, --user and --aspects belong to --explain")
+        return run_stage(load_config(RecommendConfig, parsed.config, parsed.set)).path
+    from raygr.explain import explain_run
+
+    return explain_run(load_config(ExplainConfig, parsed.config, [*parsed.set, *given])).path
 
 
 def first_line(config: type) -> str:

@@ -97,6 +97,21 @@ class RecommendConfig:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class ExplainConfig:
+    """A refined train run -> why an item suits some users or not: figure, JSON and sentences (Figure 5)."""
+
+    output: str
+    train: str
+    """A train run with item scores on 1..10; its data and scores must be where they were."""
+    item: str | None = None
+    """An item id; null picks one that one user rated high and another low."""
+    users: tuple[str, ...] = Field(default=(), max_length=4)
+    """User ids; none picks two who rated the item highest and lowest."""
+    aspects: tuple[str, ...] | None = None
+    """Those shown one by one, the others as one sum; null shows all."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ExportConfig:
     """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
 

@@ -60,6 +60,10 @@ def plan_stages(stages: Sequence[tuple[str, Any]]) -> list[StagePlan]:
 
 def stage_state(job: str, config: Any, made: Sequence[Made]) -> tuple[State, str]:
     """State of a stage after those that are going to write `made`; for a refusal with its reason."""
+    try:
+        runs.check_output(config.output)
+    except runs.RunError as error:
+        return REFUSED, str(error)
     if runs.is_finished(config.output):
         reason = unlike(runs.read_json(runs.join(config.output, runs.RUN_FILE)), job, config, made)
         return (REFUSED, f"finished {reason}; {way_out(config)}") if reason else (FINISHED, "")

@@ -20,6 +20,8 @@ METRICS = {
     "auc": "AUC",
     "common_mrr": "MRR, one answer for all",
     "common_auc": "AUC, one answer for all",
+    "personal_mrr": "MRR, without it",
+    "personal_auc": "AUC, without it",
     "valid": "answers with all aspects",
 }
 STEP_FIGURES = {
@@ -56,7 +58,8 @@ def tuning_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
         f"Task “{config['task']}”, {config['rollouts']} rollouts, {record['steps']} steps of reinforcement after "
         f"{record['warm_steps']} of the warm start{start}; means over {record['held_out']} held-out users with 95% "
         "intervals, then the change from before with the interval of a paired bootstrap over users; an asterisk marks "
-        "one without zero. One answer for all is the mean of these users' ratings: what goes beyond it is personal. "
+        "one without zero. One answer for all is the mean of these users' ratings; without it, ratings are centred on "
+        "that mean, as a recommender's user vectors are, and only what is personal is left. "
         "The best step was chosen on these very users by their reward, the last was not."
     )
     tables = [stage_table(evaluations, best)]

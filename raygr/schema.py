@@ -122,3 +122,6 @@ RECOMMENDATION_SCHEMA = pa.schema(
 # An export run: each as .parquet (VECTOR rows), .npy and .ids.txt.
 ITEM_VECTORS, USER_VECTORS = "item_vectors", "user_vectors"
 VECTOR_SCHEMA = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32()))])
+
+# An explanation (`raygr recommend --explain`): .json, .svg and .png.
+EXPLANATION = "explanation"

@@ -33,6 +33,9 @@ def test_opposite_tastes_are_personal_and_a_shared_one_is_not():
     assert opposite["common_mrr"] == pytest.approx(2 / 3) and opposite["common_auc"] == 0.5
     shared = metrics_of([problem(0, 0), problem(1, 0)], [[10.0], [7.0]])["metrics"]
     assert (shared["mrr"], shared["common_mrr"], shared["common_auc"]) == (1.0, 1.0, 1.0)
+    # without the mean, 8.5, the first still leans to its target and the second away from it: ranks 1 and 2
+    assert (opposite["personal_mrr"], opposite["personal_auc"]) == (1.0, 1.0)
+    assert (shared["personal_mrr"], shared["personal_auc"]) == (0.75, 0.5)
 
 
 def test_a_rating_that_was_not_read_counts_for_nobody():

@@ -152,6 +152,12 @@ def test_two_stages_with_one_output_are_refused(tmp_path: Path):
     assert (plan.state, plan.note) == (REFUSED, "stage 2 (train) has the same output")
 
 
+def test_a_job_of_a_cluster_writes_nowhere_in_its_own_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    lost = {"prepare": {"output": "outputs/made", "reviews": [f"{tmp_path}/raw.jsonl"]}}
+    assert [plan.state for plan in planned(prepare_stage(tmp_path), lost)] == [TO_RUN, REFUSED]
+
+
 # --- prompts and tokens --------------------------------------------------------------------------
 
 

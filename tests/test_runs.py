@@ -44,6 +44,16 @@ def test_an_unfinished_run_is_not_gone_on_with_from_other_inputs(tmp_path):
         runs.start_run(folder, job="train", config=Settings())
 
 
+def test_a_job_writes_nowhere_in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs.start_run("here", job="train", config=Settings())  # no job
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(runs.RunError, match="output: outputs/raw would lie in the job's own folder"):
+        runs.start_run("outputs/raw", job="train", config=Settings())
+    runs.start_run(f"{tmp_path}/run", job="train", config=Settings())
+    runs.start_run("memory://in-a-job", job="train", config=Settings())
+
+
 def test_reading_an_unfinished_or_foreign_run_says_what_to_do(tmp_path):
     folder = str(tmp_path / "run")
     with pytest.raises(runs.RunError, match="no such run folder; run `raygr prepare` first"):

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from raygr import runs
 from raygr.aspects.aspects import Aspect, AspectSet
+from raygr.data.prepared import Interactions
 from raygr.schema import (
     INTERACTION_SCHEMA,
     INTERACTIONS,
@@ -77,6 +78,14 @@ def user_rows(user: int, history: list[int], ratings: list[float] | None, tests:
     splits = [TRAIN] * (len(history) - 1 - tests) + [VALIDATION] + [TEST] * tests
     stars = ratings or [None] * len(history)
     return [(user, item, at, stars[at], at, splits[at]) for at, item in enumerate(history)]
+
+
+def interaction_arrays(rows: list[tuple[int, int, float | None, str]]) -> Interactions:
+    """Of (user_index, item_index, rating, split), as a prepare run is read back."""
+    users, items, ratings, splits = zip(*rows, strict=True)
+    rating_N = np.array([np.nan if rating is None else rating for rating in ratings], float)
+    columns = (np.array(users), np.array(items), rating_N, np.array(splits))
+    return Interactions(*columns, users=max(users) + 1, items=max(items))
 
 
 def typed(columns: list[tuple], schema: pa.Schema) -> pa.Table:

@@ -26,9 +26,9 @@ from raygr.finetuning.rewards import (
 )
 from raygr.finetuning.rollouts import Rollouts
 
-# Of an evaluation. The common ones are what the mean of all users' ratings gives, one answer for everybody: what
-# goes beyond them is personal.
-METRICS = ("reward", "mrr", "auc", "common_mrr", "common_auc", "valid")
+# Of an evaluation. The common ones are what the mean of all users' ratings gives, one answer for everybody. The
+# personal ones are of ratings centred on that mean: a recommender, which standardises users, is given no more.
+METRICS = ("reward", "mrr", "auc", "common_mrr", "common_auc", "personal_mrr", "personal_auc", "valid")
 LOSS_PARTS = ("value", "format", "format_reward", "teacher", "kl")
 STEP_SUMS = (
     *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
@@ -117,8 +117,9 @@ def user_metrics(judge: Judge, normalisation: Normalisation, problems: Sequence[
     own = judge_ratings(judge, normalisation, problems, ratings_UA[:, None])
     common_UA = ratings_UA.nanmean(dim=0).expand_as(ratings_UA)
     common = judge_ratings(judge, normalisation, problems, common_UA[:, None])
+    personal = judge_ratings(judge, fitted(judge, moments(ratings_UA)), problems, ratings_UA[:, None])
     valid_U = (~ratings_UA.isnan()).all(dim=1).double().cpu()
-    columns = (own.reward_BG, own.mrr_BG, own.auc_BG, common.mrr_BG, common.auc_BG)
+    columns = (own.reward_BG, own.mrr_BG, own.auc_BG, common.mrr_BG, common.auc_BG, personal.mrr_BG, personal.auc_BG)
     return torch.stack([*(column_U1[:, 0] for column_U1 in columns), valid_U])
 
 

@@ -40,6 +40,8 @@ class Inputs(NamedTuple):
 
     items: int
     items_N: Tensor
+    first_U: np.ndarray
+    """Where each user's interactions begin; one more entry for the end of the last."""
     windows: Windows
     targets: dict[str, Targets]
     """validation and test."""
@@ -77,6 +79,7 @@ def load_inputs(config: TrainConfig) -> Inputs:
     return Inputs(
         items=data.items,
         items_N=torch.from_numpy(data.item_N),
+        first_U=np.searchsorted(data.user_N, np.arange(data.users + 1)),
         windows=windows,
         targets=targets,
         owned=owned_items(data.user_N[is_train_N], data.item_N[is_train_N], users=data.users, items=data.items),

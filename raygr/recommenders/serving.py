@@ -23,10 +23,11 @@ from raygr.data.batches import Targets, seen_pairs
 from raygr.data.prepared import read_ids
 from raygr.data.vectors import align_items, named, read_vectors
 from raygr.diversity import Lists, mmr_lists, scaled_relevance, top_lists, unit_rows
-from raygr.embeddings import RefinedEmbedding, standardise
+from raygr.embeddings import RefinedEmbedding, ScoreParts, standardise
+from raygr.evaluation import full_ranks
 from raygr.recommenders.inputs import load_inputs, with_absolute_paths
-from raygr.recommenders.loop import Share, Training, item_scores, start_training, user_states
-from raygr.schema import INTERACTIONS, ITEMS, MODEL, USERS
+from raygr.recommenders.loop import Share, Training, encoder_states, item_scores, start_training, user_states
+from raygr.schema import ITEMS, MODEL, USERS
 
 
 class Recommendation(NamedTuple):
@@ -58,8 +59,6 @@ class Recommender:
     user_ids_U: np.ndarray
     index_of_item: dict[str, int]
     index_of_user: dict[str, int]
-    first_U: np.ndarray
-    """Where each user's interactions begin; one more entry for the end of the last."""
 
     def recommend(
         self, who: str | Sequence[str], n: int = 10, *, mmr_weight: float | None = None
@@ -77,8 +76,11 @@ class Recommender:
         """Whole histories: train, validation and test."""
         check_known(user_ids, self.index_of_user, "user", self.training.config.data)
         user_B = np.array([self.index_of_user[one] for one in user_ids])
-        first_B, end_B = self.first_U[user_B], self.first_U[user_B + 1]
-        items_N = self.training.inputs.items_N.numpy()
+        return self.up_to(user_B, self.training.inputs.first_U[user_B + 1])
+
+    def up_to(self, user_B: np.ndarray, end_B: np.ndarray) -> Histories:
+        """Users' histories before `end_B`, places in the flat array of interactions."""
+        first_B, items_N = self.training.inputs.first_U[user_B], self.training.inputs.items_N.numpy()
         parts = [items_N[first:end] for first, end in zip(first_B, end_B, strict=True)]
         return Histories(np.concatenate(parts), end_B - first_B, user_B)
 
@@ -110,6 +112,23 @@ class Recommender:
         """(B, D): vectors whose products with `rows_ID` are the scores."""
         training, targets = self.aimed(histories)
         return user_states(training, targets, torch.arange(len(histories.length_B)), self.rows_ID)
+
+    @torch.inference_mode()
+    def score_and_rank(self, histories: Histories, item: int) -> tuple[Tensor, Tensor]:
+        """<state, item> of an item_index after each history, and its rank among the unseen items: (B,) each."""
+        training, targets = self.aimed(histories)
+        example_B = torch.arange(len(histories.length_B))
+        scores_BI = item_scores(training, targets, example_B, self.rows_ID).float()
+        target_B = torch.full_like(example_B, item).to(training.device)
+        seen = (column.to(training.device) for column in seen_pairs(training.inputs.items_N, targets, example_B))
+        return scores_BI[:, item - 1], full_ranks(scores_BI, target_B, *seen)
+
+    @torch.inference_mode()
+    def split_scores(self, histories: Histories, item_C: Tensor) -> ScoreParts:
+        """The scores of items, as item_index, after each history: a base part and a term per aspect."""
+        training, targets = self.aimed(histories)
+        states = encoder_states(training, targets, torch.arange(len(histories.length_B)), self.rows_ID)
+        return training.model.embedding.split_score(*states, item_C.to(training.device))
 
     def aimed(self, histories: Histories) -> tuple[Training, Targets]:
         """What the loop's functions need to score the item after each whole history."""
@@ -158,14 +177,7 @@ def open_recommender(config: TrainConfig, run: str, *, list_scores: str | None, 
         user_ids_U=user_ids_U,
         index_of_item={one: place for place, one in enumerate(item_ids_I.tolist(), start=1)},
         index_of_user={one: place for place, one in enumerate(user_ids_U.tolist())},
-        first_U=first_interactions(config.data, len(user_ids_U)),
     )
-
-
-def first_interactions(data: str, users: int) -> np.ndarray:
-    """(U + 1,): where each user's rows begin in the interactions, which are sorted by user."""
-    user_N = runs.read_table(runs.join(data, INTERACTIONS), ["user_index"])["user_index"].to_numpy()
-    return np.searchsorted(user_N, np.arange(users + 1))
 
 
 def guided_rows(list_scores: str, config: TrainConfig, item_ids_I: np.ndarray) -> Tensor:

@@ -1,0 +1,97 @@
+"""The recommenders on MovieLens 1M beside published figures of the same protocol: full catalogue, leave-one-out.
+
+    raygr prepare --config configs/ml-1m/prepare.yaml
+    python benchmarks/quality.py sasrec gru4rec          # or no name, for all
+
+Each is `raygr train` with its file in configs/ml-1m/ (hours on two cores; an interrupted one goes on where it stopped,
+a finished one is skipped) and leaves its metrics in benchmarks/results/quality/<name>.json as it ends, to be committed.
+`--set` reaches `raygr train`. The last lines printed are a Markdown table of all the results that are there.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raygr import runs
+from raygr.config import TrainConfig, load_config
+from raygr.recommenders.train import train
+from raygr.schema import HISTORY, METRICS
+
+CONFIGS, RESULTS = Path("configs/ml-1m"), Path(__file__).parent / "results" / "quality"
+SETS = ("full", "uniform-100", "popularity-100")
+
+
+class Reference(NamedTuple):
+    """Published NDCG@10 at width 64 (or the nearest) in the full catalogue, and of 100 uniform candidates."""
+
+    source: str
+    full: float | None = None
+    uniform: float | None = None
+
+
+REFERENCES = {
+    "sasrec": Reference("monkey0head/time-to-split; pmixer/SASRec.pytorch", 0.177, 0.59),
+    "gru4rec": Reference("monkey0head/time-to-split", 0.156),
+    "bert4rec": Reference("monkey0head/time-to-split; asash/bert4rec_repro", 0.145, 0.601),
+    "sasrec-bce": Reference("asash/gSASRec-pytorch", 0.126),
+    "gru4rec-plus": Reference("none to trust"),
+    "gru4rec-bpr": Reference("none; gru4rec-plus must not fall below it"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(REFERENCES)}; none is all")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parsed = parser.parse_args()
+    unknown = [name for name in parsed.names if name not in REFERENCES]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: runs are {', '.join(REFERENCES)}")
+    for name in parsed.names or REFERENCES:
+        config = load_config(TrainConfig, str(CONFIGS / f"train-{name}.yaml"), parsed.set)
+        config = dataclasses.replace(config, candidates=SETS)
+        if not runs.is_finished(config.output):
+            train(config)
+        runs.write_json(result_of(config.output), str(result_file(name)))
+    there = [name for name in REFERENCES if result_file(name).exists()]
+    print(table({name: json.loads(result_file(name).read_text()) for name in there}))
+
+
+def result_file(name: str) -> Path:
+    return RESULTS / f"{name}.json"
+
+
+def result_of(output: str) -> dict[str, Any]:
+    """The run's record and metrics, with what its epochs took."""
+    lines = [json.loads(line) for line in Path(output, HISTORY).read_text().splitlines()]
+    return {
+        "run": runs.read_run(output, job="train"),
+        "metrics": runs.read_json(runs.join(output, METRICS)),
+        "training_seconds": sum(line["seconds"] for line in lines),
+        "evaluation_seconds": sum(line.get("evaluation_seconds", 0.0) for line in lines),
+    }
+
+
+def table(results: dict[str, dict]) -> str:
+    """Test metrics beside the references, one row per run."""
+    lines = [
+        "| run | NDCG@10 | Recall@10 | MRR | published NDCG@10 | 100 uniform, NDCG@10 | published | epochs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, result in results.items():
+        test, reference = result["metrics"]["test"], REFERENCES[name]
+        full, uniform = test["full"], test["uniform-100"]
+        cells = [name, *(f"{full[metric]:.4f}" for metric in ("ndcg_at_10", "recall_at_10", "mrr"))]
+        cells += [published(reference.full), f"{uniform['ndcg_at_10']:.4f}", published(reference.uniform)]
+        lines.append("| " + " | ".join([*cells, str(result["metrics"]["epochs"])]) + " |")
+    return "\n".join(lines)
+
+
+def published(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()
