@@ -31,31 +31,32 @@ from raygr.config_results import SweepConfig, ValueRange
 from raygr.recommenders.loop import CHOSEN_BY
 from raygr.recommenders.train import BEST, evaluated, train
 from raygr.sweep_results import Ended, epoch_lines, write_results
-from raygr.sweep_space import TRIALS, Point, checked_points, train_config, values_of
+from raygr.sweep_space import TRIALS, Point, search_points, train_config, values_of
 from raygr.workers import wants_gpu, workers_on_gpus
 
 logger = logging.getLogger(__name__)
 
 TUNE = "tune"
+AT_ONCE = "at_once.json"
 PARAMETERS = "params.json"  # in a trial's folder of Tune's
 CONTROLLERS = "raygr-sweep-controllers"
 LONGEST_NAME = 120
 ENDING_SECONDS = 30
-# Fewer files and lines: a trial's metrics are in its train run already.
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
+# Tune's own tables and tracebacks; read when it starts.
+QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
 
 
 def sweep(config: SweepConfig) -> runs.Run:
     """One train run per point; the best by validation, whose test metrics are read then, and those of no other."""
     if runs.is_finished(config.output):
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
-    points = checked_points(config)
-    shared = train_config(config, points[0], name="")
+    points = search_points(config)
+    trained = [train_config(config, point, name="") for point in points]  # refused here, before any work
     callbacks = [EndsTraining(), *mlflow_logger(config)]
     if config.search == "tpe":
         check_optuna()
     connect()
-    at_once = trials_at_once(config, shared)
+    at_once = trials_at_once(config, trained[0])
     run = runs.start_run(config.output, job="sweep", config=config)
     logger.info("sweep: %d trials, %d at a time", trials_of(config, points), at_once)
     settings = tune.TuneConfig(
@@ -67,13 +68,13 @@ def sweep(config: SweepConfig) -> runs.Run:
         trial_name_creator=trial_name,
         trial_dirname_creator=trial_name,
     )
-    tuner = started_tuner(config, settings, callbacks)
+    tuner = started_tuner(config, settings, at_once=at_once, callbacks=callbacks)
     controllers = controller_queue()  # lives as long as this name
     ended = ended_trials(config, tuner.fit(), expected=trials_of(config, points))
     controllers.shutdown()
     counts = write_results(config, run, ended)
-    used = [shared.data, shared.item_scores, shared.user_score_run, shared.list_scores]
-    runs.finish_run(run, inputs=[path for path in used if path], counts=counts)
+    used = {path for one in trained for path in (one.data, one.item_scores, one.user_score_run, one.list_scores)}
+    runs.finish_run(run, inputs=sorted(path for path in used if path), counts=counts)
     return run
 
 
@@ -150,14 +151,18 @@ def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
     return min(fitting, config.max_concurrent_trials or fitting)
 
 
-def started_tuner(config: SweepConfig, settings: tune.TuneConfig, callbacks: list[tune.Callback]) -> tune.Tuner:
+def started_tuner(
+    config: SweepConfig, settings: tune.TuneConfig, *, at_once: int, callbacks: list[tune.Callback]
+) -> tune.Tuner:
     """A fresh experiment, or the one that an earlier attempt at this folder began."""
     os.environ.update(QUIET)
     trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config), {"CPU": 1})
     folder = runs.absolute(runs.join(config.output, TUNE))
     if tune.Tuner.can_restore(folder):
+        check_room(config, at_once)
         logger.info("sweep: goes on with the trials of %s that had not ended", folder)
         return tune.Tuner.restore(folder, trainable, resume_unfinished=True)
+    runs.write_json(at_once, runs.join(folder, AT_ONCE))
     return tune.Tuner(
         trainable,
         param_space=tune_space(config),
@@ -170,6 +175,17 @@ def started_tuner(config: SweepConfig, settings: tune.TuneConfig, callbacks: lis
             verbose=0,
         ),
     )
+
+
+def check_room(config: SweepConfig, at_once: int) -> None:
+    """Tune goes on with as many trials at a time as it began with."""
+    folder = runs.join(config.output, TUNE)
+    before = runs.read_json(runs.join(folder, AT_ONCE))
+    if at_once < before:
+        raise ConfigError(
+            f"{config.output} was begun with {before} trials at a time, and Ray has room for {at_once} now: bring as "
+            f"many CPUs as then, or delete {folder} (finished train runs are kept all the same)"
+        )
 
 
 def trial_name(trial: Trial) -> str:

@@ -5,6 +5,7 @@ the mean over runs (seeds, and draws of random subsets), where there are two or 
 """
 
 import io
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -21,8 +22,9 @@ PANEL_INCHES = (4.2, 3.0)
 DOTS_PER_INCH = 150
 
 
-def write_figure(table: pd.DataFrame, names: list[str], run: runs.Run) -> None:
-    """figure.svg and figure.png of the rows, all finished; `names` are the searched ones but the seed."""
+def write_figure(finished: list[dict[str, Any]], names: list[str], run: runs.Run) -> None:
+    """figure.svg and figure.png of these rows of results.parquet; `names` are the searched ones but the seed."""
+    table = pd.DataFrame(finished)
     panels = [name for name in names if table[name].nunique(dropna=False) > 1] or names[:1]
     if not panels:
         return
@@ -90,4 +92,4 @@ def is_numeric(column: pd.Series) -> bool:
 
 
 def words(value: object) -> str:
-    return "none" if pd.isna(value) else str(value)
+    return "none" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import fsspec
-import pandas as pd
 import pyarrow as pa
 
 from raygr import runs
@@ -30,6 +29,7 @@ logger = logging.getLogger(__name__)
 RESULTS, SUMMARY = "results.parquet", "summary.md"
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 CHOSEN_BY = "validation_ndcg@10"
+DESCRIBED = (GUIDED_DIMENSION, "aspects", "guided_weight", "base_width", "model", "fusion", SEED)
 LONGEST_ERROR = 400
 
 
@@ -51,33 +51,28 @@ class Chosen(NamedTuple):
 
 def write_results(config: SweepConfig, run: runs.Run, ended: list[Ended]) -> dict[str, Any]:
     """Writes the files; the counts of run.json. RuntimeError where no trial finished."""
-    table = result_table(config, ended)
-    runs.write_table(pa.Table.from_pandas(table, preserve_index=False), run.file(RESULTS))
-    statuses = Counter(table["status"])
-    for row in table[table["status"] == FAILED].itertuples():
-        logger.error("trial %s failed: %s", row.run, row.error)
-    if not statuses[FINISHED]:
-        first = next(iter(table["error"].dropna()), "all were stopped early")
-        raise RuntimeError(f"no trial of {config.output} finished: {first}")
-    configurations = ranked_configurations(config, table)
+    rows = [result_row(config, trial) for trial in ended]
+    runs.write_table(pa.Table.from_pylist(rows), run.file(RESULTS))
+    for row in rows:
+        if row["status"] == FAILED:
+            logger.error("trial %s failed: %s", row["run"], row["error"])
+    finished = [row for row in rows if row["status"] == FINISHED]
+    if not finished:
+        raise RuntimeError(f"no trial of {config.output} finished; the first: {rows[0]['error'] or STOPPED}")
+    configurations = ranked_configurations(config, finished)
     test = test_metrics(configurations[0])
-    runs.write_text(summary(config, table, configurations, test), run.file(SUMMARY))
-    names = [name for name in config.space if name != SEED]
-    write_figure(table[table["status"] == FINISHED], names, run)
+    runs.write_text(summary(config, rows, configurations, test), run.file(SUMMARY))
+    write_figure(finished, [name for name in config.space if name != SEED], run)
+    statuses = Counter(row["status"] for row in rows)
     counts = {name.replace(" ", "_"): statuses[name] for name in (FINISHED, STOPPED, FAILED)}
-    return {"trials": {"all": len(table), **counts}, "chosen": configurations[0]._asdict()}
-
-
-def result_table(config: SweepConfig, ended: list[Ended]) -> pd.DataFrame:
-    rows = pd.DataFrame([result_row(config, trial) for trial in ended])
-    # whole numbers that some rows lack stay whole
-    return rows.convert_dtypes(convert_string=False, convert_boolean=False, convert_floating=False)
+    return {"trials": {"all": len(rows), **counts}, "chosen": configurations[0]._asdict()}
 
 
 def result_row(config: SweepConfig, trial: Ended) -> dict[str, Any]:
     status = FAILED if trial.error else FINISHED if runs.is_finished(trial.run) else STOPPED
-    row = {name: trial.point[name] for name in config.space if name != GUIDED_DIMENSION} | trained_with(config, trial)
-    row |= {"status": status, "run": trial.run, "error": trial.error and last_line(trial.error)}
+    searched = {name: trial.point[name] for name in config.space if name != GUIDED_DIMENSION}
+    row = trained_with(config, trial) | searched | {"status": status, "run": trial.run}
+    row["error"] = last_line(trial.error) if trial.error else ""
     return row | training_figures(epoch_lines(trial.run))
 
 
@@ -86,17 +81,10 @@ def trained_with(config: SweepConfig, trial: Ended) -> dict[str, Any]:
     try:
         trained = train_config(config, trial.point, name="")
     except ConfigError:
-        return {}
+        return dict.fromkeys(DESCRIBED)
     aspects = trained.aspects or aspect_names(trained)
-    return {
-        GUIDED_DIMENSION: len(aspects),
-        "aspects": ", ".join(aspects),
-        "guided_weight": trained.guided_weight,
-        "base_width": trained.base_width,
-        "model": trained.model,
-        "fusion": trained.fusion,
-        SEED: trained.seed,
-    }
+    settings = (trained.guided_weight, trained.base_width, trained.model, trained.fusion, trained.seed)
+    return dict(zip(DESCRIBED, (len(aspects), ", ".join(aspects), *settings), strict=True))
 
 
 def epoch_lines(run: str) -> list[dict[str, Any]]:
@@ -128,31 +116,32 @@ def last_line(error: str) -> str:
 # --- choosing ----------------------------------------------------------------------------------
 
 
-def ranked_configurations(config: SweepConfig, table: pd.DataFrame) -> list[Chosen]:
-    """The best first, by mean validation NDCG@10 over the finished runs.
+def ranked_configurations(config: SweepConfig, finished: list[dict[str, Any]]) -> list[Chosen]:
+    """The best first, by mean validation NDCG@10 over the finished runs, which are given.
 
-    Only configurations with as many finished runs as any: early stopping and failures leave others with their luckiest.
+    Only configurations with as many of them as any: early stopping and failures leave others with their luckiest.
     """
     names = described_by(config)
-    finished = table[table["status"] == FINISHED]
-    if not names:
-        return [chosen({}, finished)]
-    groups = [
-        chosen(dict(zip(names, values, strict=True)), rows) for values, rows in finished.groupby(names, dropna=False)
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in finished:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    most = max(map(len, groups.values()))
+    found = [
+        Chosen(
+            dict(zip(names, values, strict=True)),
+            [row["run"] for row in rows],
+            statistics.fmean(row[CHOSEN_BY] for row in rows),
+        )
+        for values, rows in groups.items()
+        if len(rows) == most
     ]
-    most = max(len(found.runs) for found in groups)
-    return sorted((found for found in groups if len(found.runs) == most), key=lambda found: -found.validation)
+    return sorted(found, key=lambda configuration: -configuration.validation)
 
 
 def described_by(config: SweepConfig) -> list[str]:
     """The columns that tell configurations apart: all searched names but the seed."""
     guided = ["aspects"] if GUIDED_DIMENSION in config.space else []
     return [name for name in config.space if name != SEED] + guided
-
-
-def chosen(values: dict[str, Any], rows: pd.DataFrame) -> Chosen:
-    plain = {name: None if pd.isna(value) else value for name, value in values.items()}
-    return Chosen(plain, list(rows["run"]), float(rows[CHOSEN_BY].mean()))
 
 
 def test_metrics(best: Chosen) -> dict[str, dict[str, float]]:
@@ -168,19 +157,19 @@ def test_metrics(best: Chosen) -> dict[str, dict[str, float]]:
 
 
 def summary(
-    config: SweepConfig, table: pd.DataFrame, configurations: list[Chosen], test: dict[str, dict[str, float]]
+    config: SweepConfig, rows: list[dict[str, Any]], configurations: list[Chosen], test: dict[str, dict[str, float]]
 ) -> str:
     """summary.md."""
-    statuses, best = Counter(table["status"]), configurations[0]
+    statuses, best = Counter(row["status"] for row in rows), configurations[0]
     counted = ", ".join(f"{statuses[name]} {name}" for name in (FINISHED, STOPPED, FAILED))
     names = described_by(config)
     ranked = [
         [*map(shown, found.values.values()), len(found.runs), f"{found.validation:.4f}"] for found in configurations
     ]
     tested = [[ranking, *(f"{metrics[name]:.4f}" for name in METRIC_NAMES)] for ranking, metrics in test.items()]
-    failed = [[row.run, row.error] for row in table[table["status"] == FAILED].itertuples()]
+    failed = [[row["run"], row["error"]] for row in rows if row["status"] == FAILED]
     parts = [
-        f"# {len(table)} trials: {counted}",
+        f"# {len(rows)} trials: {counted}",
         "Configurations by the mean validation NDCG@10 of their finished runs; only those with as many as any:",
         markdown([*names, "runs", "validation NDCG@10"], ranked),
         "Test metrics of the first, chosen by validation; of no other are they read:",

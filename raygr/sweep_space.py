@@ -41,64 +41,59 @@ class Draw(NamedTuple):
     seed: tuple[int, int]
 
 
-def checked_points(config: SweepConfig) -> list[Point]:
-    """The points of a grid or random search; for tpe those that show every value once.
+def search_points(config: SweepConfig) -> list[Point]:
+    """The points of a grid or random search; for tpe a few that show every value.
 
-    Raises ConfigError for a space that cannot be searched, and for any of these points that train would refuse.
+    Raises ConfigError for a space that cannot be searched.
     """
     check_space(config)
     match config.search:
         case "grid":
-            points = grid_points(config)
+            return grid_points(config)
         case "random":
-            points = random_points(config)
+            return random_points(config)
         case "tpe":
-            points = shown_values(config)
-    for point in points:
-        train_config(config, point, name="")
-    return points
+            return shown_values(config)
 
 
 def check_space(config: SweepConfig) -> None:
     known = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in NOT_SEARCHED]
     known += [GUIDED_DIMENSION, TOTAL_WIDTH]
-    unknown = [name for name in config.space if name not in known]
-    empty = [name for name, values in config.space.items() if isinstance(values, tuple) and not values]
     listed = {name: values for name, values in config.space.items() if isinstance(values, tuple)}
-    lists = [
-        name
-        for name, values in listed.items()
-        if name != GUIDED_DIMENSION and any(isinstance(value, tuple | RandomSubsets) for value in values)
-    ]
-    clashes = [
-        f"{first} and {second}"
-        for first, second in (("aspects", GUIDED_DIMENSION), ("base_width", TOTAL_WIDTH))
-        if first in config.space and second in config.space
-    ]
-    twice = [name for name in config.train if name in config.space]
-    ranges = [name for name, values in config.space.items() if isinstance(values, ValueRange)]
-    problems = {
-        f"nothing can be searched by the name of {', '.join(unknown)}; names are: {', '.join(known)}": unknown,
-        "no name is searched": not config.space,
-        f"no value of {', '.join(empty)}": empty,
-        f"lists are for {GUIDED_DIMENSION}, not for {', '.join(lists)}": lists,
-        f"{', '.join(clashes)} set the same, search one of them": clashes,
-        f"{', '.join(twice)}: in train, too; leave it in one of them": twice,
-        f"the range of {', '.join(ranges)} is for search: random or tpe; a grid needs a list": (
-            ranges and config.search == "grid"
-        ),
-        f"{', '.join(bad_ranges(config))}: low must be below high, and above 0 with log": bad_ranges(config),
+    ranges = {name: values for name, values in config.space.items() if isinstance(values, ValueRange)}
+    set_twice = {*config.train} & {*config.space}
+    for one, other in (("aspects", GUIDED_DIMENSION), ("base_width", TOTAL_WIDTH)):
+        if other in config.space and (one in config.space or (one in config.train and one == "aspects")):
+            set_twice |= {one, other}
+    found = {
+        f"has names that cannot be searched; those that can are: {', '.join(known)}": set(config.space) - set(known),
+        "sets what is set elsewhere, too": set_twice,
+        "has no value": {name for name, values in listed.items() if not values},
+        "has the same value twice": {name for name, values in listed.items() if has_twice(values)},
+        f"has lists, which are for {GUIDED_DIMENSION}": {
+            name
+            for name, values in listed.items()
+            if name != GUIDED_DIMENSION and any(isinstance(value, tuple | RandomSubsets) for value in values)
+        },
+        "has a range, but a grid needs lists": set(ranges) if config.search == "grid" else set(),
+        "has a range whose low is not below its high, or not above 0 with log": {
+            name for name, r in ranges.items() if r.low >= r.high or (r.log and r.low <= 0)
+        },
     }
-    wrong = [text for text, found in problems.items() if found]
-    if wrong:
-        raise ConfigError("space: " + "; ".join(wrong))
+    wrong = [f"space {text} ({', '.join(sorted(names))})" for text, names in found.items() if names]
+    if not config.space:
+        wrong.append("space is empty: name what is searched, and its values")
     if (config.trials is None) != (config.search == "grid"):
-        raise ConfigError("trials: how many points, is for search: random and tpe, and needed there")
+        wrong.append("trials says how many points search: random and tpe try: they need it, a grid has none")
+    if "output" in config.train:
+        wrong.append("train.output: every trial has its own, below the sweep's output")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
 
 
-def bad_ranges(config: SweepConfig) -> list[str]:
-    found = {name: values for name, values in config.space.items() if isinstance(values, ValueRange)}
-    return [name for name, r in found.items() if r.low >= r.high or (r.log and r.low <= 0)]
+def has_twice(values: tuple) -> bool:
+    # True == 1, but they are two values
+    return len({repr(value) for value in values}) < len(values)
 
 
 def values_of(config: SweepConfig, name: str) -> list[Value]:
@@ -117,10 +112,10 @@ def guided_dimensions(config: SweepConfig) -> dict[Value, int | tuple[str, ...] 
                 found |= {f"{aspects} at random, draw {n}": Draw(aspects, (config.seed, n)) for n in range(count)}
             case tuple():
                 found[", ".join(value)] = value
-            case bool() | float() | str() | None:
-                raise ConfigError(f"space.{GUIDED_DIMENSION}: {value!r} is no count, list of aspects or random subsets")
-            case _:
+            case int() if value is not True and value is not False:
                 found[value] = value
+            case _:
+                raise ConfigError(f"space.{GUIDED_DIMENSION}: {value!r} is no count, list of aspects or random subsets")
     return found
 
 
