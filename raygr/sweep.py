@@ -189,10 +189,10 @@ def check_room(config: SweepConfig, at_once: int) -> None:
 
 
 def trial_name(trial: Trial) -> str:
-    """Its number and its point, as the name of a folder."""
+    """Its number and its point, as a folder's name that a shell and YAML take as it is."""
     number = int(trial.experiment_tag.partition("_")[0])
-    point = " ".join(f"{name}={value}" for name, value in trial.config.items())
-    return f"{number:04} " + re.sub(r"[^\w .,=+-]", "-", point)[:LONGEST_NAME].strip()
+    point = "_".join(f"{name}={value}" for name, value in trial.config.items())
+    return f"{number:04}_{re.sub(r'[^a-zA-Z0-9_.=+-]+', '-', point)[:LONGEST_NAME]}"
 
 
 def run_trial(point: Point, *, sweep_config: SweepConfig) -> None:

@@ -50,7 +50,7 @@ class Chosen(NamedTuple):
 
 
 def write_results(config: SweepConfig, run: runs.Run, ended: list[Ended]) -> dict[str, Any]:
-    """Writes the files; the counts of run.json. RuntimeError where no trial finished."""
+    """Writes the files; the counts of run.json. RunError where no trial finished."""
     rows = [result_row(config, trial) for trial in ended]
     runs.write_table(pa.Table.from_pylist(rows), run.file(RESULTS))
     for row in rows:
@@ -58,7 +58,7 @@ def write_results(config: SweepConfig, run: runs.Run, ended: list[Ended]) -> dic
             logger.error("trial %s failed: %s", row["run"], row["error"])
     finished = [row for row in rows if row["status"] == FINISHED]
     if not finished:
-        raise RuntimeError(f"no trial of {config.output} finished; the first: {rows[0]['error'] or STOPPED}")
+        raise runs.RunError(f"no trial of {config.output} finished; the first: {rows[0]['error'] or STOPPED}")
     configurations = ranked_configurations(config, finished)
     test = test_metrics(configurations[0])
     runs.write_text(summary(config, rows, configurations, test), run.file(SUMMARY))

@@ -265,7 +265,7 @@ def test_failed_trials_are_told_with_their_errors_and_a_sweep_of_such_alone_is_n
     assert table["guided_dimension"].tolist() == [0, 0, 2, 2]
     page = Path(run.file("summary.md")).read_text()
     assert r"ValueError: the loss of epoch 1 is nan \| inf |" in page
-    with pytest.raises(RuntimeError, match=r"no trial of .* finished; the first: ValueError"):
+    with pytest.raises(runs.RunError, match=r"no trial of .* finished; the first: ValueError"):
         write_results(config, run, [trials[1]])
 
 
@@ -356,14 +356,14 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_had_not_ended():
         written = {"output": f"{folder}/sweep", "train": train, "space": {"seed": [0, 1, 2]}}
         (folder / "sweep.yaml").write_text(json.dumps(written))
         killed = sweeping(folder, folder / "killed.log")
-        second = folder / "sweep/trials/0001 seed=1/epochs.jsonl"
+        second = folder / "sweep/trials/0001_seed=1/epochs.jsonl"
         latest = time.monotonic() + 240
         while not (second.exists() and len(second.read_text().splitlines()) >= 5):
             assert killed.poll() is None and time.monotonic() < latest, (folder / "killed.log").read_text()
             time.sleep(0.05)
         killed.kill()
         killed.wait()
-        first = folder / "sweep/trials/0000 seed=0/run.json"
+        first = folder / "sweep/trials/0000_seed=0/run.json"
         before = first.stat().st_mtime_ns
         resumed = sweeping(folder, folder / "resumed.log")
         assert resumed.wait(timeout=240) == 0, (folder / "resumed.log").read_text()
