@@ -31,7 +31,7 @@ from raygr.config_results import SweepConfig, ValueRange
 from raygr.recommenders.loop import CHOSEN_BY
 from raygr.recommenders.train import BEST, evaluated, train
 from raygr.sweep_results import Ended, epoch_lines, write_results
-from raygr.sweep_space import TRIALS, Point, search_points, train_config, values_of
+from raygr.sweep_space import TRIALS, Point, search_points, train_config, values_of, with_absolute_paths
 from raygr.workers import wants_gpu, workers_on_gpus
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def sweep(config: SweepConfig) -> runs.Run:
     """One train run per point; the best by validation, whose test metrics are read then, and those of no other."""
     if runs.is_finished(config.output):
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    as_written, config = config, with_absolute_paths(config)
     points = search_points(config)
     trained = [train_config(config, point, name="") for point in points]  # refused here, before any work
     callbacks = [EndsTraining(), *mlflow_logger(config)]
@@ -57,7 +58,7 @@ def sweep(config: SweepConfig) -> runs.Run:
         check_optuna()
     connect()
     at_once = trials_at_once(config, trained[0])
-    run = runs.start_run(config.output, job="sweep", config=config)
+    run = runs.start_run(config.output, job="sweep", config=as_written)
     logger.info("sweep: %d trials, %d at a time", trials_of(config, points), at_once)
     settings = tune.TuneConfig(
         metric=BEST,
@@ -133,7 +134,7 @@ def mlflow_logger(config: SweepConfig) -> list[tune.Callback]:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
     except ImportError:
         raise ConfigError("mlflow: needs MLflow: pip install 'raygr[mlflow]'") from None
-    return [MLflowLoggerCallback(tracking_uri=config.mlflow, experiment_name=runs.absolute(config.output))]
+    return [MLflowLoggerCallback(tracking_uri=config.mlflow, experiment_name=config.output)]
 
 
 def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
@@ -157,7 +158,7 @@ def started_tuner(
     """A fresh experiment, or the one that an earlier attempt at this folder began."""
     os.environ.update(QUIET)
     trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config), {"CPU": 1})
-    folder = runs.absolute(runs.join(config.output, TUNE))
+    folder = runs.join(config.output, TUNE)
     if tune.Tuner.can_restore(folder):
         check_room(config, at_once)
         logger.info("sweep: goes on with the trials of %s that had not ended", folder)
@@ -169,7 +170,7 @@ def started_tuner(
         tune_config=settings,
         run_config=tune.RunConfig(
             name=TUNE,
-            storage_path=runs.absolute(config.output),
+            storage_path=config.output,
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             callbacks=callbacks,
             verbose=0,

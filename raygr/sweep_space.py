@@ -16,10 +16,11 @@ from raygr import runs
 from raygr.config import ConfigError, TrainConfig, check_config
 from raygr.config_results import RandomSubsets, SweepConfig, Value, ValueRange
 from raygr.data.vectors import read_vectors
-from raygr.recommenders.inputs import check_settings, check_width, with_absolute_paths
+from raygr.recommenders.inputs import check_settings, check_width
 
 GUIDED_DIMENSION, TOTAL_WIDTH, SEED = "guided_dimension", "total_width", "seed"
 NOT_SEARCHED = ("output", "workers", "use_gpu", "threads")  # where a trial runs is the same for all
+PATHS = ("data", "item_scores", "user_score_run", "list_scores")
 TRIALS = "trials"
 # A base model has no scores; what only makes sense with them goes with them.
 BASE_MODEL = {
@@ -172,11 +173,18 @@ def shown_values(config: SweepConfig) -> list[Point]:
     return [first | {name: value} for name, found in values.items() for value in found]
 
 
-def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig:
-    """The configuration of the trial called `name`; ConfigError where train would refuse it.
+def with_absolute_paths(config: SweepConfig) -> SweepConfig:
+    """For trials, which run in folders of their own."""
+    train = {name: runs.absolute(value) if name in PATHS and value else value for name, value in config.train.items()}
+    space = {
+        name: tuple(runs.absolute(value) if value else value for value in values) if name in PATHS else values
+        for name, values in config.space.items()
+    }
+    return dataclasses.replace(config, output=runs.absolute(config.output), train=train, space=space)
 
-    Trials run in folders of their own, so its paths are absolute.
-    """
+
+def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig:
+    """The configuration of the trial called `name`; ConfigError where train would refuse it."""
     source = "trial " + ", ".join(f"{searched} = {value}" for searched, value in point.items())
     fields = {searched: value for searched, value in point.items() if searched not in (GUIDED_DIMENSION, TOTAL_WIDTH)}
     settings = {"threads": 1, **config.train, **fields, "output": runs.join(runs.join(config.output, TRIALS), name)}
@@ -194,7 +202,7 @@ def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig
         check_width(trained, len(aspects))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    return with_absolute_paths(trained)
+    return trained
 
 
 def chosen_aspects(config: SweepConfig, label: Value, trained: TrainConfig) -> tuple[str, ...]:

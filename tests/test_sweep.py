@@ -21,7 +21,7 @@ from raygr.config_results import SweepConfig
 from raygr.evaluation import METRICS
 from raygr.sweep_figure import lines_through_the_best
 from raygr.sweep_results import Ended, ranked_configurations, result_row, write_results
-from raygr.sweep_space import search_points, train_config
+from raygr.sweep_space import search_points, train_config, with_absolute_paths
 
 ITEMS, ASPECTS = 20, ["pace", "tension", "humour", "length"]
 SMALL = {"base_width": 16, "batch_size": 8, "max_history": 10, "epochs": 4, "dropout": 0.0, "fusion": "concat"}
@@ -86,6 +86,16 @@ def test_a_grid_has_every_point_once_and_trials_their_own_folders(toy: Path):
     configs = trained(config)
     assert [(one.model, one.guided_weight, one.seed) for one in configs] == [tuple(point.values()) for point in points]
     assert configs[3].output == f"{toy}/sweep/trials/3" and configs[3].threads == 1
+
+
+def test_trials_in_folders_of_their_own_find_the_data(toy: Path, monkeypatch):
+    monkeypatch.chdir(toy)
+    train = {"data": "prepare", "item_scores": "scores.csv"}
+    config = with_absolute_paths(settings(Path(), {"item_scores": ["scores.csv", None], "seed": [0]}, train=train))
+    monkeypatch.chdir("/")
+    scored, base = trained(config)
+    assert (scored.data, scored.item_scores, base.item_scores) == (f"{toy}/prepare", f"{toy}/scores.csv", None)
+    assert scored.output == f"{toy}/sweep/trials/0"
 
 
 def test_random_points_differ_stay_in_their_ranges_and_repeat_with_the_seed(toy: Path):
