@@ -60,12 +60,14 @@ def write_results(config: SweepConfig, run: runs.Run, ended: list[Ended]) -> dic
     if not finished:
         raise runs.RunError(f"no trial of {config.output} finished; the first: {rows[0]['error'] or STOPPED}")
     configurations = ranked_configurations(config, finished)
-    test = test_metrics(configurations[0])
+    best = configurations[0]
+    logger.info("best by validation: %s, NDCG@10 %.4f", best.values, best.validation)
+    test = test_metrics(best)
     runs.write_text(summary(config, rows, configurations, test), run.file(SUMMARY))
     write_figure(finished, [name for name in config.space if name != SEED], run)
     statuses = Counter(row["status"] for row in rows)
     counts = {name.replace(" ", "_"): statuses[name] for name in (FINISHED, STOPPED, FAILED)}
-    return {"trials": {"all": len(rows), **counts}, "chosen": configurations[0]._asdict()}
+    return {"trials": {"all": len(rows), **counts}, "chosen": best._asdict()}
 
 
 def result_row(config: SweepConfig, trial: Ended) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from raygr.data.vectors import read_vectors
 from raygr.recommenders.inputs import check_settings, check_width
 
 GUIDED_DIMENSION, TOTAL_WIDTH, SEED = "guided_dimension", "total_width", "seed"
-NOT_SEARCHED = ("output", "workers", "use_gpu", "threads")  # where a trial runs is the same for all
+# Where a trial runs and what it is measured by is the same for all; aspects are the guided dimension's.
+NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "candidates", "targets", "aspects")
 PATHS = ("data", "item_scores", "user_score_run", "list_scores")
 TRIALS = "trials"
 # A base model has no scores; what only makes sense with them goes with them.
@@ -63,19 +64,15 @@ def check_space(config: SweepConfig) -> None:
     listed = {name: values for name, values in config.space.items() if isinstance(values, tuple)}
     ranges = {name: values for name, values in config.space.items() if isinstance(values, ValueRange)}
     set_twice = {*config.train} & {*config.space}
-    for one, other in (("aspects", GUIDED_DIMENSION), ("base_width", TOTAL_WIDTH)):
-        if other in config.space and (one in config.space or (one in config.train and one == "aspects")):
-            set_twice |= {one, other}
+    if GUIDED_DIMENSION in config.space:
+        set_twice |= {"aspects"} & {*config.train}
+    if TOTAL_WIDTH in config.space:
+        set_twice |= {"base_width"} & {*config.space}
     found = {
         f"has names that cannot be searched; those that can are: {', '.join(known)}": set(config.space) - set(known),
-        "sets what is set elsewhere, too": set_twice,
+        f"sets what train, {GUIDED_DIMENSION} or {TOTAL_WIDTH} sets, too": set_twice,
         "has no value": {name for name, values in listed.items() if not values},
         "has the same value twice": {name for name, values in listed.items() if has_twice(values)},
-        f"has lists, which are for {GUIDED_DIMENSION}": {
-            name
-            for name, values in listed.items()
-            if name != GUIDED_DIMENSION and any(isinstance(value, tuple | RandomSubsets) for value in values)
-        },
         "has a range, but a grid needs lists": set(ranges) if config.search == "grid" else set(),
         "has a range whose low is not below its high, or not above 0 with log": {
             name for name, r in ranges.items() if r.low >= r.high or (r.log and r.low <= 0)
@@ -174,13 +171,17 @@ def shown_values(config: SweepConfig) -> list[Point]:
 
 
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:
-    """For trials, which run in folders of their own."""
-    train = {name: runs.absolute(value) if name in PATHS and value else value for name, value in config.train.items()}
+    """For trials, which run in folders of their own; a value that is no path is left for the checks."""
+    train = {name: absolute(value) if name in PATHS else value for name, value in config.train.items()}
     space = {
-        name: tuple(runs.absolute(value) if value else value for value in values) if name in PATHS else values
+        name: tuple(map(absolute, values)) if name in PATHS and isinstance(values, tuple) else values
         for name, values in config.space.items()
     }
     return dataclasses.replace(config, output=runs.absolute(config.output), train=train, space=space)
+
+
+def absolute(value: object) -> object:
+    return runs.absolute(value) if isinstance(value, str) else value
 
 
 def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Spaces become points and train settings, or are refused; results are chosen by validation; trials run, stop, fail."""
+"""Trials fit their cluster, run, stop early, fail, and go on after a kill."""
 
 import json
 import math
@@ -13,145 +13,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from toy_data import cycles, random_scores, write_csv, write_prepared
+from toy_data import cycles, write_prepared
+from toy_sweep import ITEMS, SMALL, settings, trained, write_toy
 
 from raygr import runs, sweep
-from raygr.config import ConfigError, check_config
-from raygr.config_results import SweepConfig
-from raygr.evaluation import METRICS
-from raygr.sweep_figure import lines_through_the_best
-from raygr.sweep_results import Ended, ranked_configurations, result_row, write_results
-from raygr.sweep_space import search_points, train_config, with_absolute_paths
-
-ITEMS, ASPECTS = 20, ["pace", "tension", "humour", "length"]
-SMALL = {"base_width": 16, "batch_size": 8, "max_history": 10, "epochs": 4, "dropout": 0.0, "fusion": "concat"}
+from raygr.config import ConfigError
+from raygr.sweep_space import train_config
 
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """20 users who walk a cycle of 20 items, and item scores of four aspects."""
-    write_prepared(tmp_path / "prepare", cycles(20, ITEMS, 12), items=ITEMS)
-    scores_IA = random_scores(ITEMS, 4, seed=0)
-    write_csv(tmp_path / "scores.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
-    return tmp_path
-
-
-def settings(folder: Path, space: dict[str, Any], **changes: Any) -> SweepConfig:
-    train = {"data": str(folder / "prepare"), "item_scores": str(folder / "scores.csv")} | SMALL
-    train |= changes.pop("train", {})
-    given = {"output": str(folder / "sweep"), "train": {k: v for k, v in train.items() if k not in space}}
-    return check_config(SweepConfig, given | {"space": space} | changes, source="test")
-
-
-def trained(config: SweepConfig) -> list:
-    return [train_config(config, point, name=str(n)) for n, point in enumerate(search_points(config))]
-
-
-# --- the space ---------------------------------------------------------------------------------
-
-
-def test_guided_dimensions_become_aspects(toy: Path):
-    dimensions = [0, 2, ["length", "pace"], {"random": 2, "subsets": 3}]
-    base, first, named, *draws = trained(settings(toy, {"guided_dimension": dimensions}, train={"control": "shuffled"}))
-    assert (base.item_scores, base.aspects, base.control) == (None, None, "none")
-    assert first.aspects == ("pace", "tension") and first.control == "shuffled"
-    assert named.aspects == ("length", "pace")
-    assert [len(draw.aspects) for draw in draws] == [2, 2, 2]
-    places = [[ASPECTS.index(name) for name in draw.aspects] for draw in draws]
-    assert all(place == sorted(place) for place in places)
-    assert len({draw.aspects for draw in draws}) > 1
-    again = trained(settings(toy, {"guided_dimension": dimensions}, train={"control": "shuffled"}))
-    assert [draw.aspects for draw in draws] == [draw.aspects for draw in again[3:]]
-    others = trained(settings(toy, {"guided_dimension": dimensions}, seed=1))
-    assert [draw.aspects for draw in draws] != [draw.aspects for draw in others[3:]]
-
-
-def test_a_total_width_is_kept_and_none_leaves_the_base_width(toy: Path):
-    """Figure 3: learned and guided dimensions together 20, and beside it 16 + k."""
-    configs = trained(settings(toy, {"guided_dimension": [0, 2, 4], "total_width": [20, None]}))
-    assert [config.base_width for config in configs] == [20, 16, 18, 16, 16, 16]
-    added = trained(settings(toy, {"guided_dimension": [4], "total_width": [20]}, train={"fusion": "add"}))
-    assert [config.base_width for config in added] == [20]
-
-
-def test_a_grid_has_every_point_once_and_trials_their_own_folders(toy: Path):
-    config = settings(toy, {"model": ["sasrec", "gru4rec"], "guided_weight": [0.5, 2], "seed": [0, 1]})
-    points = search_points(config)
-    assert [tuple(point.values()) for point in points[:3]] == [
-        ("sasrec", 0.5, 0),
-        ("sasrec", 0.5, 1),
-        ("sasrec", 2, 0),
-    ]
-    assert len({tuple(point.values()) for point in points}) == 8
-    configs = trained(config)
-    assert [(one.model, one.guided_weight, one.seed) for one in configs] == [tuple(point.values()) for point in points]
-    assert configs[3].output == f"{toy}/sweep/trials/3" and configs[3].threads == 1
-
-
-def test_trials_in_folders_of_their_own_find_the_data(toy: Path, monkeypatch):
-    monkeypatch.chdir(toy)
-    train = {"data": "prepare", "item_scores": "scores.csv"}
-    config = with_absolute_paths(settings(Path(), {"item_scores": ["scores.csv", None], "seed": [0]}, train=train))
-    monkeypatch.chdir("/")
-    scored, base = trained(config)
-    assert (scored.data, scored.item_scores, base.item_scores) == (f"{toy}/prepare", f"{toy}/scores.csv", None)
-    assert scored.output == f"{toy}/sweep/trials/0"
-
-
-def test_random_points_differ_stay_in_their_ranges_and_repeat_with_the_seed(toy: Path):
-    lists = {"guided_weight": [0.5, 1, 2], "seed": [0, 1, 2]}
-    points = search_points(settings(toy, lists, search="random", trials=9))
-    assert len({tuple(point.values()) for point in points}) == 9
-    assert points != search_points(settings(toy, lists))
-    ranges = {
-        "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-        "base_width": {"low": 8, "high": 12},
-        "heads": [1],
-    }
-    drawn = [search_points(settings(toy, ranges, search="random", trials=50, seed=seed)) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    widths = {point["base_width"] for point in drawn[0]}
-    rates = [point["learning_rate"] for point in drawn[0]]
-    assert widths == {8, 9, 10, 11, 12}
-    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
-    assert 10 < sum(rate < 1e-3 for rate in rates) < 40  # a factor of ten on either side
-
-
-@pytest.mark.parametrize(
-    ("space", "changes", "words"),
-    [
-        ({}, {}, "space is empty"),
-        ({"seed": []}, {}, r"no value \(seed\)"),
-        ({"lambda": [1]}, {}, r"cannot be searched.*guided_weight.*guided_dimension.*\(lambda\)"),
-        ({"workers": [1, 2]}, {}, r"cannot be searched.*\(workers\)"),
-        ({"seed": [0, 1, 0]}, {}, r"same value twice \(seed\)"),
-        ({"candidates": [["full"], ["uniform-100"]]}, {}, r"lists, which are for guided_dimension \(candidates\)"),
-        ({"guided_dimension": [2], "aspects": [None]}, {}, r"set elsewhere, too \(aspects, guided_dimension\)"),
-        ({"total_width": [20], "base_width": [16]}, {}, r"set elsewhere, too \(base_width, total_width\)"),
-        ({"dropout": {"low": 0.1, "high": 0.5}}, {}, r"a grid needs lists \(dropout\)"),
-        ({"dropout": {"low": 0.5, "high": 0.1}}, {"search": "random", "trials": 2}, r"not below its high.*\(dropout\)"),
-        ({"seed": [0]}, {"trials": 3}, "a grid has none"),
-        ({"seed": [0]}, {"search": "random"}, "they need it"),
-        ({"seed": [0, 1]}, {"search": "random", "trials": 3}, "2 points, fewer than 3"),
-        ({"seed": [0]}, {"train": {"output": "x"}}, r"train\.output"),
-        ({"guided_dimension": [5]}, {}, "guided_dimension: 5, but .* has 4 aspects: pace, tension, humour, length"),
-        ({"guided_dimension": [["fear"]]}, {}, "guided_dimension: fear, but .* has 4 aspects"),
-        ({"guided_dimension": [{"random": 5, "subsets": 2}]}, {}, "5 at random, draw 0, but .* has 4 aspects"),
-        ({"guided_dimension": [2]}, {"train": {"item_scores": None}}, "2, but no item_scores"),
-        ({"guided_dimension": ["three"]}, {}, "'three' is no count"),
-        ({"dropout": [0.1, 1.5]}, {}, r"(?s)trial dropout = 1.5 is no valid TrainConfig.*less than 1"),
-        ({"guided_weight": [1, -1]}, {}, r"(?s)guided_weight = -1 .*greater than or equal to 0"),
-        ({"linear_map": [True], "fusion": ["concat", "add"]}, {}, "fusion = add: linear_map is for fusion: concat"),
-        ({"base_width": [16, 17]}, {}, "base_width = 17: total width 21"),
-        ({"total_width": [4]}, {}, r"(?s)total_width = 4 .*base_width"),
-        ({"dropout": [0.1, 2.0]}, {"search": "tpe", "trials": 3}, "dropout = 2.0"),
-    ],
-)
-def test_a_wrong_space_is_refused_before_anything_starts(toy: Path, monkeypatch, space, changes, words):
-    monkeypatch.setattr(sweep, "connect", lambda: pytest.fail("Ray was started"))
-    with pytest.raises(ConfigError, match=words):
-        sweep.sweep(settings(toy, space, **changes))
-    assert not (toy / "sweep").exists()
+    return write_toy(tmp_path)
 
 
 def test_tpe_and_mlflow_say_what_to_install(toy: Path, monkeypatch):
@@ -201,102 +73,6 @@ def test_a_trial_that_can_never_be_placed_is_refused(toy, monkeypatch, resources
     config = settings(toy, {"seed": [0, 1]}, train=train, gpu_share=0.5)
     with pytest.raises(ConfigError, match=words):
         sweep.trials_at_once(config, trained(config)[0])
-
-
-# --- the results -------------------------------------------------------------------------------
-
-
-def ended(config: SweepConfig, validations: list[float | None], tests: list[float]) -> list[Ended]:
-    """A trial per point; its train run reached that validation NDCG@10, and did not end where that is None."""
-    trials = []
-    for number, (point, best) in enumerate(zip(search_points(config), validations, strict=True)):
-        path = f"{config.output}/trials/{number}"
-        run = runs.start_run(path, job="train", config={})
-        metrics = dict.fromkeys(METRICS, 0.5)
-        lines = [
-            {"epoch": n, "seconds": 2.0, "validation": metrics | {"ndcg_at_10": v}}
-            for n, v in enumerate([0.1, best or 0.2, 0.1], start=1)
-        ]
-        runs.write_text("".join(json.dumps(line) + "\n" for line in lines), run.file("epochs.jsonl"))
-        if best is not None:
-            test = {"full": metrics | {"ndcg_at_10": tests[number]}}
-            runs.write_json({"test": test}, run.file("metrics.json"))
-            runs.finish_run(run, inputs=[], counts={})
-        trials.append(Ended(path, point, None))
-    return trials
-
-
-def test_validation_chooses_and_no_other_test_metric_is_read(toy: Path):
-    """Seed means of validation .45 and .5; the first has the better test metrics, and they lie unreadable."""
-    config = settings(toy, {"guided_weight": [1, 2], "seed": [0, 1]})
-    trials = ended(config, [0.6, 0.3, 0.5, 0.5], tests=[0.9, 0.9, 0.1, 0.3])
-    for number in (0, 1):
-        Path(trials[number].run, "metrics.json").write_text("no JSON")
-    run = runs.start_run(config.output, job="sweep", config=config)
-    counts = write_results(config, run, trials)
-    assert counts["trials"] == {"all": 4, "finished": 4, "stopped_early": 0, "failed": 0}
-    assert counts["chosen"]["values"] == {"guided_weight": 2.0}
-    assert counts["chosen"]["runs"] == [trial.run for trial in trials[2:]]
-    table = pd.read_parquet(run.file("results.parquet"))
-    assert table["validation_ndcg@10"].tolist() == [0.6, 0.3, 0.5, 0.5]
-    assert table["guided_weight"].tolist() == [1, 1, 2, 2] and table["seed"].tolist() == [0, 1, 0, 1]
-    assert set(table["guided_dimension"]) == {4} and set(table["model"]) == {"sasrec"}
-    assert (table["epochs"].tolist(), table["seconds"].tolist()) == ([3] * 4, [6.0] * 4)
-    assert table["best_epoch"].tolist() == [2] * 4
-    assert not any("test" in column for column in table)
-    page = Path(run.file("summary.md")).read_text()
-    assert page.startswith("# 4 trials: 4 finished, 0 stopped early, 0 failed")
-    assert "| 2 | 2 | 0.5000 |\n| 1 | 2 | 0.4500 |" in page
-    assert "| full | 0.5000 | 0.5000 | 0.5000 | 0.5000 | 0.5000 | 0.5000 | 0.2000 | 0.5000 |" in page
-
-
-def test_a_configuration_with_fewer_finished_runs_is_not_chosen_for_its_luck(toy: Path):
-    """Of the second only the run that went well was not stopped early."""
-    config = settings(toy, {"guided_weight": [1, 2], "seed": [0, 1]})
-    trials = ended(config, [0.4, 0.5, 0.8, None], tests=[0.1] * 4)
-    rows = [result_row(config, trial) for trial in trials]
-    assert [row["status"] for row in rows] == ["finished", "finished", "finished", "stopped early"]
-    assert rows[3]["validation_ndcg@10"] == 0.2
-    [only] = ranked_configurations(config, rows[:3])
-    assert (only.values, only.validation) == ({"guided_weight": 1.0}, pytest.approx(0.45))
-
-
-def test_failed_trials_are_told_with_their_errors_and_a_sweep_of_such_alone_is_no_success(toy: Path):
-    config = settings(toy, {"guided_dimension": [0, 2], "total_width": [20, None]})
-    trials = ended(config, [0.4, None, 0.5, 0.3], tests=[0.1] * 4)
-    trials[1] = trials[1]._replace(error="Traceback ...\n  File x\nValueError: the loss of epoch 1 is nan | inf\n")
-    run = runs.start_run(config.output, job="sweep", config=config)
-    counts = write_results(config, run, trials)
-    assert counts["trials"] == {"all": 4, "finished": 3, "stopped_early": 0, "failed": 1}
-    table = pd.read_parquet(run.file("results.parquet"))
-    assert table["error"].tolist()[1] == "ValueError: the loss of epoch 1 is nan | inf"
-    assert table["total_width"].isna().tolist() == [False, True, False, True]
-    assert table["base_width"].tolist() == [20, 16, 18, 16]
-    assert table["guided_dimension"].tolist() == [0, 0, 2, 2]
-    page = Path(run.file("summary.md")).read_text()
-    assert r"ValueError: the loss of epoch 1 is nan \| inf |" in page
-    with pytest.raises(runs.RunError, match=r"no trial of .* finished; the first: ValueError"):
-        write_results(config, run, [trials[1]])
-
-
-def test_the_figure_has_a_panel_per_name_and_a_line_per_model(toy: Path):
-    space = {"model": ["sasrec", "gru4rec"], "guided_dimension": [2, 4], "guided_weight": [1, 2], "seed": [0, 1]}
-    config = settings(toy, space)
-    values = [0.1 + n / 100 for n in range(16)]
-    run = runs.start_run(config.output, job="sweep", config=config)
-    write_results(config, run, ended(config, values, tests=[0.1] * 16))
-    drawing = Path(run.file("figure.svg")).read_text()
-    for words in ("guided_dimension", "guided_weight", "validation NDCG@10", "model sasrec", "model gru4rec"):
-        assert f">{words}<" in drawing, words
-    assert Path(run.file("figure.png")).read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_line_passes_through_its_best_configuration():
-    rows = [(k, w, 0.1 * k + (0.05 if w == 2 else 0) * k) for k in (1, 2, 3) for w in (1, 2)]
-    table = pd.DataFrame(rows, columns=["guided_dimension", "guided_weight", "validation_ndcg@10"])
-    [(label, line)] = lines_through_the_best(table, ["guided_weight"])
-    assert label == "" and line["guided_weight"].tolist() == [2, 2, 2]
-    assert line["guided_dimension"].tolist() == [1, 2, 3]
 
 
 # --- on Ray ------------------------------------------------------------------------------------
