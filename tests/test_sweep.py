@@ -79,16 +79,16 @@ def test_a_trial_that_can_never_be_placed_is_refused(toy, monkeypatch, resources
 
 
 def test_tpe_suggests_points_of_the_space(toy: Path):
-    """A model that is best at 2 and a rate near 1e-3: later suggestions crowd there."""
+    """Best are two aspects and a rate of 1e-3: later suggestions crowd there."""
     pytest.importorskip("optuna")
-    space = {"guided_dimension": [1, 2, ["pace", "length"]], "learning_rate": {"low": 1e-5, "high": 1.0, "log": True}}
+    space = {"guided_dimension": [2, 4, ["pace", "length"]], "learning_rate": {"low": 1e-5, "high": 1.0, "log": True}}
     config = settings(toy, space, search="tpe", trials=40)
     searcher = sweep.search_algorithm(config, [], 1).searcher
     searcher.set_search_properties(sweep.BEST, "max", sweep.tune_space(config))
     points = []
     for number in range(40):
         point = searcher.suggest(str(number))
-        assert point["guided_dimension"] in (1, 2, "pace, length") and 1e-5 <= point["learning_rate"] <= 1
+        assert point["guided_dimension"] in (2, 4, "pace, length") and 1e-5 <= point["learning_rate"] <= 1
         off = abs(math.log10(point["learning_rate"]) + 3) + (point["guided_dimension"] != 2)
         searcher.on_trial_complete(str(number), result={sweep.BEST: -off, "training_iteration": 1})
         points.append(off)
