@@ -222,7 +222,7 @@ class ReportToTune(TuneReportCallback):
         if not self.is_known:
             controller_queue().put((self.trial_id, ray.get_runtime_context().current_actor))
             self.is_known = True
-        super().after_report(run_context, metrics, None)
+        super().after_report(run_context, metrics, None)  # the checkpoint stays the train run's
 
 
 class EndsTraining(tune.Callback):
