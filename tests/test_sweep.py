@@ -125,7 +125,7 @@ def test_trials_finish_stop_early_and_fail_beside_each_other(toy: Path, local_ra
 
 
 def sweeping(folder: Path, log: Path) -> subprocess.Popen:
-    """`raygr sweep` in a Ray of its own, two CPUs as it finds them or more."""
+    """`raygr sweep` in a Ray of its own with two CPUs."""
     command = [sys.executable, "-m", "raygr.cli", "sweep", "--config", f"{folder}/sweep.yaml"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     environment |= {"RAY_TMPDIR": str(folder), "HOME": str(folder), "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}
