@@ -18,7 +18,7 @@ from raygr.config import (
     TrainConfig,
     check_config,
 )
-from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, VectorsConfig
+from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, SweepConfig, VectorsConfig
 from raygr.plan import FINISHED, check_plan, plan_lines, plan_stages
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ StageConfig = (
     | VectorsConfig
     | FinetuneConfig
     | TrainConfig
+    | SweepConfig
     | CompareConfig
     | RecommendConfig
     | ExportConfig
@@ -42,6 +43,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "vectors": VectorsConfig,
     "finetune": FinetuneConfig,
     "train": TrainConfig,
+    "sweep": SweepConfig,
     "compare": CompareConfig,
     "recommend": RecommendConfig,
     "export": ExportConfig,
@@ -64,6 +66,8 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.finetuning.train import finetune as stage
         case TrainConfig():
             from raygr.recommenders.train import train as stage
+        case SweepConfig():
+            from raygr.sweep import sweep as stage
         case CompareConfig():
             from raygr.compare import compare as stage
         case RecommendConfig():

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,27 @@ RESTARTS = 2
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-def wants_gpu(workers: int, use_gpu: bool | None) -> bool:
-    """Whether training workers run on GPUs; ConfigError where they do not fit the cluster."""
+def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0) -> bool:
+    """Whether training workers run on GPUs, each on its share of one; ConfigError where they do not fit."""
     resources = ray.cluster_resources()
     if workers > resources.get("CPU", 0):
         raise ConfigError(f"workers: {workers} need as many CPUs, Ray has {resources.get('CPU', 0):.0f}")
-    enough = resources.get("GPU", 0) >= workers
+    enough = workers_on_gpus(resources.get("GPU", 0), gpu_share) >= workers
     if use_gpu and not enough:
-        raise ConfigError(f"use_gpu: {workers} workers need as many GPUs, Ray has {resources.get('GPU', 0):.0f}")
+        each = "as many GPUs" if gpu_share == 1 else f"{gpu_share:g} of a GPU each"
+        raise ConfigError(f"use_gpu: {workers} workers need {each}, Ray has {resources.get('GPU', 0):.0f}")
     return enough if use_gpu is None else use_gpu
+
+
+def workers_on_gpus(gpus: float, gpu_share: float) -> int:
+    """Workers that so many GPUs have room for; no worker's share is taken from two of them."""
+    return int(gpus) * int(1 / gpu_share)
+
+
+def placement(workers: int, *, use_gpu: bool, gpu_share: float = 1.0) -> ray.train.ScalingConfig:
+    """A CPU for each worker, and its share of a GPU."""
+    resources = {"CPU": 1, "GPU": gpu_share} if use_gpu else {"CPU": 1}
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
 
 
 def run_workers(
@@ -41,26 +53,26 @@ def run_workers(
     settings: dict[str, Any],
     run: runs.Run,
     *,
-    workers: int,
-    use_gpu: bool,
+    placed: ray.train.ScalingConfig,
     watched_every: float,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> None:
     """Runs `loop(settings)` in every worker, from the last checkpoint where an earlier attempt stopped.
 
-    Ray's controller looks at the workers every so many seconds, which they wait for in `report`.
+    Ray's controller looks at the workers every so many seconds, which they wait for in `report`; the callbacks run
+    in the controller.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
     trainer = ray.train.torch.TorchTrainer(
         loop,
         train_loop_config=settings,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
-        ),
+        scaling_config=placed,
         run_config=ray.train.RunConfig(
             name="train",  # start_run has refused a folder of another configuration: going on here is right
             storage_path=runs.absolute(run.file("ray")),
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )

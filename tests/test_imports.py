@@ -40,6 +40,19 @@ ALLOWED = {
     "finetuning": {"schema", "config", "runs", "cluster", "workers", "data", "embeddings", "evaluation", "aspects"},
     "compare": {"schema", "config", "config_results", "runs", "evaluation", "rankings", "compare_tables"},
     "compare_tables": {"evaluation"},
+    "sweep": {
+        "config",
+        "config_results",
+        "runs",
+        "cluster",
+        "workers",
+        "recommenders",
+        "sweep_space",
+        "sweep_results",
+    },
+    "sweep_space": {"config", "config_results", "runs", "data", "recommenders"},
+    "sweep_results": {"schema", "config", "config_results", "runs", "evaluation", "sweep_space", "sweep_figure"},
+    "sweep_figure": {"runs", "figures"},
     "figures": set(),
     "report_scores": {"schema", "config", "runs", "data.vectors"},
     "report_sections": {"schema", "config", "runs", "figures", "report_scores", "evaluation", "compare_tables"},
@@ -83,6 +96,7 @@ RAY_MODULES = {
     "aspects/scoring.py",
     "recommenders/train.py",
     "recommend.py",
+    "sweep.py",
     "finetuning/train.py",
 }
 VLLM_MODULES = {"aspects/engine.py"}

@@ -29,7 +29,7 @@ from raygr.finetuning.loop import Share, Tuning, checkpoint_state, restore, star
 from raygr.finetuning.policy import load_adapter
 from raygr.finetuning.rewards import Reward
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
-from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wants_gpu
+from raygr.workers import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     inputs = load_inputs(config)
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu)
+    placed = placement(config.workers, use_gpu=wants_gpu(config.workers, config.use_gpu))
     teacher = None if config.teacher == PROFILE else config.teacher
     used = [path for path in (config.data, config.item_scores, config.aspects, config.adapter, teacher) if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
     settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
-    run_workers(tune_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu, watched_every=WATCHED_EVERY)
+    run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
     steps = runs.read_json(run.file(EVALUATIONS))
     counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own

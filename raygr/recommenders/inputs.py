@@ -64,7 +64,7 @@ def load_inputs(config: TrainConfig) -> Inputs:
     data = read_interactions(config.data)
     scores = read_item_scores(config)
     users = read_user_vectors(config, data, scores)
-    check_width(config, scores)
+    check_width(config, len(scores.aspects) if scores else 0)
     is_train_N = data.split_N == TRAIN
     prompt_U = np.zeros(data.users, np.int64) if users is None else users.prompt_U
     windows = training_windows(data.user_N, is_train_N, max_history=config.max_history, prompt_U=prompt_U)
@@ -162,8 +162,8 @@ def model_contradictions(config: TrainConfig) -> list[str]:
     return [text for text, is_wrong in found.items() if is_wrong]
 
 
-def check_width(config: TrainConfig, scores: AlignedScores | None) -> None:
-    guided = len(scores.aspects) if scores and config.fusion == "concat" else 0
+def check_width(config: TrainConfig, aspects: int) -> None:
+    guided = aspects if config.fusion == "concat" else 0
     width = config.base_width + guided
     if config.model != "gru4rec" and width % config.heads:
         sum_text = f"base_width {config.base_width} + {guided} aspects"

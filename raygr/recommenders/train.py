@@ -7,6 +7,7 @@ Left out of the checkpoint: generator states, because each epoch's randomness co
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import ray.train.torch
@@ -16,30 +17,41 @@ from raygr.cluster import connect
 from raygr.config import TrainConfig
 from raygr.recommenders.events import EventFile
 from raygr.recommenders.inputs import Inputs, load_inputs, with_absolute_paths
-from raygr.recommenders.loop import Share, Training, checkpoint_state, restore, start_training, training_rounds
+from raygr.recommenders.loop import (
+    CHOSEN_BY,
+    Share,
+    Training,
+    checkpoint_state,
+    restore,
+    start_training,
+    training_rounds,
+)
 from raygr.recommenders.outputs import write_outputs
 from raygr.schema import EVENTS, HISTORY, TEST, VALIDATION
-from raygr.workers import begin_worker, last_checkpoint, report, run_workers, wants_gpu
+from raygr.workers import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu
 
 logger = logging.getLogger(__name__)
 
+BEST = f"best_{CHOSEN_BY}"
 WATCHED_EVERY = 0.1  # seconds; more is longer than a small epoch
 
 
-def train(config: TrainConfig) -> runs.Run:
-    """Trains one recommender and evaluates it once on test, with the weights that were best on validation."""
+def train(config: TrainConfig, *, gpu_share: float = 1.0, callbacks: Sequence[ray.train.UserCallback] = ()) -> runs.Run:
+    """Trains one recommender and evaluates it once on test, with the weights that were best on validation.
+
+    A sweep lets its trials share a GPU, and learns of their evaluations by Ray Train's callbacks.
+    """
     if runs.is_finished(config.output):
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
     inputs = load_inputs(config)
     connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu)
+    use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share)
+    placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share)
     read = [config.data, config.item_scores, config.user_score_run, config.list_scores]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="train", config=config, inputs=used)
     settings = {"config": with_absolute_paths(config)}
-    run_workers(
-        train_loop_per_worker, settings, run, workers=config.workers, use_gpu=use_gpu, watched_every=WATCHED_EVERY
-    )
+    run_workers(train_loop_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY, callbacks=callbacks)
     runs.finish_run(run, inputs=used, counts=row_counts(inputs))
     return run
 
@@ -70,12 +82,19 @@ def train_loop_per_worker(settings: dict[str, TrainConfig]) -> None:
         if events:
             write_history(training)
             events.write(training.progress.lines)
-        metrics = {"epoch": training.progress.epoch, **training.progress.lines[-1]["validation"]}
-        report(metrics, checkpoint_state(training) if share.rank == 0 else None)
+        report(
+            evaluated(training.progress.lines, best=training.progress.best_score),
+            checkpoint_state(training) if share.rank == 0 else None,
+        )
     if events:
         events.close()
     training.model.load_state_dict(training.best_weights)
     write_outputs(training)
+
+
+def evaluated(lines: list[dict[str, Any]], *, best: float) -> dict[str, float]:
+    """What is reported of the last epoch, its validation metrics and the best NDCG@10 up to it."""
+    return {"epoch": lines[-1]["epoch"], **lines[-1]["validation"], BEST: best}
 
 
 def write_history(training: Training) -> None:
