@@ -20,6 +20,7 @@ from raygr.config import (
     TrainConfig,
     check_config,
 )
+from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, VectorsConfig
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ StageConfig = (
     | RecommendConfig
     | ExportConfig
     | ReportConfig
+    | ReproduceConfig
 )
 STAGES: dict[str, type[StageConfig]] = {
     "simulate": SimulateConfig,
@@ -47,6 +49,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "recommend": RecommendConfig,
     "export": ExportConfig,
     "report": ReportConfig,
+    "reproduce": ReproduceConfig,
 }
 
 
@@ -73,6 +76,8 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.export import export as stage
         case ReportConfig():
             from raygr.report import report as stage
+        case ReproduceConfig():
+            from raygr.reproduce import reproduce as stage
     return stage(config)
 
 
@@ -80,6 +85,12 @@ def pipeline(config: PipelineConfig) -> None:
     """Runs what is not finished yet, in order."""
     started = time.time()
     stages = [checked_stage(number, entry) for number, entry in enumerate(config.stages, start=1)]
+    run_stages(stages)
+    logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
+
+
+def run_stages(stages: list[tuple[str, StageConfig]]) -> None:
+    """Runs (job, configuration) by (job, configuration) what is not finished yet."""
     skipped = [is_done(job, stage) for job, stage in stages]
     for (job, stage), done in zip(stages, skipped, strict=True):
         logger.info("%-9s %s%s", job, stage.output, " (finished, skipped)" if done else "")
@@ -87,7 +98,6 @@ def pipeline(config: PipelineConfig) -> None:
             begun = time.time()
             run_stage(stage)
             logger.info("%-9s %s done in %.0f s", job, stage.output, time.time() - begun)
-    logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
 
 
 def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:
