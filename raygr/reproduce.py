@@ -15,7 +15,17 @@ from raygr.config_results import CompareConfig
 from raygr.pipeline import STAGES, StageConfig, run_stages
 from raygr.recommenders.inputs import check_settings
 from raygr.reproduce_arms import Plan, Sources, base_arm, experiment_plan, refined_arm, trainings_of
-from raygr.reproduce_tables import Experiment, csv_text, latex_text, markdown_text, read_paper
+from raygr.reproduce_costs import scoring_costs
+from raygr.reproduce_figures import draw_experiment, save_figure
+from raygr.reproduce_tables import (
+    Experiment,
+    csv_text,
+    figure_file,
+    latex_text,
+    markdown_text,
+    protocols,
+    read_paper,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +42,27 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     run = runs.start_run(config.output, job="reproduce", config=config)
     run_stages(stages)
     plan = experiment_plan(config, sources)
+    is_by_width = config.experiment == "figure-3"
+    costs = scoring_costs(sources.item_scores, config.guided_widths) if is_by_width else []
     trainings = trainings_of(plan)
     logger.info("%s: %d train runs", config.experiment, len(trainings))
     run_stages([("train", train) for train in trainings])
-    comparison = compared(run, plan)
-    experiment = Experiment(config, sources, plan, comparison, paper)
-    runs.write_text(markdown_text(experiment), run.file(f"{config.experiment}.md"))
-    runs.write_text(csv_text(experiment), run.file(f"{config.experiment}.csv"))
-    runs.write_text(latex_text(experiment), run.file(f"{config.experiment}.tex"))
+    write_experiment(run, Experiment(config, sources, plan, compared(run, plan), paper, costs))
     counts = {"arms": len(plan.arms), "train_runs": len(trainings)}
     runs.finish_run(run, inputs=[sources.data, config.paper, *(train.output for train in trainings)], counts=counts)
     return run
+
+
+def write_experiment(run: runs.Run, experiment: Experiment) -> None:
+    """Markdown and CSV; figures as PNG and SVG, tables as LaTeX."""
+    name = experiment.config.experiment
+    runs.write_text(markdown_text(experiment), run.file(f"{name}.md"))
+    runs.write_text(csv_text(experiment), run.file(f"{name}.csv"))
+    if not experiment.plan.points:
+        runs.write_text(latex_text(experiment), run.file(f"{name}.tex"))
+        return
+    for protocol in protocols(experiment.config):
+        save_figure(draw_experiment(experiment, protocol), run.file(figure_file(experiment.config, protocol)))
 
 
 def compared(run: runs.Run, plan: Plan) -> dict[str, Any]:

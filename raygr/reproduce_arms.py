@@ -108,7 +108,7 @@ def guided_width_plan(config: ReproduceConfig, sources: Sources, recommender: st
     for count in config.guided_widths:
         # all of them are the refined arm of the tables, whose runs name no subset
         chosen = {"aspects": names[:count]} if count < len(names) else {}
-        for curve, width in ((f"total {total}", total - count), (f"base {reduced}", reduced)):
+        for curve, width in ((f"total width {total}", total - count), (f"base width {reduced}", reduced)):
             arm = refined_arm(config, sources, recommender, chosen | {"base_width": width})
             arm = arm._replace(name=f"{recommender} {width} + {count}")
             arms[arm.name] = arm

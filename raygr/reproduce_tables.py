@@ -27,11 +27,12 @@ from raygr.config import ConfigError
 from raygr.config_reproduce import ReproduceConfig
 from raygr.evaluation import METRICS, metric_name
 from raygr.reproduce_arms import Arm, Plan, Sources, candidate_sets, compared_arms, points_of, trainings_of
+from raygr.reproduce_costs import ScoringCost
 
 TITLES = {
-    "table-2": "Table 2 (Clothing): base embedding against the refined one of the same total width",
-    "table-3": "Table 3 (Movies): base embedding against the refined one of the same total width",
-    "table-4": "Table 4 (Games): base embedding against the refined one of the same total width",
+    "table-2": "Table 2 (the paper's data: Clothing): base embedding against the refined one of the same total width",
+    "table-3": "Table 3 (the paper's data: Movies): base embedding against the refined one of the same total width",
+    "table-4": "Table 4 (the paper's data: Games): base embedding against the refined one of the same total width",
     "table-5": "Table 5: user scores tuned on the base task and on the classification task",
     "figure-3": "Figure 3: gain over the base embedding by guided dimension",
     "figure-4": "Figure 4: base embeddings of several widths, the refined one being 1",
@@ -65,6 +66,8 @@ class Experiment(NamedTuple):
     plan: Plan
     comparison: Mapping[str, Any]
     paper: Paper
+    costs: Sequence[ScoringCost]
+    """figure-3: of the item scores by guided dimension, where they are a score run."""
 
 
 class Protocol(NamedTuple):
@@ -109,6 +112,8 @@ def markdown_text(experiment: Experiment) -> str:
     for protocol in protocols(config):
         title = "The paper's protocols" if protocol.is_papers else f"One protocol: {protocol.name}"
         parts += [f"## {title}\n", protocol_text(experiment, protocol)]
+    if experiment.costs:
+        parts.append(cost_table(experiment))
     parts.append(
         f"Gains are of unrounded means, with 95% intervals of the paired bootstrap over users and runs; \\* p < "
         f"{SIGNIFICANT} after Holm's correction over all arms and metrics of one candidate set. Each run's own gains, "
@@ -197,6 +202,18 @@ def point_text(config: ReproduceConfig, gain: Mapping[str, Any]) -> str:
     value, low, high = figure_value(config, gain)
     mark = "*" if gain["p_holm"] < SIGNIFICANT else ""
     return f"{value:.3f} [{low:.3f}, {high:.3f}]{mark}"
+
+
+def cost_table(experiment: Experiment) -> str:
+    rows = [["guided dimension", "tokens of a subject", "computed with a prefix cache", "seconds"]]
+    for cost in experiment.costs:
+        seconds = "" if cost.seconds is None else f"{cost.seconds:.3f}"
+        rows.append([str(cost.aspects), f"{cost.tokens:.0f}", f"{cost.computed:.0f}", seconds])
+    text = (
+        f"Scoring one item ({experiment.sources.item_scores}): tokens counted with the first aspects alone; seconds "
+        "are the run's, on all aspects, in proportion to the tokens computed\n\n"
+    )
+    return text + markdown_rows(rows)
 
 
 # --- points of figures --------------------------------------------------------------------------

@@ -5,20 +5,24 @@ Most tests train with a stand-in whose ranks are known; one runs the command on 
 
 import csv
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic_core import to_jsonable_python
 from toy_data import cycles, random_scores, write_csv, write_prepared
 
 from raygr import cli, runs
-from raygr.config import ConfigError, TrainConfig, load_config
+from raygr.aspects.aspects import load_aspects
+from raygr.aspects.prompts import PromptEncoder
+from raygr.config import ConfigError, ScoreConfig, TrainConfig, load_config
 from raygr.config_reproduce import EXPERIMENTS, ReproduceConfig
 from raygr.evaluation import METRICS as METRIC_NAMES
 from raygr.reproduce import reproduce, source_stages, sources_of
 from raygr.reproduce_arms import experiment_plan, trainings_of
+from raygr.reproduce_costs import scoring_costs
 from raygr.reproduce_tables import read_paper
 from raygr.schema import METRICS, RANK_SCHEMA, RANKS
 
@@ -142,7 +146,7 @@ def test_the_papers_rows_in_its_text(shared_data: Path):
 
 
 def test_every_experiment_of_the_paper_has_its_runs():
-    """Runs per recommender and seed: base and refined; Figure 3's eight points share 48 + 12; Figure 4 has eight bases."""
+    """Runs per recommender and seed: base and refined; Figure 4 has eight bases, Figure 6 five lambdas."""
     counts = {"table-2": 2, "table-3": 2, "table-4": 2, "table-5": 3, "figure-4": 9, "figure-6": 6}
     for name, expected in counts.items():
         config = load_config(ReproduceConfig, str(ROOT / f"configs/paper/{name}.yaml"), [])
@@ -182,7 +186,7 @@ def test_runs_are_shared_between_experiments_and_an_interrupted_one_goes_on(tmp_
 
 def test_runs_of_other_settings_are_never_taken(tmp_path: Path, trained: list[str]):
     reproduce(settings(tmp_path))
-    with pytest.raises(runs.RunError, match="finished with another configuration .*epochs: 2 -> 3"):
+    with pytest.raises(runs.RunError, match=r"finished with another configuration .*epochs: 2 -> 3"):
         reproduce(settings(tmp_path, output=str(tmp_path / "other"), train={"epochs": 3}))
 
 
@@ -198,10 +202,10 @@ def test_guided_widths_take_the_first_scores(tmp_path: Path):
     }
     points = [(point.curve, point.value, point.arm) for point in plan.points]
     assert points == [
-        ("total 20", 1, "SASRec 19 + 1"),
-        ("base 17", 1, "SASRec 17 + 1"),
-        ("total 20", 3, "SASRec 17 + 3"),
-        ("base 17", 3, "SASRec 17 + 3"),
+        ("total width 20", 1, "SASRec 19 + 1"),
+        ("base width 17", 1, "SASRec 17 + 1"),
+        ("total width 20", 3, "SASRec 17 + 3"),
+        ("base width 17", 3, "SASRec 17 + 3"),
     ]
     with pytest.raises(ConfigError, match=r"guided_widths: 12 of 3 scores \(pace, tension, realism\)"):
         experiment_plan(settings(tmp_path, "figure-3"), sources_of(config))
@@ -304,3 +308,77 @@ def test_base_widths_are_ratios_to_the_refined_arm(tmp_path: Path, trained: list
     full = text[text.index("## One protocol: full") :]
     assert "| SASRec | base | 20 | 0.600 [" in full and "| SASRec | base | 40 | 0.400 [" in full
     assert "| SASRec | the paper's table | 60 | 0.906 |" in text  # .1939 / .2140
+
+
+@pytest.mark.parametrize("experiment", ["figure-3", "figure-4", "figure-6"])
+def test_a_figure_holds_its_points(tmp_path: Path, trained: list[str], experiment: str):
+    """Every protocol has its PNG and SVG; the SVG's text names recommender, metrics and values."""
+    run = reproduce(settings(tmp_path, experiment, guided_widths=(1, 3), base_widths=(20, 60), guided_weights=(1, 2)))
+    for name in (experiment, f"{experiment}-full"):
+        assert Path(run.file(f"{name}.png")).read_bytes().startswith(b"\x89PNG")
+        drawing = Path(run.file(f"{name}.svg")).read_text(encoding="utf-8")
+        ranking = "full" if name.endswith("full") else "uniform-100"
+        for text in (f"SASRec, {ranking}", "NDCG@1", "NDCG@20", "MRR"):
+            assert f">{text}<" in drawing, text
+        assert ("the paper's table" in drawing) == (name == experiment and experiment != "figure-3")
+    assert not runs.exists(run.file(f"{experiment}.tex"))
+    rows = [row for row in read_csv(run, f"{experiment}.csv") if (row["protocol"], row["metric"]) == ("full", "mrr")]
+    places = [(row["curve"], float(row["value"])) for row in rows]
+    assert (
+        places
+        == {
+            "figure-3": [("total width 20", 1), ("base width 17", 1), ("total width 20", 3), ("base width 17", 3)],
+            "figure-4": [("base", 20), ("base", 60)],
+            "figure-6": [("refined", 1), ("refined", 2)],
+        }[experiment]
+    )
+
+
+def test_scoring_costs_count_the_template_of_so_many_aspects(tmp_path: Path, tokenizer):
+    """Twelve aspects: the run's own prompt and seconds. Fewer: the template and the answer lose their lines."""
+    aspects = load_aspects(str(ROOT / "configs/aspects/movies.yaml"))
+    config = ScoreConfig(output="s", data="d", subjects="items", aspects=str(ROOT / "configs/aspects/movies.yaml"))
+    shared = len(PromptEncoder(tokenizer, aspects, "items", max_prompt_tokens=2048).shared)
+    run = runs.start_run(str(tmp_path / "scores"), job="score", config=config)
+    scores = pa.table({"prompt_tokens": pa.array([shared + 40, shared + 60], pa.int32())})
+    runs.write_table(scores, run.file("scores/part-0.parquet"))
+    runs.finish_run(run, inputs=[], counts={"engine": {"subjects": 4, "seconds": 8.0}})
+    three, twelve = scoring_costs(run.path, [3, 12])
+    answer = tokenizer("\n".join(f"{name}: 5" for name in aspects.names), add_special_tokens=False)["input_ids"]
+    assert twelve.tokens == pytest.approx(shared + 50 + len(answer), abs=12)  # line breaks join or stand alone
+    assert twelve.seconds == pytest.approx(2.0)
+    assert three.seconds == pytest.approx(2.0 * three.computed / twelve.computed)
+    lost = tokenizer(
+        "\n".join(f"{one.name}: {one.description}\n{one.name}: <rating>" for one in aspects.aspects[3:]),
+        add_special_tokens=False,
+    )["input_ids"]
+    template = (twelve.tokens - twelve.computed) - (three.tokens - three.computed)
+    assert template == pytest.approx(len(lost), abs=12)
+    assert scoring_costs(str(tmp_path / "none.csv"), [3]) == []
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray, capsys):
+    """Real trainings; a second experiment on the same data takes the runs that are there."""
+    shown = settings(tmp_path, protocol={"SASRec": "full"}, seeds=(0,))
+    values = {name: value for name, value in vars(shown).items() if name != "experiment" and value is not None}
+    (tmp_path / "toy.json").write_text(json.dumps(to_jsonable_python(values)), encoding="utf-8")
+    flags = ["--config", str(tmp_path / "toy.json"), "--set", "train.threads=1"]
+    assert cli.main(["reproduce", "table-3", *flags]) == 0
+    assert capsys.readouterr().out.strip() == shown.output
+    text = Path(shown.output, "table-3.md").read_text(encoding="utf-8")
+    assert text.count("| SASRec | MRR | 0.") == 1 and "## One protocol" not in text
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/train/*/run.json")}
+    assert len(before) == 2
+    flags += ["--set", f"output={tmp_path}/figure-6", "--set", "guided_weights=[1]"]
+    assert cli.main(["reproduce", "figure-6", *flags]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/train/*/run.json")} == before
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "table-3"]) == 2
+    assert "configs/paper/table-3.yaml: no such configuration file" in capsys.readouterr().err
