@@ -8,8 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from raygr.config import STRICT
 
-Experiment = Literal["table-2", "table-3", "table-4", "table-5", "figure-3", "figure-4", "figure-6"]
-EXPERIMENTS: tuple[str, ...] = get_args(Experiment)
+ExperimentName = Literal["table-2", "table-3", "table-4", "table-5", "figure-3", "figure-4", "figure-6"]
+EXPERIMENTS: tuple[str, ...] = get_args(ExperimentName)
 Candidates = Literal["full", "uniform-100", "popularity-100"]
 Source = Literal["prepare", "item_scores", "teacher", "finetune", "user_scores"]
 
@@ -18,7 +18,7 @@ Source = Literal["prepare", "item_scores", "teacher", "finetune", "user_scores"]
 class ReproduceConfig:
     """The stages and train runs of one of the paper's experiments -> its table or figure beside the paper's numbers."""
 
-    experiment: Experiment
+    experiment: ExperimentName
     output: str
     runs: str
     """Folder of the stages' and train runs. Experiments on the same data share it: finished runs are skipped."""

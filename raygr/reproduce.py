@@ -13,7 +13,7 @@ from raygr.config import ConfigError, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig
 from raygr.pipeline import STAGES, StageConfig, run_stages
-from raygr.recommenders.inputs import check_settings
+from raygr.recommenders.inputs import check_settings, load_inputs
 from raygr.reproduce_arms import Plan, Sources, base_arm, experiment_plan, refined_arm, trainings_of
 from raygr.reproduce_costs import scoring_costs
 from raygr.reproduce_figures import draw_experiment, save_figure
@@ -44,6 +44,8 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     plan = experiment_plan(config, sources)
     is_by_width = config.experiment == "figure-3"
     costs = scoring_costs(sources.item_scores, config.guided_widths) if is_by_width else []
+    for arm in plan.arms:
+        load_inputs(arm.runs[0])  # refuses any arm's data, scores and widths before the first is trained
     trainings = trainings_of(plan)
     logger.info("%s: %d train runs", config.experiment, len(trainings))
     run_stages([("train", train) for train in trainings])

@@ -28,6 +28,7 @@ from raygr.schema import METRICS, RANK_SCHEMA, RANKS
 
 ROOT = Path(__file__).parent.parent
 ASPECTS = ["pace", "tension", "realism"]
+ITEMS = 120  # 100 candidates besides a user's own eight
 LISTS = {
     "length": 10,
     "mmr_weight": 0.5,
@@ -57,7 +58,7 @@ def stand_in_train(config: TrainConfig) -> runs.Run:
     protocol = {"split": "leave_one_out", "candidates": list(config.candidates), "data": "abc"}
     record = {"protocol": protocol, "shares": None, "parameters": 100, "lists": LISTS, "best_epoch": 3, "epochs": 4}
     runs.write_json(record, run.file(METRICS))
-    counts = {"interactions": 24, "items": 20, "test_targets": 2}
+    counts = {"interactions": 24, "items": ITEMS, "test_targets": 2}
     runs.finish_run(run, inputs=[config.data], counts=counts)
     return run
 
@@ -78,8 +79,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def settings(folder: Path, experiment: str = "table-3", **changes: Any) -> ReproduceConfig:
     """SASRec of base width 20 against 17 + 3, two seeds."""
     if not (folder / "prepare").exists():
-        write_prepared(folder / "prepare", cycles(20, 20, 8), items=20)
-        scores_IA = random_scores(20, len(ASPECTS), seed=0)
+        write_prepared(folder / "prepare", cycles(20, ITEMS, 8), items=ITEMS)
+        scores_IA = random_scores(ITEMS, len(ASPECTS), seed=0)
         write_csv(folder / "scores.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
         train = "output: unused\ndata: unused\nmodel: sasrec\nbase_width: 20\nheads: 1\nepochs: 2\nmax_history: 8\n"
         (folder / "train-sasrec.yaml").write_text(train, encoding="utf-8")
@@ -280,6 +281,16 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
     assert not trained and not (tmp_path / "table-3").exists()
 
 
+def test_an_arm_that_cannot_be_trained_stops_all_before_the_first(tmp_path: Path, trained: list[str]):
+    for changes, message in [
+        ({"train": {"heads": 4}, "refined": {"fusion": "concat", "base_width": 18}}, "total width 21 .* heads 4"),
+        ({"refined": {"fusion": "concat", "base_width": 18, "aspects": ["pase"]}}, "no aspect pase"),
+    ]:
+        with pytest.raises((ConfigError, ValueError), match=message):
+            reproduce(settings(tmp_path, output=str(tmp_path / message), **changes))
+    assert not trained
+
+
 # --- tables and figures -------------------------------------------------------------------------
 
 
@@ -292,7 +303,7 @@ def test_a_table_by_hand_under_every_protocol(tmp_path: Path, trained: list[str]
     assert mrr.startswith("| SASRec | MRR | 0.7500 | 1.0000 | +33.3% [")
     assert mrr.endswith("| 0.1939 | 0.2140 | +10.38% |")
     assert "| SASRec | MRR | 0.3750 | 0.6250 | +66.7% [" in full and "0.1939" not in full
-    assert "24 interactions with 20 items" in text and "seeds 0, 1" in text
+    assert "24 interactions with 120 items" in text and "seeds 0, 1" in text
     rows = [row for row in read_csv(run, "table-3.csv") if row["metric"] == "mrr"]
     assert [(row["protocol"], row["candidates"]) for row in rows] == [("paper", "uniform-100"), ("full", "full")]
     assert float(rows[1]["relative"]) == pytest.approx(100 * 0.25 / 0.375)
