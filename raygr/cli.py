@@ -6,6 +6,7 @@ import os
 import sys
 
 from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config, override
+from raygr.config_reproduce import EXPERIMENTS
 from raygr.config_results import ExplainConfig, RecommendConfig
 from raygr.pipeline import STAGES, pipeline, run_stage
 from raygr.runs import RunError
@@ -46,6 +47,8 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
     )
     if stage == "pipeline":
         parser.add_argument("--dry-run", action="store_true", help="print what would run, and what it would ask an LLM")
+    if stage == "reproduce":
+        parser.add_argument("experiment", choices=EXPERIMENTS, help="without --config: configs/paper/EXPERIMENT.yaml")
     if stage == "score":
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (batch JSONL) and stop")
@@ -67,12 +70,20 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
         elif stage == "recommend":
             print(recommend_or_explain(parsed))
         else:
-            config = load_config(STAGES[stage], parsed.config, parsed.set)
+            config = load_config(STAGES[stage], *config_source(stage, parsed))
             print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)
     except USER_ERRORS as error:
         print(f"raygr {stage}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """File and overrides of the stage; an experiment of the paper has a file of its own."""
+    if stage != "reproduce":
+        return parsed.config, parsed.set
+    file = parsed.config or f"configs/paper/{parsed.experiment}.yaml"
+    return file, [f"experiment={parsed.experiment}", *parsed.set]
 
 
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:

@@ -18,6 +18,7 @@ from raygr.config import (
     TrainConfig,
     check_config,
 )
+from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, SweepConfig, VectorsConfig
 from raygr.plan import FINISHED, check_plan, plan_lines, plan_stages
 
@@ -35,6 +36,7 @@ StageConfig = (
     | RecommendConfig
     | ExportConfig
     | ReportConfig
+    | ReproduceConfig
 )
 STAGES: dict[str, type[StageConfig]] = {
     "simulate": SimulateConfig,
@@ -48,6 +50,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "recommend": RecommendConfig,
     "export": ExportConfig,
     "report": ReportConfig,
+    "reproduce": ReproduceConfig,
 }
 
 
@@ -76,6 +79,8 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.export import export as stage
         case ReportConfig():
             from raygr.report import report as stage
+        case ReproduceConfig():
+            from raygr.reproduce import reproduce as stage
     return stage(config)
 
 

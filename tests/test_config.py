@@ -10,6 +10,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raygr.config import ConfigError, PipelineConfig, PrepareConfig, TrainConfig, load_config
+from raygr.config_reproduce import EXPERIMENTS
 from raygr.pipeline import STAGES, checked_stage
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -48,7 +49,7 @@ def test_every_shipped_configuration_is_valid():
     ]
     assert len(files) >= 6
     for path in files:
-        job = path.stem.split("-")[0]
+        job = "reproduce" if path.stem in EXPERIMENTS else path.stem.split("-")[0]
         if job == "pipeline":
             for number, entry in enumerate(load_config(PipelineConfig, str(path), []).stages, start=1):
                 checked_stage(number, entry)

@@ -1,0 +1,57 @@
+"""The dataclass of `raygr reproduce`; config.py reads it, as its own."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT
+
+ExperimentName = Literal["table-2", "table-3", "table-4", "table-5", "figure-3", "figure-4", "figure-6"]
+EXPERIMENTS: tuple[str, ...] = get_args(ExperimentName)
+Candidates = Literal["full", "uniform-100", "popularity-100"]
+Source = Literal["prepare", "item_scores", "teacher", "finetune", "user_scores"]
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ReproduceConfig:
+    """The stages and train runs of one of the paper's experiments -> its table or figure beside the paper's numbers."""
+
+    experiment: ExperimentName
+    output: str
+    runs: str
+    """Folder of the stages' and train runs. Experiments on the same data share it: finished runs are skipped."""
+
+    data: str | None = None
+    """A prepare run; null makes one by `stages`."""
+    item_scores: str | None = None
+    """A score run, or a Parquet/CSV of id -> vector; null makes a score run by `stages`."""
+    user_scores: str | None = None
+    """`profile`, `none`, or a score run of users; null tunes an adapter and scores with it, by `stages`."""
+    classification_scores: str | None = None
+    """table-5: the user scores of the adapter tuned on the classification task; null makes them by `stages`."""
+    stages: Mapping[Source, str | None] = Field(default_factory=dict)
+    """YAML of each stage that makes data or scores; where it reads and writes is set here, under `runs`. Without a
+    `teacher` the finetune file's own stays."""
+
+    recommenders: Mapping[str, str] = Field(min_length=1)
+    """Name in the paper -> YAML of its base train run; data, output, seed and candidates are set here."""
+    protocol: Mapping[str, Candidates]
+    """Recommender -> the candidates that the paper ranks with it. Every run ranks all sets that are named here, so
+    that the same table exists under each single one of them."""
+    train: Mapping[str, Any] = Field(default_factory=dict)
+    """Train settings of all runs, over those of the recommenders' files."""
+    refined: Mapping[str, Any]
+    """Train settings of the refined runs, over `train`: the paper's base_width is 48, beside twelve scores."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+
+    guided_widths: tuple[int, ...] = Field(default=(3, 6, 9, 12), min_length=1)
+    """figure-3: so many of the first scores."""
+    base_widths: tuple[int, ...] = Field(default=(10, 20, 40, 48, 60, 120, 180, 240), min_length=1)
+    """figure-4."""
+    guided_weights: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0, 2.0, 4.0), min_length=1)
+    """figure-6: lambda of (9a, 9b)."""
+
+    paper: str
+    """CSV of the paper's numbers: recommender, arm, metric, base, refined, improvement in percent."""

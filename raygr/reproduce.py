@@ -1,0 +1,152 @@
+"""The reproduce stage: an experiment of the paper, from its stages and train runs to its table or figure.
+
+Stages and train runs lie in the folder `runs`, the comparison and what is drawn from it in `output`. What is finished
+is skipped, so an interrupted experiment goes on where it stopped.
+"""
+
+import logging
+from typing import Any
+
+from raygr import runs
+from raygr.compare import COMPARISON
+from raygr.config import ConfigError, check_config, read_yaml
+from raygr.config_reproduce import ReproduceConfig
+from raygr.config_results import CompareConfig
+from raygr.pipeline import STAGES, StageConfig, run_stages
+from raygr.recommenders.inputs import check_settings, load_inputs
+from raygr.reproduce_arms import Plan, Sources, base_arm, experiment_plan, refined_arm, trainings_of
+from raygr.reproduce_costs import scoring_costs
+from raygr.reproduce_figures import draw_experiment, save_figure
+from raygr.reproduce_tables import (
+    Experiment,
+    csv_text,
+    figure_file,
+    latex_text,
+    markdown_text,
+    protocols,
+    read_paper,
+)
+
+logger = logging.getLogger(__name__)
+
+STAGE_JOBS = {"prepare": "prepare", "item_scores": "score", "teacher": "score", "finetune": "finetune"}
+STAGE_JOBS |= {"user_scores": "score"}
+
+
+def reproduce(config: ReproduceConfig) -> runs.Run:
+    """Runs what is not finished yet, then writes the experiment's table or figure."""
+    sources = sources_of(config)
+    check_recommenders(config, sources)
+    paper = read_paper(config.paper)
+    stages = source_stages(config, sources)
+    run = runs.start_run(config.output, job="reproduce", config=config)
+    run_stages(stages)
+    plan = experiment_plan(config, sources)
+    is_by_width = config.experiment == "figure-3"
+    costs = scoring_costs(sources.item_scores, config.guided_widths) if is_by_width else []
+    for arm in plan.arms:
+        load_inputs(arm.runs[0])  # refuses any arm's data, scores and widths before the first is trained
+    trainings = trainings_of(plan)
+    logger.info("%s: %d train runs", config.experiment, len(trainings))
+    run_stages([("train", train) for train in trainings])
+    write_experiment(run, Experiment(config, sources, plan, compared(run, plan), paper, costs))
+    counts = {"arms": len(plan.arms), "train_runs": len(trainings)}
+    runs.finish_run(run, inputs=[sources.data, config.paper, *(train.output for train in trainings)], counts=counts)
+    return run
+
+
+def write_experiment(run: runs.Run, experiment: Experiment) -> None:
+    """Markdown and CSV; figures as PNG and SVG, tables as LaTeX."""
+    name = experiment.config.experiment
+    runs.write_text(markdown_text(experiment), run.file(f"{name}.md"))
+    runs.write_text(csv_text(experiment), run.file(f"{name}.csv"))
+    if not experiment.plan.points:
+        runs.write_text(latex_text(experiment), run.file(f"{name}.tex"))
+        return
+    for protocol in protocols(experiment.config):
+        save_figure(draw_experiment(experiment, protocol), run.file(figure_file(experiment.config, protocol)))
+
+
+def compared(run: runs.Run, plan: Plan) -> dict[str, Any]:
+    """comparison.json of the plan's arms, each beside its own base."""
+    config = CompareConfig(
+        output=run.file("comparison"),
+        arms={arm.name: tuple(train.output for train in arm.runs) for arm in plan.arms},
+        bases={arm.name: arm.base for arm in plan.arms if arm.base},
+    )
+    run_stages([("compare", config)])
+    return runs.read_json(runs.join(config.output, COMPARISON))
+
+
+def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:
+    """Refuses settings of any run before the first stage starts."""
+    unknown = [name for name in config.recommenders if name not in config.protocol]
+    if unknown:
+        raise ConfigError(f"protocol names no candidates for {', '.join(unknown)}")
+    for name in config.recommenders:
+        base, refined = base_arm(config, sources, name).runs[0], refined_arm(config, sources, name).runs[0]
+        if base.item_scores is not None:
+            raise ConfigError(f"{config.recommenders[name]}: item_scores belong to reproduce, not to the base run")
+        if "last" not in base.targets or "last" not in refined.targets:
+            raise ConfigError(f"{config.recommenders[name]}: targets: last must be among those of every run")
+        check_settings(base)
+        check_settings(refined)
+
+
+# --- data and scores ----------------------------------------------------------------------------
+
+
+def sources_of(config: ReproduceConfig) -> Sources:
+    """Paths as they are set, or where the stages will write."""
+    if config.experiment == "table-5" and config.user_scores in ("none", "profile"):
+        raise ConfigError(
+            "table-5 compares the user scores of two adapters: set user_scores and classification_scores to score runs"
+        )
+    classification = config.classification_scores or runs.join(config.runs, "user-scores-classification")
+    return Sources(
+        data=config.data or runs.join(config.runs, "prepare"),
+        item_scores=config.item_scores or runs.join(config.runs, "item-scores"),
+        user_scores=config.user_scores or runs.join(config.runs, "user-scores"),
+        classification_scores=classification if config.experiment == "table-5" else None,
+    )
+
+
+def source_stages(config: ReproduceConfig, sources: Sources) -> list[tuple[str, StageConfig]]:
+    """The stages that make what the configuration leaves open, in their order."""
+    data = {"data": sources.data}
+    stages = []
+    if config.data is None:
+        stages.append(source_stage(config, "prepare", {"output": sources.data}))
+    if config.item_scores is None:
+        stages.append(source_stage(config, "item_scores", data | {"output": sources.item_scores}))
+    if config.user_scores is None:
+        stages += user_score_stages(config, sources, output=sources.user_scores, task="base")
+    if sources.classification_scores and config.classification_scores is None:
+        stages += user_score_stages(config, sources, output=sources.classification_scores, task="classification")
+    # the two adapters have one teacher
+    return list({stage.output: (job, stage) for job, stage in stages}.values())
+
+
+def user_score_stages(
+    config: ReproduceConfig, sources: Sources, *, output: str, task: str
+) -> list[tuple[str, StageConfig]]:
+    """Teacher (where the stages have one), adapter, user scores."""
+    data, teacher = {"data": sources.data}, runs.join(config.runs, "teacher")
+    adapter = runs.join(config.runs, "finetune" if task == "base" else f"finetune-{task}")
+    # reward: that of the task, whichever the file's task has
+    tuning = data | {"output": adapter, "item_scores": sources.item_scores, "task": task, "reward": None}
+    stages = []
+    if config.stages.get("teacher"):
+        stages.append(source_stage(config, "teacher", data | {"output": teacher}))
+        tuning["teacher"] = teacher
+    stages.append(source_stage(config, "finetune", tuning))
+    stages.append(source_stage(config, "user_scores", data | {"output": output, "adapter": adapter}))
+    return stages
+
+
+def source_stage(config: ReproduceConfig, name: str, places: dict[str, str]) -> tuple[str, StageConfig]:
+    if not config.stages.get(name):
+        wanted = {"prepare": "data", "finetune": "user_scores"}.get(name, name)
+        raise ConfigError(f"set {wanted} to a finished run, or stages.{name} to the YAML of the stage that makes it")
+    file, job = config.stages[name], STAGE_JOBS[name]
+    return job, check_config(STAGES[job], read_yaml(file) | places, source=file)
