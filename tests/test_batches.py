@@ -12,6 +12,7 @@ from raygr.data.batches import (
     evaluation_targets,
     history_batch,
     is_last_of_user,
+    length_groups,
     masked_batch,
     random_share,
     seen_pairs,
@@ -174,6 +175,30 @@ def test_the_workers_parts_make_up_the_batch():
     assert first.history_BL.tolist() == [[11, 12, 13]]
     assert second.history_BL.tolist() == [[31]] and second.target_BL.tolist() == [[32]]
     assert len(worker_part(batch, 2, 3).user_B) == 0
+
+
+def test_groups_hold_every_history_once_and_no_needless_padding():
+    lengths = [2, 7, 1, 7, 3, 5, 2]
+    user_N = np.repeat(np.arange(7), np.array(lengths) + 1)
+    items_N = torch.arange(1, len(user_N) + 1)
+    windows = training_windows(user_N, np.full(len(user_N), True), max_history=10, prompt_U=np.zeros(7, np.int64))
+    batch = training_batch(items_N, windows, torch.arange(7))
+    groups = length_groups(batch, 21)  # three histories of seven
+    assert [group.length_B.tolist() for group in groups] == [[7, 7, 5], [3, 2, 2], [1]]
+    assert [group.history_BL.shape for group in groups] == [(3, 7), (3, 3), (1, 1)]
+    for group in groups:
+        for row, user in enumerate(group.user_B.tolist()):
+            for column, whole in zip(group[1:5], batch[1:5], strict=True):
+                width = group.history_BL.shape[1]
+                assert torch.equal(column[row], whole[user][:width] if whole.dim() == 2 else whole[user])
+    assert sorted(torch.cat([group.user_B for group in groups]).tolist()) == list(range(7))
+    assert sum(int(group.in_loss_BL.sum()) for group in groups) == sum(lengths)
+
+
+def test_a_batch_within_the_limit_stays_as_it_is():
+    _, batch = batch_of(max_history=10)
+    assert length_groups(batch, batch.history_BL.numel()) == [batch]
+    assert len(length_groups(batch, 1)) == len(batch.user_B)  # one history at least
 
 
 def test_lanes_hold_every_session_once_from_its_first_step_to_its_last_without_a_gap():

@@ -1,9 +1,12 @@
 """Our CPU dropout against what torch's does: the kept share, the scale, and attention with nothing dropped."""
 
-import torch
-from torch import nn
+import math
 
-from raygr.recommenders.dropout import causal_attention, dropout
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raygr.recommenders.dropout import bidirectional_attention, causal_attention, dropout, kept_factors
 
 
 def test_kept_values_are_scaled_so_that_the_mean_stays():
@@ -41,3 +44,30 @@ def test_dropped_attention_has_the_mean_of_the_undropped():
     many = [part.expand(20_000, -1, -1, -1) for part in (query, key, value)]
     mean = causal_attention(*many, 0.4, True).mean(0, keepdim=True)
     torch.testing.assert_close(mean, expected, atol=0.05, rtol=0)
+
+
+def composed(query: Tensor, key: Tensor, value: Tensor, is_seen: Tensor, factors: Tensor) -> Tensor:
+    """Attention as autograd takes it apart."""
+    logits = (query @ key.transpose(2, 3)) / math.sqrt(query.shape[3])
+    return (logits.masked_fill(~is_seen, -math.inf).softmax(3) * factors) @ value
+
+
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+def test_gradients_of_dropped_attention_are_those_of_its_parts(kind: str):
+    torch.manual_seed(3)
+    parts = torch.randn(3, 2, 3, 5, 4, dtype=torch.float32).requires_grad_()
+    upstream, length_B = torch.randn(2, 3, 5, 4), torch.tensor([5, 2])
+    torch.manual_seed(4)
+    factors = kept_factors(torch.Size([6, 5, 5]), 0.4).view(2, 3, 5, 5)
+    assert 0 < (factors == 0).sum() < factors.numel()
+    torch.manual_seed(4)
+    if kind == "causal":
+        is_seen = torch.ones(5, 5).tril().bool()
+        ours = causal_attention(*parts, 0.4, True)
+    else:
+        is_seen = (torch.arange(5) < length_B[:, None])[:, None, None]
+        ours = bidirectional_attention(*parts, length_B, 0.4, True)
+    theirs = composed(*parts, is_seen, factors)
+    torch.testing.assert_close(ours, theirs)
+    our_grad, their_grad = (torch.autograd.grad(mixed, parts, upstream)[0] for mixed in (ours, theirs))
+    torch.testing.assert_close(our_grad, their_grad)

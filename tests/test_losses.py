@@ -25,7 +25,8 @@ from raygr.recommenders.losses import (
 
 
 @pytest.mark.parametrize("positions", [1, 3, 700])  # 700 is more than one tile
-def test_cross_entropy_and_its_gradients_equal_torch(positions: int):
+def test_cross_entropy_and_its_gradients_equal_torch(positions: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 21 * 128)
     generator = torch.Generator().manual_seed(0)
     state_ND = torch.randn(positions, 8, generator=generator, requires_grad=True)
     rows_ID = torch.randn(21, 8, generator=generator, requires_grad=True)
@@ -45,8 +46,10 @@ def test_cross_entropy_by_hand():
 
 
 def test_cross_entropy_of_scores_beyond_the_range_of_exp():
-    loss = cross_entropy(torch.tensor([[1.0]]), torch.tensor([[900.0], [0.0]]), torch.tensor([2]))
+    rows_ID = torch.tensor([[900.0], [0.0]], requires_grad=True)
+    loss = cross_entropy(torch.tensor([[1.0]]), rows_ID, torch.tensor([2]))
     assert loss.item() == pytest.approx(900.0)
+    assert torch.autograd.grad(loss, rows_ID)[0].tolist() == [[1.0], [-1.0]]
 
 
 def test_bce_by_hand():

@@ -16,12 +16,14 @@ from toy_data import cycles, random_scores, walks, write_csv, write_prepared, wr
 
 from raygr import runs
 from raygr.config import ConfigError, TrainConfig
+from raygr.recommenders import loop
 from raygr.recommenders.inputs import load_inputs
 from raygr.recommenders.loop import (
     Share,
     Training,
     accumulate_gradients,
     checkpoint_state,
+    passes,
     restore,
     score_shares,
     start_training,
@@ -214,6 +216,25 @@ def test_the_first_losses_are_those_of_the_golden_curve(toy: Path):
     losses = [line["loss"] for line in finished(settings(toy, epochs=4)).progress.lines]
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text(encoding="utf-8"))
     assert losses == pytest.approx(golden, rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["sasrec", "bert4rec"])
+def test_histories_grouped_by_length_have_the_gradient_of_the_whole_batch(model: str, tmp_path: Path, monkeypatch: Any):
+    histories = [walk[:length] for walk, length in zip(walks(7, ITEMS, 12, seed=0), range(5, 12), strict=True)]
+    write_prepared(tmp_path / "prepare", histories, items=ITEMS)
+    config = settings(tmp_path, model=model, dropout=0.0)
+    gradients, losses = [], []
+    for positions in (1000, 20):  # all at once; two histories of nine or ten, later more
+        monkeypatch.setattr(loop, "POSITIONS_AT_ONCE", positions)
+        training = begun(config)
+        draws = epoch_draws(config.seed, 1, 0)
+        whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws.common)
+        assert (len(passes(training, whole.batch)) > 1) == (positions == 20)
+        losses.append(accumulate_gradients(training, whole, draws))
+        gradients.append([p.grad for p in training.model.parameters() if p.requires_grad])
+    torch.testing.assert_close(losses[1], losses[0])
+    for grouped, together in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(grouped, together, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -151,9 +151,22 @@ def random_share(is_eligible_BL: Tensor, share: float, generator: torch.Generato
 
 def worker_part(batch: Batch, rank: int, workers: int) -> Batch:
     """Every `workers`-th history from `rank` on, no wider than the longest of them."""
-    part = Batch(*(column[rank::workers] for column in batch))
-    longest = max(1, int(part.length_B.max())) if len(part.length_B) else 1
-    return Batch(*(column[:, :longest] if column.dim() == 2 else column for column in part))
+    return narrowed(Batch(*(column[rank::workers] for column in batch)))
+
+
+def narrowed(batch: Batch) -> Batch:
+    """No wider than the longest history."""
+    longest = max(1, int(batch.length_B.max())) if len(batch.length_B) else 1
+    return Batch(*(column[:, :longest] if column.dim() == 2 else column for column in batch))
+
+
+def length_groups(batch: Batch, positions: int) -> list[Batch]:
+    """The histories by length, cut into batches of at most so many positions, or of one history: less padding."""
+    rows = max(1, positions // batch.history_BL.shape[1])
+    if rows >= len(batch.length_B):
+        return [batch]
+    order_B = batch.length_B.argsort(descending=True, stable=True)
+    return [narrowed(Batch(*(column[row_B] for column in batch))) for row_B in order_B.split(rows)]
 
 
 def epoch_batches(examples: int, *, batch_size: int, seed: int, epoch: int) -> list[Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raygr.config import TrainConfig
-from raygr.data.batches import Targets, history_batch, seen_pairs, worker_part
+from raygr.data.batches import Batch, Targets, history_batch, length_groups, seen_pairs, worker_part
 from raygr.embeddings import Fusion, RefinedEmbedding
 from raygr.evaluation import candidate_ranks, full_ranks, rank_metrics
 from raygr.recommenders.bert4rec import BERT4Rec
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 TARGETS_AT_ONCE = 256  # 256 x 30,000 items x 4 bytes = 31 MB of scores
 SHARES_OF_USERS = 512
+POSITIONS_AT_ONCE = 1536  # of a forward and backward pass on a CPU: little padding, and activations fit its cache
 CHOSEN_BY = "ndcg_at_10"
 
 
@@ -181,12 +182,25 @@ def accumulate_gradients(training: Training, whole: WholeBatch, draws: Draws) ->
     """Sets the gradient of the whole batch's mean loss, equal on all workers; the summed loss of the own part."""
     training.optimizer.zero_grad(set_to_none=True)
     own = worker_part(whole.batch, *training.share)
-    loss = torch.zeros((), device=training.device)
-    if len(own.user_B):
-        loss = summed_loss(training.config, training.inputs, training.model, whole, own, draws)
+    total = torch.zeros((), device=training.device)
+    for group in passes(training, own):
+        loss = summed_loss(training.config, training.inputs, training.model, whole, group, draws)
         training.scaler.scale(loss / max(1, whole.positions())).backward()
+        total += loss.detach()
     sum_gradients(training)
-    return loss.detach()
+    return total
+
+
+def passes(training: Training, own: Batch) -> list[Batch]:
+    """What goes through the model at once: of a transformer on a CPU, histories of about one length.
+
+    A GRU takes a history step by step, so that one wide batch is cheaper than several narrow ones; as is a GPU.
+    """
+    if not len(own.user_B):
+        return []
+    if training.device.type != "cpu" or training.config.model == "gru4rec":
+        return [own]
+    return length_groups(own, POSITIONS_AT_ONCE)
 
 
 def take_step(training: Training, rate: float) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from raygr.embeddings import padded
 
-POSITIONS_AT_ONCE = 512  # 512 x 3,000 items x 4 bytes = 6 MB of logits: stays in the processor's cache
+POSITIONS_AT_ONCE = 512  # 512 x 3,000 items x 4 bytes = 6 MB of scores
+LOGITS_AT_ONCE = 3 << 16  # x 4 bytes = 0.8 MB: stays in a core's cache with their softmax
+LEAST_POSITIONS = 64  # with many items: below it the gradient of the rows is read and written too often
 
 
 class TiledCrossEntropy(torch.autograd.Function):
@@ -29,18 +31,17 @@ class TiledCrossEntropy(torch.autograd.Function):
         # `target_N` counts from 0 here
         state_grad_ND, rows_grad_ID = torch.empty_like(state_ND), torch.zeros_like(rows_ID)
         total = state_ND.new_zeros(())
-        for first in range(0, len(state_ND), POSITIONS_AT_ONCE):
-            part = slice(first, first + POSITIONS_AT_ONCE)
+        tile = logits_tile(state_ND, len(rows_ID))
+        for first in range(0, len(state_ND), tile):
+            part = slice(first, first + tile)
             state, target_N1 = state_ND[part], target_N[part, None]
             logits_NI = state @ rows_ID.T
-            logits_NI -= logits_NI.amax(dim=1, keepdim=True)
-            total -= logits_NI.gather(1, target_N1).sum()
-            sum_N1 = logits_NI.exp_().sum(dim=1, keepdim=True)
-            total += sum_N1.log().sum()
-            logits_NI /= sum_N1  # now probabilities; minus 1 at the target it is the gradient
-            logits_NI.scatter_add_(1, target_N1, torch.full_like(sum_N1, -1.0))
-            state_grad_ND[part] = logits_NI @ rows_ID
-            rows_grad_ID.addmm_(logits_NI.T, state)
+            share_NI = logits_NI.softmax(1)
+            # log of the sum of exponentials: the greatest share is exp(greatest logit) / sum, and never 0
+            total += (logits_NI.amax(1) - share_NI.amax(1).log()).sum() - logits_NI.gather(1, target_N1).sum()
+            share_NI.scatter_add_(1, target_N1, torch.full_like(target_N1, -1.0, dtype=share_NI.dtype))
+            torch.mm(share_NI, rows_ID, out=state_grad_ND[part])  # shares, 1 less at the target: the logits' gradient
+            rows_grad_ID.addmm_(share_NI.T, state)
         ctx.save_for_backward(state_grad_ND, rows_grad_ID)
         return total
 
@@ -48,6 +49,13 @@ class TiledCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         state_grad_ND, rows_grad_ID = ctx.saved_tensors
         return state_grad_ND * upstream, rows_grad_ID * upstream, None
+
+
+def logits_tile(state_ND: Tensor, items: int) -> int:
+    """Positions whose logits are made at once."""
+    if state_ND.device.type != "cpu":
+        return POSITIONS_AT_ONCE
+    return max(LEAST_POSITIONS, LOGITS_AT_ONCE // items)
 
 
 def cross_entropy(state_ND: Tensor, rows_ID: Tensor, target_N: Tensor) -> Tensor:

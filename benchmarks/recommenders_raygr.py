@@ -1,0 +1,51 @@
+"""The raygr side of recommenders.py: the loop of a training worker, without Ray around it."""
+
+import torch
+from recommenders_orders import Orders, read_job
+
+from raygr.config import TrainConfig
+from raygr.recommenders.inputs import load_inputs
+from raygr.recommenders.loop import Share, start_training, target_ranks, train_epoch
+from raygr.schema import VALIDATION
+from raygr.workers import keep_freed_memory
+
+
+def settings(job: dict) -> TrainConfig:
+    is_lanes = job["model"] == "gru4rec_lanes"
+    # of the lanes: as many items a position in the loss as GRU4Rec's own code has
+    own = {"negatives": job["negatives"] + job["batch"], "loss": "sampled_cross_entropy", "optimizer": "adagrad"}
+    return TrainConfig(
+        output="none",
+        data=job["data"],
+        model=job["model"].partition("_")[0],
+        base_width=job["width"],
+        blocks=job["blocks"],
+        heads=job["heads"],
+        max_history=job["history"],
+        dropout=job["dropout"],
+        batch_size=job["batch"],
+        learning_rate=job["adagrad_rate"] if is_lanes else job["learning_rate"],
+        mask_rate=job["mask_rate"],
+        mask_last_rate=0.0,
+        session_parallel=is_lanes,
+        epochs=job["epochs"],
+        seed=job["seed"],
+        **(own if is_lanes else {}),
+    )
+
+
+def main() -> None:
+    job = read_job()
+    keep_freed_memory()
+    config = settings(job)
+    training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
+    orders = Orders(lambda: target_ranks(training, VALIDATION, ["full"])["full"].tolist())
+    orders.answer(torch=torch.__version__, items=training.inputs.items)
+    while True:
+        orders.wait_for_epoch()
+        training.progress.epoch += 1
+        orders.answer(loss=train_epoch(training))
+
+
+if __name__ == "__main__":
+    main()
