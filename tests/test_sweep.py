@@ -167,8 +167,10 @@ GPU_TRIALS = """
 import json, sys, time
 import ray, ray.train
 from ray import tune
-from ray.train.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from raygr.workers import placement, workers_on_gpus
+
+folder = sys.argv[1]  # as a name it reaches the workers; their sys.argv is Ray's
 
 def loop(settings):
     begun = time.time()
@@ -176,7 +178,7 @@ def loop(settings):
     print("worker", json.dumps([ray.get_gpu_ids(), begun, time.time()]), flush=True)
 
 def trial(point):
-    run = ray.train.RunConfig(name=str(point["n"]), storage_path=sys.argv[1])
+    run = ray.train.RunConfig(name=str(point["n"]), storage_path=folder)
     placed = placement(1, use_gpu=True, gpu_share=0.5)
     DataParallelTrainer(loop, train_loop_config={}, run_config=run, scaling_config=placed).fit()
 
@@ -184,7 +186,7 @@ if __name__ == "__main__":
     ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False)
     settings = tune.TuneConfig(max_concurrent_trials=workers_on_gpus(1, 0.5))
     tune.Tuner(trial, param_space={"n": tune.grid_search([0, 1])}, tune_config=settings,
-               run_config=tune.RunConfig(storage_path=sys.argv[1], name="gpus")).fit()
+               run_config=tune.RunConfig(storage_path=folder, name="gpus")).fit()
 """
 
 
