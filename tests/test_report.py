@@ -114,6 +114,7 @@ def make_tuning(path: Path) -> str:
     users = [
         {"stage": stage, "step": step, "user_index": u, "user_id": f"U{u}", "reward": u / 10 + rise,
          "mrr": u / 10 + rise / 2, "auc": None if u == 0 else 0.5, "common_mrr": 0.25, "common_auc": 0.5,
+         "personal_mrr": 0.2, "personal_auc": 0.45,
          "valid": 1.0}
         for stage, step, rise in stages for u in range(4)
     ]  # fmt: skip
