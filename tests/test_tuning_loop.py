@@ -1,7 +1,7 @@
 """The loop on a tiny random Llama: it learns what can be learned, and does the same however it is run."""
 
 import io
-import itertools
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,11 +172,10 @@ def test_gradient_checkpointing_and_accumulation_change_no_step(folder):
 
 
 def mixed_up(reward):
-    """The same rewards, given to the wrong completions."""
-    counter = itertools.count()
+    """The same rewards, given to the wrong completions; of the same completions always in the same order."""
 
     def shuffled(user_GA, items_CA, relevant_C):
-        order = np.random.default_rng(next(counter)).permutation(len(user_GA))
+        order = np.random.default_rng(zlib.crc32(user_GA.numpy().tobytes())).permutation(len(user_GA))
         return reward(user_GA, items_CA, relevant_C)[torch.as_tensor(order)]
 
     return shuffled
@@ -193,7 +192,8 @@ def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
 def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
     rises, errors = np.array([rise(folder, reward=log_prob, seed=seed) for seed in range(3)]).T
     assert (rises > 3 * errors).all()
-    shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(3)]).T
+    # what chance does to one run is a large part of what there is to learn: more seeds
+    shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(6)]).T
     assert shuffled.mean() < 0.25 * rises.mean()
     assert not (shuffled > 3 * noise).all()
 
