@@ -27,7 +27,7 @@ from raygr.config import ScoreConfig, TrainConfig
 ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
 CHECKOUT = Path(__file__).parent.parent
 ITEMS, BATCH, EPOCHS = 96, 4, 20
-BOUND = 540  # seconds for one cluster, start and end included; half a minute where nothing else runs
+BOUND = 540  # seconds for one cluster, start and end included
 pytestmark = pytest.mark.slow
 
 # The head steers and works; the other node is killed as a machine that loses its power.

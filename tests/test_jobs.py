@@ -24,7 +24,7 @@ from raygr.aspects.small_model import cache_folder
 
 CHECKOUT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
-BOUND = 240  # seconds for one command; most take ten
+BOUND = 240  # seconds for one command
 pytestmark = pytest.mark.slow
 
 
