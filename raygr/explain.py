@@ -20,9 +20,10 @@ from raygr import runs
 from raygr.config_results import ExplainConfig
 from raygr.data.prepared import Interactions, read_interactions
 from raygr.explanation_cases import choose_case
-from raygr.explanation_figure import drawings
+from raygr.explanation_figure import explanation_figure
 from raygr.explanation_values import Values, read_values, user_values
 from raygr.explanations import AspectTerm, Explanation, UserExplanation, level_word
+from raygr.figures import save_figure
 from raygr.recommenders.serving import Histories, Recommender, check_known, load_recommender
 from raygr.schema import EXPLANATION, ITEMS
 
@@ -37,9 +38,7 @@ def explain_run(config: ExplainConfig) -> runs.Run:
     run = runs.start_run(config.output, job="explain", config=config)
     sentences = explanation.sentences()
     runs.write_json(dataclasses.asdict(explanation) | {"sentences": sentences}, run.file(f"{EXPLANATION}.json"))
-    for kind, content in drawings(explanation).items():
-        filesystem, inner = runs.filesystem_of(run.file(f"{EXPLANATION}.{kind}"))
-        filesystem.pipe_file(inner, content)
+    save_figure(explanation_figure(explanation), run.file(EXPLANATION), dots_per_inch=100)
     runs.finish_run(run, inputs=[config.train], counts={"users": len(explanation.users)})
     for text in sentences:
         logger.info("%s", text)

@@ -1,6 +1,5 @@
 """The drawing of an explanation: values and gaps on 1..10, levels to recommend, and the parts of each score."""
 
-import io
 import textwrap
 
 import matplotlib
@@ -15,20 +14,10 @@ COLORS = (BLUE, ORANGE, GREEN, "#8a4f9e")  # as many as ExplainConfig takes user
 WIDTH_INCHES, LANE_INCHES, ROW_GAP_INCHES, MARGIN_INCHES = 10.5, 0.2, 0.14, 1.75
 ROW = 0.84  # of the distance between two rows; the rest is space
 PALE, SHADE = 0.4, "#f4f5f7"
-PNG_DPI = 100
 TITLE_LETTERS, NOTE_LETTERS = 70, 205
 
 
-def drawings(explanation: Explanation) -> dict[str, bytes]:
-    """File ending -> content; equal explanations give equal bytes."""
-    with matplotlib.rc_context(STYLE):
-        figure = explanation_figure(explanation)
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.savefig(png, format="png", dpi=PNG_DPI)
-    return {"svg": svg.getvalue(), "png": png.getvalue()}
-
-
+@matplotlib.rc_context(STYLE)
 def explanation_figure(explanation: Explanation) -> Figure:
     users, names = explanation.users, row_names(explanation)
     row_inches = ROW_GAP_INCHES + LANE_INCHES * len(users)

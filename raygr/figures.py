@@ -1,10 +1,14 @@
-"""The report's figures as inline SVG: small enough for a phone, text kept as text, nothing fetched from outside."""
+"""The report's figures as inline SVG: small enough for a phone, text kept as text, nothing fetched from outside.
+
+`save_figure` writes those of other stages to files.
+"""
 
 import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import fsspec
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -147,3 +151,11 @@ def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
     content = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
     # Safe as markup: the label is escaped here, every text of the content by matplotlib.
     return Markup(f'<svg {view_box} role="img" aria-label="{escape(label)}">{content}')
+
+
+def save_figure(figure: Figure, path: str, *, dots_per_inch: int = 150) -> None:
+    """`path`.png and `path`.svg, on any fsspec file system; equal figures give equal bytes."""
+    with matplotlib.rc_context(STYLE):
+        for ending, metadata in (("png", None), ("svg", {"Date": None})):
+            with fsspec.open(f"{path}.{ending}", "wb") as file:
+                figure.savefig(file, format=ending, dpi=dots_per_inch, metadata=metadata)

@@ -12,11 +12,12 @@ from raygr.compare import COMPARISON
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig
+from raygr.figures import save_figure
 from raygr.pipeline import STAGES, StageConfig, run_stages
 from raygr.recommenders.inputs import check_settings, load_inputs
 from raygr.reproduce_arms import Plan, Sources, base_arm, experiment_plan, refined_arm, trainings_of
 from raygr.reproduce_costs import scoring_costs
-from raygr.reproduce_figures import draw_experiment, save_figure
+from raygr.reproduce_figures import draw_experiment
 from raygr.reproduce_tables import (
     Experiment,
     csv_text,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import fsspec
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +21,6 @@ from raygr.reproduce_tables import (
 )
 
 PANEL_INCHES, ROW_INCHES, HEAD_INCHES = 2.2, 2.2, 0.8
-DOTS_PER_INCH = 150
 APART = 0.08  # of two curves at one value, so that their intervals are told apart
 
 
@@ -105,11 +103,3 @@ def draw_costs(axes: Axes, costs: Sequence[ScoringCost]) -> None:
         seconds.set_ylim(bottom=0)
         seconds.set_ylabel("seconds, in proportion", color=GREEN)
         seconds.spines[["top"]].set_visible(False)
-
-
-def save_figure(figure: Figure, path: str) -> None:
-    """`path` without its ending."""
-    with matplotlib.rc_context(STYLE):
-        for ending, metadata in (("png", None), ("svg", {"Date": None})):
-            with fsspec.open(f"{path}.{ending}", "wb") as file:
-                figure.savefig(file, format=ending, dpi=DOTS_PER_INCH, metadata=metadata)

@@ -4,7 +4,6 @@ A line passes through its best configuration: the other numbers stay as they are
 the mean over runs (seeds, and draws of random subsets), where there are two or more; every run is a dot.
 """
 
-import io
 from typing import Any
 
 import matplotlib
@@ -14,12 +13,11 @@ from matplotlib.figure import Figure
 from statsmodels.stats.weightstats import DescrStatsW
 
 from raygr import runs
-from raygr.figures import BLUE, GREEN, GREY, LIGHT, ORANGE, STYLE
+from raygr.figures import BLUE, GREEN, GREY, LIGHT, ORANGE, STYLE, save_figure
 
 CHOSEN_BY = "validation_ndcg@10"
 COLORS = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3", "#b03a48")
 PANEL_INCHES = (4.2, 3.0)
-DOTS_PER_INCH = 150
 
 
 def write_figure(finished: list[dict[str, Any]], names: list[str], run: runs.Run) -> None:
@@ -35,11 +33,7 @@ def write_figure(finished: list[dict[str, Any]], names: list[str], run: runs.Run
             axes = figure.add_subplot(1, len(panels), place)
             draw_panel(axes, table, name, others=[other for other in panels if other != name])
             axes.set_ylabel("validation NDCG@10" if place == 1 else "")
-        for kind in ("svg", "png"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=DOTS_PER_INCH, metadata={"Date": None} if kind == "svg" else None)
-            filesystem, inner = runs.filesystem_of(run.file(f"figure.{kind}"))
-            filesystem.pipe_file(inner, buffer.getvalue())
+    save_figure(figure, run.file("figure"))
 
 
 def draw_panel(axes: Axes, table: pd.DataFrame, name: str, *, others: list[str]) -> None:

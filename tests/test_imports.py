@@ -83,6 +83,7 @@ ALLOWED = {
         "explanation_cases",
         "explanation_values",
         "explanation_figure",
+        "figures",
     },
     "export": {"schema", "config", "config_results", "runs", "recommenders"},
     "estimates": {"schema", "config", "config_results", "runs", "data", "aspects", "finetuning"},
