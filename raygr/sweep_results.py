@@ -16,19 +16,19 @@ import fsspec
 import pyarrow as pa
 
 from raygr import runs
+from raygr.compare_tables import markdown_rows
 from raygr.config import ConfigError
 from raygr.config_results import SweepConfig
 from raygr.evaluation import METRICS as METRIC_NAMES
 from raygr.evaluation import metric_name
 from raygr.schema import HISTORY, METRICS, TEST
-from raygr.sweep_figure import write_figure
+from raygr.sweep_figure import CHOSEN_BY, write_figure
 from raygr.sweep_space import GUIDED_DIMENSION, SEED, aspect_names, train_config
 
 logger = logging.getLogger(__name__)
 
 RESULTS, SUMMARY = "results.parquet", "summary.md"
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
-CHOSEN_BY = "validation_ndcg@10"
 DESCRIBED = (GUIDED_DIMENSION, "aspects", "guided_weight", "base_width", "model", "fusion", SEED)
 LONGEST_ERROR = 400
 
@@ -166,26 +166,22 @@ def summary(
     counted = ", ".join(f"{statuses[name]} {name}" for name in (FINISHED, STOPPED, FAILED))
     names = described_by(config)
     ranked = [
-        [*map(shown, found.values.values()), len(found.runs), f"{found.validation:.4f}"] for found in configurations
+        [*map(shown, found.values.values()), str(len(found.runs)), f"{found.validation:.4f}"]
+        for found in configurations
     ]
     tested = [[ranking, *(f"{metrics[name]:.4f}" for name in METRIC_NAMES)] for ranking, metrics in test.items()]
     failed = [[row["run"], row["error"]] for row in rows if row["status"] == FAILED]
     parts = [
         f"# {len(rows)} trials: {counted}",
         "Configurations by the mean validation NDCG@10 of their finished runs; only those with as many as any:",
-        markdown([*names, "runs", "validation NDCG@10"], ranked),
+        markdown_rows([[*names, "runs", "validation NDCG@10"], *ranked]).rstrip(),
         "Test metrics of the first, chosen by validation; of no other are they read:",
-        markdown(["candidates", *map(metric_name, METRIC_NAMES)], tested),
+        markdown_rows([["candidates", *map(metric_name, METRIC_NAMES)], *tested]).rstrip(),
         "Its runs: " + ", ".join(best.runs),
     ]
     if failed:
-        parts += ["Failed trials:", markdown(["run", "error"], failed)]
+        parts += ["Failed trials:", markdown_rows([["run", "error"], *failed]).rstrip()]
     return "\n\n".join(parts) + "\n"
-
-
-def markdown(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def shown(value: Any) -> str:

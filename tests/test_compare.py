@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from toy_data import LISTS
 
 from raygr import runs
 from raygr.compare import compare
@@ -16,15 +17,6 @@ from raygr.config_results import CompareConfig
 from raygr.schema import METRICS, RANK_SCHEMA, RANKS
 
 PROTOCOL = {"split": "leave_one_out", "candidates": ["full"], "seen": "filtered", "ties": "mean rank", "data": "abc"}
-
-
-LISTS = {
-    "length": 10,
-    "mmr_weight": 0.5,
-    "scores": None,
-    "ranked": {"recall": 0.2, "ndcg": 0.1, "mmr": 0.3, "intra_list_diversity": 0.4},
-    "reranked": {"recall": 0.1, "ndcg": 0.05, "mmr": 0.35, "intra_list_diversity": 0.6},
-}
 
 
 def write_train_run(

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pydantic_core import to_jsonable_python
-from toy_data import cycles, random_scores, write_csv, write_prepared
+from toy_data import LISTS, cycles, random_scores, write_csv, write_prepared
 
 from raygr import cli, runs
 from raygr.aspects.aspects import load_aspects
@@ -29,13 +29,6 @@ from raygr.schema import METRICS, RANK_SCHEMA, RANKS
 ROOT = Path(__file__).parent.parent
 ASPECTS = ["pace", "tension", "realism"]
 ITEMS = 120  # 100 candidates besides a user's own eight
-LISTS = {
-    "length": 10,
-    "mmr_weight": 0.5,
-    "scores": None,
-    "ranked": {"recall": 0.2, "ndcg": 0.1, "mmr": 0.3, "intra_list_diversity": 0.4},
-    "reranked": {"recall": 0.1, "ndcg": 0.05, "mmr": 0.35, "intra_list_diversity": 0.6},
-}
 
 
 def toy_ranks(config: TrainConfig, candidates: str) -> list[float]:

@@ -37,6 +37,15 @@ TWO = AspectSet(
     ),
 )
 
+# `lists` of a train run's metrics.json.
+LISTS = {
+    "length": 10,
+    "mmr_weight": 0.5,
+    "scores": None,
+    "ranked": {"recall": 0.2, "ndcg": 0.1, "mmr": 0.3, "intra_list_diversity": 0.4},
+    "reranked": {"recall": 0.1, "ndcg": 0.05, "mmr": 0.35, "intra_list_diversity": 0.6},
+}
+
 
 def cycles(users: int, items: int, length: int) -> list[list[int]]:
     """User u starts at item u + 1 and always goes on to the next item, round and round."""
