@@ -44,7 +44,17 @@ class ReproduceConfig:
     """Train settings of all runs, over those of the recommenders' files."""
     refined: Mapping[str, Any]
     """Train settings of the refined runs, over `train`: the paper's base_width is 48, beside twelve scores."""
+    arms: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    """table-2 to table-4: further arms by name, such as controls; train settings over those of `refined`."""
+    twins: Mapping[str, str] = Field(default_factory=dict)
+    """Arm (`refined`, or one of `arms`) -> one of `arms` that it is compared with besides the base, such as the same
+    with shuffled scores."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+
+    at_once: int = Field(default=1, ge=1)
+    """Train runs at a time; they share the machine's cores, unless `train` sets their `threads`."""
+    gpu_share: float = Field(default=1.0, gt=0, le=1)
+    """Of a GPU, for each training worker, where there is one; 0.1 lets ten share it."""
 
     guided_widths: tuple[int, ...] = Field(default=(3, 6, 9, 12), min_length=1)
     """figure-3: so many of the first scores."""

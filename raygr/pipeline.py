@@ -4,8 +4,10 @@ Every configuration is checked and the plan (plan.py) printed before the first s
 finished with the same configuration and unchanged inputs is skipped; one that is finished otherwise is refused by name.
 """
 
+import itertools
 import logging
 import time
+from typing import NamedTuple
 
 from raygr import runs
 from raygr.config import (
@@ -54,6 +56,16 @@ STAGES: dict[str, type[StageConfig]] = {
 }
 
 
+class SideBySide(NamedTuple):
+    """How many train runs at a time, each on its share of a GPU where there is one."""
+
+    at_once: int = 1
+    gpu_share: float = 1.0
+
+
+ALONE = SideBySide()
+
+
 def run_stage(config: StageConfig) -> runs.Run:
     """The finished run of one stage. Imports only what the stage needs: vLLM and Ray are heavy."""
     match config:
@@ -97,8 +109,8 @@ def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
     logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
 
 
-def run_stages(stages: list[tuple[str, StageConfig]]) -> None:
-    """Runs (job, configuration) by (job, configuration) what is not finished yet.
+def run_stages(stages: list[tuple[str, StageConfig]], side_by_side: SideBySide = ALONE) -> None:
+    """Runs (job, configuration) by (job, configuration) what is not finished yet; train runs in a row may go at once.
 
     RunError before anything starts where a stage is refused.
     """
@@ -106,12 +118,18 @@ def run_stages(stages: list[tuple[str, StageConfig]]) -> None:
     for line in plan_lines(plans):
         logger.info("plan: %s", line)
     check_plan(plans)
-    for plan in plans:
-        if plan.state != FINISHED:
+    unfinished = [plan for plan in plans if plan.state != FINISHED]
+    for job, group in itertools.groupby(unfinished, key=lambda plan: plan.job):
+        if job == "train":
+            from raygr.recommenders.train import train_all
+
+            train_all([plan.config for plan in group], *side_by_side)
+            continue
+        for plan in group:
             begun = time.time()
-            logger.info("%-9s %s", plan.job, plan.config.output)
+            logger.info("%-9s %s", job, plan.config.output)
             run_stage(plan.config)
-            logger.info("%-9s %s done in %.0f s", plan.job, plan.config.output, time.time() - begun)
+            logger.info("%-9s %s done in %.0f s", job, plan.config.output, time.time() - begun)
 
 
 def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:

@@ -4,7 +4,9 @@ Stages and train runs lie in the folder `runs`, the comparison and what is drawn
 is skipped, so an interrupted experiment goes on where it stopped.
 """
 
+import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from raygr import runs
@@ -13,9 +15,19 @@ from raygr.config import ConfigError, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig
 from raygr.figures import save_figure
-from raygr.pipeline import STAGES, StageConfig, run_stages
+from raygr.pipeline import STAGES, SideBySide, StageConfig, run_stages
 from raygr.recommenders.inputs import check_settings, load_inputs
-from raygr.reproduce_arms import Plan, Sources, base_arm, experiment_plan, refined_arm, trainings_of
+from raygr.reproduce_arms import (
+    REFINED,
+    TABLES,
+    Plan,
+    Sources,
+    base_arm,
+    experiment_plan,
+    refined_arm,
+    trainings_of,
+    twins_of,
+)
 from raygr.reproduce_costs import scoring_costs
 from raygr.reproduce_figures import draw_experiment
 from raygr.reproduce_tables import (
@@ -40,7 +52,8 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     check_recommenders(config, sources)
     paper = read_paper(config.paper)
     stages = source_stages(config, sources)
-    run = runs.start_run(config.output, job="reproduce", config=config)
+    # how many run at a time changes no result, so an experiment may be gone on with otherwise
+    run = runs.start_run(config.output, job="reproduce", config=dataclasses.replace(config, at_once=1, gpu_share=1.0))
     run_stages(stages)
     plan = experiment_plan(config, sources)
     is_by_width = config.experiment == "figure-3"
@@ -49,8 +62,12 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
         load_inputs(arm.runs[0])  # refuses any arm's data, scores and widths before the first is trained
     trainings = trainings_of(plan)
     logger.info("%s: %d train runs", config.experiment, len(trainings))
-    run_stages([("train", train) for train in trainings])
-    write_experiment(run, Experiment(config, sources, plan, compared(run, plan), paper, costs))
+    run_stages([("train", train) for train in trainings], SideBySide(config.at_once, config.gpu_share))
+    bases = {arm.name: arm.base for arm in plan.arms if arm.base}
+    compared = comparison(run, "comparison", plan, bases)
+    twins = twins_of(config, plan)
+    of_twins = comparison(run, "twins", plan, twins) if twins else {}
+    write_experiment(run, Experiment(config, sources, plan, compared, twins, of_twins, paper, costs))
     counts = {"arms": len(plan.arms), "train_runs": len(trainings)}
     runs.finish_run(run, inputs=[sources.data, config.paper, *(train.output for train in trainings)], counts=counts)
     return run
@@ -68,13 +85,11 @@ def write_experiment(run: runs.Run, experiment: Experiment) -> None:
         save_figure(draw_experiment(experiment, protocol), run.file(figure_file(experiment.config, protocol)))
 
 
-def compared(run: runs.Run, plan: Plan) -> dict[str, Any]:
-    """comparison.json of the plan's arms, each beside its own base."""
-    config = CompareConfig(
-        output=run.file("comparison"),
-        arms={arm.name: tuple(train.output for train in arm.runs) for arm in plan.arms},
-        bases={arm.name: arm.base for arm in plan.arms if arm.base},
-    )
+def comparison(run: runs.Run, name: str, plan: Plan, bases: Mapping[str, str]) -> dict[str, Any]:
+    """comparison.json of the plan's arms, each beside its base, in a folder of this name."""
+    wanted = bases.keys() | bases.values()
+    arms = {arm.name: tuple(train.output for train in arm.runs) for arm in plan.arms if arm.name in wanted}
+    config = CompareConfig(output=run.file(name), arms=arms, bases=bases)
     run_stages([("compare", config)])
     return runs.read_json(runs.join(config.output, COMPARISON))
 
@@ -84,6 +99,7 @@ def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:
     unknown = [name for name in config.recommenders if name not in config.protocol]
     if unknown:
         raise ConfigError(f"protocol names no candidates for {', '.join(unknown)}")
+    check_arms(config)
     for name in config.recommenders:
         base, refined = base_arm(config, sources, name).runs[0], refined_arm(config, sources, name).runs[0]
         if base.item_scores is not None:
@@ -92,6 +108,16 @@ def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:
             raise ConfigError(f"{config.recommenders[name]}: targets: last must be among those of every run")
         check_settings(base)
         check_settings(refined)
+
+
+def check_arms(config: ReproduceConfig) -> None:
+    if config.arms and config.experiment not in TABLES:
+        raise ConfigError(f"arms are for {', '.join(TABLES)}, not for {config.experiment}")
+    if REFINED in config.arms:
+        raise ConfigError(f"arms: {REFINED} is the name of the arm that the paper has")
+    for arm, twin in config.twins.items():
+        if arm not in {REFINED, *config.arms} or twin not in config.arms or arm == twin:
+            raise ConfigError(f"twins: {arm} and {twin} must be two of {', '.join([REFINED, *config.arms])}")
 
 
 # --- data and scores ----------------------------------------------------------------------------

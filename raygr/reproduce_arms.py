@@ -4,6 +4,7 @@ Runs are named by their settings, so that experiments which share a folder share
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from raygr import runs
 from raygr.config import ConfigError, TrainConfig, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.data.vectors import read_vectors
+
+TABLES = ("table-2", "table-3", "table-4")
+REFINED = "refined"  # the arm of the paper's tables, beside which a configuration may name others
 
 
 class Sources(NamedTuple):
@@ -65,7 +69,7 @@ def recommender_plan(config: ReproduceConfig, sources: Sources, recommender: str
             return base_width_plan(config, sources, recommender)
         case "figure-6":
             return guided_weight_plan(config, sources, recommender)
-    return Plan([base_arm(config, sources, recommender), refined_arm(config, sources, recommender)], [])
+    return table_plan(config, sources, recommender)
 
 
 def compared_arms(plan: Plan, recommender: str) -> list[Arm]:
@@ -77,6 +81,15 @@ def points_of(plan: Plan, recommender: str) -> list[Point]:
     return [point for point in plan.points if point.recommender == recommender]
 
 
+def twins_of(config: ReproduceConfig, plan: Plan) -> dict[str, str]:
+    """Names of arms of every recommender, each with its twin's."""
+    found = {(arm.recommender, arm.label): arm.name for arm in plan.arms}
+    names = [
+        (found[name, arm], found[name, twin]) for name in config.recommenders for arm, twin in config.twins.items()
+    ]
+    return dict(names)
+
+
 def trainings_of(plan: Plan, recommender: str | None = None) -> list[TrainConfig]:
     """Each run once, of one recommender or of all."""
     chosen = [arm for arm in plan.arms if recommender in (None, arm.recommender)]
@@ -84,6 +97,15 @@ def trainings_of(plan: Plan, recommender: str | None = None) -> list[TrainConfig
 
 
 # --- the experiments ----------------------------------------------------------------------------
+
+
+def table_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
+    """Tables 2 to 4: base and refined, and the configuration's further arms."""
+    arms = [base_arm(config, sources, recommender), refined_arm(config, sources, recommender)]
+    for name, settings in config.arms.items():
+        arm = refined_arm(config, sources, recommender, settings, named=name)
+        arms.append(arm._replace(name=f"{recommender} {name}", label=name))
+    return Plan(arms, [])
 
 
 def task_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
@@ -148,11 +170,15 @@ def base_arm(
 
 
 def refined_arm(
-    config: ReproduceConfig, sources: Sources, recommender: str, changes: Mapping[str, Any] | None = None
+    config: ReproduceConfig,
+    sources: Sources,
+    recommender: str,
+    changes: Mapping[str, Any] | None = None,
+    named: str | None = None,
 ) -> Arm:
     settings = {"item_scores": sources.item_scores, **user_settings(sources.user_scores)}
-    found = train_runs(config, sources, recommender, settings | config.refined | (changes or {}))
-    return Arm(f"{recommender} refined", recommender, "refined", f"{recommender} base", found)
+    found = train_runs(config, sources, recommender, settings | config.refined | (changes or {}), named)
+    return Arm(f"{recommender} {REFINED}", recommender, REFINED, f"{recommender} base", found)
 
 
 def user_settings(user_scores: str) -> dict[str, Any]:
@@ -162,14 +188,18 @@ def user_settings(user_scores: str) -> dict[str, Any]:
 
 
 def train_runs(
-    config: ReproduceConfig, sources: Sources, recommender: str, changes: Mapping[str, Any]
+    config: ReproduceConfig,
+    sources: Sources,
+    recommender: str,
+    changes: Mapping[str, Any],
+    named: str | None = None,
 ) -> tuple[TrainConfig, ...]:
-    """One per seed, in folders that are named by what tells them apart."""
+    """One per seed, in folders that are named by what tells them apart, or by the name of one of `config.arms`."""
     file = config.recommenders[recommender]
     settings = read_yaml(file) | config.train | changes
     settings |= {"data": sources.data, "output": config.runs, "candidates": candidate_sets(config)}
     first = check_config(TrainConfig, settings, source=f"{file} with train, refined and {dict(changes)}")
-    name = run_name(recommender, first)
+    name = f"{short_name(recommender)}-{short_name(named)}" if named else run_name(recommender, first)
     folders = {seed: runs.join(config.runs, f"train/{name}-seed-{seed}") for seed in config.seeds}
     return tuple(dataclasses.replace(first, seed=seed, output=folder) for seed, folder in folders.items())
 
@@ -181,13 +211,18 @@ def candidate_sets(config: ReproduceConfig) -> tuple[str, ...]:
 
 def run_name(recommender: str, train: TrainConfig) -> str:
     """Such as `sasrec-base-60` or `gru4rec-plus-refined-48-first-3-weight-1-user-scores`."""
-    short = recommender.lower().replace("+", "-plus").replace(" ", "-")
+    short = short_name(recommender)
     if train.item_scores is None:
         return f"{short}-base-{train.base_width}"
     parts = [short, "refined", str(train.base_width)]
     parts += [f"first-{len(train.aspects)}"] if train.aspects else []
     users = train.user_score_run.rstrip("/").rpartition("/")[2] if train.user_score_run else train.user_scores
     return "-".join([*parts, f"weight-{train.guided_weight:g}", f"users-{users}"])
+
+
+def short_name(name: str) -> str:
+    """As part of a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", " plus")).strip("-")
 
 
 def aspect_names(config: ReproduceConfig, sources: Sources) -> tuple[str, ...]:

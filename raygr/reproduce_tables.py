@@ -40,6 +40,7 @@ TITLES = {
 }
 VALUE_NAMES = {"figure-3": "guided dimension", "figure-4": "base width", "figure-6": "lambda"}
 FIGURE_METRICS = ("mrr", "recall_at_1", "ndcg_at_5", "ndcg_at_10", "ndcg_at_20")
+ARM_METRICS = ("mrr", "recall_at_10", "ndcg_at_10")
 PAPER_VALUES = {"figure-3": 12, "figure-4": 60, "figure-6": 1.0}
 """Where a figure's curves meet the paper's table: its refined arm, or, in figure-4, its base."""
 PAPER_FIELDS = ["recommender", "arm", "metric", "base", "refined", "improvement"]
@@ -65,6 +66,10 @@ class Experiment(NamedTuple):
     sources: Sources
     plan: Plan
     comparison: Mapping[str, Any]
+    twins: Mapping[str, str]
+    """Arm -> the arm that it is compared with besides its base."""
+    twin_comparison: Mapping[str, Any]
+    """Of these; empty without any."""
     paper: Paper
     costs: Sequence[ScoringCost]
     """figure-3: of the item scores by guided dimension, where they are a score run."""
@@ -152,19 +157,21 @@ def span_text(values: Sequence[int]) -> str:
 
 def protocol_text(experiment: Experiment, protocol: Protocol) -> str:
     if not experiment.plan.points:
-        return metric_table(experiment, protocol)
+        table = metric_table(experiment, protocol)
+        return table + "\n" + arm_table(experiment, protocol) if experiment.config.arms else table
     file = figure_file(experiment.config, protocol)
     return f"![{TITLES[experiment.config.experiment]}]({file}.png)\n\n" + point_table(experiment, protocol)
 
 
 def metric_table(experiment: Experiment, protocol: Protocol) -> str:
     """A row per recommender and metric: base, refined arms, improvements, and the paper's under its protocols."""
-    labels = list(dict.fromkeys(arm.label for arm in experiment.plan.arms if arm.base))
+    further = experiment.config.arms
+    labels = list(dict.fromkeys(arm.label for arm in experiment.plan.arms if arm.base and arm.label not in further))
     head = ["base", *labels, *(["improvement"] if len(labels) == 1 else [f"improvement, {one}" for one in labels])]
     papers = [f"paper: {name}" for name in head] if protocol.is_papers else []
     rows = [["recommender", "metric", *head, *papers]]
     for recommender, ranking in protocol.ranking_of.items():
-        arms = compared_arms(experiment.plan, recommender)
+        arms = [arm for arm in compared_arms(experiment.plan, recommender) if arm.label not in further]
         for place, metric in enumerate(METRICS):
             found = [pair_cells(experiment.comparison["arms"], arm.name, ranking, metric) for arm in arms]
             cells = [found[0].base, *(one.refined for one in found), *(one.improvement for one in found)]
@@ -172,6 +179,31 @@ def metric_table(experiment: Experiment, protocol: Protocol) -> str:
                 cells += paper_cells(experiment, arms, metric)
             rows.append(["" if place else recommender, metric_name(metric), *cells])
     return markdown_rows(rows)
+
+
+def arm_table(experiment: Experiment, protocol: Protocol) -> str:
+    """A row per arm, those of the configuration among them: gains over the base, and over its twin where it has one."""
+    over_base = [f"{metric_name(metric)} over base" for metric in ARM_METRICS]
+    rows = [["recommender", "arm", metric_name(ARM_METRICS[-1]), *over_base, "its twin", *over_twin_names()]]
+    for recommender, ranking in protocol.ranking_of.items():
+        for arm in compared_arms(experiment.plan, recommender):
+            found = experiment.comparison["arms"][arm.name]
+            mean = found["metrics"][ranking][ARM_METRICS[-1]]["mean"]
+            gains = [gain_text(found["against_base"][ranking][metric]) for metric in ARM_METRICS]
+            rows.append([recommender, arm.label, f"{mean:.4f}", *gains, *twin_cells(experiment, arm, ranking)])
+    return markdown_rows(rows)
+
+
+def over_twin_names() -> list[str]:
+    return [f"{metric_name(metric)} over it" for metric in ARM_METRICS]
+
+
+def twin_cells(experiment: Experiment, arm: Arm, ranking: str) -> list[str]:
+    twin = experiment.twins.get(arm.name)
+    if twin is None:
+        return [""] * (1 + len(ARM_METRICS))
+    gains = experiment.twin_comparison["arms"][arm.name]["against_base"][ranking]
+    return [twin.removeprefix(f"{arm.recommender} "), *(gain_text(gains[metric]) for metric in ARM_METRICS)]
 
 
 def paper_cells(experiment: Experiment, arms: Sequence[Arm], metric: str) -> list[str]:

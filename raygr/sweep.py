@@ -157,7 +157,7 @@ def started_tuner(
 ) -> tune.Tuner:
     """A fresh experiment, or the one that an earlier attempt at this folder began."""
     os.environ.update(QUIET)
-    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config), {"CPU": 1})
+    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config, at_once=at_once), {"CPU": 1})
     folder = runs.join(config.output, TUNE)
     if tune.Tuner.can_restore(folder):
         check_room(config, at_once)
@@ -196,14 +196,15 @@ def trial_name(trial: Trial) -> str:
     return f"{number:04}_{re.sub(r'[^a-zA-Z0-9_.=+-]+', '-', point)[:LONGEST_NAME]}"
 
 
-def run_trial(point: Point, *, sweep_config: SweepConfig) -> None:
+def run_trial(point: Point, *, sweep_config: SweepConfig, at_once: int) -> None:
     """The Tune function: one train run. An attempt may have finished it without Tune having noted so."""
     config = train_config(sweep_config, point, name=tune.get_context().get_trial_name())
     if runs.is_finished(config.output):
         lines = [line for line in epoch_lines(config.output) if "validation" in line]
         tune.report(evaluated(lines, best=max(line["validation"][CHOSEN_BY] for line in lines)))
         return
-    train(config, gpu_share=sweep_config.gpu_share, callbacks=[ReportToTune(tune.get_context().get_trial_id())])
+    callbacks = [ReportToTune(tune.get_context().get_trial_id())]
+    train(config, gpu_share=sweep_config.gpu_share, at_once=at_once, callbacks=callbacks)
 
 
 class ReportToTune(TuneReportCallback):

@@ -79,16 +79,17 @@ def run_workers(
     trainer.fit()
 
 
-def begin_worker(threads: int | None) -> tuple[int, int]:
+def begin_worker(threads: int | None, *, at_once: int = 1) -> tuple[int, int]:
     """Logs and threads of this worker; its rank and how many there are.
 
-    `threads`: null shares the machine's cores among the workers on it.
+    `threads`: null shares the machine's cores among the workers on it, of all runs that train at once.
     """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
     logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    sharing = context.get_local_world_size() * at_once
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // sharing))
     keep_freed_memory()
     return rank, workers
 

@@ -6,6 +6,8 @@ Most tests train with a stand-in whose ranks are known; one runs the command on 
 import csv
 import itertools
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,12 @@ ITEMS = 120  # 100 candidates besides a user's own eight
 
 
 def toy_ranks(config: TrainConfig, candidates: str) -> list[float]:
-    """Two users. Base: 2 and 4 (sampled: 1 and 2); refined: 1 and 4 (1 and 1); wider bases are worse by their tens."""
+    """Two users. Base: 2 and 4 (sampled: 1 and 2); refined: 1 and 4 (1 and 1); wider bases are worse by their tens.
+
+    Shuffled scores do as the base.
+    """
+    if config.control == "shuffled":
+        return toy_ranks(replace(config, item_scores=None, control="none"), candidates)
     if candidates != "full":
         return [1, 2 if config.item_scores is None else 1]
     return [config.base_width // 10 if config.item_scores is None else 1, 4]
@@ -61,7 +68,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The outputs that the stand-in was asked to fill, in order."""
     asked = []
 
-    def train(config: TrainConfig) -> runs.Run:
+    def train(config: TrainConfig, **placed: Any) -> runs.Run:
         asked.append(Path(config.output).name)
         return stand_in_train(config)
 
@@ -158,7 +165,7 @@ def test_runs_are_shared_between_experiments_and_an_interrupted_one_goes_on(tmp_
     first = settings(tmp_path)
     broken = iter([stand_in_train, stand_in_train])
 
-    def breaks_in_the_third(config: TrainConfig) -> runs.Run:
+    def breaks_in_the_third(config: TrainConfig, **placed: Any) -> runs.Run:
         return next(broken, stopped)(config)
 
     def stopped(config: TrainConfig) -> runs.Run:
@@ -267,6 +274,9 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
         ({"train": {"item_scores": "a.csv"}}, "item_scores belong to reproduce"),
         ({"train": {"targets": ["every"]}}, "targets: last"),
         ({"experiment": "table-5"}, "two adapters"),
+        ({"experiment": "figure-6", "arms": {"add": {"fusion": "add"}}}, "arms are for table-2, table-3, table-4"),
+        ({"arms": {"refined": {"fusion": "add"}}}, "refined is the name"),
+        ({"twins": {"refined": "shuffled"}}, "twins: refined and shuffled must be two of refined"),
         ({"paper": str(tmp_path / "scores.csv")}, "has the columns"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -303,6 +313,50 @@ def test_a_table_by_hand_under_every_protocol(tmp_path: Path, trained: list[str]
     assert (rows[0]["paper_improvement"], rows[1]["paper_improvement"]) == ("10.38", "")
     latex = Path(run.file("table-3.tex")).read_text(encoding="utf-8")
     assert "candidates: uniform-100" in latex and r"MRR & 0.7500 & 1.0000 & +33.3\% [" in latex
+
+
+def test_further_arms_stand_beside_the_papers_and_beside_their_twins(tmp_path: Path, trained: list[str]):
+    """Sampled MRR .75 of the base and the shuffled twin, 1 of the refined arm."""
+    arms = {"no users": {"user_scores": "none"}, "shuffled, no users": {"user_scores": "none", "control": "shuffled"}}
+    run = reproduce(settings(tmp_path, arms=arms, twins={"no users": "shuffled, no users"}))
+    assert trained[-2:] == ["sasrec-shuffled-no-users-seed-0", "sasrec-shuffled-no-users-seed-1"]
+    papers = Path(run.file("table-3.md")).read_text(encoding="utf-8").split("## One protocol")[0]
+    rows = {line.split(" | ")[1]: line for line in papers.splitlines() if line.startswith("| SASRec | ")}
+    assert {"MRR", "refined", "no users", "shuffled, no users"} <= rows.keys()
+    assert rows["MRR"].count("+33.3%") == 1  # of the refined arm alone
+    assert rows["no users"].count("+33.3% [") == 2 and "| shuffled, no users | +33.3% [" in rows["no users"]
+    assert "+0.0% [" in rows["shuffled, no users"] and "+33.3%" not in rows["shuffled, no users"]
+
+
+def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two meet: neither ends before the other has begun."""
+    meeting, placed = threading.Barrier(2, timeout=20), []
+
+    def train(config: TrainConfig, **placement: Any) -> runs.Run:
+        placed.append(placement)
+        meeting.wait()
+        return stand_in_train(config)
+
+    monkeypatch.setattr("raygr.recommenders.train.train", train)
+    monkeypatch.setattr("raygr.recommenders.train.connect", lambda: None)
+    reproduce(settings(tmp_path, at_once=2, gpu_share=0.5))
+    assert placed == [{"gpu_share": 0.5, "at_once": 2}] * 4
+
+
+def test_after_a_failed_run_no_other_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun = []
+
+    def train(config: TrainConfig, **placement: Any) -> runs.Run:
+        begun.append(config.output)
+        raise ValueError("the loss is nan")
+
+    monkeypatch.setattr("raygr.recommenders.train.train", train)
+    monkeypatch.setattr("raygr.recommenders.train.connect", lambda: None)
+    with pytest.raises(ValueError, match="the loss is nan"):
+        reproduce(settings(tmp_path, at_once=2, seeds=tuple(range(50))))
+    assert len(begun) < 50
+    monkeypatch.setattr("raygr.recommenders.train.train", lambda config, **placement: stand_in_train(config))
+    reproduce(settings(tmp_path, seeds=tuple(range(50))))  # gone on with, one at a time
 
 
 def test_base_widths_are_ratios_to_the_refined_arm(tmp_path: Path, trained: list[str]):

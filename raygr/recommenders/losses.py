@@ -21,6 +21,7 @@ from raygr.embeddings import padded
 POSITIONS_AT_ONCE = 512  # 512 x 3,000 items x 4 bytes = 6 MB of scores
 LOGITS_AT_ONCE = 3 << 16  # x 4 bytes = 0.8 MB: stays in a core's cache with their softmax
 LEAST_POSITIONS = 64  # with many items: below it the gradient of the rows is read and written too often
+GPU_SCORES_AT_ONCE = 1 << 26  # x 4 bytes = 0.3 GB, and some ten such tensors at a time: few kernels, each a large one
 
 
 class TiledCrossEntropy(torch.autograd.Function):
@@ -54,8 +55,15 @@ class TiledCrossEntropy(torch.autograd.Function):
 def logits_tile(state_ND: Tensor, items: int) -> int:
     """Positions whose logits are made at once."""
     if state_ND.device.type != "cpu":
-        return POSITIONS_AT_ONCE
+        return positions_at_once(state_ND, items)
     return max(LEAST_POSITIONS, LOGITS_AT_ONCE // items)
+
+
+def positions_at_once(state: Tensor, scores: int) -> int:
+    """Positions in a tile where each has so many scores."""
+    if state.device.type == "cpu":
+        return POSITIONS_AT_ONCE
+    return max(LEAST_POSITIONS, GPU_SCORES_AT_ONCE // scores)
 
 
 def cross_entropy(state_ND: Tensor, rows_ID: Tensor, target_N: Tensor) -> Tensor:
@@ -114,7 +122,8 @@ def sampled_cross_entropy(
         return (scores_NJ.logsumexp(1) - target_score_N1[:, 0]).sum()
 
     rows = (rows_ID[target_N - 1].float(), rows_ID[negative_K - 1].float())
-    return InTiles.apply(tile_loss, POSITIONS_AT_ONCE, 2, state_ND.float(), *rows)
+    tile = positions_at_once(state_ND, 1 + len(negative_K))
+    return InTiles.apply(tile_loss, tile, 2, state_ND.float(), *rows)
 
 
 class StepNegatives(NamedTuple):
@@ -154,7 +163,8 @@ def step_loss(
 
     table_ID = padded(rows_ID.float())
     rows = (table_ID[target_LB], table_ID[negatives.batch_LM], table_ID[negatives.shared_K])
-    steps = max(1, POSITIONS_AT_ONCE // state_LBD.shape[1])
+    scores = negatives.batch_LM.shape[1] + len(negatives.shared_K)
+    steps = max(1, positions_at_once(state_LBD, scores) // state_LBD.shape[1])
     return InTiles.apply(tile_loss, steps, 3, state_LBD.float(), *rows)
 
 

@@ -7,9 +7,12 @@ Left out of the checkpoint: generator states, because each epoch's randomness co
 
 import json
 import logging
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+import ray
 import ray.train.torch
 
 from raygr import runs
@@ -36,10 +39,17 @@ BEST = f"best_{CHOSEN_BY}"
 WATCHED_EVERY = 0.1  # seconds; more is longer than a small epoch
 
 
-def train(config: TrainConfig, *, gpu_share: float = 1.0, callbacks: Sequence[ray.train.UserCallback] = ()) -> runs.Run:
+def train(
+    config: TrainConfig,
+    *,
+    gpu_share: float = 1.0,
+    at_once: int = 1,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> runs.Run:
     """Trains one recommender and evaluates it once on test, with the weights that were best on validation.
 
-    A sweep lets its trials share a GPU, and learns of their evaluations by Ray Train's callbacks.
+    So many runs `at_once` share the machine's cores, and each takes its share of a GPU. A sweep learns of its trials'
+    evaluations by Ray Train's callbacks.
     """
     if runs.is_finished(config.output):
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
@@ -50,10 +60,39 @@ def train(config: TrainConfig, *, gpu_share: float = 1.0, callbacks: Sequence[ra
     read = [config.data, config.item_scores, config.user_score_run, config.list_scores]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="train", config=config, inputs=used)
-    settings = {"config": with_absolute_paths(config)}
+    settings = {"config": with_absolute_paths(config), "at_once": at_once}
     run_workers(train_loop_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY, callbacks=callbacks)
     runs.finish_run(run, inputs=used, counts=row_counts(inputs))
     return run
+
+
+def train_all(configs: Sequence[TrainConfig], at_once: int, gpu_share: float) -> None:
+    """Trains them in their order, so many at a time, each of whose workers has its share of a GPU where there is one.
+
+    After the first that fails no other is started; those under way end before its error is raised.
+    """
+    if at_once == 1:
+        for config in configs:
+            train_logged(config, at_once, gpu_share)
+        return
+    connect()  # before there are threads that would each start a Ray
+    with ThreadPoolExecutor(at_once) as pool:
+        started = [pool.submit(train_logged, config, at_once, gpu_share) for config in configs]
+        try:
+            for future in as_completed(started):
+                future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                ray.shutdown()  # nothing else ends the runs that other threads wait for
+            raise
+
+
+def train_logged(config: TrainConfig, at_once: int, gpu_share: float) -> None:
+    begun = time.time()
+    logger.info("train     %s", config.output)
+    train(config, gpu_share=gpu_share, at_once=at_once)
+    logger.info("train     %s done in %.0f s", config.output, time.time() - begun)
 
 
 def row_counts(inputs: Inputs) -> dict[str, Any]:
@@ -68,10 +107,10 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def train_loop_per_worker(settings: dict[str, TrainConfig]) -> None:
+def train_loop_per_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes the run's files."""
-    config = settings["config"]
-    share = Share(*begin_worker(config.threads))
+    config: TrainConfig = settings["config"]
+    share = Share(*begin_worker(config.threads, at_once=settings["at_once"]))
     training = start_training(config, load_inputs(config), ray.train.torch.get_device(), share)
     state = last_checkpoint(training.device)
     if state is not None:
