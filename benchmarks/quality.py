@@ -1,10 +1,11 @@
 """The recommenders on MovieLens 1M beside published figures of the same protocol: full catalogue, leave-one-out.
 
     raygr prepare --config configs/ml-1m/prepare.yaml
-    python benchmarks/quality.py sasrec gru4rec          # or no name, for all
+    python benchmarks/quality.py sasrec gru4rec                    # or no name, for all
+    python benchmarks/quality.py --at-once 6 --gpu-share 0.15        # side by side on one GPU
 
 Each is `raygr train` with its file in configs/ml-1m/ (hours on two cores; an interrupted one goes on where it stopped,
-a finished one is skipped) and leaves its metrics in benchmarks/results/quality/<name>.json as it ends, to be committed.
+a finished one is skipped), whose metrics go to benchmarks/results/quality/<name>.json, to be committed.
 `--set` reaches `raygr train`. The last lines printed are a Markdown table of all the results that are there.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from raygr import runs
 from raygr.config import TrainConfig, load_config
-from raygr.recommenders.train import train
+from raygr.pipeline import SideBySide, run_stages
 from raygr.schema import HISTORY, METRICS
 
 CONFIGS, RESULTS = Path("configs/ml-1m"), Path(__file__).parent / "results" / "quality"
@@ -45,18 +46,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(REFERENCES)}; none is all")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--gpu-share", type=float, default=1.0)
     parsed = parser.parse_args()
     unknown = [name for name in parsed.names if name not in REFERENCES]
     if unknown:
         parser.error(f"{', '.join(unknown)}: runs are {', '.join(REFERENCES)}")
-    for name in parsed.names or REFERENCES:
-        config = load_config(TrainConfig, str(CONFIGS / f"train-{name}.yaml"), parsed.set)
-        config = dataclasses.replace(config, candidates=SETS)
-        if not runs.is_finished(config.output):
-            train(config)
+    configs = {name: quality_config(name, parsed.set) for name in parsed.names or REFERENCES}
+    run_stages([("train", config) for config in configs.values()], SideBySide(parsed.at_once, parsed.gpu_share))
+    for name, config in configs.items():
         runs.write_json(result_of(config.output), str(result_file(name)))
     there = [name for name in REFERENCES if result_file(name).exists()]
     print(table({name: json.loads(result_file(name).read_text()) for name in there}))
+
+
+def quality_config(name: str, overrides: list[str]) -> TrainConfig:
+    config = load_config(TrainConfig, str(CONFIGS / f"train-{name}.yaml"), overrides)
+    return dataclasses.replace(config, candidates=SETS)
 
 
 def result_file(name: str) -> Path:
