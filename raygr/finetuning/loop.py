@@ -91,6 +91,8 @@ def start_tuning(
 ) -> Tuning:
     """`reward`: one's own task instead of the configured one, called as rewards.py says."""
     policy = build_policy(config, inputs, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    scaler.scale(torch.zeros((), device=device))  # makes its state: a worker's first step may be one without users
     return Tuning(
         config=config,
         inputs=inputs,
@@ -99,7 +101,7 @@ def start_tuning(
         policy=policy,
         judge=Judge.of(config, inputs.items_IA, reward),
         optimizer=new_optimizer(policy.model),
-        scaler=torch.amp.GradScaler(device.type, enabled=device.type == "cuda"),
+        scaler=scaler,
         best_adapter=copied_adapter(policy.model),
         progress=Progress(common_slope=(0.0,) * len(inputs.names)),
     )
