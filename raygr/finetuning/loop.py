@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ from raygr.finetuning.judging import (
     fitted,
     judge_ratings,
     moments,
+    moved,
+    moved_slope,
+    slope_sums,
     step_figures,
     step_sums,
     user_metrics,
@@ -44,6 +47,7 @@ from raygr.finetuning.policy import (
     sample,
     taught_loss,
 )
+from raygr.finetuning.progress import Progress, plain, progress_of
 from raygr.finetuning.rewards import Normalisation, Reward
 
 logger = logging.getLogger(__name__)
@@ -62,22 +66,6 @@ class Share(NamedTuple):
 
 
 @dataclass
-class Progress:
-    """Where tuning stands; part of every checkpoint."""
-
-    warm_step: int = 0
-    step: int = 0
-    best_step: int = 0
-    """0: right after the warm start, before any reinforcement."""
-    best_reward: float = -math.inf
-    normalisation: Normalisation | None = None
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    """One per step, for steps.jsonl."""
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """`stage` (before, warm_start, reinforcement), `step`, `metrics`, and `users`: a list per metric."""
-
-
-@dataclass
 class Tuning:
     """All that one worker tunes with. A checkpoint holds what changes: see `checkpoint_state`."""
 
@@ -90,7 +78,7 @@ class Tuning:
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler
     best_adapter: dict[str, Tensor]
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress
 
     @property
     def model(self) -> PeftModel:
@@ -103,6 +91,8 @@ def start_tuning(
 ) -> Tuning:
     """`reward`: one's own task instead of the configured one, called as rewards.py says."""
     policy = build_policy(config, inputs, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    scaler.scale(torch.zeros((), device=device))  # makes its state: a worker's first step may be one without users
     return Tuning(
         config=config,
         inputs=inputs,
@@ -111,8 +101,9 @@ def start_tuning(
         policy=policy,
         judge=Judge.of(config, inputs.items_IA, reward),
         optimizer=new_optimizer(policy.model),
-        scaler=torch.amp.GradScaler(device.type, enabled=device.type == "cuda"),
+        scaler=scaler,
         best_adapter=copied_adapter(policy.model),
+        progress=Progress(common_slope=(0.0,) * len(inputs.names)),
     )
 
 
@@ -130,20 +121,12 @@ def checkpoint_state(tuning: Tuning) -> dict[str, Any]:
     }
 
 
-def plain(progress: Progress) -> dict[str, Any]:
-    """Without a class of ours, so that a checkpoint is read with torch's safe reader."""
-    normalisation = progress.normalisation and dict(progress.normalisation._asdict())
-    return asdict(progress) | {"normalisation": normalisation}
-
-
 def restore(tuning: Tuning, state: dict[str, Any]) -> None:
     load_adapter(tuning.model, state["adapter"])
     tuning.optimizer.load_state_dict(state["optimizer"])
     tuning.scaler.load_state_dict(state["scaler"])
     tuning.best_adapter = state["best_adapter"]
-    tuning.progress = Progress(**state["progress"])
-    if tuning.progress.normalisation:
-        tuning.progress.normalisation = Normalisation(**state["progress"]["normalisation"])
+    tuning.progress = progress_of(state["progress"])
 
 
 def tuning_rounds(tuning: Tuning) -> Iterator[None]:
@@ -231,16 +214,22 @@ def log_step(tuning: Tuning, line: dict[str, Any]) -> None:
 
 
 def evaluate_stage(tuning: Tuning, stage: str, *, counts: bool) -> None:
-    """Held-out metrics into the progress; `counts`: the adapter may become the best. Refits statistics before RL."""
-    progress = tuning.progress
+    """Held-out metrics into the progress; `counts`: the adapter may become the best.
+
+    User statistics are fitted here before the reinforcement, and during it where they are not fixed.
+    """
+    progress, normalisation = tuning.progress, tuning.progress.normalisation
     if stage != "reinforcement":
-        progress.normalisation = fit_normalisation(tuning)
-    evaluation = evaluate(tuning, tuning.inputs.held_out)
+        normalisation = progress.normalisation = fit_normalisation(tuning)
+    elif tuning.config.user_statistics == "running":
+        normalisation = fit_normalisation(tuning)  # for this alone: learning does not depend on when it is evaluated
+    evaluation = evaluate(tuning, tuning.inputs.held_out, normalisation)
     metrics = evaluation["metrics"]
     progress.evaluations.append({"stage": stage, "step": progress.step, **evaluation})
     logger.info("held out, %s: %s", stage, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     if counts and metrics["reward"] > progress.best_reward:
         progress.best_reward, progress.best_step = metrics["reward"], progress.step
+        progress.best_normalisation = normalisation
         tuning.best_adapter = copied_adapter(tuning.model)
 
 
@@ -260,7 +249,7 @@ def own_groups(tuning: Tuning, problems: list[Problem]) -> Iterator[list[Problem
     return (own[start : start + USERS_AT_ONCE] for start in range(0, len(own), USERS_AT_ONCE))
 
 
-def evaluate(tuning: Tuning, problems: list[Problem]) -> dict[str, Any]:
+def evaluate(tuning: Tuning, problems: list[Problem], normalisation: Normalisation) -> dict[str, Any]:
     """`metrics` of the likeliest ratings, and `users`, each metric's list in the order of the problems."""
     ratings_UA = torch.zeros(len(problems), len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
     row_of = {problem.user_index: row for row, problem in enumerate(problems)}
@@ -269,7 +258,7 @@ def evaluate(tuning: Tuning, problems: list[Problem]) -> dict[str, Any]:
         ratings_UA[rows] = likeliest_ratings(tuning.policy, batch)[:, 0]
     # gathering is adding: every worker left the others' users at 0
     ratings_UA = summed(ratings_UA, tuning.share)
-    return evaluation_record(user_metrics(tuning.judge, tuning.progress.normalisation, problems, ratings_UA))
+    return evaluation_record(user_metrics(tuning.judge, normalisation, problems, ratings_UA))
 
 
 def summed(values: Tensor, share: Share) -> Tensor:
@@ -307,18 +296,27 @@ def reinforcement_step(tuning: Tuning) -> dict[str, Any]:
     problems = step_problems(config, tuning.inputs.train, progress.step, RL_ORDER)
     seed_dropout(tuning, progress.step)
     sums = torch.zeros(len(STEP_SUMS), dtype=torch.float64, device=tuning.device)
+    shared_5A = torch.zeros(5, len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
     for batch in own_batches(tuning, problems):
-        sums += reinforce(tuning, batch, users=len(problems))
+        batch_sums, batch_5A = reinforce(tuning, batch, users=len(problems))
+        sums, shared_5A = sums + batch_sums, shared_5A + batch_5A
     steps = config.epochs * math.ceil(len(tuning.inputs.train) / step_size(config))
     rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
     norm = update(tuning, rate)
     progress.step += 1
+    if config.user_statistics == "running":
+        shared_5A = summed(shared_5A, tuning.share).cpu()
+        progress.normalisation = moved(tuning.judge, progress.normalisation, shared_5A[:3])
+        progress.common_slope = moved_slope(progress.common_slope, shared_5A[3:], progress.step)
     line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
     return line | step_figures(summed(sums, tuning.share).tolist(), time.perf_counter() - started)
 
 
-def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> Tensor:
-    """Adds the gradient of these users' part of the step's mean loss; their STEP_SUMS."""
+def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> tuple[Tensor, Tensor]:
+    """Adds the gradient of these users' part of the step's mean loss.
+
+    Their STEP_SUMS, and what running statistics are made of: `moments` above `slope_sums`, (5, A).
+    """
     policy, progress = tuning.policy, tuning.progress
     sampled_from, reused = prefill_once(policy, problems)
     key = (tuning.config.seed, SAMPLES, progress.step)
@@ -326,6 +324,12 @@ def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> Tensor:
         rollouts = sample(policy, sampled_from, problems, key, completions=tuning.config.completions)
     outcome = judge_ratings(tuning.judge, progress.normalisation, problems, rollouts.ratings_BGA)
     watch_kl = progress.step % WATCH_KL_EVERY == 0
-    parts = rollouts_loss(policy, problems, reused, rollouts, outcome.advantage_BGA, watch_kl)
+    advantage_BGA = outcome.advantage_BGA
+    if policy.config.user_statistics == "running":
+        common_A = torch.tensor(progress.common_slope, dtype=torch.float64)
+        advantage_BGA = advantage_BGA - common_A * outcome.deviation_BGA
+    parts = rollouts_loss(policy, problems, reused, rollouts, advantage_BGA, watch_kl)
     tuning.scaler.scale(parts.total.sum() / users).backward()
-    return step_sums(problems, rollouts, outcome, parts).to(tuning.device)
+    sums = step_sums(problems, rollouts, outcome, parts).to(tuning.device)
+    shared_5A = torch.cat([moments(rollouts.ratings_BGA.flatten(0, 1)), slope_sums(outcome).to(tuning.device)])
+    return sums, shared_5A

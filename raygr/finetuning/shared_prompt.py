@@ -60,7 +60,8 @@ def grouped_attention(
     output = torch.nn.functional.scaled_dot_product_attention(
         in_a_row, key, value, attn_mask=mask, dropout_p=options["dropout"], scale=options["scaling"]
     )
-    return output.view(b, heads, queries, -1).transpose(1, 2).contiguous(), None
+    # reshape, because CUDA kernels lay the heads of a place side by side
+    return output.reshape(b, heads, queries, -1).transpose(1, 2).contiguous(), None
 
 
 def prefill(model: PeftModel, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
