@@ -133,8 +133,7 @@ def slope_sums(outcome: Outcome) -> Tensor:
     Statistics that follow the policy are not enough to stop it moving all users alike: within a user's completions the
     higher rating would still be the better one, for ever. But raising everybody's rating raises the mean that is taken
     from it, which costs everybody the slope that all users share. So this is taken from the advantages (loop.py), and
-    what is left is the gradient of the reward with the mean following the policy: to first order, so for `log_prob`
-    more than for rewards by rank, which jump at the mean.
+    what is left is the gradient of the reward with the mean following the policy.
     """
     products = outcome.advantage_BGA * outcome.deviation_BGA, outcome.deviation_BGA**2
     return torch.stack([product_BGA.sum((0, 1)) for product_BGA in products])
