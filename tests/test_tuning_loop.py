@@ -142,10 +142,10 @@ def test_an_adapter_of_another_shape_is_refused(folder, tmp_path):
     assert "force" not in str(caught.value)
 
 
-def two_workers(rank: int, folder: str, meeting: str, results) -> None:
+def two_workers(rank: int, folder: str, meeting: str, results, statistics: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    tuning = run(tuning_of(folder, users=5, share=Share(rank, 2), warm_start_epochs=1, user_statistics="running"))
+    tuning = run(tuning_of(folder, users=5, share=Share(rank, 2), warm_start_epochs=1, user_statistics=statistics))
     if rank == 0:
         lines = without_times(tuning.progress.lines)
         progress = plain(tuning.progress)
@@ -155,12 +155,13 @@ def two_workers(rank: int, folder: str, meeting: str, results) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_do_as_one(folder, tmp_path):
+@pytest.mark.parametrize("statistics", ["fixed", "running"])
+def test_two_workers_do_as_one(folder, tmp_path, statistics):
     results = str(tmp_path / "results.pt")
-    torch.multiprocessing.spawn(two_workers, (folder, str(tmp_path / "meeting"), results), nprocs=2)
+    torch.multiprocessing.spawn(two_workers, (folder, str(tmp_path / "meeting"), results, statistics), nprocs=2)
     two = torch.load(results, weights_only=True)
     # five users: a last step of one user leaves the second worker with none
-    one = run(tuning_of(folder, users=5, warm_start_epochs=1, user_statistics="running"))
+    one = run(tuning_of(folder, users=5, warm_start_epochs=1, user_statistics=statistics))
     # Adam divides by the gradient's size, which makes much of rounding where that is next to nothing
     assert_same_adapter(two["adapter"], copied_adapter(one.model), atol=2e-3)
     for ours, theirs in zip(two["lines"], without_times(one.progress.lines), strict=True):
@@ -251,7 +252,7 @@ def test_running_statistics_reward_what_sets_users_apart_and_nothing_that_all_sh
     assert fixed[0] > 0.5 and fixed[1] > 3
     assert running[0] < 0.25 * fixed[0] and running[1] < 0.25 * fixed[1]
     apart = [learned(folder, seed, user_statistics="running", opposite=True)[0] for seed in seeds]
-    assert min(apart) > 0.25 * fixed[0] and np.mean(apart) > 0.5 * fixed[0]
+    assert min(apart) > 0.3
 
 
 def test_the_warm_start_learns_the_teachers_ratings(folder):

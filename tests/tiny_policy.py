@@ -68,7 +68,7 @@ def save_tiny_llama(folder: Path, *, vocabulary: int = 49_152) -> str:
 def toy_problems(
     users: int, *, items: int = 40, seed: int = 0, opposite: bool = False
 ) -> tuple[np.ndarray, list[Problem]]:
-    """Item scores, and users who like the first aspect high and the second low; `opposite`: every other one not."""
+    """Item scores, and users who like the first aspect high and the second low; `opposite`: every other one reversed."""
     generator = np.random.default_rng(seed)
     items_IA = generator.uniform(1, 10, (items, len(NAMES)))
     liking_I = items_IA @ np.array([1.0, -1.0])
