@@ -149,7 +149,7 @@ class FinetuneConfig:
     """Each rating's reward is what the answer loses when that rating is the group's mean instead."""
     user_statistics: Literal["fixed", "running"] = "fixed"
     """Mean and spread that ratings are standardised with: `fixed` before the reinforcement, so that moving all users
-    alike is rewarded too; `running` follow the policy, and advantages lose what all users' ratings share."""
+    alike is rewarded too; `running`, following the policy, so that soon only what sets users apart is."""
     value_reward: bool = True
     """The task's reward on the rating tokens, L_rec of (5); off leaves the format alone."""
     format_reward: bool = True
@@ -286,7 +286,7 @@ class TrainConfig:
     candidate_seed: int = 0
     """Draws the sampled sets, which are stored in candidates.parquet; `seed` has no say in them."""
     targets: tuple[Literal["last", "every"], ...] = Field(default=("last",), min_length=1)
-    """Tested: a user's last interaction, or every one after all before it; the last validation one stops training."""
+    """Tested: a user's last interaction or every one, each after all before it; training stops by the last validated."""
     cold_below: int = Field(default=10, ge=1)
     """Test targets with fewer train interactions are reported apart, as cold-start targets."""
     list_length: int = Field(default=10, ge=1)

@@ -6,19 +6,8 @@ import torch
 from tiny_policy import toy_config
 
 from raygr.finetuning.inputs import Problem
-from raygr.finetuning.judging import (
-    METRICS,
-    Judge,
-    Outcome,
-    evaluation_record,
-    judge_ratings,
-    moments,
-    moved,
-    moved_slope,
-    slope_sums,
-    user_metrics,
-)
-from raygr.finetuning.rewards import Normalisation, accuracy
+from raygr.finetuning.judging import METRICS, Judge, evaluation_record, user_metrics
+from raygr.finetuning.rewards import Normalisation
 
 ITEMS_IA = np.array([[9.0], [2.0]])
 
@@ -55,40 +44,3 @@ def test_a_rating_that_was_not_read_counts_for_nobody():
     assert record["users"]["mrr"] == [1.0, pytest.approx(2 / 3)]
     assert record["users"]["common_mrr"] == [1.0, 1.0]
     assert record["metrics"].keys() == record["users"].keys() == set(METRICS)
-
-
-def test_running_statistics_move_by_a_tenth_and_stay_where_nobody_rated():
-    judge = Judge.of(toy_config(), np.array([[9.0, 1.0], [2.0, 3.0]]), None)
-    before = Normalisation(judge.item_mean, judge.item_std, (5.0, 4.0), (2.0, 1.0))
-    nan = float("nan")
-    after = moved(judge, before, moments(torch.tensor([[7.0, nan], [9.0, nan]], dtype=torch.float64)))
-    # means of x: 5 and 8; of x^2: 4 + 25 = 29 and (49 + 81) / 2 = 65
-    assert after.user_mean == pytest.approx((5.3, 4.0))
-    assert after.user_std == pytest.approx(((0.9 * 29 + 0.1 * 65 - 5.3**2) ** 0.5, 1.0))
-    assert (after.item_mean, after.item_std) == (judge.item_mean, judge.item_std)
-
-
-def outcome_of(ratings: list[list[float]], targets: list[int]) -> Outcome:
-    """Two completions of each user, standardised by 5 and 2; a user's reward is 1 for the target's side, -1 else."""
-    judge = Judge.of(toy_config(), ITEMS_IA, accuracy)
-    normalisation = Normalisation(judge.item_mean, judge.item_std, (5.0,), (2.0,))
-    problems = [problem(user, target) for user, target in enumerate(targets)]
-    return judge_ratings(judge, normalisation, problems, torch.tensor(ratings)[..., None])
-
-
-def test_the_slope_that_all_users_share_is_all_of_a_shared_taste_and_nothing_of_opposite_ones():
-    shared = outcome_of([[7.0, 3.0], [9.0, 1.0]], targets=[0, 0])
-    # ratings 1 and -1, 2 and -2: so far from each other; both rewards differ by 2
-    assert shared.deviation_BGA.flatten().tolist() == [2.0, -2.0, 4.0, -4.0]
-    assert shared.advantage_BGA.flatten().tolist() == [2.0, -2.0, 2.0, -2.0]
-    assert slope_sums(shared).tolist() == [[24.0], [40.0]]
-    opposite = outcome_of([[7.0, 3.0], [7.0, 3.0]], targets=[0, 1])
-    assert opposite.advantage_BGA.flatten().tolist() == [2.0, -2.0, -2.0, 2.0]
-    assert slope_sums(opposite).tolist() == [[0.0], [16.0]]
-
-
-def test_the_slope_is_the_mean_of_the_first_steps_and_then_follows():
-    assert moved_slope((0.0,), torch.tensor([[24.0], [40.0]], dtype=torch.float64), 1) == pytest.approx((0.6,))
-    assert moved_slope((0.6,), torch.tensor([[0.0], [16.0]], dtype=torch.float64), 2) == pytest.approx((0.3,))
-    assert moved_slope((0.6,), torch.tensor([[0.0], [16.0]], dtype=torch.float64), 50) == pytest.approx((0.54,))
-    assert moved_slope((0.6,), torch.zeros(2, 1, dtype=torch.float64), 50) == pytest.approx((0.54,))

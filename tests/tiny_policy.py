@@ -1,4 +1,4 @@
-"""A tiny random Llama with SmolLM2's tokenizer, and users who all like the same, or every other one the opposite."""
+"""A tiny random Llama with SmolLM2's tokenizer, and users who all like the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,16 +65,14 @@ def save_tiny_llama(folder: Path, *, vocabulary: int = 49_152) -> str:
     return str(folder)
 
 
-def toy_problems(
-    users: int, *, items: int = 40, seed: int = 0, opposite: bool = False
-) -> tuple[np.ndarray, list[Problem]]:
-    """Item scores, and users who like the first aspect high and the second low; `opposite`: every other one reversed."""
+def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndarray, list[Problem]]:
+    """Item scores, and users who all like the first aspect high and the second low."""
     generator = np.random.default_rng(seed)
     items_IA = generator.uniform(1, 10, (items, len(NAMES)))
     liking_I = items_IA @ np.array([1.0, -1.0])
+    order_I = np.argsort(liking_I)
     problems = []
     for user in range(users):
-        order_I = np.argsort(-liking_I if opposite and user % 2 else liking_I)
         others = generator.choice(order_I[: items // 2], 10, replace=False)
         target = generator.choice(order_I[-items // 4 :])
         judged = np.array([*generator.choice(order_I[: items // 2], 2), target])
@@ -92,10 +90,8 @@ def toy_problems(
     return items_IA, problems
 
 
-def toy_inputs(
-    folder: str, answer: AnswerTemplate = SPLIT, *, users: int = 8, held_out: int = 4, opposite: bool = False
-) -> Inputs:
-    items_IA, problems = toy_problems(users + held_out, opposite=opposite)
+def toy_inputs(folder: str, answer: AnswerTemplate = SPLIT, *, users: int = 8, held_out: int = 4) -> Inputs:
+    items_IA, problems = toy_problems(users + held_out)
     return Inputs(items_IA, problems[:users], problems[users:], NAMES, folder, answer, {})
 
 

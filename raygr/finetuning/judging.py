@@ -20,7 +20,6 @@ from raygr.finetuning.rewards import (
     aspect_credit,
     auc,
     leave_one_out_advantage,
-    mean_of_others,
     mean_rank,
     reward_function,
     standardised,
@@ -35,7 +34,7 @@ STEP_SUMS = (
     *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
     *("kl_users", "divergence", *LOSS_PARTS),
 )
-RUNNING_WEIGHT = 0.1  # of a step in running user statistics: about ten steps are remembered
+RUNNING_WEIGHT = 0.1  # of a step's ratings in running user statistics: about ten steps are remembered
 
 
 class Judge(NamedTuple):
@@ -71,7 +70,6 @@ class Outcome(NamedTuple):
     mrr_BG: Tensor
     auc_BG: Tensor  # NaN where the user likes all or none
     advantage_BGA: Tensor
-    deviation_BGA: Tensor  # of the standardised ratings from the mean of the user's other completions
 
 
 def judge_ratings(
@@ -83,8 +81,8 @@ def judge_ratings(
     return Outcome(*(torch.stack(column) for column in zip(*judged, strict=True)))
 
 
-def judge_user(judge: Judge, problem: Problem, user_GA: Tensor) -> tuple[Tensor, ...]:
-    """The Outcome of one user's completions."""
+def judge_user(judge: Judge, problem: Problem, user_GA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Reward, MRR, AUC and advantage of one user's completions."""
     candidates_CA, judged_KA = judge.items_IA[problem.candidate_C], judge.items_IA[problem.judged_K]
     target_C = torch.arange(len(candidates_CA)) == 0
     liked_K = torch.as_tensor(problem.liked_K)
@@ -98,7 +96,7 @@ def judge_user(judge: Judge, problem: Problem, user_GA: Tensor) -> tuple[Tensor,
         advantage_GA = leave_one_out_advantage(reward_G)[:, None].expand_as(user_GA)
     mrr_G = 1 / mean_rank(user_GA, candidates_CA, target_C)
     auc_G = (auc(user_GA, judged_KA, liked_K) + 1) / 2
-    return reward_G, mrr_G, auc_G, advantage_GA, user_GA - mean_of_others(user_GA)
+    return reward_G, mrr_G, auc_G, advantage_GA
 
 
 def fitted(judge: Judge, moments_3A: Tensor) -> Normalisation:
@@ -122,28 +120,9 @@ def moved(judge: Judge, normalisation: Normalisation, moments_3A: Tensor) -> Nor
     """
     mean_A, std_A = torch.tensor([normalisation.user_mean, normalisation.user_std], dtype=torch.float64)
     before_3A = torch.stack([torch.ones_like(mean_A), mean_A, mean_A**2 + std_A**2])
-    step_3A = moments_3A / moments_3A[0].clamp(min=1)
+    step_3A = moments_3A.cpu() / moments_3A[0].cpu().clamp(min=1)
     weight_A = RUNNING_WEIGHT * step_3A[0]  # 0 where nobody rated
     return fitted(judge, torch.lerp(before_3A, step_3A, weight_A))
-
-
-def slope_sums(outcome: Outcome) -> Tensor:
-    """Sums of advantage times deviation and of squared deviation, (2, A), whose ratio is the slope of the advantage.
-
-    Statistics that follow the policy are not enough to stop it moving all users alike: within a user's completions the
-    higher rating would still be the better one, for ever. But raising everybody's rating raises the mean that is taken
-    from it, which costs everybody the slope that all users share. So this is taken from the advantages (loop.py), and
-    what is left is the gradient of the reward with the mean following the policy.
-    """
-    products = outcome.advantage_BGA * outcome.deviation_BGA, outcome.deviation_BGA**2
-    return torch.stack([product_BGA.sum((0, 1)) for product_BGA in products])
-
-
-def moved_slope(slope_A: Sequence[float], sums_2A: Tensor, step: int) -> tuple[float, ...]:
-    """Part of the way to a step's slope: the mean of the first ten steps (from 1), then as `moved`."""
-    before_A = torch.tensor(slope_A, dtype=torch.float64)
-    step_A = sums_2A[0] / sums_2A[1].clamp(min=1e-9)
-    return tuple(torch.lerp(before_A, step_A, max(RUNNING_WEIGHT, 1 / step)).tolist())
 
 
 def user_metrics(judge: Judge, normalisation: Normalisation, problems: Sequence[Problem], ratings_UA: Tensor) -> Tensor:

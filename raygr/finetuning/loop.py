@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +28,6 @@ from raygr.finetuning.judging import (
     judge_ratings,
     moments,
     moved,
-    moved_slope,
-    slope_sums,
     step_figures,
     step_sums,
     user_metrics,
@@ -47,7 +45,6 @@ from raygr.finetuning.policy import (
     sample,
     taught_loss,
 )
-from raygr.finetuning.progress import Progress, plain, progress_of
 from raygr.finetuning.rewards import Normalisation, Reward
 
 logger = logging.getLogger(__name__)
@@ -66,6 +63,25 @@ class Share(NamedTuple):
 
 
 @dataclass
+class Progress:
+    """Where tuning stands; part of every checkpoint."""
+
+    warm_step: int = 0
+    step: int = 0
+    best_step: int = 0
+    """0: right after the warm start, before any reinforcement."""
+    best_reward: float = -math.inf
+    normalisation: Normalisation | None = None
+    """What sampled ratings are judged with."""
+    best_normalisation: Normalisation | None = None
+    """What the best adapter was judged with."""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """One per step, for steps.jsonl."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """`stage` (before, warm_start, reinforcement), `step`, `metrics`, and `users`: a list per metric."""
+
+
+@dataclass
 class Tuning:
     """All that one worker tunes with. A checkpoint holds what changes: see `checkpoint_state`."""
 
@@ -78,7 +94,7 @@ class Tuning:
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler
     best_adapter: dict[str, Tensor]
-    progress: Progress
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def model(self) -> PeftModel:
@@ -103,7 +119,6 @@ def start_tuning(
         optimizer=new_optimizer(policy.model),
         scaler=scaler,
         best_adapter=copied_adapter(policy.model),
-        progress=Progress(common_slope=(0.0,) * len(inputs.names)),
     )
 
 
@@ -121,12 +136,20 @@ def checkpoint_state(tuning: Tuning) -> dict[str, Any]:
     }
 
 
+def plain(progress: Progress) -> dict[str, Any]:
+    """Without a class of ours, so that a checkpoint is read with torch's safe reader."""
+    statistics = {"normalisation": progress.normalisation, "best_normalisation": progress.best_normalisation}
+    return asdict(progress) | {name: value and value._asdict() for name, value in statistics.items()}
+
+
 def restore(tuning: Tuning, state: dict[str, Any]) -> None:
     load_adapter(tuning.model, state["adapter"])
     tuning.optimizer.load_state_dict(state["optimizer"])
     tuning.scaler.load_state_dict(state["scaler"])
     tuning.best_adapter = state["best_adapter"]
-    tuning.progress = progress_of(state["progress"])
+    statistics = {name: state["progress"][name] for name in ("normalisation", "best_normalisation")}
+    known = {name: values and Normalisation(**values) for name, values in statistics.items()}
+    tuning.progress = Progress(**state["progress"] | known)
 
 
 def tuning_rounds(tuning: Tuning) -> Iterator[None]:
@@ -296,27 +319,22 @@ def reinforcement_step(tuning: Tuning) -> dict[str, Any]:
     problems = step_problems(config, tuning.inputs.train, progress.step, RL_ORDER)
     seed_dropout(tuning, progress.step)
     sums = torch.zeros(len(STEP_SUMS), dtype=torch.float64, device=tuning.device)
-    shared_5A = torch.zeros(5, len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
+    rated_3A = torch.zeros(3, len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
     for batch in own_batches(tuning, problems):
-        batch_sums, batch_5A = reinforce(tuning, batch, users=len(problems))
-        sums, shared_5A = sums + batch_sums, shared_5A + batch_5A
+        batch_sums, batch_3A = reinforce(tuning, batch, users=len(problems))
+        sums, rated_3A = sums + batch_sums, rated_3A + batch_3A
     steps = config.epochs * math.ceil(len(tuning.inputs.train) / step_size(config))
     rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
     norm = update(tuning, rate)
     progress.step += 1
     if config.user_statistics == "running":
-        shared_5A = summed(shared_5A, tuning.share).cpu()
-        progress.normalisation = moved(tuning.judge, progress.normalisation, shared_5A[:3])
-        progress.common_slope = moved_slope(progress.common_slope, shared_5A[3:], progress.step)
+        progress.normalisation = moved(tuning.judge, progress.normalisation, summed(rated_3A, tuning.share))
     line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
     return line | step_figures(summed(sums, tuning.share).tolist(), time.perf_counter() - started)
 
 
 def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> tuple[Tensor, Tensor]:
-    """Adds the gradient of these users' part of the step's mean loss.
-
-    Their STEP_SUMS, and what running statistics are made of: `moments` above `slope_sums`, (5, A).
-    """
+    """Adds the gradient of these users' part of the step's mean loss; their STEP_SUMS and their ratings' moments."""
     policy, progress = tuning.policy, tuning.progress
     sampled_from, reused = prefill_once(policy, problems)
     key = (tuning.config.seed, SAMPLES, progress.step)
@@ -324,12 +342,7 @@ def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> tuple[T
         rollouts = sample(policy, sampled_from, problems, key, completions=tuning.config.completions)
     outcome = judge_ratings(tuning.judge, progress.normalisation, problems, rollouts.ratings_BGA)
     watch_kl = progress.step % WATCH_KL_EVERY == 0
-    advantage_BGA = outcome.advantage_BGA
-    if policy.config.user_statistics == "running":
-        common_A = torch.tensor(progress.common_slope, dtype=torch.float64)
-        advantage_BGA = advantage_BGA - common_A * outcome.deviation_BGA
-    parts = rollouts_loss(policy, problems, reused, rollouts, advantage_BGA, watch_kl)
+    parts = rollouts_loss(policy, problems, reused, rollouts, outcome.advantage_BGA, watch_kl)
     tuning.scaler.scale(parts.total.sum() / users).backward()
     sums = step_sums(problems, rollouts, outcome, parts).to(tuning.device)
-    shared_5A = torch.cat([moments(rollouts.ratings_BGA.flatten(0, 1)), slope_sums(outcome).to(tuning.device)])
-    return sums, shared_5A
+    return sums, moments(rollouts.ratings_BGA.flatten(0, 1))
