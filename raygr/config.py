@@ -84,7 +84,8 @@ class ScoreConfig:
     force_adapter: bool = False
     """Score even with an adapter that was tuned for another prompt, base model or mode."""
     answered_by: str | None = None
-    """Another LLM, behind --export-prompts and --import-answers (generate, not structured); `model` counts tokens."""
+    """Name of another LLM that answers through --export-prompts and --import-answers; `model` then only counts
+    tokens. Needs mode generate, structured false."""
     mode: Literal["probe", "generate"] = "probe"
     structured: bool = True
     """`generate` only: force the format (true), or the paper's free text and extraction (false)."""
@@ -147,9 +148,6 @@ class FinetuneConfig:
     temperature: float = Field(default=1.0, gt=0)
     per_aspect_credit: bool = False
     """Each rating's reward is what the answer loses when that rating is the group's mean instead."""
-    user_statistics: Literal["fixed", "running"] = "fixed"
-    """Mean and spread that ratings are standardised with: `fixed` before the reinforcement, so that moving all users
-    alike is rewarded too; `running`, following the policy, so that soon only what sets users apart is."""
     value_reward: bool = True
     """The task's reward on the rating tokens, L_rec of (5); off leaves the format alone."""
     format_reward: bool = True
@@ -286,13 +284,15 @@ class TrainConfig:
     candidate_seed: int = 0
     """Draws the sampled sets, which are stored in candidates.parquet; `seed` has no say in them."""
     targets: tuple[Literal["last", "every"], ...] = Field(default=("last",), min_length=1)
-    """Tested: a user's last interaction or every one, each after all before it; training stops by the last validated."""
+    """Test targets: a user's last test interaction, or every one, each after all that came before it. Training is
+    stopped by the last validation one in either case."""
     cold_below: int = Field(default=10, ge=1)
     """Test targets with fewer train interactions are reported apart, as cold-start targets."""
     list_length: int = Field(default=10, ge=1)
     """Items of the recommended lists whose diversity is reported."""
     mmr_weight: float = Field(default=0.5, ge=0, le=1)
-    """Relevance in maximal marginal relevance, the lists' metric and re-ranking: 1 it alone, 0 diversity alone."""
+    """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
+    alone, 0 diversity alone."""
     list_scores: str | None = None
     """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
     vectors, which differ from arm to arm."""

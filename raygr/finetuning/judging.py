@@ -34,7 +34,6 @@ STEP_SUMS = (
     *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
     *("kl_users", "divergence", *LOSS_PARTS),
 )
-RUNNING_WEIGHT = 0.1  # of a step's ratings in running user statistics: about ten steps are remembered
 
 
 class Judge(NamedTuple):
@@ -111,18 +110,6 @@ def moments(ratings_NA: Tensor) -> Tensor:
     read_NA = ~ratings_NA.isnan()
     known_NA = ratings_NA.nan_to_num(nan=0.0)
     return torch.stack([read_NA.sum(0).double(), known_NA.sum(0), (known_NA**2).sum(0)])
-
-
-def moved(judge: Judge, normalisation: Normalisation, moments_3A: Tensor) -> Normalisation:
-    """Its user statistics part of the way to those of a step's ratings, by means of x and x^2.
-
-    An aspect that nobody rated in the step stays.
-    """
-    mean_A, std_A = torch.tensor([normalisation.user_mean, normalisation.user_std], dtype=torch.float64)
-    before_3A = torch.stack([torch.ones_like(mean_A), mean_A, mean_A**2 + std_A**2])
-    step_3A = moments_3A.cpu() / moments_3A[0].cpu().clamp(min=1)
-    weight_A = RUNNING_WEIGHT * step_3A[0]  # 0 where nobody rated
-    return fitted(judge, torch.lerp(before_3A, step_3A, weight_A))
 
 
 def user_metrics(judge: Judge, normalisation: Normalisation, problems: Sequence[Problem], ratings_UA: Tensor) -> Tensor:

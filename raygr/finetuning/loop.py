@@ -27,7 +27,6 @@ from raygr.finetuning.judging import (
     fitted,
     judge_ratings,
     moments,
-    moved,
     step_figures,
     step_sums,
     user_metrics,
@@ -72,9 +71,6 @@ class Progress:
     """0: right after the warm start, before any reinforcement."""
     best_reward: float = -math.inf
     normalisation: Normalisation | None = None
-    """What sampled ratings are judged with."""
-    best_normalisation: Normalisation | None = None
-    """What the best adapter was judged with."""
     lines: list[dict[str, Any]] = field(default_factory=list)
     """One per step, for steps.jsonl."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -138,8 +134,8 @@ def checkpoint_state(tuning: Tuning) -> dict[str, Any]:
 
 def plain(progress: Progress) -> dict[str, Any]:
     """Without a class of ours, so that a checkpoint is read with torch's safe reader."""
-    statistics = {"normalisation": progress.normalisation, "best_normalisation": progress.best_normalisation}
-    return asdict(progress) | {name: value and value._asdict() for name, value in statistics.items()}
+    normalisation = progress.normalisation and dict(progress.normalisation._asdict())
+    return asdict(progress) | {"normalisation": normalisation}
 
 
 def restore(tuning: Tuning, state: dict[str, Any]) -> None:
@@ -147,9 +143,9 @@ def restore(tuning: Tuning, state: dict[str, Any]) -> None:
     tuning.optimizer.load_state_dict(state["optimizer"])
     tuning.scaler.load_state_dict(state["scaler"])
     tuning.best_adapter = state["best_adapter"]
-    statistics = {name: state["progress"][name] for name in ("normalisation", "best_normalisation")}
-    known = {name: values and Normalisation(**values) for name, values in statistics.items()}
-    tuning.progress = Progress(**state["progress"] | known)
+    tuning.progress = Progress(**state["progress"])
+    if tuning.progress.normalisation:
+        tuning.progress.normalisation = Normalisation(**state["progress"]["normalisation"])
 
 
 def tuning_rounds(tuning: Tuning) -> Iterator[None]:
@@ -237,22 +233,16 @@ def log_step(tuning: Tuning, line: dict[str, Any]) -> None:
 
 
 def evaluate_stage(tuning: Tuning, stage: str, *, counts: bool) -> None:
-    """Held-out metrics into the progress; `counts`: the adapter may become the best.
-
-    User statistics are fitted here before the reinforcement, and during it where they are not fixed.
-    """
-    progress, normalisation = tuning.progress, tuning.progress.normalisation
+    """Held-out metrics into the progress; `counts`: the adapter may become the best. Refits statistics before RL."""
+    progress = tuning.progress
     if stage != "reinforcement":
-        normalisation = progress.normalisation = fit_normalisation(tuning)
-    elif tuning.config.user_statistics == "running":
-        normalisation = fit_normalisation(tuning)  # for this alone: learning does not depend on when it is evaluated
-    evaluation = evaluate(tuning, tuning.inputs.held_out, normalisation)
+        progress.normalisation = fit_normalisation(tuning)
+    evaluation = evaluate(tuning, tuning.inputs.held_out)
     metrics = evaluation["metrics"]
     progress.evaluations.append({"stage": stage, "step": progress.step, **evaluation})
     logger.info("held out, %s: %s", stage, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     if counts and metrics["reward"] > progress.best_reward:
         progress.best_reward, progress.best_step = metrics["reward"], progress.step
-        progress.best_normalisation = normalisation
         tuning.best_adapter = copied_adapter(tuning.model)
 
 
@@ -272,7 +262,7 @@ def own_groups(tuning: Tuning, problems: list[Problem]) -> Iterator[list[Problem
     return (own[start : start + USERS_AT_ONCE] for start in range(0, len(own), USERS_AT_ONCE))
 
 
-def evaluate(tuning: Tuning, problems: list[Problem], normalisation: Normalisation) -> dict[str, Any]:
+def evaluate(tuning: Tuning, problems: list[Problem]) -> dict[str, Any]:
     """`metrics` of the likeliest ratings, and `users`, each metric's list in the order of the problems."""
     ratings_UA = torch.zeros(len(problems), len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
     row_of = {problem.user_index: row for row, problem in enumerate(problems)}
@@ -281,7 +271,7 @@ def evaluate(tuning: Tuning, problems: list[Problem], normalisation: Normalisati
         ratings_UA[rows] = likeliest_ratings(tuning.policy, batch)[:, 0]
     # gathering is adding: every worker left the others' users at 0
     ratings_UA = summed(ratings_UA, tuning.share)
-    return evaluation_record(user_metrics(tuning.judge, normalisation, problems, ratings_UA))
+    return evaluation_record(user_metrics(tuning.judge, tuning.progress.normalisation, problems, ratings_UA))
 
 
 def summed(values: Tensor, share: Share) -> Tensor:
@@ -319,22 +309,18 @@ def reinforcement_step(tuning: Tuning) -> dict[str, Any]:
     problems = step_problems(config, tuning.inputs.train, progress.step, RL_ORDER)
     seed_dropout(tuning, progress.step)
     sums = torch.zeros(len(STEP_SUMS), dtype=torch.float64, device=tuning.device)
-    rated_3A = torch.zeros(3, len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
     for batch in own_batches(tuning, problems):
-        batch_sums, batch_3A = reinforce(tuning, batch, users=len(problems))
-        sums, rated_3A = sums + batch_sums, rated_3A + batch_3A
+        sums += reinforce(tuning, batch, users=len(problems))
     steps = config.epochs * math.ceil(len(tuning.inputs.train) / step_size(config))
     rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
     norm = update(tuning, rate)
     progress.step += 1
-    if config.user_statistics == "running":
-        progress.normalisation = moved(tuning.judge, progress.normalisation, summed(rated_3A, tuning.share))
     line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
     return line | step_figures(summed(sums, tuning.share).tolist(), time.perf_counter() - started)
 
 
-def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> tuple[Tensor, Tensor]:
-    """Adds the gradient of these users' part of the step's mean loss; their STEP_SUMS and their ratings' moments."""
+def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> Tensor:
+    """Adds the gradient of these users' part of the step's mean loss; their STEP_SUMS."""
     policy, progress = tuning.policy, tuning.progress
     sampled_from, reused = prefill_once(policy, problems)
     key = (tuning.config.seed, SAMPLES, progress.step)
@@ -344,5 +330,4 @@ def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> tuple[T
     watch_kl = progress.step % WATCH_KL_EVERY == 0
     parts = rollouts_loss(policy, problems, reused, rollouts, outcome.advantage_BGA, watch_kl)
     tuning.scaler.scale(parts.total.sum() / users).backward()
-    sums = step_sums(problems, rollouts, outcome, parts).to(tuning.device)
-    return sums, moments(rollouts.ratings_BGA.flatten(0, 1))
+    return step_sums(problems, rollouts, outcome, parts).to(tuning.device)

@@ -17,7 +17,7 @@ RewardName = Literal["reciprocal_rank", "log_prob", "auc", "accuracy"]
 
 
 class Normalisation(NamedTuple):
-    """Means and standard deviations, (A,); the users' stay fixed during reinforcement learning or follow the policy."""
+    """Means and standard deviations, (A,); fitted once and fixed during reinforcement learning."""
 
     item_mean: tuple[float, ...]
     item_std: tuple[float, ...]

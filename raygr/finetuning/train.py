@@ -105,7 +105,7 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
     if share.rank == 0:
         write_progress(tuning)
         load_adapter(tuning.model, tuning.best_adapter)
-        note = dataclasses.replace(settings["note"], normalisation=tuning.progress.best_normalisation._asdict())
+        note = dataclasses.replace(settings["note"], normalisation=tuning.progress.normalisation._asdict())
         save_adapter(tuning.model, note, runs.join(config.output, ADAPTER))
 
 
