@@ -75,7 +75,7 @@ def main() -> None:
     run_stages([("train", config) for config in trainings], SideBySide(parsed.at_once, parsed.gpu_share))
     rows = [row for size in parsed.sizes for row in gains(size, parsed.seeds)]
     runs.write_json([row._asdict() for row in rows], str(RESULTS))
-    runs.write_text(markdown(rows), f"{FIGURE}.md")
+    runs.write_text(markdown(rows, parsed.seeds), f"{FIGURE}.md")
     save_figure(draw(rows), FIGURE)
 
 
@@ -123,8 +123,14 @@ def ranking_of(run: str):
     return read_rankings(runs.read_table(runs.join(run, RANKS)), part=TEST, targets=("last",))["full"]
 
 
-def markdown(rows: Sequence[GainRow]) -> str:
-    lines = ["| users | target's train interactions | targets | arm | NDCG@10 | against | its NDCG@10 | gain |"]
+def markdown(rows: Sequence[GainRow], seeds: Sequence[int]) -> str:
+    lines = [
+        "# Gain of item scores by number of users and by the target's train interactions\n",
+        f"SASRec, full catalogue, NDCG@10; `python benchmarks/users.py`, seeds {str(seeds)[1:-1]}; 95% intervals",
+        "of the paired bootstrap over users and seeds; see [the reading](ml-1m-sample.md).\n",
+        "![Gain by number of users](ml-1m-users.png)\n",
+    ]
+    lines.append("| users | target's train interactions | targets | arm | NDCG@10 | against | its NDCG@10 | gain |")
     lines.append("| --- " * 8 + "|")
     for row in rows:
         gain = "{relative:+.1f}% [{relative_low:+.1f}, {relative_high:+.1f}]".format_map(row.gain)

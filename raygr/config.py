@@ -217,7 +217,7 @@ class TrainConfig:
     linear_map: bool = False
     """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
     user_side: Literal["add", "concat", "off"] = "add"
-    user_guided_train: Literal["all", "after_prompt"] = "after_prompt"
+    user_guided_train: Literal["all", "after_prompt"] = "all"
     """Positions that see the user's vector in training: all (the paper), or those after the prompt only."""
     train_user_guided: bool = False
     """Train the users' vectors too, starting at the scores; false keeps them as they are (frozen)."""

@@ -198,7 +198,7 @@ def test_three_workers_have_the_gradient_of_one(toy: Path, changes: dict[str, An
 @EVERY
 def test_after_the_prompt_only_later_interactions_are_learned(toy: Path, changes: dict[str, Any]):
     """10 train interactions, 5 of them in the prompt: none of these is a target, and each model has a target."""
-    config = settings(toy, **guided(toy), **changes)
+    config = settings(toy, **guided(toy, user_guided_train="after_prompt"), **changes)
     inputs, draws = load_inputs(config), epoch_draws(0, 1, 0)
     learned = {user: set() for user in range(20)}
     for content in epoch_contents(config, inputs, 1):

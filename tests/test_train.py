@@ -135,7 +135,8 @@ def test_user_profile_in_training_knows_the_prompt_part_only(tmp_path: Path):
     for name, late_rating in (("a", 1.0), ("b", 5.0)):
         ratings = [[5, 1, 3, 2, 4, 3, late_rating, 3, 3, 3] for _ in histories]
         write_prepared(tmp_path / name / "prepare", histories, items=ITEMS, ratings=ratings)
-        vectors.append(load_inputs(settings(tmp_path / name, item_scores=path, user_scores="profile")).user_vectors)
+        after = {"item_scores": path, "user_scores": "profile", "user_guided_train": "after_prompt"}
+        vectors.append(load_inputs(settings(tmp_path / name, **after)).user_vectors)
     assert vectors[0].prompt_U.tolist() == [4] * 6  # half of the 8 train interactions
     raw = [found.training_UA - found.training_UA.mean(0) for found in vectors]
     scale_A = raw[0][0] / raw[1][0]  # only the common scale, fitted on the whole train part, may differ
@@ -150,7 +151,8 @@ def test_held_out_ratings_change_no_user_vector(tmp_path: Path):
     for name, held_out in (("a", 1.0), ("b", 5.0)):
         ratings = [[5, 1, 3, 2, 4, 3, 1, 3, held_out, held_out] for _ in histories]
         write_prepared(tmp_path / name / "prepare", histories, items=ITEMS, ratings=ratings)
-        vectors.append(load_inputs(settings(tmp_path / name, item_scores=path, user_scores="profile")).user_vectors)
+        after = {"item_scores": path, "user_scores": "profile", "user_guided_train": "after_prompt"}
+        vectors.append(load_inputs(settings(tmp_path / name, **after)).user_vectors)
     np.testing.assert_array_equal(vectors[0].evaluation_UA, vectors[1].evaluation_UA)
 
 
@@ -161,13 +163,13 @@ def user_run(folder: Path, *, cutoff: int) -> str:
 
 def test_user_scores_that_know_a_held_out_interaction_are_refused(toy: Path):
     """12 interactions: positions 0..9 are train, 10 is validation."""
-    llm = {"item_scores": str(toy / "scores.csv"), "user_scores": "llm"}
+    llm = {"item_scores": str(toy / "scores.csv"), "user_scores": "llm", "user_guided_train": "after_prompt"}
     with pytest.raises(ConfigError, match="20 users hold interactions after the train part"):
         load_inputs(settings(toy, **llm, user_score_run=user_run(toy, cutoff=10)))
     whole = user_run(toy, cutoff=9)
     with pytest.raises(ConfigError, match="nothing is left to train on"):
         load_inputs(settings(toy, **llm, user_score_run=whole))
-    everywhere = load_inputs(settings(toy, **llm, user_score_run=whole, user_guided_train="all"))
+    everywhere = load_inputs(settings(toy, **llm | {"user_score_run": whole, "user_guided_train": "all"}))
     assert everywhere.windows.first_target_E.min() == 1
     later = load_inputs(settings(toy, **llm, user_score_run=user_run(toy, cutoff=4)))
     assert (later.windows.first_target_E - later.windows.start_E).tolist() == [5] * 20
