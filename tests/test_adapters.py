@@ -125,9 +125,29 @@ def test_the_engine_refuses_an_adapter_that_moves_no_log_probability(
     engine = ScoringEngine.__new__(ScoringEngine)  # without loading a model
     engine.settings = SimpleNamespace(shared_ids=(1, 2), tails=((3,),), adapter="outputs/tuned/adapter")
     engine.llm, engine.lora, engine.rating_ids = StandInModel(shift), "request", list(range(10))
+    engine.merged = None
     monkeypatch.setattr(ScoringEngine, "sampling", lambda self, **parameters: parameters)
     if is_refused:
         with pytest.raises(RuntimeError, match="outputs/tuned/adapter moves no log-probability of the bare model"):
+            engine.check_adapter_answers()
+    else:
+        engine.check_adapter_answers()
+
+
+@pytest.mark.parametrize(("bare", "is_refused"), [(0.0, True), (0.4, False)])
+def test_the_engine_refuses_a_merged_model_that_it_does_not_answer_as(
+    monkeypatch: pytest.MonkeyPatch, bare: float, is_refused: bool
+):
+    """vLLM answers -1 - r / 10; the merged model the same, or what the bare one answers."""
+    answers_R = -1.0 - np.arange(10) / 10
+    engine = ScoringEngine.__new__(ScoringEngine)
+    engine.settings = SimpleNamespace(shared_ids=(1, 2), tails=((3,),), adapter="outputs/tuned/adapter")
+    engine.llm, engine.lora, engine.rating_ids = StandInModel(0.0), None, list(range(10))
+    monkeypatch.setattr(ScoringEngine, "sampling", lambda self, **parameters: parameters)
+    tuned_R = answers_R if not is_refused else answers_R + 0.4
+    engine.merged = SimpleNamespace(tuned_R=tuned_R, bare_R=answers_R + bare)
+    if is_refused:
+        with pytest.raises(RuntimeError, match="answers not as the model with outputs/tuned/adapter in its weights"):
             engine.check_adapter_answers()
     else:
         engine.check_adapter_answers()

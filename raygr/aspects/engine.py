@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 
 from raygr.aspects.answers import RatingTokens
+from raygr.aspects.merging import Merged, merged_model
 from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
 from raygr.aspects.store import ScoreStore, StoredScore
 
 BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block
 SMALLEST_MOVE = 1e-6  # of a log-probability by an adapter, against the bare model in the same engine
+FARTHEST_FROM_MERGED = 1e-3  # two ways of computing the same log-probability in fp32
 CPU_KV_CACHE_BYTES = 1 << 30  # bounded, so that a restarted actor fits beside what is there
 
 
@@ -75,13 +77,17 @@ class ScoringEngine:
 
         self.settings = settings
         self.store = store
-        self.llm = vllm.LLM(**engine_arguments(settings))
-        self.tokenizer = self.llm.get_tokenizer()
-        self.lora = lora_request(settings.adapter)
         tokens = settings.rating_tokens
         self.rating_ids = [*tokens.digits, tokens.ten[-1]]  # ten of them; the last is `10`, or the `0` of a split ten
+        self.merged, self.lora = None, None
+        if settings.adapter and settings.on_gpu:
+            self.lora = lora_request(settings.adapter)
+        elif settings.adapter:
+            self.merged = merged_model(settings.model, settings.adapter, check_prompt(settings), self.rating_ids)
+        self.llm = vllm.LLM(**engine_arguments(settings, self.merged))
+        self.tokenizer = self.llm.get_tokenizer()
         self.warm_up()
-        if self.lora:
+        if settings.adapter:
             self.check_adapter_answers()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -103,16 +109,24 @@ class ScoringEngine:
             self.run([list(self.settings.shared_ids)], [self.sampling(max_tokens=1)])
 
     def check_adapter_answers(self) -> None:
-        """RuntimeError where the adapter leaves the log-probabilities of the bare model as they are."""
-        prompt = [*self.settings.shared_ids, *self.settings.tails[0]]
-        sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
-        (tuned,), (bare,) = (self.run_with([prompt], [sampling], lora=lora) for lora in (self.lora, None))
-        moved = np.abs(np.subtract(self.rating_logprobs(tuned), self.rating_logprobs(bare))).max()
+        """RuntimeError where the adapter leaves the bare model's log-probabilities as they are, or is not in use."""
+        tuned_R = self.check_logprobs(self.lora)
+        if self.merged is None:
+            moved = np.abs(tuned_R - self.check_logprobs(None)).max()
+        else:
+            moved = np.abs(self.merged.tuned_R - self.merged.bare_R).max()
         if not moved > SMALLEST_MOVE:
             raise RuntimeError(
                 f"adapter {self.settings.adapter} moves no log-probability of the bare model: it was not loaded, "
                 "or it never learned anything"
             )
+        if self.merged and not np.abs(tuned_R - self.merged.tuned_R).max() < max(moved / 2, FARTHEST_FROM_MERGED):
+            raise RuntimeError(f"vLLM answers not as the model with {self.settings.adapter} in its weights does")
+
+    def check_logprobs(self, lora: Any) -> np.ndarray:
+        sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
+        (output,) = self.run_with([check_prompt(self.settings)], [sampling], lora=lora)
+        return np.array(self.rating_logprobs(output)[0])
 
     def probe(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
         """Expected and most probable rating of every aspect, without free text."""
@@ -214,10 +228,15 @@ class ScoringEngine:
         return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=lora)
 
 
-def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+def check_prompt(settings: EngineSettings) -> list[int]:
+    """Token ids that the adapter is checked with."""
+    return [*settings.shared_ids, *settings.tails[0]]
+
+
+def engine_arguments(settings: EngineSettings, merged: Merged | None) -> dict[str, Any]:
     """Arguments of vllm.LLM; `engine_kwargs` of the configuration win."""
     chosen: dict[str, Any] = {
-        "model": settings.model,
+        "model": merged.folder.name if merged else settings.model,
         "max_model_len": settings.max_model_len,
         "tensor_parallel_size": settings.tensor_parallel_size,
         "enable_prefix_caching": True,
@@ -225,7 +244,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "logprobs_mode": "raw_logprobs",  # before the masks that force an answer
         "disable_log_stats": True,
     }
-    if settings.adapter:
+    if settings.adapter and not merged:
         chosen |= {"enable_lora": True, "max_lora_rank": adapter_rank(settings.adapter)}
     if not settings.on_gpu:
         chosen |= {
