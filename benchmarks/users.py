@@ -24,7 +24,7 @@ from raygr.config import PrepareConfig, TrainConfig, load_config, override
 from raygr.evaluation import metric_values, paired_bootstrap
 from raygr.figures import BLUE, GREY, LIGHT, ORANGE, STYLE, save_figure
 from raygr.pipeline import SideBySide, run_stages
-from raygr.rankings import read_rankings
+from raygr.rankings import Ranking, read_rankings
 from raygr.schema import RANKS, TEST
 
 OUTPUTS, RESULTS = Path("outputs/ml-1m/users"), Path(__file__).parent / "results" / "users.json"
@@ -118,7 +118,7 @@ def gains(size: str, seeds: Sequence[int]) -> list[GainRow]:
     return rows
 
 
-def ranking_of(run: str):
+def ranking_of(run: str) -> Ranking:
     """One target per user, in the order of the users."""
     return read_rankings(runs.read_table(runs.join(run, RANKS)), part=TEST, targets=("last",))["full"]
 

@@ -169,6 +169,6 @@ class SweepConfig:
     max_failures: int = Field(default=1, ge=0)
     """Times that a failed trial is tried again, from its last checkpoint."""
     mlflow: str | None = None
-    """Tracking URI of an MLflow server or folder that trials are logged to; needs `raygr[mlflow]`."""
+    """Tracking URI of an MLflow server or data base that trials are logged to; needs `raygr[mlflow]`."""
     seed: int = 0
     """Of random, tpe and random subsets; the trials' own is a field of `raygr train`."""
