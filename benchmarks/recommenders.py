@@ -132,7 +132,8 @@ def make_job(arguments: argparse.Namespace) -> dict:
     if not all(len(history) > 1 for history in train) or not all(target):
         raise SystemExit(f"{arguments.data}: every user needs two train interactions and a validation one")
     job = {name: getattr(arguments, name) for name in SETTINGS}
-    return job | {"gru4rec": arguments.gru4rec, "items": data.items, "train": train, "target": target}
+    gru4rec = arguments.gru4rec and str(Path(arguments.gru4rec).absolute())
+    return job | {"gru4rec": gru4rec, "items": data.items, "train": train, "target": target}
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:
@@ -161,9 +162,10 @@ def start(side: Side, arguments: argparse.Namespace, file: Path) -> dict:
     if own is None or (side.program == "official" and not arguments.gru4rec):
         raise SystemExit(f"{side} needs --{side.program}-python or --gru4rec; see --help for the environment")
     environment = {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": str(arguments.threads)}
-    command = [own, str(here / f"recommenders_{side.program}.py"), str(file)]
+    command = [str(Path(own).absolute()), str(here / f"recommenders_{side.program}.py"), str(file)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=os.environ | environment, **pipes)
+    # in the temporary folder, because RecBole leaves logs where it runs
+    process = subprocess.Popen(command, env=os.environ | environment, cwd=file.parent, **pipes)
     run = {"side": side, "process": process, "epochs": [], "evaluations": [], "ndcg": []}
     return run | {"about": read_answer(run)}
 

@@ -18,6 +18,7 @@ from raygr.figures import save_figure
 from raygr.pipeline import STAGES, SideBySide, StageConfig, run_stages
 from raygr.recommenders.inputs import check_settings, load_inputs
 from raygr.reproduce_arms import (
+    BASE,
     REFINED,
     TABLES,
     Plan,
@@ -25,6 +26,7 @@ from raygr.reproduce_arms import (
     base_arm,
     experiment_plan,
     refined_arm,
+    short_name,
     trainings_of,
     twins_of,
 )
@@ -113,8 +115,13 @@ def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:
 def check_arms(config: ReproduceConfig) -> None:
     if config.arms and config.experiment not in TABLES:
         raise ConfigError(f"arms are for {', '.join(TABLES)}, not for {config.experiment}")
-    if REFINED in config.arms:
-        raise ConfigError(f"arms: {REFINED} is the name of the arm that the paper has")
+    taken = [name for name in config.arms if short_name(name).split("-")[0] in (BASE, REFINED)]
+    if taken:
+        raise ConfigError(f"arms: {', '.join(taken)}: names that begin with {BASE} or {REFINED} are the paper's arms'")
+    names = [short_name(name) for name in config.arms]
+    alike = [name for name in config.arms if names.count(short_name(name)) > 1]
+    if alike:
+        raise ConfigError(f"arms: {', '.join(alike)}: their runs would share a folder, name them more unlike")
     for arm, twin in config.twins.items():
         if arm not in {REFINED, *config.arms} or twin not in config.arms or arm == twin:
             raise ConfigError(f"twins: {arm} and {twin} must be two of {', '.join([REFINED, *config.arms])}")

@@ -14,7 +14,7 @@ from raygr.config_reproduce import ReproduceConfig
 from raygr.data.vectors import read_vectors
 
 TABLES = ("table-2", "table-3", "table-4")
-REFINED = "refined"  # the arm of the paper's tables, beside which a configuration may name others
+BASE, REFINED = "base", "refined"  # the arms of the paper's tables, beside which a configuration may name others
 
 
 class Sources(NamedTuple):

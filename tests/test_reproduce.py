@@ -275,7 +275,9 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
         ({"train": {"targets": ["every"]}}, "targets: last"),
         ({"experiment": "table-5"}, "two adapters"),
         ({"experiment": "figure-6", "arms": {"add": {"fusion": "add"}}}, "arms are for table-2, table-3, table-4"),
-        ({"arms": {"refined": {"fusion": "add"}}}, "refined is the name"),
+        ({"arms": {"refined": {"fusion": "add"}}}, "names that begin with base or refined"),
+        ({"arms": {"Base 20": {"fusion": "add"}}}, "Base 20: names that begin with base"),
+        ({"arms": {"add, a": {}, "add a": {}}}, "add, a, add a: their runs would share a folder"),
         ({"twins": {"refined": "shuffled"}}, "twins: refined and shuffled must be two of refined"),
         ({"paper": str(tmp_path / "scores.csv")}, "has the columns"),
     ]:
