@@ -5,7 +5,8 @@
     python benchmarks/quality.py --at-once 6 --gpu-share 0.15        # side by side on one GPU
 
 Each is `raygr train` with its file in configs/ml-1m/ (hours on two cores; an interrupted one goes on where it stopped,
-a finished one is skipped), whose metrics go to benchmarks/results/quality/<name>.json, to be committed.
+a finished one is skipped), whose metrics go to benchmarks/results/quality/<name>.json as it ends (or those beside it),
+to be committed.
 `--set` reaches `raygr train`. The last lines printed are a Markdown table of all the results that are there.
 """
 
@@ -53,9 +54,12 @@ def main() -> None:
     if unknown:
         parser.error(f"{', '.join(unknown)}: runs are {', '.join(REFERENCES)}")
     configs = {name: quality_config(name, parsed.set) for name in parsed.names or REFERENCES}
-    run_stages([("train", config) for config in configs.values()], SideBySide(parsed.at_once, parsed.gpu_share))
-    for name, config in configs.items():
-        runs.write_json(result_of(config.output), str(result_file(name)))
+    names = list(configs)
+    for first in range(0, len(names), parsed.at_once):
+        some = names[first : first + parsed.at_once]
+        run_stages([("train", configs[name]) for name in some], SideBySide(parsed.at_once, parsed.gpu_share))
+        for name in some:
+            runs.write_json(result_of(configs[name].output), str(result_file(name)))
     there = [name for name in REFERENCES if result_file(name).exists()]
     print(table({name: json.loads(result_file(name).read_text()) for name in there}))
 

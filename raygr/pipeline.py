@@ -7,6 +7,8 @@ finished with the same configuration and unchanged inputs is skipped; one that i
 import itertools
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from raygr import runs
@@ -120,16 +122,26 @@ def run_stages(stages: list[tuple[str, StageConfig]], side_by_side: SideBySide =
     check_plan(plans)
     unfinished = [plan for plan in plans if plan.state != FINISHED]
     for job, group in itertools.groupby(unfinished, key=lambda plan: plan.job):
+        configs = [plan.config for plan in group]
         if job == "train":
-            from raygr.recommenders.train import train_all
-
-            train_all([plan.config for plan in group], *side_by_side)
+            train_runs(configs, side_by_side)
             continue
-        for plan in group:
-            begun = time.time()
-            logger.info("%-9s %s", job, plan.config.output)
-            run_stage(plan.config)
-            logger.info("%-9s %s done in %.0f s", job, plan.config.output, time.time() - begun)
+        for config in configs:
+            run_logged(job, config, run_stage)
+
+
+def train_runs(configs: list[TrainConfig], side_by_side: SideBySide) -> None:
+    from raygr.recommenders.train import train, train_all
+
+    placed = partial(train, at_once=side_by_side.at_once, gpu_share=side_by_side.gpu_share)
+    train_all(lambda config: run_logged("train", config, placed), configs, side_by_side.at_once)
+
+
+def run_logged(job: str, config: StageConfig, run: Callable[[StageConfig], runs.Run]) -> None:
+    begun = time.time()
+    logger.info("%-9s %s", job, config.output)
+    run(config)
+    logger.info("%-9s %s done in %.0f s", job, config.output, time.time() - begun)
 
 
 def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:

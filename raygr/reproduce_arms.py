@@ -84,10 +84,7 @@ def points_of(plan: Plan, recommender: str) -> list[Point]:
 def twins_of(config: ReproduceConfig, plan: Plan) -> dict[str, str]:
     """Names of arms of every recommender, each with its twin's."""
     found = {(arm.recommender, arm.label): arm.name for arm in plan.arms}
-    names = [
-        (found[name, arm], found[name, twin]) for name in config.recommenders for arm, twin in config.twins.items()
-    ]
-    return dict(names)
+    return {found[name, arm]: found[name, twin] for name in config.recommenders for arm, twin in config.twins.items()}
 
 
 def trainings_of(plan: Plan, recommender: str | None = None) -> list[TrainConfig]:

@@ -7,8 +7,7 @@ Left out of the checkpoint: generator states, because each epoch's randomness co
 
 import json
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -66,18 +65,18 @@ def train(
     return run
 
 
-def train_all(configs: Sequence[TrainConfig], at_once: int, gpu_share: float) -> None:
-    """Trains them in their order, so many at a time, each of whose workers has its share of a GPU where there is one.
+def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainConfig], at_once: int) -> None:
+    """Begins them in their order, so many at a time, which share one Ray.
 
-    After the first that fails no other is started; those under way end before its error is raised.
+    After the first that fails no other is begun; those under way end before its error is raised.
     """
     if at_once == 1:
         for config in configs:
-            train_logged(config, at_once, gpu_share)
+            train_one(config)
         return
     connect()  # before there are threads that would each start a Ray
     with ThreadPoolExecutor(at_once) as pool:
-        started = [pool.submit(train_logged, config, at_once, gpu_share) for config in configs]
+        started = [pool.submit(train_one, config) for config in configs]
         try:
             for future in as_completed(started):
                 future.result()
@@ -86,13 +85,6 @@ def train_all(configs: Sequence[TrainConfig], at_once: int, gpu_share: float) ->
             if isinstance(error, KeyboardInterrupt):
                 ray.shutdown()  # nothing else ends the runs that other threads wait for
             raise
-
-
-def train_logged(config: TrainConfig, at_once: int, gpu_share: float) -> None:
-    begun = time.time()
-    logger.info("train     %s", config.output)
-    train(config, gpu_share=gpu_share, at_once=at_once)
-    logger.info("train     %s done in %.0f s", config.output, time.time() - begun)
 
 
 def row_counts(inputs: Inputs) -> dict[str, Any]:
