@@ -8,23 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_recommenders import EPOCHS, EVERY, RECOMMENDERS, guided, settings, toy  # noqa: F401
-from test_tuning_loop import BASE, folder, wordy_folder  # noqa: F401
-from tiny_policy import SPLIT, template, toy_config, toy_inputs
+from test_recommenders import EPOCHS, EVERY, RECOMMENDERS, begun, finished, guided, settings, toy  # noqa: F401
+from test_tuning_loop import folder, run, tuning_of, wordy_folder  # noqa: F401
 
-from raygr.config import TrainConfig
-from raygr.finetuning.loop import Share as TuningShare
-from raygr.finetuning.loop import Tuning, start_tuning, tuning_rounds
 from raygr.finetuning.policy import copied_adapter, likeliest_ratings
-from raygr.recommenders.inputs import load_inputs
 from raygr.recommenders.loop import (
-    Share,
     Training,
     accumulate_gradients,
-    start_training,
     take_step,
     target_ranks,
-    training_rounds,
 )
 from raygr.recommenders.objective import epoch_contents, epoch_draws, whole_batch
 from raygr.schema import TEST
@@ -33,21 +25,21 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: fp16 autocast and its scaler"),
 ]
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+GPU = torch.device("cuda", 0)
 
 
-def begun(config: TrainConfig, device: torch.device) -> Training:
-    return start_training(config, load_inputs(config), device, Share())
-
-
-def first_gradient(training: Training) -> torch.Tensor:
-    """Of one batch, flat, unscaled, on the CPU."""
+def accumulate_one_batch(training: Training) -> None:
     training.model.train()
     draws = epoch_draws(0, 1, 0)
     contents = epoch_contents(training.config, training.inputs, 1)
     content = (contents[6:] or contents)[0]  # of sessions a step that users' vectors are known for
     whole = whole_batch(training.config, training.inputs, content, training.popularity_I, draws.common)
     accumulate_gradients(training, whole, draws)
+
+
+def first_gradient(training: Training) -> torch.Tensor:
+    """Of one batch, flat, unscaled, on the CPU."""
+    accumulate_one_batch(training)
     if training.scaler.is_enabled():
         training.scaler.unscale_(training.optimizer)
     learned = [p for p in training.model.parameters() if p.requires_grad and p.grad is not None]
@@ -58,17 +50,14 @@ def first_gradient(training: Training) -> torch.Tensor:
 @pytest.mark.parametrize("fusion", [{}, {"fusion": "add"}, {"fusion": "concat", "user_side": "concat"}], ids=str)
 def test_a_batch_has_the_gradient_of_the_cpu(toy: Path, changes: dict, fusion: dict):  # noqa: F811
     config = settings(toy, **(changes | (guided(toy, **fusion) if fusion else {})))
-    on_cpu, on_gpu = first_gradient(begun(config, CPU)), first_gradient(begun(config, GPU))
+    on_cpu, on_gpu = first_gradient(begun(config)), first_gradient(begun(config, device=GPU))
     assert torch.linalg.vector_norm(on_gpu - on_cpu) < 0.02 * torch.linalg.vector_norm(on_cpu)
 
 
 @pytest.mark.parametrize("name", RECOMMENDERS)
 def test_learns_a_pattern_to_recall_1(toy: Path, name: str):  # noqa: F811
     config = settings(toy, epochs=EPOCHS.get(name, 15), evaluate_every=5, **RECOMMENDERS[name])
-    training = begun(config, GPU)
-    for _ in training_rounds(training):
-        pass
-    training.model.load_state_dict(training.best_weights)
+    training = finished(config, GPU)
     assert target_ranks(training, TEST, ["full"])["full"].tolist() == [1.0] * 20
 
 
@@ -76,33 +65,24 @@ def test_learns_a_pattern_to_recall_1(toy: Path, name: str):  # noqa: F811
 def test_ranks_are_those_of_the_cpu(toy: Path, changes: dict):  # noqa: F811
     """All in one precision: evaluation runs without autocast."""
     config = settings(toy, candidates=("full",), **changes)
-    on_cpu, on_gpu = begun(config, CPU), begun(config, GPU)
+    on_cpu, on_gpu = begun(config), begun(config, device=GPU)
     ranks = [target_ranks(training, TEST, ["full"])["full"] for training in (on_cpu, on_gpu)]
     assert (ranks[0] - ranks[1]).abs().max() <= 1  # two items of almost one score may change places
     assert (ranks[0] == ranks[1]).float().mean() > 0.9
 
 
 def test_a_step_whose_gradient_overflows_is_left_out_and_the_scale_halved(toy: Path):  # noqa: F811
-    training = begun(settings(toy), GPU)
+    training = begun(settings(toy), device=GPU)
     training.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**120)
     before = [p.detach().clone() for p in training.model.parameters()]
-    draws = epoch_draws(0, 1, 0)
-    content = epoch_contents(training.config, training.inputs, 1)[0]
-    whole = whole_batch(training.config, training.inputs, content, training.popularity_I, draws.common)
-    accumulate_gradients(training, whole, draws)
+    accumulate_one_batch(training)
     take_step(training, 0.01)
     assert training.scaler.get_scale() == 2.0**119
     assert all(torch.equal(b, p) for b, p in zip(before, training.model.parameters(), strict=True))
 
 
-def tuning_of(model: str, device: torch.device, *, users: int = 8, **changes) -> Tuning:
-    config = toy_config(**(BASE | changes))
-    answer = template() if config.rollouts == "free" else SPLIT
-    return start_tuning(config, toy_inputs(model, answer, users=users), device, TuningShare())
-
-
 def test_likeliest_ratings_are_those_of_the_cpu(folder: str):  # noqa: F811
-    on_cpu, on_gpu = tuning_of(folder, CPU), tuning_of(folder, GPU)
+    on_cpu, on_gpu = tuning_of(folder), tuning_of(folder, device=GPU)
     problems = on_cpu.inputs.train
     expected, found = (likeliest_ratings(tuning.policy, problems).cpu() for tuning in (on_cpu, on_gpu))
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
@@ -110,9 +90,7 @@ def test_likeliest_ratings_are_those_of_the_cpu(folder: str):  # noqa: F811
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"kl_weight": 0.1}], ids=str)
 def test_the_reward_of_slots_rises(folder: str, changes: dict):  # noqa: F811
-    tuning = tuning_of(folder, GPU, users=16, epochs=8, **changes)
-    for _ in tuning_rounds(tuning):
-        pass
+    tuning = run(tuning_of(folder, device=GPU, users=16, epochs=8, **changes))
     rewards = [one["metrics"]["reward"] for one in tuning.progress.evaluations]
     assert rewards[-1] > rewards[0]
     assert all(math.isfinite(line["gradient_norm"]) for line in tuning.progress.lines)
@@ -121,9 +99,8 @@ def test_the_reward_of_slots_rises(folder: str, changes: dict):  # noqa: F811
 
 def test_free_rollouts_take_their_steps(wordy_folder: str):  # noqa: F811
     """The first may overflow, until the scaler has found its scale."""
-    tuning = tuning_of(wordy_folder, GPU, rollouts="free", epochs=6, warm_start_epochs=1)
+    tuning = tuning_of(wordy_folder, device=GPU, rollouts="free", epochs=6, warm_start_epochs=1)
     start = copied_adapter(tuning.model)
-    for _ in tuning_rounds(tuning):
-        pass
+    run(tuning)
     assert any(not torch.equal(start[name], weight) for name, weight in copied_adapter(tuning.model).items())
     assert all(math.isfinite(line["gradient_norm"]) for line in tuning.progress.lines[-6:])

@@ -28,6 +28,7 @@ from raygr.recommenders.optimizer import build_optimizer, learning_rate
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
 
+CPU = torch.device("cpu")
 ITEMS, ASPECTS = 20, ["pace", "tension"]
 RECOMMENDERS = {
     "gru4rec": {"model": "gru4rec"},
@@ -78,12 +79,12 @@ def write_scores(folder: Path) -> None:
     write_csv(folder / "scores.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
 
 
-def begun(config: TrainConfig, share: Share = Share()) -> Training:  # noqa: B008
-    return start_training(config, load_inputs(config), torch.device("cpu"), share)
+def begun(config: TrainConfig, share: Share = Share(), device: torch.device = CPU) -> Training:  # noqa: B008
+    return start_training(config, load_inputs(config), device, share)
 
 
-def finished(config: TrainConfig) -> Training:
-    training = begun(config)
+def finished(config: TrainConfig, device: torch.device = CPU) -> Training:
+    training = begun(config, device=device)
     for _ in training_rounds(training):
         pass
     training.model.load_state_dict(training.best_weights)

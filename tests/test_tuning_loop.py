@@ -43,10 +43,10 @@ def wordy_folder(tmp_path_factory) -> str:
     return save_tiny_llama(tmp_path_factory.mktemp("wordy"))
 
 
-def tuning_of(folder: str, *, reward=None, share=None, users: int = 8, **changes) -> Tuning:
+def tuning_of(folder: str, *, reward=None, share=None, users: int = 8, device=CPU, **changes) -> Tuning:
     config = toy_config(**(BASE | changes))
     answer = template() if config.rollouts == "free" else SPLIT
-    return start_tuning(config, toy_inputs(folder, answer, users=users), CPU, share or Share(), reward)
+    return start_tuning(config, toy_inputs(folder, answer, users=users), device, share or Share(), reward)
 
 
 def run(tuning: Tuning) -> Tuning:
@@ -96,7 +96,9 @@ def test_a_run_interrupted_after_any_round_equals_the_straight_one(folder):
 def test_an_interrupted_run_of_free_rollouts_equals_the_straight_one(wordy_folder):
     settings = {"rollouts": "free", "epochs": 2, "completions": 2}
     straight = tuning_of(wordy_folder, users=4, **settings)
-    assert_resumes(straight, tuning_of(wordy_folder, users=4, **settings), saved_rounds(straight)[1])
+    files = saved_rounds(straight)
+    assert len(files) == 1 + 2  # before, two epochs
+    assert_resumes(straight, tuning_of(wordy_folder, users=4, **settings), files[1])
 
 
 def saved_warm_start(folder: str, path: Path) -> Tuning:
