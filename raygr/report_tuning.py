@@ -20,8 +20,8 @@ METRICS = {
     "auc": "AUC",
     "common_mrr": "MRR, one answer for all",
     "common_auc": "AUC, one answer for all",
-    "personal_mrr": "MRR, without it",
-    "personal_auc": "AUC, without it",
+    "personal_mrr": "MRR, personal",
+    "personal_auc": "AUC, personal",
     "valid": "answers with all aspects",
 }
 STEP_FIGURES = {
@@ -58,8 +58,8 @@ def tuning_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
         f"Task “{config['task']}”, {config['rollouts']} rollouts, {record['steps']} steps of reinforcement after "
         f"{record['warm_steps']} of the warm start{start}; means over {record['held_out']} held-out users with 95% "
         "intervals, then the change from before with the interval of a paired bootstrap over users; an asterisk marks "
-        "one without zero. One answer for all is the mean of these users' ratings; without it, ratings are centred on "
-        "that mean, as a recommender's user vectors are, and only what is personal is left. "
+        "one without zero. One answer for all is the mean of these users' ratings; the personal ones are of ratings "
+        "centred on that mean, as a recommender's user vectors are. "
         "The best step was chosen on these very users by their reward, the last was not."
     )
     tables = [stage_table(evaluations, best)]
@@ -134,7 +134,7 @@ def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Mapping[str
     if not trained:
         return [chart("Loss by step", losses, f"{figure_id}-loss")]
     rewards = [held_out_curve(evaluations, "reward", "held-out users"), step_curve(trained, "reward", "training users")]
-    metrics = [held_out_curve(evaluations, metric, METRICS[metric]) for metric in ("mrr", "auc")]
+    metrics = [held_out_curve(evaluations, metric, METRICS[metric]) for metric in ("mrr", "auc", "personal_auc")]
     return [
         chart("Reward by step", rewards, f"{figure_id}-reward"),
         chart("MRR and AUC of held-out users by step", metrics, f"{figure_id}-metrics"),
