@@ -45,10 +45,10 @@ class ReproduceConfig:
     refined: Mapping[str, Any]
     """Train settings of the refined runs, over `train`: the paper's base_width is 48, beside twelve scores."""
     arms: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    """table-2 to table-4: further arms by name, such as controls; train settings over those of `refined`."""
+    """table-2 to table-5: further arms by name, such as controls; train settings over those of `refined`."""
     twins: Mapping[str, str] = Field(default_factory=dict)
-    """Arm (`refined`, or one of `arms`) -> one of `arms` that it is compared with besides the base, such as the same
-    with shuffled scores."""
+    """Arm (`refined`, in table-5 `refined (base)` or `refined (cls)`, or one of `arms`) -> one of `arms` that it is
+    compared with besides the base, such as the same with shuffled scores."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
 
     at_once: int = Field(default=1, ge=1)

@@ -124,13 +124,13 @@ def run_stages(stages: list[tuple[str, StageConfig]], side_by_side: SideBySide =
     for job, group in itertools.groupby(unfinished, key=lambda plan: plan.job):
         configs = [plan.config for plan in group]
         if job == "train":
-            train_runs(configs, side_by_side)
+            train_side_by_side(configs, side_by_side)
             continue
         for config in configs:
             run_logged(job, config, run_stage)
 
 
-def train_runs(configs: list[TrainConfig], side_by_side: SideBySide) -> None:
+def train_side_by_side(configs: list[TrainConfig], side_by_side: SideBySide) -> None:
     from raygr.recommenders.train import train, train_all
 
     placed = partial(train, at_once=side_by_side.at_once, gpu_share=side_by_side.gpu_share)

@@ -26,6 +26,7 @@ from raygr.reproduce_arms import (
     base_arm,
     experiment_plan,
     refined_arm,
+    refined_labels,
     short_name,
     trainings_of,
     twins_of,
@@ -123,8 +124,9 @@ def check_arms(config: ReproduceConfig) -> None:
     if alike:
         raise ConfigError(f"arms: {', '.join(alike)}: their runs would share a folder, name them more unlike")
     for arm, twin in config.twins.items():
-        if arm not in {REFINED, *config.arms} or twin not in config.arms or arm == twin:
-            raise ConfigError(f"twins: {arm} and {twin} must be two of {', '.join([REFINED, *config.arms])}")
+        if arm not in {*refined_labels(config), *config.arms} or twin not in config.arms or arm == twin:
+            names = ", ".join([*refined_labels(config), *config.arms])
+            raise ConfigError(f"twins: {arm} and {twin} must be two of {names}")
 
 
 # --- data and scores ----------------------------------------------------------------------------

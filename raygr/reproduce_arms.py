@@ -13,7 +13,7 @@ from raygr.config import ConfigError, TrainConfig, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.data.vectors import read_vectors
 
-TABLES = ("table-2", "table-3", "table-4")
+TABLES = ("table-2", "table-3", "table-4", "table-5")
 BASE, REFINED = "base", "refined"  # the arms of the paper's tables, beside which a configuration may name others
 
 
@@ -99,20 +99,17 @@ def trainings_of(plan: Plan, recommender: str | None = None) -> list[TrainConfig
 def table_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
     """Tables 2 to 4: base and refined, and the configuration's further arms."""
     arms = [base_arm(config, sources, recommender), refined_arm(config, sources, recommender)]
-    for name, settings in config.arms.items():
-        arm = refined_arm(config, sources, recommender, settings, named=name)
-        arms.append(arm._replace(name=f"{recommender} {name}", label=name))
-    return Plan(arms, [])
+    return Plan(arms + further_arms(config, sources, recommender), [])
 
 
 def task_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
-    """Table 5: user scores of two adapters, one tuned on the base task and one on classification."""
+    """Table 5: user scores of two adapters, one tuned on the base task and one on classification, and further arms."""
     arms = [base_arm(config, sources, recommender)]
-    for task, scores in (("base", sources.user_scores), ("cls", sources.classification_scores)):
+    scores_of_tasks = (sources.user_scores, sources.classification_scores)
+    for label, scores in zip(refined_labels(config), scores_of_tasks, strict=True):
         arm = refined_arm(config, sources._replace(user_scores=scores), recommender)
-        label = f"refined ({task})"
         arms.append(arm._replace(name=f"{recommender} {label}", label=label))
-    return Plan(arms, [])
+    return Plan(arms + further_arms(config, sources, recommender), [])
 
 
 def guided_width_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
@@ -176,6 +173,20 @@ def refined_arm(
     settings = {"item_scores": sources.item_scores, **user_settings(sources.user_scores)}
     found = train_runs(config, sources, recommender, settings | config.refined | (changes or {}), named)
     return Arm(f"{recommender} {REFINED}", recommender, REFINED, f"{recommender} base", found)
+
+
+def further_arms(config: ReproduceConfig, sources: Sources, recommender: str) -> list[Arm]:
+    """The configuration's own, by the refined settings with the user scores of the base task."""
+    found = []
+    for name, settings in config.arms.items():
+        arm = refined_arm(config, sources, recommender, settings, named=name)
+        found.append(arm._replace(name=f"{recommender} {name}", label=name))
+    return found
+
+
+def refined_labels(config: ReproduceConfig) -> list[str]:
+    """Of the paper's own arms."""
+    return [f"{REFINED} (base)", f"{REFINED} (cls)"] if config.experiment == "table-5" else [REFINED]
 
 
 def user_settings(user_scores: str) -> dict[str, Any]:

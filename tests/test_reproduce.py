@@ -22,8 +22,8 @@ from raygr.aspects.prompts import PromptEncoder
 from raygr.config import ConfigError, ScoreConfig, TrainConfig, load_config
 from raygr.config_reproduce import EXPERIMENTS, ReproduceConfig
 from raygr.evaluation import METRICS as METRIC_NAMES
-from raygr.reproduce import reproduce, source_stages, sources_of
-from raygr.reproduce_arms import experiment_plan, trainings_of
+from raygr.reproduce import check_recommenders, reproduce, source_stages, sources_of
+from raygr.reproduce_arms import experiment_plan, trainings_of, twins_of
 from raygr.reproduce_costs import scoring_costs
 from raygr.reproduce_tables import read_paper
 from raygr.schema import METRICS, RANK_SCHEMA, RANKS
@@ -258,6 +258,26 @@ def test_stages_that_are_left_open_feed_each_other(tmp_path: Path):
     assert [arm.runs[0].user_score_run for arm in plan.arms] == [None, configs[4].output, configs[6].output]
 
 
+def test_table_5_has_further_arms_behind_the_papers_two(tmp_path: Path):
+    arms = {"items only": {"user_scores": "none", "user_score_run": None}, "bare": {"user_score_run": "bare-scores"}}
+    twins = {"refined (cls)": "items only", "bare": "items only"}
+    config = open_settings(tmp_path, "table-5", arms=arms, twins=twins)
+    sources = sources_of(config)
+    check_recommenders(config, sources)
+    plan = experiment_plan(config, sources)
+    found = {arm.name: arm.runs[0].user_score_run for arm in plan.arms}
+    assert found == {
+        "SASRec base": None,
+        "SASRec refined (base)": sources.user_scores,
+        "SASRec refined (cls)": sources.classification_scores,
+        "SASRec items only": None,
+        "SASRec bare": "bare-scores",
+    }
+    assert twins_of(config, plan) == {"SASRec refined (cls)": "SASRec items only", "SASRec bare": "SASRec items only"}
+    with pytest.raises(ConfigError, match=r"twins: refined and bare must be two of refined \(base\), refined \(cls\)"):
+        check_recommenders(replace(config, twins={"refined": "bare"}), sources)
+
+
 def test_what_is_given_is_not_made(tmp_path: Path):
     config = open_settings(tmp_path, "table-3", data="mine", user_scores="profile")
     [(job, stage)] = source_stages(config, sources_of(config))
@@ -274,7 +294,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
         ({"train": {"item_scores": "a.csv"}}, "item_scores belong to reproduce"),
         ({"train": {"targets": ["every"]}}, "targets: last"),
         ({"experiment": "table-5"}, "two adapters"),
-        ({"experiment": "figure-6", "arms": {"add": {"fusion": "add"}}}, "arms are for table-2, table-3, table-4"),
+        ({"experiment": "figure-6", "arms": {"add": {"fusion": "add"}}}, "arms are for table-2, .*, table-5"),
         ({"arms": {"refined": {"fusion": "add"}}}, "names that begin with base or refined"),
         ({"arms": {"Base 20": {"fusion": "add"}}}, "Base 20: names that begin with base"),
         ({"arms": {"add, a": {}, "add a": {}}}, "add, a, add a: their runs would share a folder"),
