@@ -19,8 +19,8 @@ SKIPPED_LINES = "|".join(
         "Found multiple active Ray instances",
     ]
 )
-# What a user can mend: printed as one message, without a traceback.
-USER_ERRORS = (ConfigError, RunError, ValueError, FileNotFoundError)
+# What a user can mend, a model or file that is not at hand among it: printed as one message, without a traceback.
+USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
 
 
 def main(arguments: list[str] | None = None) -> int:

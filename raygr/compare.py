@@ -19,11 +19,11 @@ from raygr.config_results import CompareConfig
 from raygr.evaluation import METRICS as METRIC_NAMES
 from raygr.evaluation import in_percent, paired_bootstraps
 from raygr.rankings import Ranking, cold_ranking, read_rankings, user_values
-from raygr.schema import METRICS, RANKS, TEST
+from raygr.schema import COMPARISON, METRICS, RANKS, TEST
 
 logger = logging.getLogger(__name__)
 
-COMPARISON, MARKDOWN, CSV, LATEX = "comparison.json", "table.md", "table.csv", "table.tex"
+MARKDOWN, CSV, LATEX = "table.md", "table.csv", "table.tex"
 SETTINGS = ("model", "fusion", "control", "user_scores", "base_width", "loss")
 
 
@@ -91,8 +91,6 @@ def read_arm(paths: tuple[str, ...]) -> list[TrainRun]:
 
 def read_train_run(path: str) -> TrainRun:
     record, metrics = runs.read_run(path, job="train"), runs.read_json(runs.join(path, METRICS))
-    if "targets" not in record["config"]:
-        raise ConfigError(f"{path} was trained by an older raygr, whose ranks hold no positions: train it again")
     ranks = runs.read_table(runs.join(path, RANKS))
     rankings = read_rankings(ranks, part=TEST, targets=tuple(record["config"]["targets"]))
     return TrainRun(path, record["config"], metrics, rankings)
@@ -125,7 +123,10 @@ def check_protocol(run: TrainRun, first: TrainRun) -> None:
     names = dict.fromkeys([*other, *stamp])
     unlike = [f"{name} ({other.get(name)} / {stamp.get(name)})" for name in names if stamp.get(name) != other.get(name)]
     if unlike:
-        raise ConfigError(f"{first.path} and {run.path} were evaluated under unlike protocols: {', '.join(unlike)}")
+        raise ConfigError(
+            f"{first.path} and {run.path} were evaluated under unlike protocols: {', '.join(unlike)}; "
+            "train one anew with the other's data, candidates and targets, or name it a base of its own in bases"
+        )
 
 
 def check_targets(run: TrainRun, first: TrainRun) -> None:
@@ -144,9 +145,11 @@ def check_settings(arm: list[TrainRun]) -> None:
         changed = [name for name in first.config if run.config.get(name) != first.config[name]]
         unlike = [name for name in changed if name not in ("output", "seed", "workers", "threads", "use_gpu")]
         if unlike:
-            raise ConfigError(f"{first.path} and {run.path} are in one arm but differ in {', '.join(unlike)}")
+            raise ConfigError(
+                f"{first.path} and {run.path} are in one arm but differ in {', '.join(unlike)}: make them two"
+            )
         if run.config["seed"] == first.config["seed"]:
-            raise ConfigError(f"{first.path} and {run.path} are in one arm with the same seed")
+            raise ConfigError(f"{first.path} and {run.path} are in one arm with the same seed: leave one out")
 
 
 # --- records ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class PrepareConfig:
 
     output: str
     reviews: tuple[str, ...]
-    """Files or globs, local or any fsspec URI; `.jsonl`, `.json`, `.csv`, `.dat`, `.parquet`, each also `.gz`."""
+    """Files or globs, local or any fsspec URI; `.jsonl`, `.json`, `.csv`, `.dat`, `.data` (`.gz` too), `.parquet`."""
     metadata: tuple[str, ...] = ()
     format: Literal["amazon", "movielens", "table"] = "amazon"
     columns: Mapping[str, str] = Field(default_factory=dict)
@@ -317,7 +317,7 @@ def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> C
         settings = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{file or '--set'}: {error}") from error
-    return check_config(kind, settings, source=file or "--set")
+    return check_config(kind, settings, source=file or "the command line")
 
 
 def check_config(kind: type[Config], settings: object, *, source: str) -> Config:

@@ -147,6 +147,10 @@ def run_logged(job: str, config: StageConfig, run: Callable[[StageConfig], runs.
 def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:
     """Name and configuration of one entry such as `- prepare: {output: ...}`."""
     if len(entry) != 1 or next(iter(entry)) not in STAGES:
-        raise ConfigError(f"stage {number}: expected one of {', '.join(STAGES)}, found {', '.join(map(str, entry))}")
+        found = ", ".join(map(str, entry))
+        raise ConfigError(
+            f"stage {number}: expected one of {', '.join(STAGES)}, found {found}; "
+            'a stage is "- train: {output: ...}", its settings indented below the name'
+        )
     [(job, settings)] = entry.items()
     return job, check_config(STAGES[job], settings, source=f"stage {number} ({job})")

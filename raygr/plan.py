@@ -82,7 +82,7 @@ def unlike(record: Mapping[str, Any], job: str, config: Any, made: Sequence[Made
     settings = {"job": job, "config": to_jsonable_python(config)}
     if record["job"] != job or record["config"] != settings["config"]:
         return f"with another configuration ({runs.changed_fields(record, settings)})"
-    inputs = record.get("inputs", {})  # older runs noted none at their start
+    inputs = record["inputs"]
     makers = {path: found for path in inputs if (found := maker(path, made))}
     if makers:
         texts = [f"{path}, which stage {one.number} ({one.job}) makes anew" for path, one in makers.items()]

@@ -39,9 +39,8 @@ from raygr.report_sections import (
 )
 from raygr.report_tuning import tuning_section
 from raygr.runs import Run, finish_run, is_finished, join, read_json, read_run, read_table, start_run, write_text
-from raygr.schema import INTERACTIONS, ITEMS, QUALITY, STATISTICS, TRAIN, USERS
+from raygr.schema import COMPARISON, INTERACTIONS, ITEMS, QUALITY, STATISTICS, TRAIN, USERS
 
-COMPARISON = "comparison.json"
 HTML, MARKDOWN = "report.html", "report.md"
 DRAWN_SUBJECTS, NEWEST_TITLES, LONGEST_NAME = 3, 3, 60
 JOB_CONFIGS = {

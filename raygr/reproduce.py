@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from raygr import runs
-from raygr.compare import COMPARISON
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig
@@ -42,6 +41,7 @@ from raygr.reproduce_tables import (
     protocols,
     read_paper,
 )
+from raygr.schema import COMPARISON
 
 logger = logging.getLogger(__name__)
 

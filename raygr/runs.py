@@ -139,7 +139,7 @@ def check_started(path: str, before: Mapping[str, Any], settings: Mapping[str, A
             f"{path} was started with another configuration ({changed_fields(before, settings)}): "
             "choose another output, or delete the folder"
         )
-    stale = changed_inputs(before.get("inputs", {}))  # older runs noted none
+    stale = changed_inputs(before["inputs"])
     if stale:
         raise RunError(f"{path} was started with other content of {', '.join(stale)}: delete it to start anew")
 
@@ -180,7 +180,7 @@ def read_run(path: str, *, job: str) -> dict[str, Any]:
         raise RunError(f"{path} holds no {RUN_FILE}, so `raygr {job}` did not finish there; run it again to resume")
     record = read_json(join(path, RUN_FILE))
     if record["job"] != job:
-        raise RunError(f"{path} is a run of `{record['job']}`, not of `{job}`")
+        raise RunError(f"{path} is a run of `{record['job']}`: name the output of `raygr {job}` here")
     return record
 
 

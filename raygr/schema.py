@@ -119,6 +119,9 @@ RECOMMENDATION_SCHEMA = pa.schema(
     ]
 )
 
+# A compare run.
+COMPARISON = "comparison.json"
+
 # An export run: each as .parquet (VECTOR rows), .npy and .ids.txt.
 ITEM_VECTORS, USER_VECTORS = "item_vectors", "user_vectors"
 VECTOR_SCHEMA = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32()))])

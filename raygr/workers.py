@@ -76,7 +76,14 @@ def run_workers(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        refused = [one for one in error.worker_failures.values() if isinstance(one, ValueError)]
+        if not refused:
+            raise
+        # what a user can mend, such as a learning rate under which training diverges: as it would be without Ray
+        raise ValueError(str(refused[0])) from error
 
 
 def begin_worker(threads: int | None, *, at_once: int = 1) -> tuple[int, int]:

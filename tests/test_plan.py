@@ -327,3 +327,12 @@ def test_a_dry_run_of_a_refused_pipeline_fails_with_every_reason(shop: Path, cap
     assert main(["pipeline", "--config", f"{shop}/pipeline.yaml", "--dry-run"]) == 2
     said = capsys.readouterr()
     assert said.err.count("not there, and no earlier stage makes it") == said.out.count("  refused  ") == 2
+
+
+def test_a_model_that_is_not_there_is_one_message_and_no_trace_of_a_run(shop: Path, capsys):
+    (shop / "model").mkdir()
+    entry = score_stage(shop)["score"] | {"model": f"{shop}/model"}
+    flags = [flag for name, value in entry.items() if value for flag in ("--set", f"{name}={value}")]
+    assert main(["score", *flags]) == 2
+    assert f"{shop}/model" in capsys.readouterr().err
+    assert not (shop / "scores").exists()

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raygr.config import PrepareConfig
+from raygr.config import ConfigError, PrepareConfig
 from raygr.data import raw_files
 from raygr.data.json_lines import as_text
 from raygr.data.metadata import read_item_ids, read_item_texts
 from raygr.data.raw_files import expand_files, file_kind
 from raygr.data.refusals import InputError, Tally
 from raygr.data.reviews import read_ids, read_texts
+from raygr.data.tables import check_columns
 
 GOOD = {"rating": 4.0, "title": "T", "text": "body", "asin": "A0", "parent_asin": "P0", "user_id": "U0",
         "timestamp": 1_600_000_000_000}  # fmt: skip
@@ -203,6 +204,27 @@ def test_movie_plot_genres_and_credits_become_item_texts(tmp_path):
     assert (one["description"], one["categories"], one["details"]) == (
         "Line\nbreak", "A B", "Director: Ann Actors: X, Y")  # fmt: skip
     assert (two["description"], two["details"]) == ("", "")
+
+
+def test_a_named_column_that_the_file_has_not_is_no_silent_default(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("user_id,item_id,timestamp,stars\na,x,1500000000,5\n")
+    assert scan(str(path), config("table", rating="stars"))[0]["rating"] == 5.0
+    rows = scan(str(path), config("table", rating="star"))
+    assert reasons(rows) == {"missing_columns": 1}
+    assert rows[0]["snippet"].startswith("no star among user_id, item_id")
+
+
+@pytest.mark.parametrize(
+    ("format", "columns", "message"),
+    [
+        ("table", {"ratings": "stars"}, "columns: no ratings among our names, which are user_id, item_id, rating"),
+        ("amazon", {"rating": "stars"}, "columns are for format: table, not for amazon"),
+    ],
+)
+def test_columns_that_would_have_no_effect_are_refused(format: str, columns: dict[str, str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_columns(config(format, **columns))
 
 
 def test_csv_table_with_bad_bytes_short_rows_and_no_rating(tmp_path):

@@ -62,7 +62,7 @@ def test_reading_an_unfinished_or_foreign_run_says_what_to_do(tmp_path):
     with pytest.raises(runs.RunError, match="did not finish there"):
         runs.read_run(folder, job="train")
     runs.finish_run(run, inputs=[], counts={})
-    with pytest.raises(runs.RunError, match="is a run of `train`, not of `score`"):
+    with pytest.raises(runs.RunError, match="is a run of `train`: name the output of `raygr score` here"):
         runs.read_run(folder, job="score")
 
 

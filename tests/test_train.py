@@ -316,6 +316,12 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, local_ray: A
 
 
 @pytest.mark.slow
+def test_a_diverged_training_says_what_to_do_as_it_would_without_ray(toy: Path, local_ray: Any):
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        train(settings(toy, learning_rate=1e30, epochs=1))
+
+
+@pytest.mark.slow
 def test_a_run_keeps_the_contract(tmp_path: Path, local_ray: Any):
     write_prepared(tmp_path / "prepare", walks(40, 130, 12, seed=0), items=130)
     scores_IA = random_scores(130, 2, seed=0)

@@ -81,11 +81,13 @@ def item_lines(item: Item, best_rating: float) -> list[Line]:
     """Table 11, line by line, without those that have no value."""
     rating = "" if item.rating is None else f"{item.rating:.1f}/{best_rating:.1f} ({item.rating_count} users)"
     return filled(
-        Line("title", item.title),
-        Line("description", item.description),
-        Line("rating", rating),
-        Line("categories", item.categories),
-        Line("details", item.details),
+        [
+            Line("title", item.title),
+            Line("description", item.description),
+            Line("rating", rating),
+            Line("categories", item.categories),
+            Line("details", item.details),
+        ]
     )
 
 
@@ -94,12 +96,14 @@ def review_lines(review: Review, best_rating: float) -> list[Line]:
     rating = "" if review.rating is None else f"{review.rating:.1f}"
     if not (review.title.strip() or review.text.strip()):
         item = review.item
-        return filled(Line("title", item.title), Line("categories", item.categories), Line("rating", rating))
+        return filled([Line("title", item.title), Line("categories", item.categories), Line("rating", rating)])
     own = filled(
-        Line("rating", rating),
-        Line("reviewTime", review_date(review.timestamp)),
-        Line("summary", review.title),
-        Line("reviewText", review.text),
+        [
+            Line("rating", rating),
+            Line("reviewTime", review_date(review.timestamp)),
+            Line("summary", review.title),
+            Line("reviewText", review.text),
+        ]
     )
     nested = item_lines(review.item, best_rating)
     if nested and nested[0].label == "title":
@@ -112,7 +116,7 @@ def review_date(timestamp: int) -> str:
     return "" if timestamp < DAY_MS else datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d")
 
 
-def filled(*lines: Line) -> list[Line]:
+def filled(lines: Sequence[Line]) -> list[Line]:
     # values are put on one line, so that no text can pass for another field
     flat = [Line(line.label, " ".join(line.value.split())) for line in lines]
     return [line for line in flat if line.value]
@@ -120,14 +124,6 @@ def filled(*lines: Line) -> list[Line]:
 
 def lines_text(lines: Sequence[Line]) -> str:
     return "\n".join(f"{line.label}: {line.value}" if line.value else f"{line.label}:" for line in lines)
-
-
-def item_text(item: Item, best_rating: float = 5.0) -> str:
-    return lines_text(item_lines(item, best_rating))
-
-
-def review_text(review: Review, best_rating: float = 5.0) -> str:
-    return lines_text(review_lines(review, best_rating))
 
 
 def system_text(aspects: AspectSet, subjects: Literal["items", "users"]) -> str:

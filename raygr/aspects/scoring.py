@@ -100,6 +100,7 @@ def export_prompts(config: ScoreConfig, path: str) -> str:
 def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     """Checks the configuration and fills prompts/, unless an earlier attempt did. `exchanges`: with a batch service."""
     asking = way_of_asking(config, exchanges=exchanges)
+    encoder_of(asking.settings)  # a model that is not at hand is refused here, and not inside Ray
     read = [path for path in (config.data, config.aspects, config.adapter) if path]
     run = runs.start_run(config.output, job="score", config=config, inputs=read)
     connect()

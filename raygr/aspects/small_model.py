@@ -19,7 +19,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 logger = logging.getLogger(__name__)
 
 
-class ModelError(Exception):
+class ModelError(ValueError):
     """A model that is not at hand, or not what it should be."""
 
 

@@ -10,9 +10,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from raygr.aspects.aspects import AspectSet
 from raygr.aspects.prompts import Item, Prompt, PromptEncoder, Review, item_from_row, prompt_sha256
+from raygr.aspects.small_model import ModelError
 
 PROMPT_SCHEMA = pa.schema(
     [
@@ -42,17 +44,22 @@ class PromptSettings:
 
 @functools.lru_cache(maxsize=2)
 def encoder_of(settings: PromptSettings) -> PromptEncoder:
-    """One tokenizer for all batches of a worker process."""
-    from transformers import AutoTokenizer
-
+    """One tokenizer for all batches of a worker process; ModelError where the model has none to load."""
     return PromptEncoder(
-        AutoTokenizer.from_pretrained(settings.model),
+        load_tokenizer(settings.model),
         settings.aspects,
         settings.subjects,
         max_prompt_tokens=settings.max_prompt_tokens,
         best_rating=settings.best_rating,
         block_size=settings.block_size,
     )
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:  # their texts do not all name the model
+        raise ModelError(f"model: {model} has no tokenizer that can be loaded: {error}") from error
 
 
 def item_prompts(items: pa.Table, *, settings: PromptSettings) -> pa.Table:

@@ -24,6 +24,7 @@ from raygr.data import interactions, metadata, parts, reviews, splits
 from raygr.data.interactions import Kept
 from raygr.data.raw_files import expand_files
 from raygr.data.refusals import InputError, Tally
+from raygr.data.tables import check_columns
 from raygr.runs import Run, finish_run, join, remove_folder, start_run, write_json, write_table
 from raygr.schema import (
     INTERACTION_SCHEMA,
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 def prepare(config: PrepareConfig) -> Run:
     """Writes the run folder `config.output`; InputError says what is wrong with the raw data or the filter."""
+    check_columns(config)
     review_files = expand_files(config.reviews, what="reviews")
     metadata_files = expand_files(config.metadata, what="metadata")
     run = start_run(config.output, job="prepare", config=config)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygr.config import PrepareConfig
+from raygr.config import ConfigError, PrepareConfig
 from raygr.data.json_lines import as_text, decode_loosely
 from raygr.data.raw_files import (
     Columns,
@@ -80,7 +80,8 @@ def review_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
         return read_delimited(path, delimiter=DELIMITERS[file_kind(path)], wanted=wanted)
     if config.format == "movielens":
         return named_columns(path, MOVIELENS_RATINGS, required=("user_id", "item_id", "rating", "timestamp"))
-    return named_columns(path, aliases(REVIEW_NAMES, config.columns), required=("user_id", "item_id", "timestamp"))
+    required = asked_for(REVIEW_NAMES, config, always=("user_id", "item_id", "timestamp"))
+    return named_columns(path, aliases(REVIEW_NAMES, config.columns), required=required)
 
 
 def item_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
@@ -94,7 +95,23 @@ def item_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
         case "movielens", _:
             return map(movie_items, named_columns(path, MOVIELENS_MOVIES, required=("item_id", "title")))
         case _:
-            return named_columns(path, aliases(ITEM_NAMES, config.columns), required=("item_id",))
+            required = asked_for(ITEM_NAMES, config, always=("item_id",))
+            return named_columns(path, aliases(ITEM_NAMES, config.columns), required=required)
+
+
+def asked_for(names: Sequence[str], config: PrepareConfig, *, always: Sequence[str]) -> list[str]:
+    """Of our names for one kind of file: those that it must have, and those that `columns` says it has."""
+    return [name for name in names if name in always or name in config.columns]
+
+
+def check_columns(config: PrepareConfig) -> None:
+    """ConfigError where `columns` names what we have not, or belongs to another format."""
+    if config.columns and config.format != "table":
+        raise ConfigError(f"columns are for format: table, not for {config.format}")
+    ours = dict.fromkeys([*REVIEW_NAMES, *ITEM_NAMES])
+    unknown = [name for name in config.columns if name not in ours]
+    if unknown:
+        raise ConfigError(f"columns: no {', '.join(unknown)} among our names, which are {', '.join(ours)}")
 
 
 def aliases(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

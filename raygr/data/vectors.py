@@ -43,7 +43,9 @@ def read_vectors(path: str, *, column: str, aspects: tuple[str, ...] | None) -> 
     """The table at `path`, reduced to `aspects` in their order; ValueError says what is wrong with it."""
     filesystem, inner = runs.filesystem_of(path)
     if not filesystem.exists(inner):
-        raise FileNotFoundError(f"{path}: no such scores")
+        raise FileNotFoundError(
+            f"{path}: no such scores; give a finished score run, or a CSV, Parquet or .npy of id -> numbers"
+        )
     vectors = read_score_run(path, column=column) if filesystem.isdir(inner) else read_vector_file(path)
     return vectors if aspects is None else select_aspects(vectors, aspects, path)
 

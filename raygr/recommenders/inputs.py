@@ -138,6 +138,8 @@ def check_settings(config: TrainConfig) -> None:
 def model_contradictions(config: TrainConfig) -> list[str]:
     """Settings of model, loss and optimizer that cannot go together, or would silently have no effect."""
     pairwise, sampled = config.loss in ("top1", "bpr", "bpr_max"), config.loss == "sampled_cross_entropy"
+    default = TrainConfig(output=config.output, data=config.data)
+    masks, default_masks = ((one.mask_rate, one.mask_last_rate) for one in (config, default))
     found = {
         f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
             pairwise and config.model == "bert4rec"
@@ -153,7 +155,20 @@ def model_contradictions(config: TrainConfig) -> list[str]:
             config.final_activation != "linear" and not pairwise
         ),
         "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
+        f"negative_alpha draws negatives, of which there are none with negatives: {config.negatives}": (
+            config.negative_alpha > 0 and not config.negatives
+        ),
         "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
+        f"mask_rate and mask_last_rate are for model: bert4rec, not {config.model}": (
+            config.model != "bert4rec" and masks != default_masks
+        ),
+        f"add_map is for fusion: add, not {config.fusion}": (
+            config.fusion != "add" and config.add_map != default.add_map
+        ),
+        "prompt_fraction is for user_scores: profile with user_guided_train: after_prompt": (
+            config.prompt_fraction != default.prompt_fraction
+            and (config.user_scores, config.user_guided_train) != ("profile", "after_prompt")
+        ),
         f"hidden_width, input_dropout and session_parallel are for model: gru4rec, not {config.model}": (
             config.model != "gru4rec"
             and (config.hidden_width, config.input_dropout, config.session_parallel) != (None, None, False)
@@ -167,7 +182,7 @@ def check_width(config: TrainConfig, aspects: int) -> None:
     width = config.base_width + guided
     if config.model != "gru4rec" and width % config.heads:
         sum_text = f"base_width {config.base_width} + {guided} aspects"
-        raise ConfigError(f"total width {width} ({sum_text}) is no multiple of heads {config.heads}")
+        raise ConfigError(f"total width {width} ({sum_text}) is no multiple of heads {config.heads}: set heads=1")
 
 
 def check_examples(config: TrainConfig, windows: Windows, targets: dict[str, Targets]) -> None:
