@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 BLUE, ORANGE, GREEN, GREY, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#d5dae1"
+CURVES = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3")
 WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone, at its own scale
 CURVE_INCHES = 2.6
 # Fixed ids make equal figures equal bytes; text stays text, so that it is searched, read aloud and small.
@@ -107,11 +108,11 @@ def profile_chart(
 
 
 def curve_chart(curves: Sequence[Curve], *, figure_id: str, label: str, axis: str) -> Markup:
-    """Lines over the steps, each with a band between its bounds."""
+    """At most five lines over the steps, each with a band between its bounds."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, CURVE_INCHES), layout="constrained")
         axes = figure.add_subplot()
-    for curve, color in zip(curves, (BLUE, ORANGE, GREEN), strict=False):
+    for curve, color in zip(curves, CURVES[: len(curves)], strict=True):
         axes.plot(curve.steps, curve.values, color=color, linewidth=1.4, label=curve.name.replace("$", r"\$"))
         if curve.lows is not None and curve.highs is not None:
             axes.fill_between(curve.steps, curve.lows, curve.highs, color=color, alpha=0.15, linewidth=0)

@@ -24,6 +24,13 @@ METRICS = {
     "personal_auc": "AUC, personal",
     "valid": "answers with all aspects",
 }
+LOSS_PARTS = {
+    "value": "ratings (5)",
+    "format": "format (6)",
+    "format_reward": "format's reward",
+    "teacher": "teacher's answer",
+    "kl": "KL, weighted",
+}
 STEP_FIGURES = {
     "reward": "reward",
     "reward_spread": "its spread in a group",
@@ -35,6 +42,7 @@ STEP_FIGURES = {
     "gradient_norm": "gradient norm",
     "tokens_per_second": "tokens per second",
 }
+NATS, ANSWERS = ("entropy", "kl"), ("valid", "flat_groups")
 SAMPLES, SEED = 2000, 0
 SMOOTHED = 20  # a curve of steps shows the mean of its last twentieth
 PART = 10  # the table of steps compares the first and last tenth
@@ -135,10 +143,16 @@ def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Mapping[str
         return [chart("Loss by step", losses, f"{figure_id}-loss")]
     rewards = [held_out_curve(evaluations, "reward", "held-out users"), step_curve(trained, "reward", "training users")]
     metrics = [held_out_curve(evaluations, metric, METRICS[metric]) for metric in ("mrr", "auc", "personal_auc")]
+    parts = [line["losses"] | {"step": line["step"]} for line in trained]
+    used = [name for name in LOSS_PARTS if any(line[name] for line in parts)]
+    nats, answers = ([step_curve(trained, n, STEP_FIGURES[n]) for n in pair] for pair in (NATS, ANSWERS))
     return [
         chart("Reward by step", rewards, f"{figure_id}-reward"),
         chart("MRR and AUC of held-out users by step", metrics, f"{figure_id}-metrics"),
         chart("Loss by step", [step_curve(trained, "loss", "reinforcement"), *losses], f"{figure_id}-loss"),
+        chart("Parts of the loss by step", [step_curve(parts, n, LOSS_PARTS[n]) for n in used], f"{figure_id}-parts"),
+        chart("Entropy and KL divergence by step, in nats", nats, f"{figure_id}-entropy"),
+        chart("Answers by step, shares", answers, f"{figure_id}-answers"),
     ]
 
 
@@ -157,8 +171,9 @@ def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) ->
 
 
 def step_curve(lines: Sequence[Mapping[str, Any]], figure: str, name: str) -> Curve:
-    """Means over the last few steps, so that single groups do not hide the trend."""
-    values = [line[figure] for line in lines]
+    """Means over the last few steps that have a value, so that single groups do not hide the trend."""
+    known = [(line["step"], line[figure]) for line in lines if line[figure] is not None]
+    steps, values = [step for step, _ in known], [value for _, value in known]
     window = max(1, len(values) // SMOOTHED)
     means = [sum(some) / len(some) for end in range(1, len(values) + 1) if (some := values[max(0, end - window) : end])]
-    return Curve(name, [line["step"] for line in lines], means, None, None)
+    return Curve(name, steps, means, None, None)

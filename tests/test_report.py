@@ -19,7 +19,7 @@ from raygr.evaluation import METRICS
 from raygr.figures import share_chart
 from raygr.report import markdown, report, run_command
 from raygr.report_scores import mean_ranks, read_reference, spearman
-from raygr.report_tuning import tuning_section
+from raygr.report_tuning import LOSS_PARTS, read_evaluations, read_lines, step_curve, tuning_charts, tuning_section
 from raygr.runs import RunError, finish_run, start_run, write_json, write_table, write_text
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
 
@@ -123,6 +123,7 @@ def make_tuning(path: Path) -> str:
     record = {"steps": 20, "warm_steps": 3, "best_step": 10, "held_out": 4, "evaluations": evaluations}
     write_json(record, str(path / "evaluations.json"))
     figures = {"reward_spread": 0.25, "flat_groups": 0.125, "valid": 1.0, "entropy": 2.125, "gradient_norm": 1.5}
+    figures["losses"] = {"value": -0.5, "format": 1.5, "format_reward": 0.0, "teacher": 0.0, "kl": 0.0}
     lines = [{"stage": "warm_start", "step": n, "loss": 3.0} for n in range(1, 4)]
     lines += [
         {"stage": "reinforcement", "step": n, "reward": n / 64, "loss": 1.0, "kl": 0.0375 if n % 10 == 0 else None,
@@ -186,7 +187,7 @@ def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
 def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
-    assert page.count("<svg") == 12  # gains, shares, agreement, three items, three users, three of the fine-tune
+    assert page.count("<svg") == 15  # gains, shares, agreement, three items, three users, six of the fine-tune
     assert page.count('role="img" aria-label=') == 12
 
 
@@ -243,6 +244,18 @@ def test_a_warm_start_alone_has_no_steps_of_reinforcement(tmp_path):
     (stages,) = section.tables
     assert [row[0] for row in stages.rows] == ["before", "after the warm start"]
     assert [chart.caption for chart in section.charts] == ["Loss by step"]
+
+
+def test_what_every_step_logs_is_a_curve(tmp_path):
+    lines = read_lines(make_tuning(tmp_path))[3:]
+    kl = step_curve(lines, "kl", "KL")
+    assert (list(kl.steps), list(kl.values)) == ([10, 20], [0.0375, 0.0375])  # every tenth step has one
+    charts = tuning_charts(read_evaluations(str(tmp_path)), lines, "t")
+    drawn = {one.caption: one.svg for one in charts}
+    parts, nats, answers = list(drawn)[3:]
+    assert nats.startswith("Entropy and KL divergence") and answers.startswith("Answers by step")
+    named = [name for name in LOSS_PARTS.values() if f">{name}<" in drawn[parts] or f"<!-- {name} -->" in drawn[parts]]
+    assert named == ["ratings (5)", "format (6)"]  # the others are 0 in every step
 
 
 def test_report_without_comparison_and_scores_leaves_the_sections_out(inputs, tmp_path):
