@@ -188,7 +188,7 @@ def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
     assert page.count("<svg") == 15  # gains, shares, agreement, three items, three users, six of the fine-tune
-    assert page.count('role="img" aria-label=') == 12
+    assert page.count('role="img" aria-label=') == 15
 
 
 def test_ids_of_the_page_are_unique(page):
