@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raygr import runs
-from raygr.compare_tables import markdown_rows
+from raygr.compare_tables import is_over_zero, markdown_rows
 from raygr.config import PrepareConfig, TrainConfig, load_config, override
 from raygr.evaluation import metric_values, paired_bootstrap
 from raygr.figures import BLUE, GREY, LIGHT, ORANGE, STYLE, save_figure
@@ -128,15 +128,22 @@ def markdown(rows: Sequence[GainRow], seeds: Sequence[int]) -> str:
     text = [
         "# Gain of item scores by number of users and by the target's train interactions\n",
         f"SASRec, full catalogue, NDCG@10; `python benchmarks/users.py`, seeds {str(seeds)[1:-1]}; 95% intervals",
-        "of the paired bootstrap over users and seeds; see [the reading](ml-1m-sample.md).\n",
+        "of the paired bootstrap over users and seeds; over a mean of 0 the gain is the difference itself. See",
+        "[the reading](ml-1m-sample.md).\n",
         "![Gain by number of users](ml-1m-users.png)\n",
     ]
     table = [["users", "target's train interactions", "targets", "arm", "NDCG@10", "against", "its NDCG@10", "gain"]]
     for row in rows:
-        gain = "{relative:+.1f}% [{relative_low:+.1f}, {relative_high:+.1f}]".format_map(row.gain)
         means = (f"{row.mean:.4f}", row.against, f"{row.against_mean:.4f}")
-        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, gain])
+        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, gain_text(row.gain)])
     return "\n".join([*text, markdown_rows(table)])
+
+
+def gain_text(gain: dict[str, float]) -> str:
+    """In percent; over a base of 0 the difference itself."""
+    if is_over_zero(gain):
+        return "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format_map(gain)
+    return "{relative:+.1f}% [{relative_low:+.1f}, {relative_high:+.1f}]".format_map(gain)
 
 
 def draw(rows: Sequence[GainRow]) -> Figure:

@@ -154,7 +154,7 @@ class SweepConfig:
     first k aspects, a list the aspects that it names, {random: 6, subsets: 3} three draws of six. total_width:
     sets base_width so that `concat` has this width in all; null leaves base_width as it is."""
     search: Literal["grid", "random", "tpe"] = "grid"
-    """Every point; points drawn at random, none twice; or Optuna's TPE, for which `raygr[optuna]` is needed."""
+    """Every point; points drawn at random, none twice; or Optuna's TPE, which needs `pip install 'optuna>=4'`."""
     trials: int | None = Field(default=None, ge=1)
     """Points that random and tpe try."""
     stop_early: bool = False
@@ -169,6 +169,6 @@ class SweepConfig:
     max_failures: int = Field(default=1, ge=0)
     """Times that a failed trial is tried again, from its last checkpoint."""
     mlflow: str | None = None
-    """Tracking URI of an MLflow server or data base that trials are logged to; needs `raygr[mlflow]`."""
+    """Tracking URI of an MLflow server or data base that trials are logged to; needs `pip install 'mlflow>=3'`."""
     seed: int = 0
     """Of random, tpe and random subsets; the trials' own is a field of `raygr train`."""

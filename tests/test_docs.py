@@ -1,0 +1,277 @@
+"""README.md and docs/: commands are valid, what is named exists, the tree is whole, one folder has one content."""
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from raygr.aspects.aspects import load_aspects
+from raygr.cli import add_flags, config_source
+from raygr.config import ConfigError, PipelineConfig, PrepareConfig, ScoreConfig, TrainConfig, load_config, override
+from raygr.config_reproduce import EXPERIMENTS, ReproduceConfig
+from raygr.config_results import ExplainConfig, SweepConfig
+from raygr.pipeline import STAGES, checked_stage
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/**/*.md")), ROOT / "configs/paper/README.md"]
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+KINDS: dict[str, Any] = {**STAGES, "pipeline": PipelineConfig}
+TRAIN_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
+
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?<![\w./-])(?:raygr|python jobs/(?P<job>\w+)\.py)\s+")
+PATH = re.compile(r"(?<![\w./~-])(?:benchmarks|configs|docs|jobs|raygr|requirements|tests)/[\w./*<>{}$-]+")
+LINK = re.compile(r"\]\(([^)#\s]+)")
+
+
+class Command(NamedTuple):
+    page: str
+    stage: str
+    words: tuple[str, ...]
+    """What follows the stage."""
+    whole: bool
+    """Stands in a block of its own, to be run as it is; prose may leave out what a stage cannot do without."""
+
+    def __str__(self) -> str:
+        return f"{self.page}: raygr {shlex.join([self.stage, *self.words])}"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def commands_of(path: Path) -> list[Command]:
+    page, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":  # a comment's lines that are set off are commands
+        return block_commands(page, "".join(re.findall(r"^#(  .*\n)", text, re.MULTILINE)), whole=True)
+    blocks = [block for language, block in FENCED.findall(text) if not language]
+    inline = [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", FENCED.sub("", text))]
+    found = [command for block in blocks for command in block_commands(page, block, whole=True)]
+    return found + [command for code in inline for command in block_commands(page, code, whole=False)]
+
+
+def block_commands(page: str, block: str, *, whole: bool) -> list[Command]:
+    """Variables of the shell stand for the first value that a loop or an `export` gives them."""
+    values = dict(re.findall(r"\b(?:for|export) (\w+)(?: in |=)([\w./-]+)", block))
+    found = []
+    for line in block.replace("\\\n", " ").splitlines():
+        line = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), line.partition(" #")[0])
+        start = COMMAND.search(line)
+        if start:
+            words = simple_command(line[start.end() :])
+            stage, words = (start["job"], words) if start["job"] else (words[0], words[1:])
+            if not stage.endswith(":"):  # the head of an error message
+                found.append(Command(page, stage, tuple(words), whole))
+    return found
+
+
+def simple_command(line: str) -> list[str]:
+    """Words up to a pipe, a redirection or the next command."""
+    reader = shlex.shlex(line, posix=True, punctuation_chars=";|&>")
+    reader.whitespace_split = True
+    words = []
+    for word in reader:
+        if set(word) <= set(";|&>"):
+            break
+        words.append(word)
+    return [word for word in words if word != "..."]
+
+
+class Flags(argparse.ArgumentParser):
+    """Raises in place of ending the process."""
+
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+
+def parsed_flags(command: Command) -> argparse.Namespace:
+    parser = Flags(prog=f"raygr {command.stage}")
+    add_flags(parser, stage=command.stage)
+    return parser.parse_args(command.words)
+
+
+def has_own_file(command: Command) -> bool:
+    """Whether --config is a file of the reader's, which is not here."""
+    file = parsed_flags(command).config
+    return file is not None and not file.startswith("configs/")
+
+
+def config_of(command: Command) -> Any:
+    """Its checked configuration, without what a file of the reader's would say."""
+    parsed = parsed_flags(command)
+    kind, (file, settings) = KINDS[command.stage], config_source(command.stage, parsed)
+    if command.stage == "recommend" and parsed.explain:
+        kind, given = ExplainConfig, {"item": parsed.item, "users": parsed.user, "aspects": parsed.aspects}
+        settings = [*settings, *(override(name, value) for name, value in given.items() if value)]
+    return load_config(kind, None if has_own_file(command) else file, settings)
+
+
+def problem(command: Command) -> str:
+    """What is wrong with the command; "" where nothing is."""
+    if command.stage not in KINDS:
+        return f"{command}\n  no such stage"
+    if not command.words:
+        return ""
+    try:
+        config = config_of(command)
+    except ValueError as error:
+        return f"{command}\n  {error}"
+    except ConfigError as error:
+        fields = re.findall(r"^  .*$", str(error), re.MULTILINE)
+        lacking = bool(fields) and all(line.endswith("Field required") for line in fields)
+        return "" if lacking and (has_own_file(command) or not command.whole) else f"{command}\n  {error}"
+    unknown = set(re.findall(r"\btrain\.(\w+)=", " ".join(command.words))) - TRAIN_FIELDS
+    if isinstance(config, ReproduceConfig | SweepConfig) and unknown:
+        return f"{command}\n  train has no {', '.join(unknown)}"
+    return ""
+
+
+def shipped_stages(path: Path) -> Iterator[Any]:
+    """Configurations of the stages that one shipped file describes."""
+    job = "reproduce" if path.stem in EXPERIMENTS else path.stem.split("-")[0]
+    if job == "pipeline":
+        entries = load_config(PipelineConfig, str(path), []).stages
+        yield from (checked_stage(number, entry)[1] for number, entry in enumerate(entries, start=1))
+    elif job in STAGES:
+        yield load_config(STAGES[job], str(path), [])
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*PAGES, *CONFIGS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_are_valid(path):
+    assert not [text for command in commands_of(path) if (text := problem(command))]
+
+
+def test_commands_are_found_where_they_stand():
+    found = [str(command) for command in commands_of(README)]
+    assert "README.md: raygr compare --set output=outputs/mine/comparison --set" in " ".join(found)
+    assert {command.stage for command in commands_of(ROOT / "docs/cluster.md")} >= {"simulate", "prepare", "train"}
+    reproduced = [command for command in commands_of(ROOT / "docs/results/ml-1m-sample.md") if command.whole]
+    assert ["figure-6" in command.words for command in reproduced][-1]
+    assert len(commands_of(ROOT / "configs/ml-1m/reproduce-tables.yaml")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("raygr trian --set output=a", "no such stage"),
+        ("raygr train --set output=a --set data=b --set epoch=3", "epoch: Unexpected"),
+        ("raygr train --set output=a \\\n  --set data=b --set dropout=2", "dropout: .*less than"),
+        ("raygr train --set output=a", "data: Field required"),
+        ("raygr train --sets output=a --set data=b", "unrecognized"),
+        ("raygr train --config configs/ml-1m/none.yaml", "no such configuration file"),
+        ("raygr reproduce table-7", "invalid choice"),
+        ("raygr reproduce table-3 --set train.epoch=1", "train has no epoch"),
+        ("for m in sasrecc gru4rec; do\nraygr train --set output=a --set data=b --set model=$m; done", "model: Input"),
+        ("python jobs/score.py --config score.yaml --set actor=8", "actor: Unexpected"),
+    ],
+)
+def test_a_broken_command_is_told(text, words):
+    [command] = block_commands("page", text, whole=True)
+    assert re.search(words, problem(command))
+
+
+def test_yaml_blocks_are_valid(tmp_path):
+    blocks = [block for language, block in FENCED.findall(README.read_text(encoding="utf-8")) if language == "yaml"]
+    assert blocks
+    for block in blocks:
+        file = tmp_path / "block.yaml"
+        file.write_text(block, encoding="utf-8")
+        stage = re.match(r"# (\w+)\.yaml", block)
+        load_config(STAGES[stage[1]], str(file), [])
+
+
+def test_explained_aspects_are_those_that_the_page_scores():
+    commands = [one for one in commands_of(README) if one.stage in ("score", "recommend") and one.whole]
+    configs = [config_of(command) for command in commands if not has_own_file(command)]
+    files = [config.aspects for config in configs if isinstance(config, ScoreConfig)]
+    scored = {aspect.name for file in files for aspect in load_aspects(file).aspects}
+    explained = [config.aspects for config in configs if isinstance(config, ExplainConfig)]
+    assert explained and all(scored.issuperset(aspects) for aspects in explained)
+
+
+def test_make_targets_exist():
+    rules = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for page in PAGES:
+        named = re.findall(r"(?:`|^)make (\w+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(named) <= set(rules), page
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*PAGES, *CONFIGS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_paths_exist(path):
+    named = {one.rstrip("./") for one in PATH.findall(path.read_text(encoding="utf-8"))}
+    assert not [one for one in named if not re.search(r"[<{$]", one) and not any(ROOT.glob(one))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_resolve(path):
+    links = [one for one in LINK.findall(path.read_text(encoding="utf-8")) if "://" not in one]
+    assert not [one for one in links if not (path.parent / one).exists()]
+
+
+def tree_names() -> list[str]:
+    """Paths below raygr/ as README's tree names them, `*` in some."""
+    tree = next(block for _, block in FENCED.findall(README.read_text(encoding="utf-8")) if block.startswith("raygr/"))
+    names, folder = [], ""
+    for line in tree.partition("\njobs/")[0].splitlines()[1:]:
+        head = re.match(r"  (\S+)", line)
+        if head:
+            folder = head[1] if head[1].endswith("/") else ""
+        names += [folder + name for name in re.findall(r"[\w*]+\.py", line)]
+    return names
+
+
+def test_the_tree_names_every_module_and_no_other():
+    modules = [str(path.relative_to(ROOT / "raygr")) for path in (ROOT / "raygr").rglob("*.py")]
+    modules = [module for module in modules if not module.endswith("__init__.py")]
+    names = tree_names()
+    assert not [module for module in modules if not any(fnmatch.fnmatch(module, name) for name in names)]
+    assert not [name for name in names if not fnmatch.filter(modules, name)]
+
+
+def test_the_tree_names_every_folder_of_configurations():
+    [line] = re.findall(r"^configs/  .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert not [path.name for path in (ROOT / "configs").iterdir() if path.is_dir() and f"{path.name}/" not in line]
+
+
+# --- contents -----------------------------------------------------------------------------------
+
+
+def test_what_is_written_to_one_folder_is_one_thing():
+    """Else whoever runs both gets a refusal, or a figure of other data than its page says."""
+    shipped = [(str(path.relative_to(ROOT)), config) for path in CONFIGS for config in shipped_stages(path)]
+    commands = [command for path in PAGES for command in commands_of(path) if command.stage == "prepare"]
+    named = [(str(command), config_of(command)) for command in commands if "configs/" in " ".join(command.words)]
+    assert named and all(isinstance(config, PrepareConfig) for _, config in named)
+    first: dict[str, tuple[str, Any]] = {}
+    for where, config in [*shipped, *named]:
+        other, same = first.setdefault(config.output, (where, config))
+        assert config == same, f"{where} and {other} differ, and both write {config.output}"
+
+
+def test_the_table_by_users_is_made_of_its_figures(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import users
+
+    rows = [users.GainRow(**row) for row in json.loads(users.RESULTS.read_text())]
+    assert users.markdown(rows, [0, 1]) == Path(f"{users.FIGURE}.md").read_text(encoding="utf-8")
+    assert (
+        users.gain_text({"relative": 0.0, "difference": 0.01, "low": -0.5, "high": 0.5}) == "+0.0100 [-0.5000, +0.5000]"
+    )
