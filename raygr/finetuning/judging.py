@@ -29,12 +29,12 @@ from raygr.finetuning.rollouts import Rollouts
 # Of an evaluation. The common ones are what the mean of all users' ratings gives, one answer for everybody. The
 # personal ones are of ratings centred on that mean: a recommender, which standardises users, is given no more.
 METRICS = ("reward", "mrr", "auc", "common_mrr", "common_auc", "personal_mrr", "personal_auc", "valid")
-REWARD_TOLERANCE = 1e-6  # rounding in one's own reward
 LOSS_PARTS = ("value", "format", "format_reward", "teacher", "kl")
 STEP_SUMS = (
     *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
     *("kl_users", "divergence", *LOSS_PARTS),
 )
+REWARD_TOLERANCE = 1e-6  # rounding in one's own reward
 
 
 class Judge(NamedTuple):
