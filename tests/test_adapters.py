@@ -10,7 +10,7 @@ import pytest
 from toy_data import walks, write_prepared
 
 from raygr import runs
-from raygr.aspects.adapters import adapter_folder, check_adapter, model_sha256, read_note
+from raygr.aspects.adapters import adapter_folder, adapter_rank, check_adapter, check_learned, model_sha256, read_note
 from raygr.aspects.aspects import load_aspects
 from raygr.aspects.engine import ScoringEngine
 from raygr.aspects.scoring import score
@@ -30,7 +30,8 @@ def write_adapter(folder: Path, **changes: Any) -> str:
         "normalisation": {"item_mean": [5.0]},
     }
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"r": 8}), encoding="utf-8")
+    peft = {"r": 8, "base_model_name_or_path": "org/model"}
+    (folder / "adapter_config.json").write_text(json.dumps(peft), encoding="utf-8")
     (folder / "raygr.json").write_text(json.dumps(note | changes), encoding="utf-8")
     return str(folder)
 
@@ -93,8 +94,10 @@ def test_the_folder_of_a_finetune_run_stands_for_its_adapter(tmp_path: Path):
 def test_an_adapter_of_another_tool_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = write_adapter(tmp_path / "adapter")
     Path(folder, "raygr.json").unlink()
+    check(folder, mode="probe")
+    assert "says not what it was tuned for" in caplog.text and "org/model" not in caplog.text
     check(folder, mode="probe", model="org/other")
-    assert "says not what it was tuned for" in caplog.text
+    assert "is an adapter of org/model, says its adapter_config.json, and not of org/other" in caplog.text
 
 
 def test_scoring_refuses_before_its_run_starts(tmp_path: Path):
@@ -103,6 +106,42 @@ def test_scoring_refuses_before_its_run_starts(tmp_path: Path):
     shared = {"output": str(tmp_path / "s"), "data": data, "subjects": "users", "aspects": ASPECTS}
     with pytest.raises(ConfigError, match=r"another prompt .*; another base model .*; slots rollouts"):
         score(ScoreConfig(**shared, adapter=adapter))
+    assert not (tmp_path / "s").exists()
+
+
+def write_tuned(folder: Path, *, best_step: int, **changes: Any) -> str:
+    """A finetune run; the folder of its adapter."""
+    run = runs.start_run(str(folder), job="finetune", config={"warm_start_epochs": 0, "adapter": None} | changes)
+    adapter = write_adapter(folder / "adapter")
+    runs.finish_run(run, inputs=[], counts={"best_step": best_step})
+    return adapter
+
+
+def test_an_adapter_whose_reward_never_rose_is_refused_before_scoring_starts(tmp_path: Path):
+    untouched = write_tuned(tmp_path / "untouched", best_step=0)
+    data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
+    shared = {"output": str(tmp_path / "s"), "data": data, "subjects": "users", "aspects": ASPECTS}
+    for path in (untouched, str(tmp_path / "untouched")):
+        with pytest.raises(ConfigError, match="reward never rose, so its adapter is the bare model") as caught:
+            score(ScoreConfig(**shared, adapter=path, force_adapter=True))
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "s").exists()
+    check_learned(write_tuned(tmp_path / "learned", best_step=3))
+    check_learned(write_tuned(tmp_path / "taught", best_step=0, warm_start_epochs=1))
+    check_learned(write_tuned(tmp_path / "gone-on", best_step=0, adapter="learned"))
+    check_learned(write_adapter(tmp_path / "alone"))
+
+
+def test_an_adapter_of_a_rank_that_no_engine_takes_is_refused_before_scoring_starts(tmp_path: Path):
+    folder = write_adapter(tmp_path / "adapter")
+    for rank, room in ((1, 8), (8, 8), (9, 16), (300, 320), (512, 512)):
+        Path(folder, "adapter_config.json").write_text(json.dumps({"r": rank}))
+        assert adapter_rank(folder) == room
+    Path(folder, "adapter_config.json").write_text(json.dumps({"r": 513}))
+    data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
+    shared = {"output": str(tmp_path / "s"), "data": data, "subjects": "users", "aspects": ASPECTS}
+    with pytest.raises(ConfigError, match="has rank 513, and vLLM takes 512 at most"):
+        score(ScoreConfig(**shared, adapter=folder))
     assert not (tmp_path / "s").exists()
 
 
@@ -134,20 +173,46 @@ def test_the_engine_refuses_an_adapter_that_moves_no_log_probability(
         engine.check_adapter_answers()
 
 
-@pytest.mark.parametrize(("bare", "is_refused"), [(0.0, True), (0.4, False)])
+# vLLM answers -1 - r / 10; the merged model `apart` from it, the bare one `moved` from the merged one. (5e-4, 5e-4) is
+# vLLM answering just as the bare model under an adapter that moves little.
+@pytest.mark.parametrize(
+    ("apart", "moved", "is_refused"),
+    [
+        (0.0, 0.4, False),
+        (0.15, 0.4, False),
+        (0.25, 0.4, True),
+        (0.4, 0.4, True),
+        (3e-5, 5e-4, False),
+        (5e-4, 5e-4, True),
+        (3e-4, 1e-4, True),
+    ],
+)
 def test_the_engine_refuses_a_merged_model_that_it_does_not_answer_as(
-    monkeypatch: pytest.MonkeyPatch, bare: float, is_refused: bool
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, apart: float, moved: float, is_refused: bool
 ):
-    """vLLM answers -1 - r / 10; the merged model the same, or what the bare one answers."""
-    answers_R = -1.0 - np.arange(10) / 10
-    engine = ScoringEngine.__new__(ScoringEngine)
-    engine.settings = SimpleNamespace(shared_ids=(1, 2), tails=((3,),), adapter="outputs/tuned/adapter")
-    engine.llm, engine.lora, engine.rating_ids = StandInModel(0.0), None, list(range(10))
-    monkeypatch.setattr(ScoringEngine, "sampling", lambda self, **parameters: parameters)
-    tuned_R = answers_R if not is_refused else answers_R + 0.4
-    engine.merged = SimpleNamespace(tuned_R=tuned_R, bare_R=answers_R + bare)
+    engine = merged_engine(monkeypatch, apart=apart, moved=moved)
     if is_refused:
         with pytest.raises(RuntimeError, match="answers not as the model with outputs/tuned/adapter in its weights"):
             engine.check_adapter_answers()
     else:
         engine.check_adapter_answers()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-4])
+def test_the_engine_says_where_an_adapter_moves_too_little_to_be_checked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, apart: float
+):
+    merged_engine(monkeypatch, apart=apart, moved=1e-4).check_adapter_answers()
+    assert "outputs/tuned/adapter moves log-probabilities by 1.0e-04 at most: too small to check" in caplog.text
+
+
+def merged_engine(monkeypatch: pytest.MonkeyPatch, *, apart: float, moved: float) -> ScoringEngine:
+    """Without loading a model."""
+    engine = ScoringEngine.__new__(ScoringEngine)
+    engine.settings = SimpleNamespace(shared_ids=(1, 2), tails=((3,),), adapter="outputs/tuned/adapter")
+    engine.llm, engine.lora, engine.rating_ids = StandInModel(0.0), None, list(range(10))
+    monkeypatch.setattr(ScoringEngine, "sampling", lambda self, **parameters: parameters)
+    tuned_R = -1.0 - np.arange(10) / 10 + apart
+    engine.merged = SimpleNamespace(tuned_R=tuned_R, bare_R=tuned_R - moved)
+    return engine

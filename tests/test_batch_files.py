@@ -79,6 +79,22 @@ def test_another_llm_needs_free_text(tmp_path: Path, changes: dict[str, Any]):
     assert not (tmp_path / "s").exists()
 
 
+def test_another_llm_needs_a_name(tmp_path: Path):
+    """Else its answers would be filed, and shown, as those of `model`."""
+    from raygr.aspects.scoring import export_prompts, score
+
+    data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
+    shared = {"output": str(tmp_path / "s"), "data": data, "subjects": "items", "aspects": ASPECTS}
+    nameless = ScoreConfig(**shared, mode="generate", structured=False)
+    answers = write_lines(tmp_path / "answers.jsonl", [answer_line("a", answer_text(7))])
+    with pytest.raises(ConfigError, match=r"answered_by: not set, .* as those of smollm2: set it") as caught:
+        score(nameless, answers=answers)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="answered_by: not set"):
+        export_prompts(nameless, str(tmp_path / "r.jsonl"))
+    assert not (tmp_path / "s").exists() and not (tmp_path / "r.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_a_score_run_by_another_llm(tmp_path: Path, local_ray: Any, capsys: pytest.CaptureFixture):
     data = write_prepared(tmp_path / "prepare", walks(6, 9, 6, seed=0), items=9, ratings=[[1, 2, 3, 4, 5, 1]] * 6)

@@ -2,13 +2,18 @@
 
 import math
 import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from raygr.aspects.answers import RatingTokens
 from raygr.aspects.engine import EngineSettings, ScoringEngine
+from raygr.aspects.merging import Merged
 from raygr.aspects.store import ScoreStore
 
 PROMPT = [ord(character) for character in "Rate it."]
@@ -50,12 +55,11 @@ def vllm(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", parameters)
 
 
-def answered(tmp_path, mode: str, completion: str) -> tuple[dict, list[tuple[str, SimpleNamespace]]]:
-    """The row that the engine files for one prompt, and what the stand-in was asked."""
+def engine_settings(**changes: Any) -> EngineSettings:
     settings = EngineSettings(
         model="stand-in",
         adapter=None,
-        mode=mode,
+        mode="generate",
         temperature=0.7,
         names=("pace", "wit"),
         tails=((1,), (2,)),
@@ -69,6 +73,12 @@ def answered(tmp_path, mode: str, completion: str) -> tuple[dict, list[tuple[str
         engine_kwargs={},
         seed=3,
     )
+    return replace(settings, **changes)
+
+
+def answered(tmp_path, mode: str, completion: str) -> tuple[dict, list[tuple[str, SimpleNamespace]]]:
+    """The row that the engine files for one prompt, and what the stand-in was asked."""
+    settings = engine_settings(mode=mode)
     engine = ScoringEngine(settings, ScoreStore(str(tmp_path / "store")))
     engine.llm.completion = completion
     counts = engine({"prompt_ids": np.array([PROMPT]), "prompt_sha256": np.array(["abc"])})
@@ -100,3 +110,25 @@ def test_the_format_is_forced_unless_the_text_is_free(vllm, tmp_path):
     row, asked = answered(tmp_path, "generate", "pace: 7\nwit: 7")
     assert asked[0][1].structured_outputs.regex == "the format"
     assert (row["ratings"], row["reason"]) == ([7, 7], "ok")
+
+
+def test_a_merged_model_is_gone_once_it_is_loaded(vllm, tmp_path, monkeypatch):
+    """A killed actor would leave it in /tmp, half a gigabyte each time."""
+    folder = tempfile.TemporaryDirectory(dir=tmp_path)
+    read = []
+
+    class Loaded(StandIn):
+        def __init__(self, *, model: str, **arguments):
+            super().__init__()
+            read.append(Path(model).is_dir())
+
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", Loaded)
+    answers_R = np.zeros(10)
+    monkeypatch.setattr(
+        "raygr.aspects.engine.merged_model", lambda *arguments: Merged(folder, answers_R, answers_R - 1.0)
+    )
+    monkeypatch.setattr(ScoringEngine, "check_logprobs", lambda self, lora: answers_R)
+    engine = ScoringEngine(engine_settings(adapter="outputs/tuned/adapter"), ScoreStore(str(tmp_path / "store")))
+    assert read == [True] and not Path(folder.name).exists()
+    engine.llm.completion = "pace: 7\nwit: 7"
+    assert engine({"prompt_ids": np.array([PROMPT]), "prompt_sha256": np.array(["abc"])})["subjects"].tolist() == [1]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -17,7 +18,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import safetensors.torch
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raygr import runs
 from raygr.aspects.answers import aspect_tails
@@ -177,6 +181,29 @@ def test_forced_completions_are_all_valid_with_expected_ratings(data, tmp_path, 
     # the first slot: behind the first tail, like in probe mode but with this prompt
     probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tail_ids()[0]])
     assert row["expected"][0] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
+
+
+def write_random_adapter(folder: Path) -> str:
+    """Of the small model, in PEFT's format, that moves a lot."""
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_model_folder()))
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    shapes = get_peft_model_state_dict(model, save_embedding_layers=False)
+    torch.manual_seed(0)
+    folder.mkdir()
+    weights = {name: 0.1 * torch.randn(weight.shape) for name, weight in shapes.items()}
+    safetensors.torch.save_file(weights, folder / "adapter_model.safetensors")
+    model.peft_config["default"].save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path):
+    """vLLM needs the merged model's folder for nothing once it has loaded it, not for forced answers either."""
+    adapter = write_random_adapter(tmp_path / "adapter")
+    before = set(Path(tempfile.gettempdir()).glob("raygr-merged-*"))
+    config = item_run(data, tmp_path / "run", mode="generate", max_subjects=2, adapter=adapter)
+    assert [row["reason"] for row in score(config).to_pylist()] == ["ok"] * 2
+    assert set(Path(tempfile.gettempdir()).glob("raygr-merged-*")) == before
 
 
 def test_users_prompts_end_before_validation(data, tmp_path):

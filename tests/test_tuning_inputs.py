@@ -12,6 +12,7 @@ from raygr.aspects.aspects import load_aspects
 from raygr.aspects.subjects import encoder_of
 from raygr.config import ConfigError, FinetuneConfig
 from raygr.finetuning.inputs import Inputs, Problem, load_inputs, prompt_settings
+from raygr.finetuning.judging import Judge
 
 ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
 NAMES = list(load_aspects(ASPECTS).names)
@@ -95,6 +96,7 @@ def test_users_are_drawn_by_seed_and_held_out_for_every_task_alike(toy: Path):
         "one_class": 0,
         "not_drawn": 8,
         "without_teacher": 4,
+        "items_without_score": 0,
     }
 
 
@@ -117,6 +119,25 @@ def test_a_teacher_table_may_miss_users_and_they_are_counted(toy: Path):
     inputs = load_inputs(settings(toy, teacher=write_csv(toy / "teacher.csv", ratings, NAMES)))
     assert inputs.counts["without_teacher"] == 1 and inputs.train[0].teacher_A is None
     assert inputs.train[1].teacher_A.tolist() == [1.0 + train[1] % 10] * len(NAMES)
+
+
+def test_item_statistics_are_of_the_items_that_have_scores(toy: Path):
+    """Half of the items have none: filled with the mean they would shrink the deviation by a factor of .71."""
+    scored = {f"i{i}": [float(1 + i % 2 * 8)] * len(NAMES) for i in range(1, ITEMS // 2 + 1)}  # 9 and 1 in turn
+    config = settings(toy, item_scores=write_csv(toy / "half.csv", scored, NAMES), teacher="profile")
+    inputs = load_inputs(config)
+    assert inputs.counts["items_without_score"] == 20
+    judge = Judge.of(config, inputs.items_IA, None)
+    assert (judge.item_mean, judge.item_std) == ((5.0,) * len(NAMES), (4.0,) * len(NAMES))
+    assert judge.items_IA[:, 0].tolist() == [1.0, -1.0] * 10 + [0.0] * 20
+    assert all(np.isfinite(one.teacher_A).all() for one in inputs.train)
+
+
+def test_an_aspect_without_any_score_is_refused(toy: Path):
+    scores = {f"i{i}": [None, *[5.0] * (len(NAMES) - 1)] for i in range(1, ITEMS + 1)}
+    unread = write_score_run(toy / "unread", scores, aspects=NAMES)
+    with pytest.raises(ValueError, match=f"no item has a score of {NAMES[0]}"):
+        load_inputs(settings(toy, item_scores=unread))
 
 
 def test_a_profile_teacher_rates_what_the_user_likes_high(toy: Path):

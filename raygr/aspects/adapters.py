@@ -16,6 +16,7 @@ from raygr.config import STRICT, ConfigError, check_config
 logger = logging.getLogger(__name__)
 
 ADAPTER, NOTE, PEFT_FILE = "adapter", "raygr.json", "adapter_config.json"
+ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM sets memory aside for
 # The scoring modes that ask as the adapter's rollouts did: ratings in one answer, each behind those before it.
 MODES = {"free": ("generate-free", "generate"), "slots": ("generate",)}
 MODE_SETTINGS = {
@@ -56,6 +57,32 @@ def read_note(folder: str) -> AdapterNote | None:
     return check_config(AdapterNote, runs.read_json(path), source=path) if runs.exists(path) else None
 
 
+def finetune_record(folder: str) -> dict[str, Any] | None:
+    """run.json of the finetune run whose result the adapter in `folder` is; None where it lies by itself."""
+    run, _, name = folder.rstrip("/").rpartition("/")
+    return runs.read_run(run, job="finetune") if name == ADAPTER and runs.is_finished(run) else None
+
+
+def check_learned(folder: str) -> None:
+    """ConfigError where the best of a finetune run was the fresh adapter that it began with, which changes nothing."""
+    record = finetune_record(folder)
+    if record is None or record["counts"]["best_step"]:
+        return
+    if not (record["config"]["warm_start_epochs"] or record["config"]["adapter"]):
+        raise ConfigError(
+            f"adapter: {folder} is of a run whose reward never rose, so its adapter is the bare model: score without it"
+        )
+
+
+def adapter_rank(folder: str) -> int:
+    """The smallest rank that vLLM allows and the adapter fits into; ConfigError where it fits into none."""
+    rank = runs.read_json(runs.join(folder, PEFT_FILE))["r"]
+    allowed = [one for one in ENGINE_RANKS if one >= rank]
+    if not allowed:
+        raise ConfigError(f"adapter: {folder} has rank {rank}, and vLLM takes {ENGINE_RANKS[-1]} at most")
+    return allowed[0]
+
+
 def check_adapter(
     folder: str, *, shared_prompt_sha256: str, model: str, mode: str | None = None, force: bool = False
 ) -> None:
@@ -65,7 +92,7 @@ def check_adapter(
     """
     note = read_note(folder)
     if note is None:
-        logger.warning("%s says not what it was tuned for (no %s): nothing was checked", folder, NOTE)
+        warn_of_base_model(folder, model)
         return
     wrong = []
     if note.shared_prompt_sha256 != shared_prompt_sha256:
@@ -81,6 +108,14 @@ def check_adapter(
     if not force:
         raise ConfigError(message if mode is None else f"{message} (force_adapter: true scores all the same)")
     logger.warning("%s: scored all the same, by force_adapter", message)
+
+
+def warn_of_base_model(folder: str, model: str) -> None:
+    """All that can be said of an adapter that raygr did not tune."""
+    logger.warning("%s says not what it was tuned for (no %s): nothing was checked", folder, NOTE)
+    base = runs.read_json(runs.join(folder, PEFT_FILE)).get("base_model_name_or_path")
+    if base and base not in (model, model_folder(model)):
+        logger.warning("%s is an adapter of %s, says its %s, and not of %s", folder, base, PEFT_FILE, model)
 
 
 def model_identity(name: str, sha256: str) -> str:

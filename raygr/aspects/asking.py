@@ -6,7 +6,7 @@ Needs no Ray, so that a plan can say what a run would cost.
 from typing import NamedTuple
 
 from raygr import runs
-from raygr.aspects.adapters import adapter_folder, check_adapter
+from raygr.aspects.adapters import adapter_folder, adapter_rank, check_adapter, check_learned
 from raygr.aspects.aspects import AspectSet, load_aspects
 from raygr.aspects.engine import BLOCK_SIZE
 from raygr.aspects.prompts import prompt_sha256
@@ -61,6 +61,11 @@ def mode_of(config: ScoreConfig) -> str:
 def check_settings(config: ScoreConfig, mode: str, *, exchanges: bool) -> None:
     if (config.answered_by or exchanges) and mode != "generate-free":
         raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
+    if exchanges and not config.answered_by:
+        raise ConfigError(
+            f"answered_by: not set, so that another LLM's answers would be filed as those of {config.model}: "
+            "set it to the name of the LLM that answers"
+        )
     if config.answered_by and config.adapter:
         raise ConfigError(f"answered_by: {config.answered_by} and adapter are two ways to score: set one of them")
 
@@ -69,6 +74,8 @@ def checked_adapter(config: ScoreConfig, settings: PromptSettings, mode: str) ->
     if config.adapter is None:
         return None
     folder = adapter_folder(config.adapter)
+    check_learned(folder)
+    adapter_rank(folder)  # refused here, not in an actor
     shared = prompt_sha256(encoder_of(settings).shared)
     check_adapter(folder, shared_prompt_sha256=shared, model=config.model, mode=mode, force=config.force_adapter)
     return folder

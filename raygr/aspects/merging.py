@@ -15,7 +15,7 @@ class Merged(NamedTuple):
     """A model with its adapter in its weights, and what it and the bare one answer to one prompt."""
 
     folder: tempfile.TemporaryDirectory
-    """Of the merged model; gone with this object."""
+    """Of the merged model; the engine removes it once vLLM has read it."""
     tuned_R: np.ndarray
     """log-probabilities behind the prompt."""
     bare_R: np.ndarray

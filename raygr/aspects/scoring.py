@@ -91,7 +91,7 @@ def export_prompts(config: ScoreConfig, path: str) -> str:
         pc.is_in(prompts["subject_id"], value_set=pa.array(missing_subjects(scoring), pa.string()))
     )
     tokens = completion_tokens(aspect_tails(encoder_of(scoring.settings).tokenizer, scoring.aspects))
-    request = Request(config.answered_by or config.model, tokens, config.temperature)
+    request = Request(config.answered_by, tokens, config.temperature)
     write_requests(missing, path, settings=scoring.settings, request=request)
     logger.info("score: %d of %d prompts written to %s", len(missing), len(prompts), path)
     return path

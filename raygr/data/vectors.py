@@ -200,10 +200,15 @@ def controlled(scores_IA: np.ndarray, *, control: str, seed: int) -> np.ndarray:
 
 
 def filled_with_mean(scores_IA: np.ndarray, aspects: tuple[str, ...]) -> np.ndarray:
+    check_read(scores_IA, aspects)
+    return np.where(np.isnan(scores_IA), np.nanmean(scores_IA, axis=0), scores_IA)
+
+
+def check_read(scores_IA: np.ndarray, aspects: tuple[str, ...]) -> None:
+    """ValueError with the aspects that no item has a score of."""
     unread = [name for name, empty in zip(aspects, np.isnan(scores_IA).all(axis=0), strict=True) if empty]
     if unread:
         raise ValueError(f"no item has a score of {', '.join(unread)}")
-    return np.where(np.isnan(scores_IA), np.nanmean(scores_IA, axis=0), scores_IA)
 
 
 def named(ids: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Writes a tuned adapter, and reads one to go on from.
+"""Makes a fresh adapter, writes a tuned one, and checks and reads one to go on from.
 
 PEFT's files, and raygr.json, which says what scoring may use it for.
 """
@@ -7,14 +7,30 @@ import tempfile
 from pathlib import Path
 
 import safetensors.torch
-from peft import PeftModel, set_peft_model_state_dict
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic_core import to_jsonable_python
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from raygr import runs
-from raygr.aspects.adapters import NOTE, PEFT_FILE, AdapterNote, check_adapter
+from raygr.aspects.adapters import NOTE, PEFT_FILE, AdapterNote, check_adapter, finetune_record
+from raygr.aspects.small_model import model_folder
 from raygr.config import ConfigError, FinetuneConfig
 
 WEIGHTS = "adapter_model.safetensors"
+
+
+def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
+    """A fresh one, which changes nothing yet."""
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, lora).eval()
 
 
 def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
@@ -32,17 +48,58 @@ def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
 def check_start(config: FinetuneConfig, folder: str, note: AdapterNote) -> None:
     """ConfigError where the adapter in `folder` is not one that this fine-tune, which writes `note`, can go on from."""
     check_adapter(folder, shared_prompt_sha256=note.shared_prompt_sha256, model=note.model)
-    shape = runs.read_json(runs.join(folder, PEFT_FILE))
-    ours = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.lora_targets)}
-    theirs = {"r": shape["r"], "lora_alpha": shape["lora_alpha"], "target_modules": sorted(shape["target_modules"])}
+    check_users(config, folder)
+    theirs = runs.read_json(runs.join(folder, PEFT_FILE))
+    ours = {"r": config.lora_rank, "lora_alpha": config.lora_alpha}
     unlike = [f"{name} is {theirs[name]} there and {ours[name]} here" for name in ours if ours[name] != theirs[name]]
     if unlike:
         raise ConfigError(f"adapter: {folder} has another shape: {'; '.join(unlike)}")
+    check_weights(config, folder, note.model)
+
+
+def check_users(config: FinetuneConfig, folder: str) -> None:
+    """ConfigError where the adapter's own run may have trained on users that are held out here.
+
+    Nothing but data, seed and fraction decides who may be held out: see `choose_users`.
+    """
+    record = finetune_record(folder)
+    if record is None:
+        return
+    before = record["config"]
+    ours = {"seed": config.seed, "held_out_fraction": config.held_out_fraction}
+    unlike = [f"{name} is {before[name]} there and {ours[name]} here" for name in ours if ours[name] != before[name]]
+    if record["inputs"][before["data"]] != runs.fingerprint(config.data):
+        unlike.append(f"data was {before['data']} there, of other content than {config.data} is here")
+    if unlike:
+        raise ConfigError(f"adapter: {folder} was tuned on users who may be held out here: {'; '.join(unlike)}")
+
+
+def check_weights(config: FinetuneConfig, folder: str, model: str) -> None:
+    """ConfigError where the adapter has not just the weights that a fresh one of `model` has."""
+    if not runs.exists(runs.join(folder, WEIGHTS)):
+        raise ConfigError(f"adapter: {folder} holds no {WEIGHTS}: save it again with a newer PEFT")
+    with torch.device("meta"):  # shapes without memory
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder(model)))
+        fresh = get_peft_model_state_dict(with_adapter(base, config), save_embedding_layers=False)
+    ours, theirs = shapes(fresh), shapes(read_weights(folder))
+    unlike = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if unlike:
+        first = unlike[0]
+        raise ConfigError(
+            f"adapter: {folder} has other weights than lora_targets of {model}, {len(unlike)} of them: "
+            f"{first} is {theirs.get(first, 'missing')} there and {ours.get(first, 'missing')} here"
+        )
+
+
+def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def read_weights(folder: str) -> dict[str, Tensor]:
+    filesystem, inner = runs.filesystem_of(runs.join(folder, WEIGHTS))
+    return safetensors.torch.load(filesystem.cat_file(inner))
 
 
 def load_start(model: PeftModel, folder: str) -> None:
-    """Puts the weights of an adapter in PEFT's format into the fresh one of `model`."""
-    filesystem, inner = runs.filesystem_of(runs.join(folder, WEIGHTS))
-    outcome = set_peft_model_state_dict(model, safetensors.torch.load(filesystem.cat_file(inner)))
-    if outcome.unexpected_keys:
-        raise ConfigError(f"adapter: {folder} has weights that the model has not, such as {outcome.unexpected_keys[0]}")
+    """Puts the weights of an adapter that `check_start` let pass into the fresh one of `model`."""
+    set_peft_model_state_dict(model, read_weights(folder))

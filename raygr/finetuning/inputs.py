@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
+import torch
 
 from raygr import runs
 from raygr.aspects.aspects import AspectSet, load_aspects
@@ -21,8 +22,8 @@ from raygr.aspects.small_model import model_folder
 from raygr.aspects.subjects import PromptSettings, encoder_of, review_of
 from raygr.config import ConfigError, FinetuneConfig
 from raygr.data.prepared import Interactions, read_ids, read_interactions
-from raygr.data.vectors import align_items, named, read_vectors, rows_by_id
-from raygr.embeddings import standardise
+from raygr.data.vectors import check_read, named, read_vectors, rows_by_id
+from raygr.finetuning.rewards import standardised
 from raygr.finetuning.rollouts import AnswerTemplate, answer_template
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
 
@@ -54,7 +55,7 @@ class Inputs(NamedTuple):
     """All that one fine-tune needs; every worker holds it whole."""
 
     items_IA: np.ndarray
-    """Item scores on 1..10; missing ones took the aspect's mean."""
+    """Item scores on 1..10; NaN where there is none."""
     train: list[Problem]
     held_out: list[Problem]
     names: tuple[str, ...]
@@ -63,7 +64,7 @@ class Inputs(NamedTuple):
     """The base model's folder."""
     template: AnswerTemplate
     counts: dict[str, int]
-    """Users by what became of them."""
+    """Users by what became of them, and items without a score of every aspect."""
 
 
 class Histories(NamedTuple):
@@ -123,6 +124,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
 
     train, held_out = ([problem(user) for user in part.tolist()] for part in (chosen.train, chosen.held_out))
     without_teacher = sum(one.teacher_A is None for one in train + held_out)
+    without_score = int(np.isnan(items_IA).any(axis=1).sum())
     check_teachers(config, train)
     return Inputs(
         items_IA=items_IA,
@@ -131,7 +133,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         names=aspects.names,
         model=settings.model,
         template=template,
-        counts=chosen.counts | {"without_teacher": without_teacher},
+        counts=chosen.counts | {"without_teacher": without_teacher, "items_without_score": without_score},
     )
 
 
@@ -224,7 +226,9 @@ def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> 
 
 def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarray:
     vectors = read_vectors(config.item_scores, column=config.score_column, aspects=names)
-    return align_items(vectors, read_ids(config.data, ITEMS, "item"), missing="mean", control="none", seed=0).scores_IA
+    items_IA, _ = rows_by_id(vectors, read_ids(config.data, ITEMS, "item"))
+    check_read(items_IA, names)
+    return items_IA
 
 
 def read_teachers(
@@ -255,7 +259,8 @@ def profile_ratings(histories: Histories, chosen: Chosen, items_IA: np.ndarray) 
     data = histories.data
     rank_N = np.arange(len(data.user_N)) - histories.start_U[data.user_N]
     before_N = rank_N < histories.cut_U[data.user_N]
-    standardised_IA, _ = standardise(items_IA)
+    moments = np.nanmean(items_IA, axis=0), np.nanstd(items_IA, axis=0)
+    standardised_IA = standardised(torch.as_tensor(items_IA), *moments).numpy()
     rows = (data.user_N[before_N], data.item_N[before_N], data.rating_N[before_N])
     profile_UA = user_profiles(*rows, standardised_IA=standardised_IA, users=data.users)
     known_UA = profile_UA[chosen.train]

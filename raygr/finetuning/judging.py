@@ -34,6 +34,7 @@ STEP_SUMS = (
     *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
     *("kl_users", "divergence", *LOSS_PARTS),
 )
+REWARD_TOLERANCE = 1e-6  # rounding in one's own reward
 
 
 class Judge(NamedTuple):
@@ -41,19 +42,23 @@ class Judge(NamedTuple):
 
     task: str
     reward: Reward
+    is_own: bool
+    """Whether `reward` is one's own function, whose values are checked."""
     per_aspect_credit: bool
     value_reward: bool
-    items_IA: Tensor  # standardised
+    items_IA: Tensor  # standardised, 0 where an item has no score
     item_mean: tuple[float, ...]
     item_std: tuple[float, ...]
 
     @staticmethod
     def of(config: FinetuneConfig, items_IA: np.ndarray, reward: Reward | None) -> "Judge":
+        """`items_IA` is NaN where an item has no score; mean and deviation are of the others."""
         name = config.reward or ("auc" if config.task == "classification" else "reciprocal_rank")
-        mean_A, std_A = items_IA.mean(axis=0), items_IA.std(axis=0)
+        mean_A, std_A = np.nanmean(items_IA, axis=0), np.nanstd(items_IA, axis=0)
         return Judge(
             task=config.task,
             reward=reward or reward_function(name),
+            is_own=reward is not None,
             per_aspect_credit=config.per_aspect_credit,
             value_reward=config.value_reward,
             items_IA=standardised(torch.as_tensor(items_IA, dtype=torch.float64), mean_A, std_A),
@@ -82,20 +87,48 @@ def judge_ratings(
 
 def judge_user(judge: Judge, problem: Problem, user_GA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Reward, MRR, AUC and advantage of one user's completions."""
-    candidates_CA, judged_KA = judge.items_IA[problem.candidate_C], judge.items_IA[problem.judged_K]
-    target_C = torch.arange(len(candidates_CA)) == 0
-    liked_K = torch.as_tensor(problem.liked_K)
-    task = (judged_KA, liked_K) if judge.task == "classification" else (candidates_CA, target_C)
-    reward_G = judge.reward(user_GA, *task)
+    task = liked_items(judge, problem) if judge.task == "classification" else candidate_items(judge, problem)
+    reward = checked_reward(judge.reward, problem.user_id) if judge.is_own else judge.reward
+    reward_G = reward(user_GA, *task)
     if not judge.value_reward:
         advantage_GA = torch.zeros_like(user_GA)
     elif judge.per_aspect_credit:
-        advantage_GA = aspect_credit(user_GA, *task, judge.reward)
+        advantage_GA = aspect_credit(user_GA, *task, reward)
     else:
         advantage_GA = leave_one_out_advantage(reward_G)[:, None].expand_as(user_GA)
-    mrr_G = 1 / mean_rank(user_GA, candidates_CA, target_C)
-    auc_G = (auc(user_GA, judged_KA, liked_K) + 1) / 2
-    return reward_G, mrr_G, auc_G, advantage_GA
+    return reward_G, *similarity_metrics(judge, problem, user_GA), advantage_GA
+
+
+def similarity_metrics(judge: Judge, problem: Problem, user_GA: Tensor) -> tuple[Tensor, Tensor]:
+    """MRR of the target among the candidates and AUC of the judged items, NaN where the user likes all or none."""
+    mrr_G = 1 / mean_rank(user_GA, *candidate_items(judge, problem))
+    return mrr_G, (auc(user_GA, *liked_items(judge, problem)) + 1) / 2
+
+
+def candidate_items(judge: Judge, problem: Problem) -> tuple[Tensor, Tensor]:
+    return judge.items_IA[problem.candidate_C], torch.arange(len(problem.candidate_C)) == 0
+
+
+def liked_items(judge: Judge, problem: Problem) -> tuple[Tensor, Tensor]:
+    return judge.items_IA[problem.judged_K], torch.as_tensor(problem.liked_K)
+
+
+def checked_reward(reward: Reward, user_id: str) -> Reward:
+    """One's own function, with a ValueError where it returns anything but (G,) values in [-1, 1]."""
+
+    def checked(user_GA: Tensor, items_CA: Tensor, relevant_C: Tensor) -> Tensor:
+        reward_G = reward(user_GA, items_CA, relevant_C)
+        if not isinstance(reward_G, Tensor) or reward_G.shape != user_GA.shape[:1]:
+            found = tuple(reward_G.shape) if isinstance(reward_G, Tensor) else type(reward_G).__name__
+            wrong = f"returned {found}, not a tensor of shape ({len(user_GA)},), a value per row of its first argument"
+        elif not (reward_G.abs() <= 1 + REWARD_TOLERANCE).all():  # false of a NaN, too
+            worst = reward_G[~(reward_G.abs() <= 1 + REWARD_TOLERANCE)][0]
+            wrong = f"returned {float(worst):g}, not a number in [-1, 1]"
+        else:
+            return reward_G
+        raise ValueError(f"reward {reward.__qualname__}: for user {user_id} it {wrong}")
+
+    return checked
 
 
 def fitted(judge: Judge, moments_3A: Tensor) -> Normalisation:
@@ -116,11 +149,23 @@ def user_metrics(judge: Judge, normalisation: Normalisation, problems: Sequence[
     """METRICS of every user, (M, U), from one answer of each."""
     own = judge_ratings(judge, normalisation, problems, ratings_UA[:, None])
     common_UA = ratings_UA.nanmean(dim=0).expand_as(ratings_UA)
-    common = judge_ratings(judge, normalisation, problems, common_UA[:, None])
-    personal = judge_ratings(judge, fitted(judge, moments(ratings_UA)), problems, ratings_UA[:, None])
+    common = metrics_of_users(judge, normalisation, problems, common_UA)
+    personal = metrics_of_users(judge, fitted(judge, moments(ratings_UA)), problems, ratings_UA)
     valid_U = (~ratings_UA.isnan()).all(dim=1).double().cpu()
-    columns = (own.reward_BG, own.mrr_BG, own.auc_BG, common.mrr_BG, common.auc_BG, personal.mrr_BG, personal.auc_BG)
-    return torch.stack([*(column_U1[:, 0] for column_U1 in columns), valid_U])
+    own_U = (column_U1[:, 0] for column_U1 in (own.reward_BG, own.mrr_BG, own.auc_BG))
+    return torch.stack([*own_U, *common, *personal, valid_U])
+
+
+def metrics_of_users(
+    judge: Judge, normalisation: Normalisation, problems: Sequence[Problem], ratings_UA: Tensor
+) -> tuple[Tensor, Tensor]:
+    """MRR and AUC of one answer of each user, (U,) each; no reward, which need not be defined of such answers."""
+    users_UA = standardised(ratings_UA.detach().cpu().double(), normalisation.user_mean, normalisation.user_std)
+    pairs = [
+        similarity_metrics(judge, problem, user_A[None]) for problem, user_A in zip(problems, users_UA, strict=True)
+    ]
+    mrr_U, auc_U = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return mrr_U, auc_U
 
 
 def evaluation_record(metrics_MU: Tensor) -> dict[str, dict]:

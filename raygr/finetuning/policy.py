@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from raygr.config import FinetuneConfig
-from raygr.finetuning.adapters import load_start
+from raygr.finetuning.adapters import load_start, with_adapter
 from raygr.finetuning.inputs import Inputs, Problem
 from raygr.finetuning.policy_gradient import (
     LossParts,
@@ -68,14 +68,7 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
     base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation=register_attention())
     base = base.to(device)
     torch.manual_seed(config.seed)
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, lora).eval()
+    model = with_adapter(base, config)
     if config.adapter:
         load_start(model, config.adapter)
     if config.gradient_checkpointing:

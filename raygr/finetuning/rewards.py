@@ -1,7 +1,8 @@
 """What a completion's ratings are worth: task rewards in [-1, 1], advantages, and format correctness by character.
 
-A task reward is a function (user_GA, items_CA, relevant_C) -> (G,) of standardised vectors; a user's own is of the
-same form. G completions of one prompt (or any rows), A aspects, C items, B prompts, T tokens.
+A task reward is a function (user_GA, items_CA, relevant_C) -> (G,) of standardised vectors; one's own is of the same
+form, finite even for a row of zeros, which stands for an answer that nothing was read from.
+G completions of one prompt (or any rows), A aspects, C items, B prompts, T tokens.
 """
 
 import re
