@@ -1,6 +1,7 @@
 """The finetune stage on Ray: a tiny model end to end, a killed worker, and what scoring makes of the result."""
 
 import json
+import logging
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from raygr.aspects.small_model import model_folder
 from raygr.config import ConfigError, FinetuneConfig
 from raygr.finetuning.inputs import load_inputs
 from raygr.finetuning.loop import Share, Tuning, start_tuning, tuning_rounds
-from raygr.finetuning.train import finetune
+from raygr.finetuning.train import finetune, warn_if_untouched
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
@@ -89,13 +90,13 @@ def adapter_tensors(folder: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(Path(folder, "adapter_model.safetensors"))
 
 
-def assert_is_best(folder: str, tuning: Tuning) -> None:
+def assert_is_best(folder: str, tuning: Tuning, *, atol: float = 1e-7) -> None:
     """PEFT leaves the adapter's name out of the file's names."""
     saved = adapter_tensors(folder)
     best = {name.replace(".default", ""): values for name, values in tuning.best_adapter.items()}
     assert saved.keys() == best.keys()
     for name, values in best.items():
-        torch.testing.assert_close(saved[name], values, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(saved[name], values, rtol=1e-5, atol=atol)
 
 
 def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
@@ -149,6 +150,50 @@ def test_ones_own_reward(toy: Path, tiny_model: str, local_ray: Any):
     assert runs.read_run(run.path, job="finetune")["counts"]["reward"].endswith("first_aspect")
     lines = [json.loads(line) for line in Path(run.file(STEPS)).read_text().splitlines()]
     assert all(-1 <= line["reward"] <= 1 for line in lines)
+
+
+def nothing(user_GA: torch.Tensor, items_CA: torch.Tensor, relevant_C: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(user_GA))
+
+
+def test_an_adapter_that_never_got_better_is_said_to_be_untouched(toy: Path, tiny_model: str, local_ray: Any, caplog):
+    with caplog.at_level(logging.WARNING, logger="raygr.finetuning.train"):
+        run = finetune(settings(toy, tiny_model, epochs=1), reward=nothing)
+    assert runs.read_run(run.path, job="finetune")["counts"]["best_step"] == 0
+    assert all((values == 0).all() for name, values in adapter_tensors(run.file("adapter")).items() if "lora_B" in name)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "untouched" in said and "warm start" in said and run.path in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "best_step", "is_untouched"),
+    [
+        ({}, 0, True),
+        ({}, 3, False),
+        ({"teacher": "profile", "warm_start_epochs": 1}, 0, False),
+        ({"adapter": "earlier"}, 0, False),
+    ],
+    ids=["fresh", "better later", "warm start", "went on"],
+)
+def test_only_a_fresh_adapter_can_be_untouched(toy: Path, caplog, changes: dict, best_step: int, is_untouched: bool):
+    warn_if_untouched(settings(toy, "model", **changes), best_step)
+    assert len(caplog.records) == is_untouched
+
+
+def test_two_workers_of_ray_do_as_one(toy: Path, tiny_model: str, local_ray: Any):
+    config = settings(toy, tiny_model, epochs=1, workers=2, teacher="profile", warm_start_epochs=1)
+    run = finetune(config)
+    alone = finished(config)
+    lines = [json.loads(line) for line in Path(run.file(STEPS)).read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["warm_start"] * 3 + ["reinforcement"] * 3
+    for line, other in zip(lines, alone.progress.lines, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-5)
+        assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-2)
+    users = runs.read_table(run.file(USER_EVALUATIONS)).to_pandas()
+    last = users[(users["stage"] == "reinforcement") & (users["step"] == 3)]
+    assert last["mrr"].tolist() == pytest.approx(alone.progress.evaluations[-1]["users"]["mrr"], rel=1e-5)
+    # Adam divides by the gradient's size, which makes much of rounding where that is next to nothing
+    assert_is_best(run.file("adapter"), alone, atol=2e-3)
 
 
 def train_worker() -> psutil.Process | None:

@@ -6,7 +6,7 @@ import torch
 from tiny_policy import toy_config
 
 from raygr.finetuning.inputs import Problem
-from raygr.finetuning.judging import METRICS, Judge, evaluation_record, user_metrics
+from raygr.finetuning.judging import METRICS, Judge, evaluation_record, lasting_statistics, moments, user_metrics
 from raygr.finetuning.rewards import Normalisation
 
 ITEMS_IA = np.array([[9.0], [2.0]])
@@ -44,3 +44,32 @@ def test_a_rating_that_was_not_read_counts_for_nobody():
     assert record["users"]["mrr"] == [1.0, pytest.approx(2 / 3)]
     assert record["users"]["common_mrr"] == [1.0, 1.0]
     assert record["metrics"].keys() == record["users"].keys() == set(METRICS)
+
+
+def test_statistics_of_a_whole_run_worked_by_hand():
+    judge = Judge.of(toy_config(), np.array([[9.0] * 5, [2.0] * 5]), None)
+    ratings = torch.full((64, 5), float("nan"), dtype=torch.float64)
+    ratings[:7, 1] = torch.tensor([1.0, 1, 1, 9, 9, 9, 9])  # aspect 0 was read of nobody, aspect 1 of too few
+    ratings[:8, 2] = torch.tensor([2.0, 2, 2, 2, 8, 8, 8, 8])
+    ratings[:, 3] = 7
+    ratings[0, 3] = 8
+    ratings[:32, 4], ratings[32:, 4] = 3, 4
+    normalisation, unsure = lasting_statistics(judge, moments(ratings))
+    assert normalisation.user_mean == pytest.approx((5.5, 5.5, 5, 7 + 1 / 64, 3.5))
+    assert normalisation.user_std == pytest.approx((2, 2, 3, 0.5, 0.5))
+    assert unsure == [0, 1, 3]
+    assert normalisation.item_std == judge.item_std
+
+
+def test_personal_metrics_are_of_the_spread_that_there_is():
+    """Expected ratings of slots differ by little: no floor may shrink them beside another aspect's."""
+    items_IA = np.array([[9.0, 2.0], [2.0, 9.0]])
+    judge = Judge.of(toy_config(task="classification"), items_IA, None)
+    # spreads .1 and 1: z is (1, .5), (-1, -.5), (1, -1.32), (-1, 1.32), and the items' (1, -1) and (-1, 1)
+    far = 1.75**0.5
+    ratings = torch.tensor([[5.6, 6.0], [5.4, 5.0], [5.6, 5.5 - far], [5.4, 5.5 + far]], dtype=torch.float64)
+    problems = [problem(user, user % 2) for user in range(4)]
+    normalisation = Normalisation(judge.item_mean, judge.item_std, (5.5, 5.5), (2.0, 2.0))
+    metrics = evaluation_record(user_metrics(judge, normalisation, problems, ratings))["metrics"]
+    assert (metrics["personal_mrr"], metrics["personal_auc"]) == (1.0, 1.0)
+    assert metrics["mrr"] == 0.75  # where both aspects are divided by 2, the first says too little

@@ -1,5 +1,7 @@
 """The rules of extraction on hand-written completions, and P(1..10) on hand-worked probabilities."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -83,7 +85,8 @@ def test_what_is_read_and_where(written, rating, digits):
     parsed = parse_ratings(completion, ("tension level", "complexity"))
     assert (parsed.ratings, parsed.reason) == ((rating, 2), "ok")
     assert completion[parsed.starts[0] :].startswith(digits)
-    assert completion[parsed.starts[1] :] == "2"
+    assert completion[parsed.starts[0] : parsed.ends[0]] == re.match(r"\d+(\.\d+)?", digits)[0]
+    assert completion[parsed.starts[1] : parsed.ends[1]] == "2"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_a_first_rating_out_of_range_does_not_give_way_to_a_later_one(written):
     completion = f"tension level: {written}\ntension level: 6\ncomplexity: 2"
     parsed = parse_ratings(completion, ("tension level", "complexity"))
     assert (parsed.ratings, parsed.reason) == ((None, 2), "out_of_range")
-    assert parsed.starts[0] is None
+    assert (parsed.starts[0], parsed.ends[0]) == (None, None)
 
 
 def test_a_later_rating_out_of_range_is_nothing():

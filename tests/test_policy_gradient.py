@@ -245,7 +245,7 @@ def test_free_losses_take_the_three_cases():
     logits = completion_logits(model, prefill(model, prompts), joined(rollouts.rows, targets.rows))
     advantage_BGA = torch.tensor([[[0.5, -0.25], [1.0, 2.0], [3.0, 3.0]]])
     advantages = token_advantages(advantage_BGA, rollouts.aspect_BGT, rollouts.correct_BGT)
-    parts = free_loss(logits, rollouts, advantages, targets, answer, LossWeights(format_reward=0.0))
+    parts = free_loss(logits, rollouts, advantages, targets, answer, LossWeights(format_reward=1.0))
 
     with torch.no_grad():
         own = [naive_log_probs(model, prompts[0], tokenizer().encode(text)) for text in TEXTS]
@@ -263,6 +263,11 @@ def test_free_losses_take_the_three_cases():
     format_tokens = [t for t, aspect in enumerate(place[0]) if aspect == -1]
     own_nll = -(own[0][format_tokens].sum() - torch.log(1 - zero)) / len(format_tokens)
     assert parts.format.item() == pytest.approx((0.1 * own_nll + 1.0 * nll[0]).item() / 3, rel=1e-4)
+    # the mean format rewards are 1, -1 and -1: the unread one counts in the others' baseline, and has no term itself
+    second_nll = -own[1][[t for t, aspect in enumerate(place[1]) if aspect == -1]].mean()
+    advantage = (1 - (-1 - 1) / 2, -1 - (1 - 1) / 2)
+    expected = (advantage[0] * own_nll + advantage[1] * second_nll).item() / 3
+    assert parts.format_reward.item() == pytest.approx(expected, rel=1e-4)
     soft = 0.5 * target.rating_BRAR[0, 1, 0, [6, 7]].sum() + target.rating_BRAR[0, 1, 1, 1]
     assert parts.teacher.item() == pytest.approx((nll[1] - soft / 2).item() / 3, rel=1e-4)
 

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import tiny_policy
 import torch
+from tiny_policy import template, tokenizer
 from torchmetrics.functional.classification import binary_auroc
 
 from raygr.finetuning.rewards import (
@@ -19,6 +21,7 @@ from raygr.finetuning.rewards import (
     standardised,
     token_advantages,
 )
+from raygr.finetuning.rollouts import FORMAT, free_rollouts
 
 NAMES = ("tension", "humor")
 ITEMS_CA = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
@@ -112,8 +115,14 @@ def test_format_marks(text, expected, is_complete):
 
 
 def test_a_broken_template_lowers_the_format_reward():
-    def mean_reward(text: str) -> float:
-        return float((2.0 * correct_characters(text, NAMES)[0] - 1).mean())
-
-    whole, half = mean_reward("tension: 7\nhumor: 3"), mean_reward("tension = 7\nhumor: 3")
-    assert whole == 1 > half > mean_reward("tension = 7\nhumor = 3") == -1
+    texts = ["tension level: 7\nhumor: 3", "tension level = 7\nhumor: 3", "tension level = 7\nhumor = 3"]
+    completions = [[tokenizer().encode(f"{text}<|im_end|>") for text in texts]]
+    rollouts = free_rollouts(tokenizer(), completions, tiny_policy.NAMES, template(), torch.device("cpu"))
+    assert rollouts.ratings_BGA.tolist() == [[[7, 3]] * 3]
+    is_format_GT = rollouts.aspect_BGT[0] == FORMAT
+    assert is_format_GT.sum(1).tolist() == [11, 11, 11]
+    in_format_GT = token_advantages(torch.zeros(1, 3, 2), rollouts.aspect_BGT, rollouts.correct_BGT)[1][0]
+    # in format are all 11; the four of "humor: " alone; none
+    means = [1.0, (4 - 7) / 11, -1.0]
+    expected = [1 - (means[1] + means[2]) / 2, means[1] - (means[0] + means[2]) / 2, -1 - (means[0] + means[1]) / 2]
+    assert (in_format_GT.sum(1) / 11).tolist() == pytest.approx(expected)

@@ -196,6 +196,20 @@ def test_a_broken_line_is_out_of_format_and_so_is_an_early_end():
     assert wrong == "Sure! tension level: 7\n<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("written", "rating", "aspects"),
+    [("07", 7, [FORMAT, 0]), ("010", 10, [FORMAT, 0, 0]), ("0010.0", 10, [FORMAT, FORMAT, 0, 0, 0, 0])],
+)
+def test_zeros_before_a_rating_are_out_of_format_and_no_part_of_it(written: str, rating: int, aspects: list[int]):
+    ids, read = reading(f"tension level: {written}\nhumor: 3<|im_end|>")
+    assert read.ratings == (rating, 3)
+    first = ids.index(tokenizer().encode("0")[0])
+    behind = first + len(written)
+    assert read.aspect_T[first:behind] == aspects
+    assert not any(read.correct_T[:behind])
+    assert read.aspect_T[:first] == [FORMAT] * first and read.aspect_T.count(1) == 1
+
+
 def test_free_rollouts_fill_up_to_the_longest_and_mark_what_was_not_read():
     texts = ["tension level: 7\nhumor: 3<|im_end|>", "no idea"]
     completions = [[tokenizer().encode(text) for text in texts]]

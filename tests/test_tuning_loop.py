@@ -1,6 +1,7 @@
 """The loop on a tiny random Llama: it learns what can be learned, and does the same however it is run."""
 
 import io
+import logging
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_policy import NAMES, SMALL_VOCABULARY, SPLIT, save_tiny_llama, template, toy_config, toy_inputs
+from tiny_policy import (
+    NAMES,
+    SMALL_VOCABULARY,
+    SPLIT,
+    aspect_set,
+    save_terse_llama,
+    save_tiny_llama,
+    template,
+    terse_tokenizer,
+    tokenizer,
+    toy_config,
+    toy_inputs,
+)
 
 from raygr.aspects.adapters import AdapterNote, model_sha256, read_note
 from raygr.config import ConfigError
 from raygr.finetuning.adapters import check_start, save_adapter
-from raygr.finetuning.judging import METRICS
+from raygr.finetuning.judging import METRICS, judge_ratings
 from raygr.finetuning.loop import (
     Share,
     Tuning,
@@ -25,8 +38,9 @@ from raygr.finetuning.loop import (
     step_problems,
     tuning_rounds,
 )
-from raygr.finetuning.policy import copied_adapter, load_adapter
+from raygr.finetuning.policy import copied_adapter, load_adapter, rollouts_loss
 from raygr.finetuning.rewards import log_prob, reciprocal_rank
+from raygr.finetuning.rollouts import answer_template, free_rollouts
 
 CPU = torch.device("cpu")
 BASE = {"task": "base", "reward": "log_prob", "lora_alpha": 16, "learning_rate": 1e-2, "warm_start_learning_rate": 1e-2}
@@ -197,7 +211,7 @@ def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
     # what chance does to one run is a large part of what there is to learn: more seeds
     shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(6)]).T
     assert shuffled.mean() < 0.25 * rises.mean()
-    assert not (shuffled > 3 * noise).all()
+    assert (shuffled > 3 * noise).sum() <= 1
 
 
 def test_the_warm_start_learns_the_teachers_ratings(folder):
@@ -214,11 +228,55 @@ def test_reinforcement_starts_without_the_moments_of_the_warm_start(folder):
     assert {int(state["step"]) for state in tuning.optimizer.state.values()} == {tuning.progress.step}
 
 
-def test_free_rollouts_that_nothing_is_read_from_learn_the_teachers_answer(wordy_folder):
-    tuning = run(tuning_of(wordy_folder, rollouts="free", epochs=3, completions=2, format_reward=False))
-    lines = tuning.progress.lines
+@pytest.mark.parametrize("taught", [True, False], ids=["teacher", "the model's own structured answer"])
+def test_free_rollouts_that_nothing_is_read_from_learn_the_teachers_answer(wordy_folder, taught: bool):
+    tuning = tuning_of(wordy_folder, rollouts="free", epochs=3, completions=2, format_reward=False)
+    if not taught:
+        tuning.inputs = tuning.inputs._replace(train=[p._replace(teacher_A=None) for p in tuning.inputs.train])
+    lines = run(tuning).progress.lines
+    assert len(tuning.policy.structured) == (0 if taught else 8)
     assert all(line["aspects_read"] < 0.5 and line["losses"]["value"] == 0 for line in lines)
     assert lines[-1]["losses"]["teacher"] < 0.9 * lines[0]["losses"]["teacher"]
+
+
+def test_a_rating_that_is_read_later_counts_though_none_was_at_first(wordy_folder, caplog):
+    tuning = tuning_of(wordy_folder, rollouts="free", warm_start_epochs=1, epochs=1, reward=reciprocal_rank)
+    with caplog.at_level(logging.WARNING, logger="raygr.finetuning.loop"):
+        for _ in tuning_rounds(tuning):
+            if tuning.progress.evaluations[-1]["stage"] == "warm_start":
+                break
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "tension level: mean 5.5, spread 2; humor: mean 5.5, spread 2" in said[0]
+    assert tuning.progress.evaluations[-1]["metrics"]["valid"] == 0
+    # users like the first aspect high and the second low
+    texts = ["tension level: 9\nhumor: 2<|im_end|>", "tension level: 2\nhumor: 9<|im_end|>"]
+    completions = [[tokenizer().encode(text) for text in texts]]
+    problems, policy = tuning.inputs.train[:1], tuning.policy
+    rollouts = free_rollouts(tokenizer(), completions, NAMES, policy.template, CPU)
+    outcome = judge_ratings(tuning.judge, tuning.progress.normalisation, problems, rollouts.ratings_BGA)
+    assert outcome.reward_BG[0, 0] > outcome.reward_BG[0, 1]
+    parts = rollouts_loss(policy, problems, None, rollouts, outcome.advantage_BGA, watch_kl=False)
+    assert parts.value.abs().item() > 0.01
+
+
+def free_run(folder: str, **changes) -> Tuning:
+    """Free rollouts of a model that knows no format yet, with a teacher that tells the aspects not apart."""
+    config = toy_config(
+        **(BASE | {"rollouts": "free", "epochs": 35, "completions": 8, "evaluate_every": 1000} | changes)
+    )
+    inputs = toy_inputs(folder, answer_template(terse_tokenizer(), aspect_set()))
+    train = [problem._replace(teacher_A=np.array([5.5, 5.5])) for problem in inputs.train]
+    return run(start_tuning(config, inputs._replace(train=train), CPU, Share()))
+
+
+def test_free_rollouts_learn_the_format_from_the_teacher_and_the_ratings_from_the_task(tmp_path):
+    folder = save_terse_llama(tmp_path)
+    lines, others = (free_run(folder, value_reward=on).progress.lines for on in (True, False))
+    for one in (lines, others):
+        assert one[0]["valid"] == 0 and np.mean([line["valid"] for line in one[-10:]]) > 0.8
+    rewards, without = (np.array([line["reward"] for line in one[-10:]]) for one in (lines, others))
+    error = np.sqrt(rewards.var(ddof=1) / 10 + without.var(ddof=1) / 10)
+    assert rewards.mean() - without.mean() > 5 * error
 
 
 def test_every_step_says_how_it_went(folder):

@@ -1,13 +1,21 @@
 """A tiny random Llama with SmolLM2's tokenizer, and users who all like the same."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from toy_data import TWO
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from raygr.aspects.answers import RatingTokens
 from raygr.aspects.aspects import Aspect, AspectSet
@@ -26,10 +34,12 @@ def aspect_set(names: tuple[str, ...] = NAMES) -> AspectSet:
     return replace(TWO, aspects=tuple(Aspect(name=name, description=f"how much {name}") for name in names))
 
 
+@cache
 def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(model_folder("smollm2"))
 
 
+@cache
 def template() -> AnswerTemplate:
     return answer_template(tokenizer(), aspect_set())
 
@@ -62,6 +72,26 @@ def tiny_policy(seed: int = 0) -> PeftModel:
 def save_tiny_llama(folder: Path, *, vocabulary: int = 49_152) -> str:
     tiny_llama(vocabulary=vocabulary).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def terse_tokenizer() -> PreTrainedTokenizerBase:
+    """Has a token for each piece of the answer and each digit, and others to fill up the small vocabulary."""
+    words = ["<end>", *(f"{start}{name}: " for start, name in zip(("", "\n"), NAMES, strict=True)), *"0123456789"]
+    words += [f"<{n}>" for n in range(len(words), SMALL_VOCABULARY)]
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=words[-1]))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("[0-9]|[^0-9]+"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=words[0])
+
+
+def save_terse_llama(folder: Path) -> str:
+    """Learns a whole answer as text within a few steps."""
+    model = tiny_llama(vocabulary=SMALL_VOCABULARY)
+    # so narrow a model with tied embeddings cannot be sure of a token otherwise
+    torch.nn.init.constant_(model.model.norm.weight, 3.0)
+    model.save_pretrained(folder)
+    terse_tokenizer().save_pretrained(folder)
     return str(folder)
 
 

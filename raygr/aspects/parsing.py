@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,19 +34,30 @@ class ParsedRatings:
 
     ratings: tuple[int | None, ...]
     starts: tuple[int | None, ...]  # character of the completion at which the rating's first digit stands
+    ends: tuple[int | None, ...]  # character behind its last digit
     reason: str
+
+
+class Mention(NamedTuple):
+    """A number behind "name:"."""
+
+    name: str  # casefolded
+    number: float  # in or out of range
+    start: int  # place of its first digit, leading zeros left out
+    end: int
 
 
 def parse_ratings(completion: str, names: tuple[str, ...]) -> ParsedRatings:
     """The ratings that the rules read from `completion`, in the order of `names`."""
-    first: dict[str, tuple[float, int]] = {}
-    for name, number, start in mentions(completion, names):
-        first.setdefault(name, (number, start))
-    kept = {name: found for name, found in first.items() if LOWEST <= found[0] <= HIGHEST}
+    first: dict[str, Mention] = {}
+    for mention in mentions(completion, names):
+        first.setdefault(mention.name, mention)
+    kept = {name: mention for name, mention in first.items() if LOWEST <= mention.number <= HIGHEST}
     read = [kept.get(name.casefold()) for name in names]
     return ParsedRatings(
-        ratings=tuple(found and math.floor(found[0] + 0.5) for found in read),
-        starts=tuple(found and found[1] for found in read),
+        ratings=tuple(mention and math.floor(mention.number + 0.5) for mention in read),
+        starts=tuple(mention and mention.start for mention in read),
+        ends=tuple(mention and mention.end for mention in read),
         reason=reason_of(len(kept), len(names), out_of_range=len(kept) < len(first)),
     )
 
@@ -58,18 +70,18 @@ def reason_of(read: int, wanted: int, *, out_of_range: bool) -> str:
     return SOME_MISSING if read else NOTHING_READ
 
 
-def mentions(completion: str, names: tuple[str, ...]) -> Iterator[tuple[str, float, int]]:
-    """(casefolded name, number in or out of range, place of its first digit but zeros) of every "name: ... number"."""
+def mentions(completion: str, names: tuple[str, ...]) -> Iterator[Mention]:
     labels = list(label_pattern(names).finditer(completion))
-    ends = [*(label.start() for label in labels), len(completion)][1:]
-    for label, end in zip(labels, ends, strict=True):
-        segment = completion[label.end() : end].split("\n", 1)[0]
+    limits = [*(label.start() for label in labels), len(completion)][1:]
+    for label, limit in zip(labels, limits, strict=True):
+        segment = completion[label.end() : limit].split("\n", 1)[0]
         # blanked, not removed: places must stay those of the completion
         visible = BRACKETS.sub(lambda match: " " * len(match[0]), segment)
         number = NUMBER.search(visible)
         if number and number["best"] in (None, "10") and not number["range"]:
-            size = float(number["size"])
-            yield label[1].casefold(), -size if number["minus"] else size, label.end() + number.start("size")
+            size = float(number["size"]) * (-1 if number["minus"] else 1)
+            start, end = (label.end() + place for place in number.span("size"))
+            yield Mention(label[1].casefold(), size, start, end)
 
 
 def label_pattern(names: tuple[str, ...]) -> re.Pattern[str]:

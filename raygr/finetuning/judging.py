@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raygr.config import FinetuneConfig
-from raygr.finetuning.inputs import Problem
+from raygr.finetuning.inputs import PROFILE_MIDDLE, PROFILE_SPREAD, Problem
 from raygr.finetuning.policy_gradient import LossParts
 from raygr.finetuning.rewards import (
     Normalisation,
@@ -30,6 +30,10 @@ from raygr.finetuning.rollouts import Rollouts
 # personal ones are of ratings centred on that mean: a recommender, which standardises users, is given no more.
 METRICS = ("reward", "mrr", "auc", "common_mrr", "common_auc", "personal_mrr", "personal_auc", "valid")
 LOSS_PARTS = ("value", "format", "format_reward", "teacher", "kl")
+FEWEST_READINGS = 8  # of an aspect, to fit its statistics on
+# Answers split evenly between two neighbouring ratings have this spread. One with less is a single rating with
+# exceptions: divided by it, one exception in 64 would lie eight spreads off and outweigh all other aspects together.
+LEAST_SPREAD = 0.5
 STEP_SUMS = (
     *("users", "reward", "spread", "flat", "mrr", "auc_users", "auc", "valid", "read", "tokens", "entropy"),
     *("kl_users", "divergence", *LOSS_PARTS),
@@ -137,6 +141,20 @@ def fitted(judge: Judge, moments_3A: Tensor) -> Normalisation:
     mean_A = sum_A / np.maximum(count_A, 1)
     std_A = np.sqrt(np.maximum(squares_A / np.maximum(count_A, 1) - mean_A**2, 0))
     return Normalisation(judge.item_mean, judge.item_std, tuple(mean_A.tolist()), tuple(std_A.tolist()))
+
+
+def lasting_statistics(judge: Judge, moments_3A: Tensor) -> tuple[Normalisation, list[int]]:
+    """`fitted` for a whole run, and the aspects that have too few ratings, or too like ones, to be fitted on.
+
+    An aspect may come to be read and to differ later, and a spread of 0 would keep it out of all rewards for ever.
+    With too few ratings it takes the mean and the spread that profiles have; with too like ones LEAST_SPREAD.
+    """
+    measured = fitted(judge, moments_3A)
+    few_A = moments_3A[0].cpu().numpy() < FEWEST_READINGS
+    mean_A = np.where(few_A, PROFILE_MIDDLE, measured.user_mean)
+    std_A = np.where(few_A, PROFILE_SPREAD, np.maximum(measured.user_std, LEAST_SPREAD))
+    unsure = np.flatnonzero(few_A | (std_A > measured.user_std)).tolist()
+    return measured._replace(user_mean=tuple(mean_A.tolist()), user_std=tuple(std_A.tolist())), unsure
 
 
 def moments(ratings_NA: Tensor) -> Tensor:

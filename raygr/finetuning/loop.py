@@ -24,8 +24,8 @@ from raygr.finetuning.judging import (
     STEP_SUMS,
     Judge,
     evaluation_record,
-    fitted,
     judge_ratings,
+    lasting_statistics,
     moments,
     step_figures,
     step_sums,
@@ -236,7 +236,7 @@ def evaluate_stage(tuning: Tuning, stage: str, *, counts: bool) -> None:
     """Held-out metrics into the progress; `counts`: the adapter may become the best. Refits statistics before RL."""
     progress = tuning.progress
     if stage != "reinforcement":
-        progress.normalisation = fit_normalisation(tuning)
+        progress.normalisation = fit_normalisation(tuning, logged=counts and tuning.share.rank == 0)
     evaluation = evaluate(tuning, tuning.inputs.held_out)
     metrics = evaluation["metrics"]
     progress.evaluations.append({"stage": stage, "step": progress.step, **evaluation})
@@ -246,7 +246,7 @@ def evaluate_stage(tuning: Tuning, stage: str, *, counts: bool) -> None:
         tuning.best_adapter = copied_adapter(tuning.model)
 
 
-def fit_normalisation(tuning: Tuning) -> Normalisation:
+def fit_normalisation(tuning: Tuning, *, logged: bool) -> Normalisation:
     """User statistics from the policy's own sampled ratings of the first training users."""
     users = np.random.default_rng([tuning.config.seed, FIRST_SAMPLES]).permutation(len(tuning.inputs.train))
     problems = [tuning.inputs.train[row] for row in users[:NORMALISATION_USERS]]
@@ -254,7 +254,12 @@ def fit_normalisation(tuning: Tuning) -> Normalisation:
     for batch in own_groups(tuning, problems):
         ratings_BGA = fresh_rollout(tuning.policy, batch, (tuning.config.seed, FIRST_SAMPLES)).ratings_BGA
         total_3A += moments(ratings_BGA.flatten(0, 1))
-    return fitted(tuning.judge, summed(total_3A, tuning.share))
+    normalisation, unsure = lasting_statistics(tuning.judge, summed(total_3A, tuning.share))
+    if logged and unsure:
+        means, spreads, names = normalisation.user_mean, normalisation.user_std, tuning.inputs.names
+        taken = "; ".join(f"{names[a]}: mean {means[a]:.3g}, spread {spreads[a]:.3g}" for a in unsure)
+        logger.warning("too few or too like ratings in %d sampled answers; rewards take %s", len(problems), taken)
+    return normalisation
 
 
 def own_groups(tuning: Tuning, problems: list[Problem]) -> Iterator[list[Problem]]:

@@ -258,7 +258,7 @@ def free_loss(
     return LossParts(
         value=value_BG.mean(1),
         format=(lambda_BG * format_BG).mean(1),
-        format_reward=weights.format_reward * format_reward_BG.mean(1),
+        format_reward=weights.format_reward * (format_reward_BG * ~none_BG).mean(1),
         teacher=(teacher_BG * none_BG).mean(1),
         kl=zero_B,
         divergence=zero_B + float("nan"),

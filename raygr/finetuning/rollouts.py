@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from raygr.aspects.answers import RatingTokens, rating_tokens
 from raygr.aspects.aspects import AspectSet
 from raygr.aspects.chat import PromptError, encode_control, encode_plain
-from raygr.aspects.parsing import NUMBER, parse_ratings
+from raygr.aspects.parsing import ParsedRatings, parse_ratings
 from raygr.finetuning.rewards import correct_characters
 from raygr.finetuning.shared_prompt import Decoding, Prefilled, Rows
 
@@ -287,15 +287,15 @@ def read_completion(
     correct, is_complete = correct_characters(text, names)
     aspect_T, correct_T = [], []
     for token, start, end in zip(ids, [0, *ends], ends, strict=False):
-        aspect_T.append(aspect_at(text, parsed.starts, start, end))
+        aspect_T.append(aspect_at(parsed, start, end))
         correct_T.append(bool(correct[start:end].all()) if end > start else is_complete and (token,) == ending)
     return Reading(parsed.ratings, aspect_T, correct_T)
 
 
-def aspect_at(text: str, starts: tuple[int | None, ...], start: int, end: int) -> int:
+def aspect_at(parsed: ParsedRatings, start: int, end: int) -> int:
     """The aspect whose number overlaps these characters, or FORMAT."""
-    for aspect, place in enumerate(starts):
-        if place is not None and place < end and start < NUMBER.match(text, place).end("size"):
+    for aspect, (first, behind) in enumerate(zip(parsed.starts, parsed.ends, strict=True)):
+        if first is not None and first < end and start < behind:
             return aspect
     return FORMAT
 

@@ -59,9 +59,22 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
     steps = runs.read_json(run.file(EVALUATIONS))
+    warn_if_untouched(config, steps["best_step"])
     counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
     runs.finish_run(run, inputs=used, counts=counts)
     return run
+
+
+def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
+    """Where a fresh adapter was best before its first step: it changes nothing, and scoring refuses it."""
+    if best_step == 0 and not config.warm_start_epochs and not config.adapter:
+        logger.warning(
+            "finetune: no evaluation's held-out reward was above the bare model's, so %s/%s is the untouched adapter, "
+            "which changes no score: score without it, or tune again with a warm start (teacher, "
+            "warm_start_epochs), more epochs or another learning_rate",
+            config.output,
+            ADAPTER,
+        )
 
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
