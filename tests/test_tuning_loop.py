@@ -211,7 +211,7 @@ def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
     # what chance does to one run is a large part of what there is to learn: more seeds
     shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(6)]).T
     assert shuffled.mean() < 0.25 * rises.mean()
-    assert (shuffled > 3 * noise).sum() <= 1
+    assert (shuffled > 3 * noise).sum() <= 2
 
 
 def test_the_warm_start_learns_the_teachers_ratings(folder):

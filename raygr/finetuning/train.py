@@ -48,6 +48,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     on_workers = with_absolute_paths(config)
     if on_workers.adapter:
         check_start(config, on_workers.adapter, note)
+    own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
     inputs = load_inputs(config)
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
@@ -57,7 +58,6 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
     settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
     run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
-    own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
     steps = runs.read_json(run.file(EVALUATIONS))
     warn_if_untouched(config, steps["best_step"])
     counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
