@@ -64,6 +64,8 @@ class SimulateConfig:
 
     output: str
     shoppers: int = Field(default=1000, ge=1)
+    aspects: tuple[str, ...] | None = None
+    """Of the catalogue's, those that tastes and reviews are about; null takes all twelve."""
     seed: int = 0
 
 

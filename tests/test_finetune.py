@@ -152,11 +152,10 @@ def test_ones_own_reward(toy: Path, tiny_model: str, local_ray: Any):
     assert all(-1 <= line["reward"] <= 1 for line in lines)
 
 
-def nothing(user_GA: torch.Tensor, items_CA: torch.Tensor, relevant_C: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(user_GA))
-
-
 def test_an_adapter_that_never_got_better_is_said_to_be_untouched(toy: Path, tiny_model: str, local_ray: Any, caplog):
+    def nothing(user_GA: torch.Tensor, items_CA: torch.Tensor, relevant_C: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(user_GA))
+
     with caplog.at_level(logging.WARNING, logger="raygr.finetuning.train"):
         run = finetune(settings(toy, tiny_model, epochs=1), reward=nothing)
     assert runs.read_run(run.path, job="finetune")["counts"]["best_step"] == 0

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from raygr.config import SimulateConfig
+from raygr.config import ConfigError, SimulateConfig
 from raygr.data.shopper_words import ASPECT_PHRASES, explaining_aspects, review_text
 from raygr.data.shoppers import (
     CATALOGUE,
@@ -20,6 +20,7 @@ from raygr.data.shoppers import (
     draw_tastes,
     nearness,
     read_films,
+    select_aspects,
     simulate,
     standardised,
     write_shop,
@@ -162,6 +163,33 @@ def test_catalogue_file_with_other_columns_is_refused(tmp_path):
     (tmp_path / "films.csv").write_text("id,title\n1,A\n")
     with pytest.raises(ValueError, match="film_id"):
         read_films(str(tmp_path / "films.csv"))
+
+
+def test_shoppers_of_chosen_aspects_have_tastes_and_reviews_of_these_alone(tmp_path):
+    names = ["pace", "tension level", "emotional intensity", "realism vs. fantasy"]
+    run = simulate(SimulateConfig(output=str(tmp_path / "shop"), shoppers=10, aspects=tuple(names)))
+    with open(f"{run.path}/item_scores.csv", encoding="utf-8") as file:
+        header, first, *_ = csv.reader(file)
+    films = read_films(str(CATALOGUE))
+    assert header == ["item_id", *names]
+    assert first == [films.ids[0], *(str(films.scores_IA[0, films.aspects.index(name)]) for name in names)]
+    words = {word for name, pair in ASPECT_PHRASES.items() if name not in names for word in pair}
+    texts = [record["text"] for record in read_lines(tmp_path / "shop" / "reviews.jsonl.gz")]
+    assert not any(word in text for word in words for text in texts)
+    assert sum(ASPECT_PHRASES["pace"][1] in text for text in texts) > 5
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["pace", "wit", "tension level", "humor"], "aspects: no wit, humor among story complexity"),
+        (["pace", "tension level", "emotional intensity"], "aspects: 4 or more are needed"),
+        (["pace", "pace", "tension level", "emotional intensity"], "each once, not pace, pace"),
+    ],
+)
+def test_aspects_that_the_catalogue_has_not_are_refused(names: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        select_aspects(read_films(str(CATALOGUE)), names)
 
 
 def test_packaged_catalogue_feeds_the_job(tmp_path):

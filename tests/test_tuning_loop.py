@@ -214,6 +214,19 @@ def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
     assert (shuffled > 3 * noise).sum() <= 2
 
 
+@pytest.mark.parametrize("per_aspect_credit", [False, True])
+def test_users_of_opposite_tastes_are_told_apart_by_their_prompts(folder, per_aspect_credit: bool):
+    """One answer for all is worth nothing here, so whatever is learned is personal."""
+    for seed in range(3):
+        config = toy_config(**BASE, completions=8, epochs=40, evaluate_every=1000, seed=seed)
+        config = replace(config, per_aspect_credit=per_aspect_credit)
+        inputs = toy_inputs(folder, users=16, held_out=8, kinds=2)
+        first, *_, last = run(start_tuning(config, inputs, CPU, Share())).progress.evaluations
+        assert first["metrics"]["personal_auc"] <= 0.6
+        assert last["metrics"]["personal_auc"] > 0.9
+        assert 0.3 < last["metrics"]["common_auc"] < 0.7
+
+
 def test_the_warm_start_learns_the_teachers_ratings(folder):
     tuning = run(tuning_of(folder, warm_start_epochs=15, epochs=1))
     warm = [line["loss"] for line in tuning.progress.lines if line["stage"] == "warm_start"]

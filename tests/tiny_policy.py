@@ -1,4 +1,4 @@
-"""A tiny random Llama with SmolLM2's tokenizer, and users who all like the same."""
+"""A tiny random Llama with SmolLM2's tokenizer, and users who all like the same, or of two kinds."""
 
 from dataclasses import replace
 from functools import cache
@@ -95,14 +95,18 @@ def save_terse_llama(folder: Path) -> str:
     return str(folder)
 
 
-def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndarray, list[Problem]]:
-    """Item scores, and users who all like the first aspect high and the second low."""
+def toy_problems(users: int, *, items: int = 40, seed: int = 0, kinds: int = 1) -> tuple[np.ndarray, list[Problem]]:
+    """Item scores, and users who all like the first aspect high and the second low.
+
+    Of two kinds, every other one likes the opposite; one token of the prompt, 40 or 41, tells which.
+    """
     generator = np.random.default_rng(seed)
     items_IA = generator.uniform(1, 10, (items, len(NAMES)))
     liking_I = items_IA @ np.array([1.0, -1.0])
-    order_I = np.argsort(liking_I)
     problems = []
     for user in range(users):
+        kind = user % kinds
+        order_I = np.argsort(liking_I if kind == 0 else -liking_I)
         others = generator.choice(order_I[: items // 2], 10, replace=False)
         target = generator.choice(order_I[-items // 4 :])
         judged = np.array([*generator.choice(order_I[: items // 2], 2), target])
@@ -110,7 +114,7 @@ def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndar
             Problem(
                 user_index=user,
                 user_id=f"u{user}",
-                prompt_ids=(20, 21, 22, 23, *[70 + user] * (1 + user % 3), 24, 25),
+                prompt_ids=(20, 21, 22, 23, *[70 + user] * (1 + user % 3), *[40 + kind] * (kinds > 1), 24, 25),
                 candidate_C=np.array([target, *others]),
                 judged_K=judged,
                 liked_K=np.array([False, False, True]),
@@ -120,8 +124,10 @@ def toy_problems(users: int, *, items: int = 40, seed: int = 0) -> tuple[np.ndar
     return items_IA, problems
 
 
-def toy_inputs(folder: str, answer: AnswerTemplate = SPLIT, *, users: int = 8, held_out: int = 4) -> Inputs:
-    items_IA, problems = toy_problems(users + held_out)
+def toy_inputs(
+    folder: str, answer: AnswerTemplate = SPLIT, *, users: int = 8, held_out: int = 4, kinds: int = 1
+) -> Inputs:
+    items_IA, problems = toy_problems(users + held_out, kinds=kinds)
     return Inputs(items_IA, problems[:users], problems[users:], NAMES, folder, answer, {})
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 
-from raygr.config import SimulateConfig
+from raygr.config import ConfigError, SimulateConfig
 from raygr.data.shopper_words import review_text, review_title
 from raygr.runs import Run, finish_run, join, start_run, write_text
 
@@ -60,8 +60,10 @@ class Purchases(NamedTuple):
 
 def simulate(config: SimulateConfig) -> Run:
     """The run folder of a simulated shop over the packaged catalogue; equal bytes for equal settings."""
+    films = read_films(str(CATALOGUE))
+    films = select_aspects(films, config.aspects) if config.aspects else films
     run = start_run(config.output, job="simulate", config=config)
-    counts = write_shop(run.path, read_films(str(CATALOGUE)), shoppers=config.shoppers, seed=config.seed)
+    counts = write_shop(run.path, films, shoppers=config.shoppers, seed=config.seed)
     finish_run(run, inputs=[str(CATALOGUE)], counts=counts)
     return run
 
@@ -89,6 +91,17 @@ def read_films(path: str) -> Films:
     ids, titles, years, genres, plots = (list(column) for column in zip(*(row[:5] for row in rows), strict=True))
     scores_IA = np.array([[int(score) for score in row[5:]] for row in rows])
     return Films(ids, titles, years, [g.split("|") for g in genres], plots, header[5:], scores_IA)
+
+
+def select_aspects(films: Films, names: Sequence[str]) -> Films:
+    """The films by these aspects alone; ConfigError where they are not among theirs, or too few for a taste."""
+    unknown = [name for name in names if name not in films.aspects]
+    if unknown:
+        raise ConfigError(f"aspects: no {', '.join(unknown)} among {', '.join(films.aspects)}")
+    if len(set(names)) < max(MOST_TASTES, len(names)):
+        raise ConfigError(f"aspects: {MOST_TASTES} or more are needed, each once, not {', '.join(names)}")
+    columns = [films.aspects.index(name) for name in names]
+    return films._replace(aspects=list(names), scores_IA=films.scores_IA[:, columns])
 
 
 def draw_tastes(shoppers: int, aspects: int, *, generator: np.random.Generator) -> np.ndarray:
