@@ -2,9 +2,9 @@
 
     python benchmarks/shoppers_truth.py   # after configs/shoppers/pipeline.yaml; a minute on one core
 
-A Markdown table of the held-out shoppers: the model at every stage, the profile that the warm start is taught, and
+A Markdown table of the held-out shoppers: the model at every evaluation, the profile of the films before the cut, and
 tastes.csv of the simulation in place of ratings, which no reader of a few reviews can know: they bound the metrics from
-above. Same users, items and metrics for all. Then the paired change of reinforcement.
+above. Same users, items and metrics for all. Then the paired change from the bare model.
 """
 
 import argparse
@@ -25,20 +25,20 @@ SHOWN = {"personal_auc": "personal AUC", "personal_mrr": "personal MRR", "common
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tuned", default="outputs/shoppers/tuned", help="a finetune run that began from an adapter")
+    parser.add_argument("--tuned", default="outputs/shoppers/tuned", help="the finetune run")
     parser.add_argument("--tastes", default="outputs/shoppers/raw/tastes.csv")
     arguments = parser.parse_args()
     settings = runs.read_run(arguments.tuned, job="finetune")["config"]
     config = check_config(FinetuneConfig, settings, source=arguments.tuned)
-    evaluations = {"bare model": read_evaluations(config.adapter)[0].users}
-    for one in read_evaluations(arguments.tuned):
-        where = "warm start" if one.stage == "before" else f"reinforcement, step {one.step}"
-        evaluations[f"after the {where}" if one.stage == "before" else where] = one.users
+    evaluations = {
+        "bare model" if one.stage == "before" else f"{one.stage}, step {one.step}": one.users
+        for one in read_evaluations(arguments.tuned)
+    }
     rows = [["", *SHOWN.values()]]
     known = known_metrics(config, arguments.tastes)
     rows += [[name, *(cell(users[metric]) for metric in SHOWN)] for name, users in (evaluations | known).items()]
-    warm, *_, last = (users for name, users in evaluations.items() if name != "bare model")
-    rows.append(["last less warm start, paired", *(cell(last[metric] - warm[metric]) for metric in SHOWN)])
+    first, *_, last = evaluations.values()
+    rows.append(["last less bare model, paired", *(cell(last[metric] - first[metric]) for metric in SHOWN)])
     print(markdown_rows(rows))
 
 
@@ -51,7 +51,7 @@ def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np
     if np.isnan(tastes_UA).any():
         raise SystemExit(f"{tastes} is not of the simulation that {config.data} was prepared from")
     known = {
-        "profile, the teacher": np.stack([problem.teacher_A for problem in inputs.held_out]),
+        "profile of the films before the cut": np.stack([problem.teacher_A for problem in inputs.held_out]),
         "hidden tastes": tastes_UA,
     }
     return {name: metrics_of(judge, inputs.held_out, torch.as_tensor(values)) for name, values in known.items()}
