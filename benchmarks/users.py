@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raygr import runs
-from raygr.compare_tables import is_over_zero, markdown_rows
+from raygr.compare_tables import interval_text, markdown_rows
 from raygr.config import PrepareConfig, TrainConfig, load_config, override
 from raygr.evaluation import metric_values, paired_bootstrap
 from raygr.figures import BLUE, GREY, LIGHT, ORANGE, STYLE, save_figure
@@ -135,15 +135,8 @@ def markdown(rows: Sequence[GainRow], seeds: Sequence[int]) -> str:
     table = [["users", "target's train interactions", "targets", "arm", "NDCG@10", "against", "its NDCG@10", "gain"]]
     for row in rows:
         means = (f"{row.mean:.4f}", row.against, f"{row.against_mean:.4f}")
-        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, gain_text(row.gain)])
+        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, interval_text(row.gain)])
     return "\n".join([*text, markdown_rows(table)])
-
-
-def gain_text(gain: dict[str, float]) -> str:
-    """In percent; over a base of 0 the difference itself."""
-    if is_over_zero(gain):
-        return "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format_map(gain)
-    return "{relative:+.1f}% [{relative_low:+.1f}, {relative_high:+.1f}]".format_map(gain)
 
 
 def draw(rows: Sequence[GainRow]) -> Figure:

@@ -59,11 +59,15 @@ def pair_cells(arms: Arms, name: str, ranking: str, metric: str) -> Cells:
 
 
 def gain_text(gain: Mapping[str, Any]) -> str:
-    """Such as `+8.0% [+1.2, +14.9]*`; over a base of 0 there are no percents, so the difference itself stands there."""
-    mark = "*" if gain["p_holm"] < SIGNIFICANT else ""
+    """Such as `+8.0% [+1.2, +14.9]*`, the asterisk by the corrected p-value."""
+    return interval_text(gain) + ("*" if gain["p_holm"] < SIGNIFICANT else "")
+
+
+def interval_text(gain: Mapping[str, Any]) -> str:
+    """Such as `+8.0% [+1.2, +14.9]`; over a base of 0 there are no percents, so the difference itself stands there."""
     if is_over_zero(gain):
-        return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]{mark}"
-    return f"{gain['relative']:+.1f}% [{gain['relative_low']:+.1f}, {gain['relative_high']:+.1f}]{mark}"
+        return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    return f"{gain['relative']:+.1f}% [{gain['relative_low']:+.1f}, {gain['relative_high']:+.1f}]"
 
 
 def is_over_zero(gain: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from raygr.aspects.aspects import load_aspects
 from raygr.cli import add_flags, config_source
+from raygr.compare_tables import interval_text
 from raygr.config import ConfigError, PipelineConfig, PrepareConfig, ScoreConfig, TrainConfig, load_config, override
 from raygr.config_reproduce import EXPERIMENTS, ReproduceConfig
 from raygr.config_results import ExplainConfig, SweepConfig
@@ -273,5 +274,5 @@ def test_the_table_by_users_is_made_of_its_figures(monkeypatch):
     rows = [users.GainRow(**row) for row in json.loads(users.RESULTS.read_text())]
     assert users.markdown(rows, [0, 1]) == Path(f"{users.FIGURE}.md").read_text(encoding="utf-8")
     assert (
-        users.gain_text({"relative": 0.0, "difference": 0.01, "low": -0.5, "high": 0.5}) == "+0.0100 [-0.5000, +0.5000]"
+        interval_text({"relative": 0.0, "difference": 0.01, "low": -0.5, "high": 0.5}) == "+0.0100 [-0.5000, +0.5000]"
     )

@@ -91,7 +91,7 @@ def small_run(local_ray, tmp_path_factory) -> Run:
 
 
 def test_small_run_keeps_the_contract(small_run):
-    check_contract(small_run)
+    assert check_contract(small_run)["interactions.parquet"].num_rows == 7
 
 
 def test_order_positions_and_split(small_run):
