@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.dataset
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModel, DynamicCache, PreTrainedModel
 
 from raygr import runs
 from raygr.aspects.aspects import load_aspects
 from raygr.aspects.prompts import Prompt, PromptEncoder, item_from_row
 from raygr.aspects.small_model import model_folder
+from raygr.aspects.subjects import load_tokenizer
 from raygr.config import ConfigError
 from raygr.config_results import VectorsConfig
 from raygr.schema import ITEMS
@@ -51,7 +52,7 @@ def vectors(config: VectorsConfig) -> runs.Run:
     prepared = runs.read_run(config.data, job="prepare")
     folder = model_folder(config.model)
     encoder = PromptEncoder(
-        AutoTokenizer.from_pretrained(folder),
+        load_tokenizer(folder),
         load_aspects(config.aspects),
         "items",
         max_prompt_tokens=config.max_prompt_tokens,
