@@ -49,7 +49,7 @@ from raygr.finetuning.rewards import Normalisation, Reward
 logger = logging.getLogger(__name__)
 
 NORMALISATION_USERS = 64  # training users on one sampled answer of whom the user statistics are fitted
-USERS_AT_ONCE = 8  # where nothing is learned
+USERS_AT_ONCE = 8  # at least, where nothing is learned; a batch that is learned from takes more memory
 WATCH_KL_EVERY = 10
 RL_ORDER, WARM_ORDER, SAMPLES, FIRST_SAMPLES, DROPOUT = range(5)  # streams of random numbers
 
@@ -264,7 +264,8 @@ def fit_normalisation(tuning: Tuning, *, logged: bool) -> Normalisation:
 
 def own_groups(tuning: Tuning, problems: list[Problem]) -> Iterator[list[Problem]]:
     own = problems[tuning.share.rank :: tuning.share.workers]
-    return (own[start : start + USERS_AT_ONCE] for start in range(0, len(own), USERS_AT_ONCE))
+    at_once = max(USERS_AT_ONCE, tuning.config.batch_size)
+    return (own[start : start + at_once] for start in range(0, len(own), at_once))
 
 
 def evaluate(tuning: Tuning, problems: list[Problem]) -> dict[str, Any]:

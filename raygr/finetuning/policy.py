@@ -67,6 +67,8 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation=register_attention())
     base = base.to(device)
+    # cuDNN plans every new shape anew, milliseconds a layer, and here each step's shapes are new
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(config.seed)
     model = with_adapter(base, config)
     if config.adapter:
