@@ -2,10 +2,10 @@
 
     python benchmarks/shoppers_truth.py   # after configs/shoppers/pipeline.yaml; a minute on one core
 
-A Markdown table of the held-out shoppers: the model at every evaluation of the runs, the profile of the films before the
-cut, linear readers of the prompts' reviews (which phrase stands in a good, middling or bad review -> ratings; fitted on
-the training shoppers, to the same profiles that teach the model, or to what it never sees, the hidden tastes), and
-tastes.csv of the simulation in place of ratings. Same users, items and metrics for all. Then paired changes within a run.
+A Markdown table of the held-out shoppers: the model at every evaluation of the runs, the profile of the films before
+the cut, linear readers of the prompts' reviews (which phrase stands in a good, middling or bad one -> ratings; fitted
+on the training shoppers, to the profiles that teach the model or to the hidden tastes, which it never sees), and
+tastes.csv of the simulation in place of ratings. Same users, items and metrics for all. Then paired changes of a run.
 """
 
 import argparse
@@ -38,7 +38,7 @@ RIDGE = 3.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=RUNS, help="finetune runs of the same users, each on from the last")
+    parser.add_argument("--runs", nargs="+", default=RUNS, help="finetune runs of the same users, each from the last")
     parser.add_argument("--tastes", default="outputs/shoppers/raw/tastes.csv")
     arguments = parser.parse_args()
     config = config_of(arguments.runs[0])
