@@ -10,30 +10,35 @@ tastes.csv of the simulation in place of ratings. Same users, items and metrics 
 
 import argparse
 import re
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from raygr import runs
-from raygr.aspects.small_model import model_folder
+from raygr.aspects.subjects import load_tokenizer
 from raygr.compare_tables import markdown_rows
 from raygr.config import FinetuneConfig, check_config
 from raygr.data.shopper_words import ASPECT_PHRASES, DISLIKED, LIKED
 from raygr.data.vectors import read_vectors, rows_by_id
-from raygr.finetuning.inputs import Inputs, Problem, load_inputs
+from raygr.finetuning.inputs import Problem, load_inputs
 from raygr.finetuning.judging import METRICS, Judge, fitted, moments, user_metrics
+from raygr.report_tuning import METRICS as HEADINGS
 from raygr.report_tuning import bootstrap, read_evaluations
 
-SHOWN = {
-    "auc": "AUC",
-    "mrr": "MRR",
-    "personal_auc": "personal AUC",
-    "personal_mrr": "personal MRR",
-    "common_auc": "AUC of one answer for all",
-}
+SHOWN = ("auc", "mrr", "personal_auc", "personal_mrr", "common_auc")
 RUNS = ["outputs/shoppers/warm", "outputs/shoppers/tuned"]
+REVIEW = re.compile(r"review \d+: rating: ([\d.]+)(.*?)(?=review \d+: |$)", re.DOTALL)
 RIDGE = 3.0
+
+
+class Known(NamedTuple):
+    """What is known of some shoppers without the model."""
+
+    tastes_UA: np.ndarray
+    profiles_UA: np.ndarray
+    read_UF: np.ndarray
+    """How many bad, middling and good reviews of the prompt hold each phrase."""
 
 
 def main() -> None:
@@ -41,63 +46,57 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=RUNS, help="finetune runs of the same users, each from the last")
     parser.add_argument("--tastes", default="outputs/shoppers/raw/tastes.csv")
     arguments = parser.parse_args()
-    config = config_of(arguments.runs[0])
-    rows = [["", *SHOWN.values()]]
-    changes = []
+    first_run = arguments.runs[0]
+    config = check_config(FinetuneConfig, runs.read_run(first_run, job="finetune")["config"], source=first_run)
+    stages, changes = [], []
     for path in arguments.runs:
-        evaluations = read_evaluations(path)
-        begun = path == arguments.runs[0]  # the others begin where the one before ended
-        rows += [row(name_of(one.stage, one.step), one.users) for one in evaluations[0 if begun else 1 :]]
-        first, last = evaluations[0].users, evaluations[-1].users
-        change = {metric: last[metric] - first[metric] for metric in SHOWN}
-        changes.append(row(f"{name_of(evaluations[-1].stage, evaluations[-1].step)}, what it adds", change, sign="+"))
-    rows += [row(name, users) for name, users in known_metrics(config, arguments.tastes).items()]
-    print(markdown_rows(rows + changes))
-
-
-def config_of(path: str) -> FinetuneConfig:
-    return check_config(FinetuneConfig, runs.read_run(path, job="finetune")["config"], source=path)
+        before, *others = read_evaluations(path)
+        if not stages:  # the other runs begin where the one before ended
+            stages.append(row("bare model", before.users))
+        stages += [row(name_of(one.stage, one.step), one.users) for one in others]
+        last = others[-1]
+        change = {metric: last.users[metric] - before.users[metric] for metric in SHOWN}
+        changes.append(row(f"{name_of(last.stage, last.step)}, what it adds", change, sign="+"))
+    known = [row(name, users) for name, users in known_metrics(config, arguments.tastes).items()]
+    print(markdown_rows([["", *(HEADINGS[metric] for metric in SHOWN)], *stages, *known, *changes]))
 
 
 def name_of(stage: str, step: int) -> str:
-    return {"before": "bare model", "warm_start": "warm start"}.get(stage, f"{stage}, step {step}")
+    return "warm start" if stage == "warm_start" else f"{stage}, step {step}"
 
 
 def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np.ndarray]]:
     """Of ratings that are known without the model: each metric by held-out user."""
     inputs = load_inputs(config)
     judge = Judge.of(config, inputs.items_IA, None)
-    train_TA, held_out_UA = (tastes_of(config, tastes, inputs, users) for users in (inputs.train, inputs.held_out))
-    read_TF, read_UF = (phrases_read(config, inputs, users) for users in (inputs.train, inputs.held_out))
-    profiles_TA, profiles_UA = (np.stack([one.teacher_A for one in users]) for users in (inputs.train, inputs.held_out))
-    known = {
-        "profile of the films before the cut": profiles_UA,
-        "linear reader, taught by profiles": ridge(read_TF, profiles_TA, read_UF),
-        "linear reader, taught by the tastes": ridge(read_TF, train_TA, read_UF),
-        "hidden tastes": held_out_UA,
-    }
-    return {name: metrics_of(judge, inputs.held_out, torch.as_tensor(values)) for name, values in known.items()}
-
-
-def tastes_of(config: FinetuneConfig, tastes: str, inputs: Inputs, users: list[Problem]) -> np.ndarray:
-    ids = np.array([user.user_id for user in users])
-    tastes_UA, _ = rows_by_id(read_vectors(tastes, column=config.score_column, aspects=inputs.names), ids)
-    if np.isnan(tastes_UA).any():
-        raise SystemExit(f"{tastes} is not of the simulation that {config.data} was prepared from")
-    return tastes_UA
-
-
-def phrases_read(config: FinetuneConfig, inputs: Inputs, users: list[Problem]) -> np.ndarray:
-    """How many bad, middling and good reviews of a prompt hold each phrase, (U, phrases * 3)."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(config.model))
     phrases = [phrase for name in inputs.names for phrase in ASPECT_PHRASES[name]]
-    counts_UPK = np.zeros((len(users), len(phrases), 3))
-    for user, problem in enumerate(users):
-        text = tokenizer.decode(problem.prompt_ids)
-        for rating, review in re.findall(r"review \d+: rating: ([\d.]+)(.*?)(?=review \d+: |$)", text, re.DOTALL):
+    vectors = read_vectors(tastes, column=config.score_column, aspects=inputs.names)
+    tokenizer = load_tokenizer(inputs.model)
+
+    def known_of(users: list[Problem]) -> Known:
+        tastes_UA, _ = rows_by_id(vectors, np.array([user.user_id for user in users]))
+        if np.isnan(tastes_UA).any():
+            raise SystemExit(f"{tastes} is not of the simulation that {config.data} was prepared from")
+        texts = [tokenizer.decode(user.prompt_ids) for user in users]
+        return Known(tastes_UA, np.stack([user.teacher_A for user in users]), phrases_read(texts, phrases))
+
+    train, held_out = known_of(inputs.train), known_of(inputs.held_out)
+    ratings = {
+        "profile of the films before the cut": held_out.profiles_UA,
+        "linear reader, taught by profiles": ridge(train.read_UF, train.profiles_UA, held_out.read_UF),
+        "linear reader, taught by the tastes": ridge(train.read_UF, train.tastes_UA, held_out.read_UF),
+        "hidden tastes": held_out.tastes_UA,
+    }
+    return {name: metrics_of(judge, inputs.held_out, torch.as_tensor(values)) for name, values in ratings.items()}
+
+
+def phrases_read(texts: list[str], phrases: list[str]) -> np.ndarray:
+    counts_UPK = np.zeros((len(texts), len(phrases), 3))
+    for user, text in enumerate(texts):
+        for rating, review in REVIEW.findall(text):
             kind = int(float(rating) > DISLIKED) + int(float(rating) >= LIKED)
             counts_UPK[user, :, kind] += [phrase in review for phrase in phrases]
-    return counts_UPK.reshape(len(users), -1)
+    return counts_UPK.reshape(len(texts), -1)
 
 
 def ridge(known_TF: np.ndarray, targets_TA: np.ndarray, new_UF: np.ndarray) -> np.ndarray:
