@@ -52,6 +52,7 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
     if stage == "score":
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (batch JSONL) and stop")
+        exchange.add_argument("--show-prompts", metavar="N", type=int, help="print the first N prompts whole and stop")
         exchange.add_argument("--import-answers", metavar="FILE", help="answers to them, before the rest is scored")
     if stage == "recommend":
         parser.add_argument("--explain", action="store_true", help="why an item suits users or not, in place of lists")
@@ -87,7 +88,12 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
 
 
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
-    """Scoring, or its exchange of prompts and answers with another LLM; the path that was written."""
+    """Scoring, or its exchange of prompts and answers with another LLM; the path that was written, or the prompts."""
+    if parsed.show_prompts:
+        from raygr.aspects.asking import prompt_settings
+        from raygr.aspects.chosen_subjects import show_prompts
+
+        return show_prompts(config.data, prompt_settings(config), parsed.show_prompts)
     from raygr.aspects.scoring import export_prompts, score
 
     if parsed.export_prompts:

@@ -14,6 +14,7 @@ actor), except with `tensor_parallel_size` above one.
 """
 
 import dataclasses
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from raygr.aspects.adapters import adapter_rank
 from raygr.aspects.answers import RatingTokens
 from raygr.aspects.merging import Merged, merged_model
 from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
+from raygr.aspects.prompts import prompt_sha256
 from raygr.aspects.store import ScoreStore, StoredScore
 
 logger = logging.getLogger(__name__)
@@ -171,14 +173,17 @@ class ScoringEngine:
             from vllm.sampling_params import StructuredOutputsParams
 
             structured = StructuredOutputsParams(regex=self.settings.answer_regex)
-        sampling = self.sampling(
-            max_tokens=self.settings.max_completion_tokens,
-            logprob_token_ids=self.rating_ids,
-            structured_outputs=structured,
-            temperature=self.settings.temperature,
-            seed=self.settings.seed,
-        )
-        outputs = self.run(prompts, [sampling] * len(prompts))
+        sampling = [
+            self.sampling(
+                max_tokens=self.settings.max_completion_tokens,
+                logprob_token_ids=self.rating_ids,
+                structured_outputs=structured,
+                temperature=self.settings.temperature,
+                seed=request_seed(self.settings.seed, prompt),
+            )
+            for prompt in prompts
+        ]
+        outputs = self.run(prompts, sampling)
         counts.add(outputs)
         parsed = [parse_ratings(output.outputs[0].text, self.settings.names) for output in outputs]
         expected = self.expected_of_completions(prompts, outputs, parsed, counts)
@@ -242,6 +247,12 @@ class ScoringEngine:
     def run_with(self, prompts: list[list[int]], sampling: list[Any], *, lora: Any) -> Sequence[Any]:
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=lora)
+
+
+def request_seed(seed: int, prompt: Sequence[int]) -> int:
+    """The seed that a prompt is answered with, below 2**32: its own, whatever batch, order and actor it falls to."""
+    digest = hashlib.sha256(f"{seed} {prompt_sha256(prompt)}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 def check_prompt(settings: EngineSettings) -> list[int]:

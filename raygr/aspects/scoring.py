@@ -12,9 +12,8 @@ import logging
 import math
 import os
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
@@ -28,11 +27,12 @@ from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, way_of_asking
 from raygr.aspects.aspects import AspectSet
 from raygr.aspects.batch_files import Request, import_answers, write_requests
 from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environment
+from raygr.aspects.prompt_checks import CHECKED_COLUMNS, check_prompts
 from raygr.aspects.quality import log_quality, score_quality
 from raygr.aspects.store import ScoreStore
-from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
+from raygr.aspects.subjects import PROMPT_SCHEMA, PromptSettings, encoder_of, item_prompts, user_prompt
 from raygr.cluster import connect
-from raygr.config import ScoreConfig
+from raygr.config import ConfigError, ScoreConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ScoringTotals:
 
 
 class Scoring(NamedTuple):
-    """One score run under way; from `aspects` on as in asking.py."""
+    """One score run under way; from `aspects` to `store` as in asking.py."""
 
     run: runs.Run
     config: ScoreConfig
@@ -60,6 +60,7 @@ class Scoring(NamedTuple):
     mode: str
     adapter: str | None
     store: ScoreStore
+    prompt_counts: dict[str, Any]
 
 
 def score(config: ScoreConfig, *, answers: str | None = None) -> runs.Run:
@@ -77,7 +78,7 @@ def score(config: ScoreConfig, *, answers: str | None = None) -> runs.Run:
     runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
     log_quality(quality)
     counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
-    counts |= {"prompts": prompt_counts(run)} | ({"answers": filed} if filed else {})
+    counts |= {"prompts": scoring.prompt_counts} | ({"answers": filed} if filed else {})
     inputs = [config.data, config.aspects, config.adapter, answers]
     runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
     return run
@@ -104,14 +105,15 @@ def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     read = [path for path in (config.data, config.aspects, config.adapter) if path]
     run = runs.start_run(config.output, job="score", config=config, inputs=read)
     connect()
-    write_prompts(run, config, asking.settings)
-    return Scoring(run, config, *asking)
+    counts = write_prompts(run, config, asking.settings)
+    return Scoring(run, config, *asking, counts)
 
 
-def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> None:
-    """Fills prompts/, unless an earlier attempt did."""
-    if runs.exists(run.file(PROMPTS_DONE)):
-        return
+def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> dict[str, Any]:
+    """Fills and checks prompts/, unless an earlier attempt did; the counts of `check_prompts`."""
+    done = runs.read_json(run.file(PROMPTS_DONE)) if runs.exists(run.file(PROMPTS_DONE)) else {}
+    if "cut_tokens_share" in done:  # those of earlier versions were cut without a word: they are made anew
+        return done
     runs.remove_folder(run.file(PROMPTS))
     if config.subjects == "items":
         dataset = ray.data.read_parquet(runs.join(config.data, schema.ITEMS))
@@ -123,8 +125,19 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
     else:
         prompts = user_prompts(config, settings)
     prompts.write_parquet(run.file(PROMPTS))
-    asked = runs.read_table(run.file(PROMPTS), columns=["subject_id"]) if runs.exists(run.file(PROMPTS)) else ()
-    runs.write_json({"prompts": len(asked)}, run.file(PROMPTS_DONE))
+    try:
+        counts = check_prompts(checked_columns(run), data=config.data, settings=settings)
+    except ConfigError:
+        runs.remove_folder(run.file(PROMPTS))
+        raise
+    runs.write_json(counts, run.file(PROMPTS_DONE))
+    return counts
+
+
+def checked_columns(run: runs.Run) -> pa.Table:
+    if not runs.exists(run.file(PROMPTS)):  # Ray writes no folder where there is no subject
+        return PROMPT_SCHEMA.empty_table()
+    return runs.read_table(run.file(PROMPTS), CHECKED_COLUMNS)
 
 
 def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Dataset:
@@ -303,12 +316,6 @@ def joined_scores(scoring: Scoring) -> pa.Table:
     for name, value in constants.items():
         table = table.append_column(name, pa.array([value] * len(table), type=schema.SCORE_SCHEMA.field(name).type))
     return table.select(schema.SCORE_SCHEMA.names).cast(schema.SCORE_SCHEMA)
-
-
-def prompt_counts(run: runs.Run) -> dict[str, float]:
-    tokens = runs.read_table(run.file(PROMPTS), columns=["prompt_tokens"])
-    lengths = tokens["prompt_tokens"].to_numpy()
-    return {"count": len(lengths), "mean_tokens": float(np.mean(lengths)), "max_tokens": int(lengths.max())}
 
 
 def speed(totals: ScoringTotals) -> dict[str, float | None]:
