@@ -4,7 +4,9 @@ A plain class for `Dataset.map_batches`: the model is loaded in `__init__`, `__c
 of PROMPT columns, scores it, writes one file of the score store and returns the counters of the batch.
 
 probe     The subject's prefix (system prompt, subject, assistant header) is prefilled once; a short
-          tail per aspect (`tension level: `) asks for the rating. Where `10` is two tokens the engine
+          tail per aspect (`tension level: `) asks for the rating. The cache holds whole blocks, so what
+          fills none at the prefix's end is computed again with each tail: filling it up with blanks
+          or line breaks moves ratings, cutting it off loses text. Where `10` is two tokens the engine
           is made to answer `1`, so that one more decoding step shows P('0' | '1') and `10` is exact.
 generate  One completion per subject, free or forced into the format, with the log-probabilities of
           the ratings at every position; where `10` is two tokens, a follow-up asks for P('0' | '1').
@@ -31,7 +33,7 @@ from raygr.aspects.store import ScoreStore, StoredScore
 
 logger = logging.getLogger(__name__)
 
-BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block
+BLOCK_SIZE = 32  # tokens, the smallest that vLLM's CPU kernels take; tails compute again what fills no block
 SMALLEST_MOVE = 1e-6  # of a log-probability by an adapter, against the bare model in the same engine
 FARTHEST_FROM_MERGED = 2e-4  # two ways of computing one log-probability in fp32: 3e-5 by SmolLM2-135M, 632 tokens
 CPU_KV_CACHE_BYTES = 1 << 30  # bounded, so that a restarted actor fits beside what is there

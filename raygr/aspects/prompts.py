@@ -21,6 +21,7 @@ from raygr.aspects.chat import PromptError, chat_parts, encode_control, encode_p
 
 DAY_MS = 86_400_000
 MIN_SUBJECT_TOKENS = 96  # rating, date and labels take about 60 and are never cut
+MIN_REVIEW_TOKENS = 128  # a review of so many is not cut to show an older one
 CUT_FROM_ITEM = ("details", "description", "categories", "title")
 CUT_FROM_REVIEW = ("reviewText", "summary", "categories", "product: title", "title")
 TEXT_LABELS = frozenset(CUT_FROM_ITEM + CUT_FROM_REVIEW)  # the fields that the budget may cut; no others hold text
@@ -235,7 +236,7 @@ class PromptEncoder:
                 ids = self.encode(reviews_text(shown))
                 if len(ids) <= self.room:
                     return shown, ids
-        room = self.room
+        room = self.room + 1  # the line break before the first review is the template's
         while True:
             kept = self.share_out(shown, totals, room)
             ids = self.encode(reviews_text(kept))
@@ -246,10 +247,10 @@ class PromptEncoder:
     def share_out(self, reviews: list[list[Line]], sizes: list[int], room: int) -> list[list[Line]]:
         """The newest reviews that fit, with the long ones cut.
 
-        No review takes more than a quarter of the room from the others, so at least four are shown. Room that short
-        reviews leave goes to the long ones, which all end at the same length.
+        No review takes more than a quarter of the room from older ones, or `MIN_REVIEW_TOKENS` where a quarter is less.
+        Room that short reviews leave goes to the long ones, which all end at the same length.
         """
-        share = max(room // 4, MIN_SUBJECT_TOKENS)
+        share = max(room // 4, MIN_REVIEW_TOKENS)
         taken = accumulate(min(size, share) for size in reversed(sizes))
         used = max(1, sum(total <= room for total in taken))
         most = equal_share(sizes[-used:], room)
@@ -287,10 +288,13 @@ class PromptEncoder:
         return ids
 
     def line_sizes(self, reviews: list[list[Line]]) -> list[list[int]]:
-        """Tokens per review and line, encoded one by one in one call; the first line's with the review's header."""
+        """Tokens per review and line, encoded one by one in one call; the first line's with the review's header.
+
+        Headers are numbered from the newest review on, so that those of the n newest are those of n reviews.
+        """
         texts = [
             ("\n" if place else f"\nreview {number}: ") + lines_text([line])
-            for number, lines in enumerate(reviews, start=1)
+            for number, lines in zip(range(len(reviews), 0, -1), reviews, strict=True)
             for place, line in enumerate(lines)
         ]
         sizes = iter(map(len, encode_plain(self.tokenizer, texts)))
