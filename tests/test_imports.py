@@ -19,7 +19,7 @@ ALLOWED = {
     "cluster": {"config"},
     "workers": {"config", "runs"},
     "data": {"schema", "config", "runs", "cluster"},
-    "aspects": {"schema", "config", "config_results", "runs", "cluster"},
+    "aspects": {"schema", "config", "config_results", "runs", "cluster", "embeddings"},
     "embeddings": {"schema", "config", "runs"},
     "evaluation": {"schema", "config", "runs"},
     "diversity": set(),

@@ -154,11 +154,17 @@ def test_a_profile_teacher_rates_what_the_user_likes_high(toy: Path):
 
 def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
     scores = {f"u{user}": [5.0] * len(NAMES) for user in range(USERS)}
-    inside = write_score_run(toy / "users-7", scores, aspects=NAMES, cutoffs=dict.fromkeys(scores, 7))
-    assert load_inputs(settings(toy, teacher=inside)).counts["without_teacher"] == 0
-    late = write_score_run(toy / "users-8", scores, aspects=NAMES, cutoffs=dict.fromkeys(scores, 8))
+
+    def teacher(cutoff: int, data: str = "prepare") -> str:
+        folder, cutoffs = toy / f"users-{cutoff}-{data}", dict.fromkeys(scores, cutoff)
+        return write_score_run(folder, scores, aspects=NAMES, cutoffs=cutoffs, data=str(toy / data))
+
+    assert load_inputs(settings(toy, teacher=teacher(7))).counts["without_teacher"] == 0
     with pytest.raises(ConfigError, match="seen interactions after the train part"):
-        load_inputs(settings(toy, teacher=late))
+        load_inputs(settings(toy, teacher=teacher(8)))
+    write_prepared(toy / "other", walks(USERS, ITEMS, LENGTH + 1, seed=0), items=ITEMS)
+    with pytest.raises(ConfigError, match="scored from other data"):
+        load_inputs(settings(toy, teacher=teacher(7, "other")))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
-import torch
 
 from raygr import runs
 from raygr.aspects.aspects import AspectSet, load_aspects
@@ -22,8 +21,7 @@ from raygr.aspects.small_model import model_folder
 from raygr.aspects.subjects import PromptSettings, encoder_of, review_of
 from raygr.config import ConfigError, FinetuneConfig
 from raygr.data.prepared import Interactions, read_ids, read_interactions
-from raygr.data.vectors import check_read, named, read_vectors, rows_by_id
-from raygr.finetuning.rewards import standardised
+from raygr.data.vectors import check_read, check_same_data, named, read_vectors, rows_by_id
 from raygr.finetuning.rollouts import AnswerTemplate, answer_template
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
 
@@ -225,7 +223,7 @@ def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> 
 
 
 def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarray:
-    vectors = read_vectors(config.item_scores, column=config.score_column, aspects=names)
+    vectors = read_vectors(config.item_scores, subjects="items", column=config.score_column, aspects=names)
     items_IA, _ = rows_by_id(vectors, read_ids(config.data, ITEMS, "item"))
     check_read(items_IA, names)
     return items_IA
@@ -245,11 +243,12 @@ def read_teachers(
         return None
     if config.teacher == PROFILE:
         return profile_ratings(histories, chosen, items_IA)
-    vectors = read_vectors(config.teacher, column=config.score_column, aspects=names)
+    vectors = read_vectors(config.teacher, subjects="users", column=config.score_column, aspects=names)
     outside_S = ((vectors.values_SA < 1) | (vectors.values_SA > 10)).any(axis=1)
     if outside_S.any():
         raise ConfigError(f"{config.teacher}: ratings outside 1..10 of {named(vectors.ids_S[outside_S])}")
     if vectors.cutoffs_S is not None:
+        check_same_data(vectors, config.data, source=config.teacher)
         check_teacher_cutoffs(config, vectors.ids_S, vectors.cutoffs_S)
     return rows_by_id(vectors, ids_U)[0]
 
@@ -259,13 +258,11 @@ def profile_ratings(histories: Histories, chosen: Chosen, items_IA: np.ndarray) 
     data = histories.data
     rank_N = np.arange(len(data.user_N)) - histories.start_U[data.user_N]
     before_N = rank_N < histories.cut_U[data.user_N]
-    moments = np.nanmean(items_IA, axis=0), np.nanstd(items_IA, axis=0)
-    standardised_IA = standardised(torch.as_tensor(items_IA), *moments).numpy()
     rows = (data.user_N[before_N], data.item_N[before_N], data.rating_N[before_N])
-    profile_UA = user_profiles(*rows, standardised_IA=standardised_IA, users=data.users)
+    profile_UA = user_profiles(*rows, scores_IA=items_IA, users=data.users)
     known_UA = profile_UA[chosen.train]
-    spread_A = np.maximum(known_UA.std(axis=0), 1e-8)
-    ratings_UA = PROFILE_MIDDLE + PROFILE_SPREAD * (profile_UA - known_UA.mean(axis=0)) / spread_A
+    spread_A = np.maximum(np.nanstd(known_UA, axis=0), 1e-8)
+    ratings_UA = PROFILE_MIDDLE + PROFILE_SPREAD * (profile_UA - np.nanmean(known_UA, axis=0)) / spread_A
     return np.clip(ratings_UA, 1, 10)
 
 

@@ -96,6 +96,7 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
         "test_targets": len(inputs.targets[TEST].user_E),
         "items_without_scores": inputs.scores.missing if inputs.scores else 0,
         "scored_ids_not_in_data": inputs.scores.unknown if inputs.scores else 0,
+        "users_without_scores": inputs.user_vectors.without_scores if inputs.user_vectors else 0,
     }
 
 
