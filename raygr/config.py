@@ -136,8 +136,8 @@ class FinetuneConfig:
     """Next item among candidates, or liked against not liked among train items kept out of the prompt."""
     reward: Literal["reciprocal_rank", "log_prob", "auc", "accuracy"] | None = None
     """null: reciprocal_rank for the base task, auc for classification."""
-    like_threshold: float = 4.0
-    """An item rated so or above is liked."""
+    like_threshold: float | None = None
+    """An item rated so or above is liked; null: three quarters up the data's `rating_range`, 4 of 1 to 5."""
     keep_out: int = Field(default=5, ge=1)
     """Last train interactions that the prompt ends before; the very last is the target."""
     candidates: int = Field(default=100, ge=1)
@@ -159,7 +159,9 @@ class FinetuneConfig:
     lambda_format_unread: float = Field(default=1.0, ge=0)
     """Its weight where at least one was not."""
     kl_weight: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the base model."""
+    """Weight of the KL divergence to the policy at the start of the reinforcement."""
+    keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
+    """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr."""
 
     teacher: str | None = None
     """Parquet/CSV of user id -> ratings on 1..10, a score run of users, or `profile`: made from item scores."""

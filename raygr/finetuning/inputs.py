@@ -6,6 +6,7 @@ a user's own items out of the candidates. Shape suffixes: `N` interactions, `U` 
 `C` candidates, `K` judged items.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,8 @@ class Histories(NamedTuple):
     """Train interactions of each user, which are the first ones."""
     cut_U: np.ndarray
     """Train interactions before the cut; 0 or less where the user is too short."""
+    liked_N: np.ndarray
+    """Whether the rating reaches the threshold; an unrated item is not liked."""
 
     def judged(self, user: int) -> slice:
         """Places of the train interactions behind the cut."""
@@ -99,7 +102,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     aspects = load_aspects(config.aspects)
     settings = prompt_settings(config, aspects, best_rating=prepared["config"]["rating_range"][1])
     template = answer_template(encoder_of(settings).tokenizer, aspects)
-    histories = cut_histories(read_interactions(config.data), keep_out=config.keep_out)
+    histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
     chosen = choose_users(config, histories)
     items_IA = read_item_scores(config, aspects.names)
     users = np.concatenate([chosen.train, chosen.held_out])
@@ -116,7 +119,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
             prompt_ids=prompts[user],
             candidate_C=draw_candidates(config, histories, user),
             judged_K=histories.data.item_N[judged] - 1,
-            liked_K=histories.data.rating_N[judged] >= config.like_threshold,  # an unrated item is not liked
+            liked_K=histories.liked_N[judged],
             teacher_A=teacher_A,
         )
 
@@ -167,10 +170,22 @@ def prompt_settings(config: FinetuneConfig, aspects: AspectSet, *, best_rating: 
     )
 
 
-def cut_histories(data: Interactions, *, keep_out: int) -> Histories:
+def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> Histories:
+    threshold = like_threshold(config, rating_range)
     start_U = np.searchsorted(data.user_N, np.arange(data.users + 1))
     train_U = np.bincount(data.user_N[data.split_N == TRAIN], minlength=data.users)
-    return Histories(data, start_U, train_U, train_U - keep_out)
+    return Histories(data, start_U, train_U, train_U - config.keep_out, data.rating_N >= threshold)
+
+
+def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> float:
+    low, high = rating_range
+    threshold = low + 0.75 * (high - low) if config.like_threshold is None else config.like_threshold
+    if not low <= threshold <= high:
+        raise ConfigError(
+            f"like_threshold: {threshold:g} lies outside the ratings of {config.data}, {low:g} to {high:g}: set one "
+            "among them, or leave it out"
+        )
+    return threshold
 
 
 def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
@@ -179,7 +194,7 @@ def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
     is_long_U = histories.cut_U >= 1
     is_split_U = np.ones(users, bool)
     if config.task == "classification":
-        is_split_U = np.array([long and has_both(config, histories, user) for user, long in enumerate(is_long_U)])
+        is_split_U = np.array([long and has_both(histories, user) for user, long in enumerate(is_long_U)])
     order_U = np.random.default_rng(config.seed).permutation(users)
     pool = round(config.held_out_fraction * users)
     held_out, train = (part[(is_long_U & is_split_U)[part]] for part in (order_U[:pool], order_U[pool:]))
@@ -204,8 +219,8 @@ def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
     return Chosen(train, held_out, counts)
 
 
-def has_both(config: FinetuneConfig, histories: Histories, user: int) -> bool:
-    liked_K = histories.data.rating_N[histories.judged(user)] >= config.like_threshold
+def has_both(histories: Histories, user: int) -> bool:
+    liked_K = histories.liked_N[histories.judged(user)]
     return bool(liked_K.any() and not liked_K.all())
 
 

@@ -6,7 +6,8 @@ the prefill. Dropout and gradient checkpointing forbid this: they prefill once m
 Shape suffixes as in rollouts.py and policy_gradient.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,8 @@ class Policy(NamedTuple):
     device: torch.device
     structured: dict[int, list[float]]
     """By user: the base model's own structured answer, the teacher of a user without one. Filled as needed."""
+    reference: dict[str, Tensor]
+    """The adapter at the start of reinforcement, which the KL divergence is to; empty stands for the bare model."""
 
 
 def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -> Policy:
@@ -76,7 +79,7 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
-    return Policy(config, model, tokenizer, inputs.template, inputs.names, device, {})
+    return Policy(config, model, tokenizer, inputs.template, inputs.names, device, {}, {})
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -164,9 +167,27 @@ def logits_of(policy: Policy, problems: Sequence[Problem], prefilled: Prefilled 
 
 
 @torch.no_grad()
-def base_logits(policy: Policy, problems: Sequence[Problem], rows: Rows) -> Tensor:
-    with autocast(policy), policy.model.disable_adapter():
+def reference_logits(policy: Policy, problems: Sequence[Problem], rows: Rows) -> Tensor:
+    with reference_adapter(policy), autocast(policy):
         return completion_logits(policy.model, prefill(policy.model, prompts_of(problems)), rows)
+
+
+@contextmanager
+def reference_adapter(policy: Policy) -> Iterator[None]:
+    """The model as it was at the start of reinforcement."""
+    if not policy.reference:
+        with policy.model.disable_adapter():
+            yield
+        return
+    weights = adapter_weights(policy.model)
+    current = {name: weight.data for name, weight in weights.items()}
+    for name, weight in weights.items():
+        weight.data = policy.reference[name]  # not copied into: the pass of the loss still needs the current values
+    try:
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = current[name]
 
 
 def prefill_once(policy: Policy, problems: Sequence[Problem]) -> tuple[Prefilled, Prefilled | None]:
@@ -198,12 +219,12 @@ def rollouts_loss(
     """(7) of every user, with what is watched."""
     weights, template = loss_weights(policy.config), policy.template
     advantage_BGA = advantage_BGA.to(policy.device)
-    base = base_logits(policy, problems, rollouts.rows) if watch_kl or weights.kl else None
+    reference = reference_logits(policy, problems, rollouts.rows) if watch_kl or weights.kl else None
     if policy.config.rollouts == "slots":
         logits = rollouts.logits_BGTV
         if logits is None:
             logits = logits_of(policy, problems, prefilled, rollouts.rows)
-        return slots_loss(logits, rollouts, advantage_BGA, template, weights, base)
+        return slots_loss(logits, rollouts, advantage_BGA, template, weights, reference)
     targets = None
     if not is_canonical(rollouts).all():
         targets = target_answers(rollouts, teacher_ratings(policy, problems), template)
@@ -211,10 +232,10 @@ def rollouts_loss(
     logits = logits_of(policy, problems, prefilled, rows)
     advantages = token_advantages(advantage_BGA, rollouts.aspect_BGT, rollouts.correct_BGT)
     parts = free_loss(logits, rollouts, advantages, targets, template, weights)
-    if base is None:
+    if reference is None:
         return parts
     g, places = rollouts.rows.ids_BRT.shape[1:]
-    return with_divergence(parts, logits[:, :g, :places], base, rollouts.rows, weights.kl)
+    return with_divergence(parts, logits[:, :g, :places], reference, rollouts.rows, weights.kl)
 
 
 def teacher_ratings(policy: Policy, problems: Sequence[Problem]) -> Tensor:
