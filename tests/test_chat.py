@@ -38,7 +38,7 @@ def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn
         "{% for m in messages %}<|im_start|>{{ m['content'] | trim }}<|im_end|>{% endfor %}"
     )
     prompt = PromptEncoder(gemma_like, TWO, "items", max_prompt_tokens=1024).item_prompt(Item(title="A"))
-    text = f"<|im_start|>{system_text(TWO, 'items')}\n\n{user_lead_in(TWO, 'items')}\ntitle: A<|im_end|>"
+    text = f"<|im_start|>{system_text(TWO, 'items')}\n\n{user_lead_in(TWO, 'items')}\ntitle: A<|im_end|><|im_start|>"
     assert gemma_like.decode(prompt.prefix_ids) == text
 
 
