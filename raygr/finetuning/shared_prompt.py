@@ -133,14 +133,18 @@ def places(visible_BP: Tensor) -> Tensor:
     return torch.arange(visible_BP.shape[1], device=visible_BP.device).expand_as(visible_BP)
 
 
+def layer_kinds(model: PeftModel) -> set[str]:
+    """Kinds of the model's layers; none where all are alike and the configuration does not list them."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
 def layer_masks(model: PeftModel, mask_BNK: Tensor, position_BN: Tensor, position_BK: Tensor) -> LayerMasks:
     """The mask as transformers' models take it; layers with a window see only the last positions of what they may.
 
     `position_BN` are those of the places that look, `position_BK` those of the places that are seen.
     """
-    config = model.config.get_text_config()
-    # names that not every configuration has
-    kinds, window = set(getattr(config, "layer_types", None) or ()), getattr(config, "sliding_window", None)
+    # not every configuration has the name
+    kinds, window = layer_kinds(model), getattr(model.config.get_text_config(), "sliding_window", None)
     if window is None or kinds == {FULL}:
         return mask_BNK[:, None]
     near_BNK = position_BN[:, :, None] - position_BK[:, None] < window
