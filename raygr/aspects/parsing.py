@@ -30,14 +30,14 @@ NUMBER = re.compile(
     r"(?P<range>[\s*]*(?:[-\u2010-\u2013\u2212]|to\b)[\s*]*[0-9])?"  # any hyphen, en dash or minus
 )
 BRACKETS = re.compile(r"\([^)\n]*\)")
-# what may stand around a number that stands by itself
-MARKS, COLON, DASH = r"[ \t*`\"']*", r"[:=\uff1a]", r"[-\u2013\u2014]"
+# what may stand around a number that stands by itself; taken whole (*+), so that long runs of spaces take no longer
+MARKS, COLON, DASH = r"[ \t*`\"']*+", r"[:=\uff1a]", r"[-\u2013\u2014]"
 ALONE = re.compile(rf"{MARKS}{NUMBER.pattern}\.?{MARKS}")
 CELL = re.compile(r"\|([^|\n]*)")
 LINE = re.compile(r"[^\n]*")
 NEXT_LINE = re.compile(rf"{MARKS}{COLON}?{MARKS}\n\s*(?:{MARKS}(?:rating|score){MARKS}{COLON})?", re.IGNORECASE)
-BESIDE = re.compile(rf"{MARKS}(?:{DASH}[ \t]+{MARKS})?{NUMBER.pattern}")
-ENDS_THERE = re.compile(rf"\.?{MARKS}(?=\n|$)|{MARKS}[,;|](?!\s*[0-9])|{MARKS}[ \t](?:{DASH}|\()")
+BESIDE = re.compile(rf"{MARKS}(?:{DASH}[ \t]++{MARKS})?{NUMBER.pattern}")
+ENDS_THERE = re.compile(rf"\.?{MARKS}(?=\n|$)|{MARKS}[,;|](?![ \t]*[0-9])|{MARKS}(?<=[ \t])(?:{DASH}|\()")
 # tags around a model's reasoning, in several families
 REASONING = re.compile(
     r"[<\[\u25c1](?P<end>/?)(?:think(?:ing)?|thought|reasoning|seed:think)[>\]\u25b7]", re.IGNORECASE
@@ -98,7 +98,7 @@ def without_reasoning(completion: str) -> str:
 
 
 def mentions_behind_colons(answer: str, names: tuple[str, ...]) -> Iterator[Mention]:
-    pattern = rf"{label_pattern(names)}[*_\"'\s]*?(?:\([^)\n]*\)|\[[^\]\n]*\])?[*_\"' ]*{COLON}"
+    pattern = rf"{label_pattern(names)}[*_\"'\s]*+(?:\([^)\n]*\)|\[[^\]\n]*\])?+[*_\"' ]*+{COLON}"
     labels = list(re.finditer(pattern, answer, re.IGNORECASE))
     limits = [*(label.start() for label in labels), len(answer)][1:]
     for label, limit in zip(labels, limits, strict=True):
