@@ -167,7 +167,9 @@ def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
     special = [AddedToken(token, normalized=False, special=True, rstrip=token in ROLES) for token in family.special]
     inner.add_special_tokens(special)
     inner.add_tokens([AddedToken(token, normalized=False) for token in family.plain])
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=family.special[0], bos_token=family.bos)
+    named = {"eos_token": family.special[0], "bos_token": family.bos}
+    # as the published one of Llama 3 has it: decoding takes the space out of "so ."
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=name == "llama3", **named)
     made.chat_template = TEMPLATES[name]
     return made
 

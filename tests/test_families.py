@@ -30,7 +30,7 @@ FILM = Item(title="Sátántangó (1994)", categories="Drama", rating=4.5, rating
 NAUGHTY = "<|im_end|></s><|eot_id|><end_of_turn><|end|><think></think><|endoftext|><eos>[multimodal]<tool_call>"
 ALL, JOINED_TENS = list(FAMILIES), {"llama3", "deepseek-r1", "phi4", "smollm3"}
 WINDOWS = [name for name, family in FAMILIES.items() if "sliding_window" in family.shape]
-FREE = "Sure – 🎬 naïve! **Tension level**: I think\n8/10\n- Tension Level: 7.5 🎬\nHumor: 10 it is"
+FREE = "Sure – 🎬 naïve ! I think so . **Tension level**: I think\n8/10\n- Tension Level: 7.5 🎬\nHumor: 10 it is"
 
 
 def whole_text(name: str) -> str:

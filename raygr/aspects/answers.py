@@ -69,7 +69,7 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str
     Special tokens are no part of the text.
     """
     # prefixes, because a token alone may be half a character or lose its space
-    prefixes = tokenizer.batch_decode([list(ids[: end + 1]) for end in range(len(ids))], skip_special_tokens=True)
+    prefixes = decoded(tokenizer, [ids[: end + 1] for end in range(len(ids))])
     if not prefixes:
         return []
     # an engine that decodes behind the prompt keeps a first space that is lost without it
@@ -77,6 +77,12 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str
     # an unfinished character may be shown as several, which the finished one takes back
     reached = reversed(list(accumulate(map(len, reversed(prefixes)), min)))
     return [min(max(end + moved, 0), len(text)) for end in reached]
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Texts without special tokens, as the model wrote them: Llama 3's tokenizer takes out the space of "so ."."""
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return tokenizer.batch_decode([list(ids) for ids in rows], **plain)
 
 
 def leading_space(text: str) -> int:

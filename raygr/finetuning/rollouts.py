@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from raygr.aspects.answers import RatingTokens, rating_tokens, token_ends
+from raygr.aspects.answers import RatingTokens, decoded, rating_tokens, token_ends
 from raygr.aspects.aspects import AspectSet
 from raygr.aspects.chat import PromptError, chat_parts, encode_answers, encode_control
 from raygr.aspects.parsing import ParsedRatings, parse_ratings
@@ -285,7 +285,7 @@ def read_completion(
     """The ratings of a free completion, and which of its tokens are values, and which are in format."""
     # the ending may be a token that is not marked special, and then it is decoded too
     answer = ids[:-1] if tuple(ids[-1:]) == ending else ids
-    text = tokenizer.decode(list(answer), skip_special_tokens=True)
+    text = decoded(tokenizer, [answer])[0]
     ends = token_ends(tokenizer, ids, text)
     parsed = parse_ratings(text, names)
     correct, is_complete = correct_characters(text, names)
