@@ -90,7 +90,10 @@ class ScoreConfig:
     tokens. Needs mode generate, structured false."""
     mode: Literal["probe", "generate"] = "probe"
     structured: bool = True
-    """`generate` only: force the format (true), or the paper's free text and extraction (false)."""
+    """`generate` only: force the format (true), or the paper's free text and extraction (false).
+
+    Free text is read behind the last `</think>`, by the rules of aspects/parsing.py.
+    """
     temperature: float = Field(default=0.0, ge=0)
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""

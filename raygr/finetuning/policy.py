@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from raygr.config import FinetuneConfig
+from raygr.config import ConfigError, FinetuneConfig
 from raygr.finetuning.adapters import load_start, with_adapter
 from raygr.finetuning.inputs import Inputs, Problem
 from raygr.finetuning.policy_gradient import (
@@ -43,13 +43,18 @@ from raygr.finetuning.rollouts import (
     slots_rows,
 )
 from raygr.finetuning.shared_prompt import (
+    FULL,
+    WINDOW,
     Prefilled,
     Rows,
     completion_logits,
+    layer_kinds,
     packed_logits,
     prefill,
     register_attention,
 )
+
+FARTHEST_FP32, FARTHEST_FP16 = 0.01, 0.3  # two ways of computing a log-probability; wrong ones are off by several
 
 
 class Policy(NamedTuple):
@@ -78,8 +83,38 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
         load_start(model, config.adapter)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
+    check_passes(config, model, inputs.train[0].prompt_ids)
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
     return Policy(config, model, tokenizer, inputs.template, inputs.names, device, {}, {})
+
+
+@torch.no_grad()
+def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ...]) -> None:
+    """ConfigError where passes that share a prompt do not give the log-probabilities of plain ones.
+
+    Only attention that depends on nothing but who sees whom can be shared: no recurrent layers, no learned sinks.
+    """
+    base, kinds = model.get_base_model(), layer_kinds(model)
+    if unknown := kinds - {FULL, WINDOW}:
+        raise ConfigError(
+            f"model: {config.model} has layers of {', '.join(sorted(unknown))}, which cannot be tuned here"
+        )
+    prompts, device = [prompt[:-2], prompt[:-4]], model.device
+    ids_BRT = torch.tensor([prompt[-2:], prompt[-4:-2]], device=device)[:, None]
+    is_fp16 = device.type == "cuda"
+    with torch.autocast(device.type, dtype=torch.float16, enabled=is_fp16), model.disable_adapter():
+        shared = completion_logits(model, prefill(model, prompts), Rows(ids_BRT, torch.ones_like(ids_BRT) > 0))
+        base.set_attn_implementation("eager")
+        plain = base(torch.tensor([prompt], device=device), logits_to_keep=5, use_cache=False).logits[0, :-1].float()
+        base.set_attn_implementation(register_attention())
+    expected = torch.stack([plain[2:], plain[:2]]).log_softmax(-1)
+    likeliest = expected.argmax(-1, keepdim=True)
+    off = (shared[:, 0].log_softmax(-1).gather(-1, likeliest) - expected.gather(-1, likeliest)).abs().max().item()
+    if not off < (FARTHEST_FP16 if is_fp16 else FARTHEST_FP32):
+        raise ConfigError(
+            f"model: {config.model} cannot be tuned: its attention is of a kind that shared prompts do not keep "
+            f"(log-probabilities are off by {off:.2g}); choose another model"
+        )
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
