@@ -1,6 +1,7 @@
 """What a pipeline says before it starts: states of stages, reasons of refusals, prompts and tokens of LLM stages."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ def score_stage(folder: Path, **changes: Any) -> dict[str, Any]:
 def begin(entry: Mapping[str, Any], inputs: list[str]) -> runs.Run:
     [(job, settings)] = entry.items()
     config = check_config(STAGES[job], settings, source="test")
-    return runs.start_run(config.output, job=job, config=config, inputs=inputs)
+    run = runs.start_run(config.output, job=job, config=config, inputs=inputs)
+    runs.write_text("", run.file("epochs.jsonl"))
+    return run
 
 
 def finish(entry: Mapping[str, Any], inputs: list[str]) -> None:
@@ -105,14 +108,14 @@ def test_a_stage_below_one_that_is_made_anew_is_refused_before_anything_starts(t
     prepare, train = prepare_stage(tmp_path), train_stage(tmp_path)
     finish(prepare, [])
     leave(train, [f"{tmp_path}/made"])
-    runs.remove_folder(f"{tmp_path}/made")
+    shutil.rmtree(f"{tmp_path}/made")
     plan = planned(prepare, train)[1]
     assert plan.state == REFUSED
-    assert f"from {tmp_path}/made, which stage 1 (prepare) makes anew; delete the folder to redo it" in plan.note
+    assert f"from {tmp_path}/made, which stage 1 (prepare) makes anew; rename the folder to redo it" in plan.note
     monkeypatch.setattr(pipeline, "run_stage", lambda config: pytest.fail("a stage was started"))
     with pytest.raises(runs.RunError, match=r"1 of 2 stages are refused, none was started:\s+stage 2 \(train\)"):
         pipeline.pipeline(PipelineConfig(stages=(prepare, train)))
-    runs.remove_folder(f"{tmp_path}/train")
+    shutil.rmtree(f"{tmp_path}/train")
     assert [plan.state for plan in planned(prepare, train)] == [TO_RUN, TO_RUN]
 
 
@@ -135,6 +138,7 @@ def test_a_file_inside_a_folder_that_is_made_anew_counts_too(tmp_path: Path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "item_scores.csv").write_text("id,pace\ni1,1\n")
     finish(train, [f"{tmp_path}/made", f"{tmp_path}/raw/item_scores.csv"])
+    shutil.rmtree(tmp_path / "raw")
     assert [plan.state for plan in planned(simulate, prepare_stage(tmp_path), train)] == [TO_RUN, FINISHED, REFUSED]
 
 

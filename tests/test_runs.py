@@ -1,6 +1,7 @@
 """Run folders: unfinished until run.json, resumed with the same configuration only, never overwritten."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
@@ -23,9 +24,17 @@ def test_a_finished_run_is_refused_and_names_the_folder(tmp_path):
         runs.start_run(folder, job="train", config=Settings())
 
 
+def begun(folder: str, *, job: str = "train", config: object, inputs: Sequence[str] = ()) -> runs.Run:
+    """A run that was interrupted after it had written a file."""
+    run = runs.start_run(folder, job=job, config=config, inputs=inputs)
+    runs.write_text("", run.file("epochs.jsonl"))
+    runs.unlock(folder)
+    return run
+
+
 def test_an_unfinished_run_resumes_with_the_same_configuration_only(tmp_path):
     folder = str(tmp_path / "run")
-    runs.start_run(folder, job="train", config=Settings())
+    begun(folder, config=Settings())
     assert runs.start_run(folder, job="train", config=Settings()).path == folder
     with pytest.raises(runs.RunError, match="width: 60 -> 48"):
         runs.start_run(folder, job="train", config=Settings(width=48))
@@ -34,10 +43,10 @@ def test_an_unfinished_run_resumes_with_the_same_configuration_only(tmp_path):
 def test_an_unfinished_run_is_not_gone_on_with_from_other_inputs(tmp_path):
     folder, scores = str(tmp_path / "run"), tmp_path / "scores.csv"
     scores.write_text("a")
-    runs.start_run(folder, job="train", config=Settings(), inputs=[str(scores)])
+    begun(folder, config=Settings(), inputs=[str(scores)])
     assert runs.start_run(folder, job="train", config=Settings(), inputs=[str(scores)]).path == folder
     scores.write_text("b")
-    with pytest.raises(runs.RunError, match=r"started with other content of .*scores\.csv: delete it"):
+    with pytest.raises(runs.RunError, match=r"started from other content of .*scores\.csv: choose another output"):
         runs.start_run(folder, job="train", config=Settings(), inputs=[str(scores)])
     scores.unlink()
     with pytest.raises(runs.RunError, match="other content"):
