@@ -96,8 +96,13 @@ def unlike(file: str, job: str, config: Any, made: Sequence[Made] = ()) -> str:
 
 
 def is_done(job: str, config: Any) -> bool:
-    """Whether the output holds a finished run of just this configuration and of its inputs as they are."""
-    return runs.is_finished(config.output) and not unlike(runs.RUN_FILE, job, config)
+    """Whether the run is finished; RunError where one is, of another configuration or of other inputs."""
+    if not runs.is_finished(config.output):
+        return False
+    reason = unlike(runs.RUN_FILE, job, config)
+    if reason:
+        raise runs.RunError(f"{config.output} is finished {reason}; {way_out(config)}")
+    return True
 
 
 def is_in_the_way(job: str, config: Any) -> bool:
@@ -109,7 +114,7 @@ def is_in_the_way(job: str, config: Any) -> bool:
 
 
 def way_out(config: Any) -> str:
-    hint = "rename the folder to redo it (a stage's own --force does), or name another output"
+    hint = "rename the folder to redo it, as --force of a single stage does, or name another output"
     own_store = isinstance(config, ScoreConfig) and config.store is None and runs.join(config.output, "store")
     if own_store and runs.exists(own_store):
         return f"{hint} (the LLM's answers are in {own_store}: move it out and set `store` to it to keep them)"
