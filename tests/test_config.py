@@ -66,6 +66,7 @@ PATHS = {
 def test_the_home_folder_is_known_in_every_path_and_relative_ones_are_absolute(job, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here/m").mkdir(parents=True)  # a model is a folder where there is one
     written = json.dumps({"output": "~/o"} | PATHS[job])
     for prefix, meant in (("~/", f"{tmp_path}/home/"), ("here/", f"{tmp_path}/here/"), ("s3://b/", "s3://b/")):
         settings = json.loads(written.replace("~/", prefix))
