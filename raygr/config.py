@@ -79,14 +79,12 @@ class SimulateConfig:
 
 
 # Of vllm.LLM's arguments, those that decide where and how fast an answer is computed.
-ENGINE_SPEED = frozenset(
-    f"engine_kwargs.{name}"
-    for name in (
-        "block_size cpu_offload_gb disable_custom_all_reduce disable_log_stats distributed_executor_backend download_dir "
-        "enable_chunked_prefill enable_prefix_caching enforce_eager gpu_memory_utilization kv_cache_memory_bytes "
-        "max_num_batched_tokens max_num_seqs num_gpu_blocks_override pipeline_parallel_size tensor_parallel_size"
-    ).split()
-)
+ENGINE_SPEED = frozenset(f"engine_kwargs.{name}" for name in (
+    "block_size", "cpu_offload_gb", "disable_custom_all_reduce", "disable_log_stats", "distributed_executor_backend",
+    "download_dir", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+    "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
+    "pipeline_parallel_size", "tensor_parallel_size",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
