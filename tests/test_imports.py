@@ -12,10 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "raygr"
 # What a part of raygr may import of raygr; a part is a package, or a module of the top level.
 ALLOWED = {
     "schema": set(),
-    "config": set(),
+    "files": set(),
+    "locks": set(),
+    "records": {"files"},
+    "config": {"files"},
     "config_results": {"config"},
     "config_reproduce": {"config"},
-    "runs": set(),
+    "runs": {"files", "locks", "records"},
     "cluster": {"config"},
     "workers": {"config", "runs"},
     "data": {"schema", "config", "runs", "cluster"},

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from raygr.aspects.adapters import adapter_rank
+from raygr.aspects.adapters import adapter_rank, copied_adapter
 from raygr.aspects.answers import RatingTokens, token_ends
 from raygr.aspects.merging import Merged, merged_model
 from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
@@ -78,6 +78,9 @@ class ScoringEngine:
     def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
         import vllm
 
+        self.adapter_copy = copied_adapter(settings.adapter)  # lives as long as the engine, which may read it late
+        if self.adapter_copy:
+            settings = dataclasses.replace(settings, adapter=self.adapter_copy.name)
         self.settings = settings
         self.store = store
         tokens = settings.rating_tokens

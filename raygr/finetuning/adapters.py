@@ -41,8 +41,7 @@ def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
-    """`folder` is a local path or any fsspec URI; what an earlier attempt left there goes."""
-    runs.remove_folder(folder)
+    """`folder` is a local path or any fsspec URI; the same files of an earlier attempt are written over."""
     filesystem, inner = runs.filesystem_of(folder)
     with tempfile.TemporaryDirectory() as part:
         model.save_pretrained(part)

@@ -43,8 +43,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     `reward` is one's own task: (user_GA, items_CA, relevant_C) -> (G,) in [-1, 1], of standardised vectors;
     the workers must be able to import the module that it comes from.
     """
-    if runs.is_finished(config.output):
-        raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    runs.check_unfinished(config.output)
     note = adapter_note(config)
     on_workers = with_absolute_paths(config)
     if on_workers.adapter:
@@ -55,7 +54,8 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     connect()
     placed = placement(config.workers, use_gpu=wants_gpu(config.workers, config.use_gpu))
     teacher = None if config.teacher == PROFILE else config.teacher
-    used = [path for path in (config.data, config.item_scores, config.aspects, config.adapter, teacher) if path]
+    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.model]
+    used = [path for path in read if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
     settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
     run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)

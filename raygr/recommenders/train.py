@@ -50,8 +50,7 @@ def train(
     So many runs `at_once` share the machine's cores, and each takes its share of a GPU. A sweep learns of its trials'
     evaluations by Ray Train's callbacks.
     """
-    if runs.is_finished(config.output):
-        raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    runs.check_unfinished(config.output)
     inputs = load_inputs(config)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share)
