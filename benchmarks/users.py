@@ -20,10 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raygr import runs
-from raygr.compare_tables import interval_text, markdown_rows
+from raygr.compare_tables import markdown_rows
 from raygr.config import PrepareConfig, TrainConfig, load_config, override
-from raygr.evaluation import metric_values, paired_bootstrap
+from raygr.evaluation import metric_values
 from raygr.figures import BLUE, GREY, LIGHT, ORANGE, STYLE, save_figure
+from raygr.gain_words import gain_text
+from raygr.gains import gains as metric_gains
 from raygr.pipeline import SideBySide, run_stages
 from raygr.rankings import Ranking, read_rankings
 from raygr.schema import RANKS, TEST
@@ -45,7 +47,6 @@ PAIRS = (("concat", "base"), ("concat", "concat, shuffled"), ("add", "base"), ("
 METRIC = "ndcg_at_10"
 BUCKETS = ((0, 9), (10, 29), (30, 99), (100, 299), (300, None))
 """Train interactions of the target."""
-BOOTSTRAPS = 1000
 
 
 class GainRow(NamedTuple):
@@ -58,7 +59,7 @@ class GainRow(NamedTuple):
     targets: int
     mean: float
     against_mean: float
-    gain: dict[str, float]
+    gain: dict[str, Any]
 
 
 def main() -> None:
@@ -113,9 +114,11 @@ def gains(size: str, seeds: Sequence[int]) -> list[GainRow]:
         for bucket, inside_E in chosen.items():
             if inside_E.any():
                 pair = values[arm][:, inside_E], values[against][:, inside_E]
-                gain = paired_bootstrap(*pair, samples=BOOTSTRAPS, seed=0)._asdict()
+                [gain] = metric_gains(*(one[None] for one in pair), paired=True)
                 means = (float(one.mean()) for one in pair)
-                rows.append(GainRow(size, arm, against, bucket, int(inside_E.sum()), *means, gain))
+                rows.append(
+                    GainRow(size, arm, against, bucket, int(inside_E.sum()), *means, gain._asdict() | {"p_holm": None})
+                )
     return rows
 
 
@@ -135,7 +138,7 @@ def markdown(rows: Sequence[GainRow], seeds: Sequence[int]) -> str:
     table = [["users", "target's train interactions", "targets", "arm", "NDCG@10", "against", "its NDCG@10", "gain"]]
     for row in rows:
         means = (f"{row.mean:.4f}", row.against, f"{row.against_mean:.4f}")
-        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, interval_text(row.gain)])
+        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, gain_text(row.gain)])
     return "\n".join([*text, markdown_rows(table)])
 
 
