@@ -35,8 +35,10 @@ def gain_parts(gain: Mapping[str, Any]) -> tuple[str, tuple[str, str] | None]:
 
 def gain_mark(gain: Mapping[str, Any]) -> str:
     """An asterisk by the corrected p-value, a ring where one run has an interval over users alone."""
+    if gain_parts(gain)[1] is None:
+        return ""
     if gain["over"] == "users":
-        return ONE_RUN if gain_parts(gain)[1] else ""
+        return ONE_RUN
     return "*" if gain["p_holm"] is not None and gain["p_holm"] < SIGNIFICANT else ""
 
 
@@ -57,7 +59,7 @@ def mark_notes(comparison: Mapping[str, Any]) -> list[str]:
             "p-value; two runs or more per arm, with seeds of their own, say something of it."
         )
     if any(arm["is_reference"] for arm in arms):
-        notes.append("popularity ranks by train interactions; chance is the mean over all orders of the candidates.")
+        notes.append("Popularity ranks by train interactions; chance is the mean over all orders of the candidates.")
     return notes
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from raygr.aspects.quality import DEAD_SHARE, DEAD_SPREAD
 from raygr.compare_tables import LIST_FIGURES, ranking_names, unlike_fields
 from raygr.evaluation import METRICS, metric_name
 from raygr.figures import Interval, agreement_chart, gain_chart, profile_chart, share_chart
@@ -35,6 +36,8 @@ class Section(NamedTuple):
     text: str
     tables: list[Table]
     charts: list[Chart]
+    remarks: Sequence[str] = ()
+    """Sentences that must not be overlooked."""
 
 
 class Subject(NamedTuple):
@@ -62,9 +65,8 @@ def comparison_section(comparison: Mapping[str, Any]) -> Section:
         f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
         "over runs where there are two or more."
     )
-    notes = [*mark_notes(comparison), *comparison["remarks"]]
     charts = comparison_charts(arms, rankings[0], comparison["primary_metric"])
-    return Section("Comparison", " ".join([text, *notes]), tables, charts)
+    return Section("Comparison", " ".join([text, *mark_notes(comparison)]), tables, charts, comparison["remarks"])
 
 
 def base_words(arms: Mapping[str, Any]) -> str:
@@ -183,9 +185,14 @@ def quality_section(quality: Mapping[str, Any], subjects: str) -> Section:
         [name, decimals(a["mean"]), decimals(a["spread"]), percent(a["identical_share"]), show(a["dead"])]
         for name, a in quality["aspects"].items()
     ]
-    text = "A dead aspect gives all subjects nearly the same score, so it can tell none of them apart."
+    text = (
+        "A dead aspect gives all subjects nearly the same score, so it tells none of them apart: its expected ratings "
+        f"spread by less than {DEAD_SPREAD:g}, or {DEAD_SHARE:.0%} or more of the integer ratings are the same."
+    )
+    dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
+    remarks = [f"{len(dead)} of {len(quality['aspects'])} aspects are dead: {', '.join(dead)}."] if dead else []
     tables = [fact_table("Run", whole), Table("Scores per aspect, on 1 to 10", header, rows)]
-    return Section(f"Quality of the {subjects} scores", text, tables, [])
+    return Section(f"Quality of the {subjects} scores", text, tables, [], remarks)
 
 
 def agreement_section(agreements: Sequence[Agreement], reference: str) -> Section:

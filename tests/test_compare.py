@@ -268,7 +268,7 @@ def test_popularity_and_chance_by_hand(tmp_path: Path):
     assert gain["difference"] == pytest.approx(popularity["metrics"]["full"]["mrr"]["mean"] - base_mean)
     assert gain["p_holm"] is None and found["shown"] == []
     text = Path(tmp_path / "compare/table.md").read_text(encoding="utf-8")
-    assert "| popularity | base |  |  |" in text and "popularity ranks by train interactions" in text
+    assert "| popularity | base |  |  |" in text and "Popularity ranks by train interactions" in text
 
 
 def test_popularity_and_chance_rank_sampled_candidates_too(tmp_path: Path):

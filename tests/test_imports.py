@@ -87,6 +87,7 @@ ALLOWED = {
         "report_scores",
         "evaluation",
         "gain_words",
+        "aspects.quality",
         "compare_tables",
     },
     "report_tuning": {"schema", "config", "runs", "figures", "gains", "report_sections"},
