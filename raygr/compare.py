@@ -179,6 +179,7 @@ def arm_record(
         "settings": arm_settings(arm[0].config),
         "lists": mean_lists(arm),
         "shares": mean_shares(arm),
+        "base_moved": mean_base_moved(arm),
         "parameters": arm[0].metrics["parameters"],
     }
 
@@ -309,6 +310,7 @@ def reference_record(
         "settings": {},
         "lists": None,
         "shares": None,
+        "base_moved": None,
         "parameters": 0,
     }
 
@@ -347,3 +349,9 @@ def mean_shares(arm: list[TrainRun]) -> dict[str, float] | None:
     if shares[0] is None:
         return None
     return {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
+
+
+def mean_base_moved(arm: list[TrainRun]) -> float | None:
+    """None for base models, and for runs of earlier versions, which did not measure it."""
+    moved = [run.metrics.get("base_moved") for run in arm]
+    return None if None in moved else sum(moved) / len(moved)

@@ -87,6 +87,7 @@ def make_comparison(path: Path, train: str) -> str:
         cold = {m: {"mean": mean / 10, "per_run": [mean / 10]} for m in METRICS}
         return {
             "runs": [train, str(path / "gone")], "parameters": 54321, "shares": shares,
+            "base_moved": shares and 0.3456,
             "base": None if gain is None else "base", "protocol": protocol, "lists": lists,
             "settings": {"model": "sasrec", "fusion": "add", "control": "none", "user_scores": "llm",
                          "base_width": 60, "loss": "cross_entropy"},

@@ -16,6 +16,7 @@ from torch import Tensor
 from raygr import runs
 from raygr.data.batches import is_last_of_user
 from raygr.rankings import cold_metrics, ranking_metrics, read_rankings
+from raygr.recommenders.base_part import base_moved
 from raygr.recommenders.inputs import Inputs
 from raygr.recommenders.lists import list_metrics
 from raygr.recommenders.loop import CHOSEN_BY, Training, score_shares, target_ranks
@@ -103,6 +104,7 @@ def run_metrics(training: Training) -> dict[str, Any]:
     return {
         "protocol": inputs.protocol,
         "shares": shares,
+        "base_moved": base_moved(training),
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
