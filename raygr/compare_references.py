@@ -15,12 +15,12 @@ import torch
 from raygr import runs
 from raygr.data.batches import Targets, seen_pairs
 from raygr.data.prepared import Interactions, read_interactions
-from raygr.evaluation import candidate_ranks, full_ranks
+from raygr.evaluation import mean_ranks
 from raygr.rankings import Ranking, candidates_of
 from raygr.schema import CANDIDATES, TRAIN
 
 POPULARITY, CHANCE = "popularity", "chance"
-SCORES_AT_ONCE = 1 << 23
+TARGETS_AT_ONCE = 1 << 14
 
 
 def why_not(data: str, protocol: Mapping[str, Any]) -> str | None:
@@ -59,30 +59,41 @@ def read_candidates(run: str, name: str) -> np.ndarray:
 def popularity_ranks(
     found: Interactions, ranking: Ranking, train_count_I: np.ndarray, candidates_UC: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each target's rank by train interactions, and among how many items it is ranked, itself counted: (E,) each."""
-    items_N, score_I = torch.from_numpy(found.item_N), torch.from_numpy(train_count_I.astype(np.float64))
+    """Each target's rank by train interactions, and among how many items it is ranked, itself counted: (E,) each.
+
+    Among the whole catalogue where `candidates_UC` is None.
+    """
     user_E, position_E = (column.astype(np.int64) for column in (ranking.user_E, ranking.position_E))
     first_E = np.searchsorted(found.user_N, user_E)
     columns = (user_E, first_E, position_E, first_E, first_E + position_E)
-    targets = Targets(*map(torch.from_numpy, columns))
-    rank_E, among_E = np.zeros(len(user_E)), np.zeros(len(user_E), np.int64)
-    for example_B in torch.arange(len(user_E)).split(max(1, SCORES_AT_ONCE // found.items)):
-        target_B, scores_BI = items_N[targets.target_at_E[example_B]], score_I.expand(len(example_B), -1)
+    targets, items_N = Targets(*map(torch.from_numpy, columns)), torch.from_numpy(found.item_N)
+    sorted_I = np.sort(train_count_I)
+    parts = []
+    for example_B in torch.arange(len(user_E)).split(TARGETS_AT_ONCE):
+        target_B = items_N[targets.target_at_E[example_B]].numpy()
         if candidates_UC is None:
-            seen = seen_pairs(items_N, targets, example_B)
-            rank_E[example_B] = full_ranks(scores_BI, target_B, *seen)
-            among_E[example_B] = ranked_items(found.items, target_B, *seen)
+            seen = (column.numpy() for column in seen_pairs(items_N, targets, example_B))
+            parts.append(catalogue_ranks(target_B, *seen, train_count_I, sorted_I))
         else:
-            candidates_BC = torch.from_numpy(candidates_UC[user_E[example_B]])
-            rank_E[example_B] = candidate_ranks(scores_BI, target_B, candidates_BC)
-            among_E[example_B] = candidates_BC.shape[1] + 1
+            others_BC = candidates_UC[user_E[example_B]]
+            counts = (torch.from_numpy(train_count_I[items - 1]) for items in (others_BC, target_B[:, None]))
+            parts.append((mean_ranks(*counts).numpy(), np.full(len(target_B), others_BC.shape[1] + 1)))
+    rank_E, among_E = (np.concatenate(column) for column in zip(*parts, strict=True))
     return rank_E, among_E
 
 
-def ranked_items(
-    items: int, target_B: torch.Tensor, seen_row_N: torch.Tensor, seen_item_N: torch.Tensor
-) -> torch.Tensor:
-    """(B,): the unseen items and the target."""
-    is_ranked_BI = torch.ones(len(target_B), items, dtype=torch.bool)
-    is_ranked_BI[seen_row_N, seen_item_N - 1] = False
-    return is_ranked_BI.scatter_(1, target_B[:, None] - 1, True).sum(1)
+def catalogue_ranks(
+    target_B: np.ndarray, row_N: np.ndarray, item_N: np.ndarray, count_I: np.ndarray, sorted_I: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks among all items but the seen ones, pairs of row and item_index, and how many those are: (B,) each."""
+    items, rows = len(count_I), len(target_B)
+    own_B = count_I[target_B - 1]
+    greater_B = items - np.searchsorted(sorted_I, own_B, side="right")
+    equal_B = items - greater_B - np.searchsorted(sorted_I, own_B) - 1
+    # an item may have been bought twice, the target among them
+    row_N, place_N = np.divmod(np.unique(row_N * items + item_N - 1), items)
+    is_other_N = place_N != target_B[row_N] - 1
+    row_N, seen_N = row_N[is_other_N], count_I[place_N[is_other_N]]
+    greater_B = greater_B - np.bincount(row_N[seen_N > own_B[row_N]], minlength=rows)
+    equal_B = equal_B - np.bincount(row_N[seen_N == own_B[row_N]], minlength=rows)
+    return 1 + greater_B + equal_B / 2, items - np.bincount(row_N, minlength=rows)

@@ -205,10 +205,14 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
                     gain = gains[metric] if gains else {}
                     base_mean = base[metric]["mean"] if base else ""
                     cells = [values["mean"], base_mean, *(gain.get(one, "") for one in GAIN_NAMES)]
-                    runs = " ".join("nan" if one is None else str(one) for one in gain.get("per_run", []))
                     head = [name, arm["base"] or "", ranking, targets, metric]
-                    writer.writerow([*head, *cells, runs, stamp_text(arm["protocol"])])
+                    writer.writerow([*head, *cells, each_run_cell(gain), stamp_text(arm["protocol"])])
     return file.getvalue()
+
+
+def each_run_cell(gain: Mapping[str, Any]) -> str:
+    """Each run's own gain in percent; nan over a base of 0."""
+    return " ".join("nan" if one is None else str(one) for one in gain.get("per_run", []))
 
 
 def csv_groups(arms: Arms, name: str, ranking: str) -> Iterable[tuple[str, Any, Any, Any]]:

@@ -16,6 +16,7 @@ from raygr import runs, schema
 from raygr.compare_tables import (
     GAIN_NAMES,
     Pair,
+    each_run_cell,
     latex_of_pairs,
     markdown_rows,
     pair_cells,
@@ -301,7 +302,7 @@ def csv_text(experiment: Experiment) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     head = ["protocol", "candidates", "recommender", "arm", "base", "curve", "value", "metric", "mean", "base_mean"]
-    writer.writerow([*head, *GAIN_NAMES, *(f"paper_{name}" for name in PaperNumbers._fields)])
+    writer.writerow([*head, *GAIN_NAMES, "each_run", *(f"paper_{name}" for name in PaperNumbers._fields)])
     arms = experiment.comparison["arms"]
     for protocol in protocols(experiment.config):
         for recommender, ranking in protocol.ranking_of.items():
@@ -312,7 +313,8 @@ def csv_text(experiment: Experiment) -> str:
                     gain = arms[name]["against_base"][ranking][metric]
                     paper = experiment.paper.get((recommender, label, metric)) if protocol.is_papers else None
                     names = [protocol.name, ranking, recommender, name, base, curve, value, metric]
-                    writer.writerow([*names, *means, *(gain[one] for one in GAIN_NAMES), *(paper or UNKNOWN)])
+                    cells = [*(gain[one] for one in GAIN_NAMES), each_run_cell(gain)]
+                    writer.writerow([*names, *means, *cells, *(paper or UNKNOWN)])
     return file.getvalue()
 
 

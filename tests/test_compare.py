@@ -9,12 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from toy_data import LISTS, write_prepared
 
 from raygr import runs
 from raygr.compare import compare
+from raygr.compare_references import catalogue_ranks
 from raygr.config import ConfigError, TrainConfig
 from raygr.config_results import CompareConfig
+from raygr.evaluation import full_ranks
 from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, RANK_SCHEMA, RANKS
 
 PROTOCOL = {"split": "leave_one_out", "candidates": ["full"], "seen": "filtered", "ties": "mean rank", "data": "abc"}
@@ -278,6 +284,22 @@ def test_popularity_and_chance_rank_sampled_candidates_too(tmp_path: Path):
     popularity = found["popularity"]["metrics"]["uniform-100"]["mrr"]["mean"]
     assert popularity == pytest.approx(np.mean([1 / rank for rank in ranks]))
     assert found["chance"]["metrics"]["uniform-100"]["mrr"]["mean"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+@settings_of_hypothesis(max_examples=50, deadline=None)
+@given(st.data())
+def test_popularity_among_the_catalogue_is_the_rank_of_every_ranking(data: st.DataObject):
+    """Against `full_ranks`, with ties, items seen twice and a target that was seen before."""
+    count_I = np.array(data.draw(st.lists(st.integers(0, 3), min_size=2, max_size=12)))
+    item = st.integers(1, len(count_I))
+    target_B = np.array(data.draw(st.lists(item, min_size=1, max_size=4)))
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, len(target_B) - 1), item), max_size=20))
+    row_N, item_N = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+    rank_B, among_B = catalogue_ranks(target_B, row_N, item_N, count_I, np.sort(count_I))
+    scores_BI = torch.from_numpy(count_I).double().expand(len(target_B), -1)
+    assert rank_B.tolist() == full_ranks(scores_BI, *map(torch.from_numpy, (target_B, row_N, item_N))).tolist()
+    unseen = [set(range(1, len(count_I) + 1)) - {i for r, i in pairs if r == row} for row in range(len(target_B))]
+    assert among_B.tolist() == [len(some | {target}) for some, target in zip(unseen, target_B.tolist(), strict=True)]
 
 
 def test_an_arm_next_to_chance_is_said_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -15,8 +15,8 @@ def test_the_sentence_is_made_of_the_numbers():
         "user's value in 2 of 3 aspects and furthest from it in mood (2.0 against 8.2); against the average item, pace "
         "lifts the score most (+0.50) and mood lowers it most (-0.20); recommend items of high pace (7.5), high mood "
         "(8.2) and low length (3.5). The base part depends on aspects too, because the encoder reads those of the "
-        "history: with all of them at the catalogue's mean it would be 0.75 instead of 1.25 for this item, and over all "
-        "items it would change by 33% of its spread."
+        "history: with all of them at the catalogue's mean it would be 0.75 instead of 1.25 for this item, and over "
+        "all items it would change by 33% of its spread."
     )
     calm = UserExplanation(
         "u8", None, None, 9, 1.3, 1.0, 300, 0.5, 0.5, 0.0, (term("pace", 5, 5.5, 0.4),), 2, 0.0, 0.0, 0.0
