@@ -181,7 +181,9 @@ class RefinedEmbedding(nn.Module):
     def split_score(self, encoder_BD: Tensor, guided_BA: Tensor | None, item_C: Tensor) -> ScoreParts:
         """<state, item> as a base part and one term per aspect, the explanation of a recommendation.
 
-        The base part is all that no aspect made: encoder times learned rows, and the biases of (8a, 8b).
+        The base part is the encoder's state times learned rows, and the biases of (8a, 8b). The split of this product
+        is exact, but it is no split of causes: the encoder made its state from the aspects of the history's items
+        (recommenders/base_part.py measures how far the base part hangs on that).
         """
         rows_CD = self.item_rows()[item_C - 1]
         state_BD, parts_CAD = self.encoder_part(encoder_BD), self.item_parts(item_C)
@@ -204,6 +206,15 @@ class RefinedEmbedding(nn.Module):
         if self.has_user_side and guided_BA is not None:
             parts["user_guided"] = self.user_parts(guided_BA).sum(1) @ rows_ID.T
         return variance_shares(parts)
+
+    def rows_at_mean(self) -> Tensor:
+        """Item rows with every aspect at the catalogue's mean, (I, D): who reads them reads no aspect."""
+        unguided_ID = self.unguided_rows()
+        return unguided_ID + (self.item_rows() - unguided_ID).mean(dim=0)
+
+    def base_scores(self, encoder_BD: Tensor) -> Tensor:
+        """The base parts of all items' scores, (B, I)."""
+        return self.encoder_part(encoder_BD) @ self.unguided_rows().T
 
     def unguided_rows(self) -> Tensor:
         """Item rows without what the aspects add: learned dimensions and the bias of (8a)."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raygr import runs
+from raygr.compare_tables import read_comparison
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig
@@ -40,7 +41,6 @@ from raygr.reproduce_tables import (
     protocols,
     read_paper,
 )
-from raygr.schema import COMPARISON
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def comparison(run: runs.Run, name: str, plan: Plan, bases: Mapping[str, str]) -
     arms = {arm.name: tuple(train.output for train in arm.runs) for arm in plan.arms if arm.name in wanted}
     config = CompareConfig(output=run.file(name), arms=arms, bases=bases)
     run_stages([("compare", config)])
-    return runs.read_json(runs.join(config.output, COMPARISON))
+    return read_comparison(config.output)
 
 
 def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:

@@ -165,6 +165,34 @@ def test_terms_worked_by_hand(recommender: Recommender):
         assert term.user_term == pytest.approx(float(pull_D @ rows_ID[item - 1]), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {**CONCAT, **PROFILE}, {"model": "bert4rec"}], ids=["add", "concat", "bert4rec"]
+)
+def test_the_base_part_hangs_on_what_the_encoder_reads(folder: Path, changes: dict):
+    """Worked without the split: states of a history of rows with the catalogue's mean aspects, times learned rows."""
+    recommender = load_recommender(trained(folder, **changes))
+    model, history = recommender.training.model, HISTORIES[3][:6][-WINDOW:]
+    embedding = model.embedding
+    with torch.inference_mode():
+        rows_ID = embedding.item_rows()
+        learned_ID = embedding.base_ID
+        if changes.get("fusion") == "concat":
+            learned_ID = torch.cat([learned_ID, torch.zeros(ITEMS, len(ASPECTS))], dim=1)
+        plain_ID = learned_ID + (rows_ID - learned_ID).mean(0)
+        base_I, plain_I = (
+            model.last_state(rows, torch.tensor([history]), torch.tensor([WINDOW]))[0] @ learned_ID.T
+            for rows in (rows_ID, plain_ID)
+        )
+    item = HISTORIES[3][6]
+    [found] = explain(recommender, f"i{item}", ["u3"]).users
+    assert found.base_part == pytest.approx(float(base_I[item - 1]), rel=1e-4, abs=1e-5)
+    assert found.base_part_at_mean == pytest.approx(float(plain_I[item - 1]), rel=1e-4, abs=1e-5)
+    change_I = (plain_I - base_I) - (plain_I - base_I).mean()
+    assert found.base_moved == pytest.approx(float(change_I.norm() / (base_I - base_I.mean()).norm()), rel=1e-4)
+    assert found.base_moved > 0.01
+    assert runs.read_json(f"{recommender.training.config.output}/metrics.json")["base_moved"] > 0.01
+
+
 def test_concat_terms_are_products_of_one_dimension_each(folder: Path):
     recommender = load_recommender(trained(folder, **CONCAT, **PROFILE))
     user, item = 3, HISTORIES[3][7]
