@@ -273,6 +273,9 @@ class TrainConfig:
     """gru4rec: a batch is the next step of `batch_size` sessions side by side (published); for short histories."""
     max_history: int = Field(default=80, ge=2)
     """bert4rec: with its [MASK]."""
+    windows: Literal["all", "last"] = "all"
+    """Of a history longer than `max_history`: windows until each target is learned, or the newest one (as published
+    for sasrec)."""
     mask_rate: float = Field(default=0.2, gt=0, lt=1)
     """bert4rec: share of a history that is masked; the published 0.2 for ML-1M, 0.6 for sparse Amazon data."""
     mask_last_rate: float = Field(default=0.1, ge=0, le=1)
@@ -284,12 +287,14 @@ class TrainConfig:
     """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
     and bpr_max. A user's own train items are never its negatives."""
     negative_alpha: float = Field(default=0.0, ge=0)
-    """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity."""
+    """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity. sampled_cross_entropy
+    weighs each by one over its expected count in the draw, which makes up for it."""
     score_penalty: float = Field(default=0.0, ge=0)
     """bpr_max: weight of the squared negative scores (bpreg)."""
     final_activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
     """top1, bpr and bpr_max: of the scores inside the loss; ranking goes by the scores before it."""
-    optimizer: Literal["adam", "adagrad"] = "adam"
+    optimizer: Literal["adam", "sparse_adam", "adagrad"] = "adam"
+    """`sparse_adam`: of the item rows only a batch's move; for losses with negatives and large catalogues."""
     weight_decay: float = Field(default=0.0, ge=0)
     """adam: decoupled, on matrices only."""
     max_grad_norm: float | None = Field(default=None, gt=0)

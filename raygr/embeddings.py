@@ -88,13 +88,15 @@ class RefinedEmbedding(nn.Module):
         scores_IA: np.ndarray | None = None,
         users_UA: np.ndarray | None = None,
         train_users: bool = False,
+        sparse: bool = False,
     ):
         """`scores_IA` are scores of items 1..I, NaN where missing; `users_UA` the users' standardised vectors.
 
-        `train_users` lets (10) train the users' vectors: see `tuned_users`.
+        `train_users` lets (10) train the users' vectors: see `tuned_users`. `sparse` makes the gradient of the learned
+        rows a sparse one where `item_rows` was asked for some.
         """
         super().__init__()
-        self.fusion, self.base_width = fusion, base_width
+        self.fusion, self.base_width, self.sparse = fusion, base_width, sparse
         self.aspects = 0 if scores_IA is None else scores_IA.shape[1]
         self.guided_width = self.aspects if fusion.form == "concat" else 0
         self.width = base_width + self.guided_width
@@ -135,12 +137,15 @@ class RefinedEmbedding(nn.Module):
         """(..., G) -> (..., D): `concat` leaves the learned dimensions at 0."""
         return nn.functional.pad(guided, (self.width - guided.shape[-1], 0))
 
-    def item_rows(self) -> Tensor:
-        """(9a): the refined embeddings of items 1..I, (I, D)."""
+    def item_rows(self, item_J: Tensor | None = None) -> Tensor:
+        """(9a): the refined embeddings of items 1..I, (I, D), or of these alone, (J, D)."""
         base_ID = self.base_ID
+        if item_J is not None:
+            base_ID = nn.functional.embedding(item_J - 1, base_ID, sparse=self.sparse)
         if not self.aspects:
             return base_ID
-        guided_IG = self.fusion.weight * (self.features_IF @ self.item_map_FG)
+        features_IF = self.features_IF if item_J is None else self.features_IF[item_J - 1]
+        guided_IG = self.fusion.weight * (features_IF @ self.item_map_FG)
         if self.fusion.form == "add":
             return base_ID + guided_IG
         return torch.cat([base_ID, guided_IG + self.fusion.weight * self.item_bias_G], dim=1)

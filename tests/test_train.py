@@ -272,9 +272,9 @@ def test_histories_grouped_by_length_have_the_gradient_of_the_whole_batch(model:
         monkeypatch.setattr(loop, "POSITIONS_AT_ONCE", positions)
         training = begun(config)
         draws = epoch_draws(config.seed, 1, 0)
-        whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws.common)
+        whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws)
         assert (len(passes(training, whole.batch)) > 1) == (positions == 20)
-        losses.append(accumulate_gradients(training, whole, draws))
+        losses.append(accumulate_gradients(training, whole))
         gradients.append([p.grad for p in training.model.parameters() if p.requires_grad])
     torch.testing.assert_close(losses[1], losses[0])
     for grouped, together in zip(gradients[1], gradients[0], strict=True):
@@ -290,8 +290,8 @@ def test_two_workers_have_the_gradient_of_one(toy: Path, local_ray: Any):
 
     def add_first_gradient(training: Training) -> None:
         draws = epoch_draws(config.seed, 1, training.share.rank)
-        whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws.common)
-        accumulate_gradients(training, whole, draws)
+        whole = whole_batch(config, training.inputs, torch.arange(7), training.popularity_I, draws)
+        accumulate_gradients(training, whole)
 
     def first_gradient(_: dict[str, Any]) -> None:
         context = ray.train.get_context()

@@ -79,7 +79,9 @@ def load_inputs(config: TrainConfig) -> Inputs:
     check_width(config, len(scores.aspects) if scores else 0)
     is_train_N = data.split_N == TRAIN
     prompt_U = np.zeros(data.users, np.int64) if users is None else users.prompt_U
-    windows = training_windows(data.user_N, is_train_N, max_history=config.max_history, prompt_U=prompt_U)
+    windows = training_windows(
+        data.user_N, is_train_N, max_history=config.max_history, prompt_U=prompt_U, kept=config.windows
+    )
     every = {VALIDATION: False, TEST: "every" in config.targets}
     targets = {
         part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history, every=every[part])
@@ -169,6 +171,9 @@ def model_contradictions(config: TrainConfig) -> list[str]:
         "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
         f"negative_alpha draws negatives, of which there are none with negatives: {config.negatives}": (
             config.negative_alpha > 0 and not config.negatives
+        ),
+        "optimizer: sparse_adam is for losses that touch few items, not for cross_entropy": (
+            config.optimizer == "sparse_adam" and not (pairwise or sampled or config.loss == "bce")
         ),
         "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
         f"mask_rate and mask_last_rate are for model: bert4rec, not {config.model}": (
@@ -334,8 +339,7 @@ def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndar
     for name in config.candidates:
         if name != "full":
             weight_I = candidate_weights(name, train_count_I)
-            drawn_UC = sample_candidates(
-                data.user_N, data.item_N, weight_I=weight_I, users=data.users, seed=config.candidate_seed
-            )
+            seed = [config.candidate_seed, *name.encode()]  # each set by numbers of its own
+            drawn_UC = sample_candidates(data.user_N, data.item_N, weight_I=weight_I, users=data.users, seed=seed)
             sets[name] = torch.from_numpy(drawn_UC)
     return sets

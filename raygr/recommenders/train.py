@@ -52,6 +52,8 @@ def train(
     """
     runs.check_unfinished(config.output)
     inputs = load_inputs(config)
+    used, learnable = inputs.windows.targets(), inputs.windows.learnable
+    logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", used, learnable, 100 * used / learnable)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share)
     placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share)
@@ -90,7 +92,10 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
     return {
         "items": inputs.items,
         "interactions": len(inputs.items_N),
-        "training_users": len(inputs.windows.user_E),
+        "training_users": len(inputs.windows.user_E.unique()),
+        "train_windows": len(inputs.windows.user_E),
+        "train_targets": inputs.windows.learnable,
+        "train_targets_used": inputs.windows.targets(),
         "validation_targets": len(inputs.targets[VALIDATION].user_E),
         "test_targets": len(inputs.targets[TEST].user_E),
         "items_without_scores": inputs.scores.missing if inputs.scores else 0,
