@@ -79,7 +79,7 @@ def prefill(model: PeftModel, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
     keys_values = [expanded(layer, len(prompts)) for layer in cache.layers]
     if rest_BL.shape[1]:
         cache = continued(keys_values)
-        position_BP = places(visible_BP)
+        position_BP = positions(visible_BP)
         position_BL = position_BP[:, len(shared) :]
         mask = layer_masks(model, causal_mask(visible_BP, rest_BL.shape[1]), position_BL, position_BP)
         forward(model, rest_BL, cache, mask, position_BL)
@@ -128,7 +128,7 @@ def causal_mask(visible_BP: Tensor, queries: int) -> Tensor:
     return (earlier_NP & visible_BP[:, None]) | (places == places[-queries:, None])
 
 
-def places(visible_BP: Tensor) -> Tensor:
+def positions(visible_BP: Tensor) -> Tensor:
     """Positions of the places of a prompt, (B, P)."""
     return torch.arange(visible_BP.shape[1], device=visible_BP.device).expand_as(visible_BP)
 
@@ -194,7 +194,7 @@ def completion_logits(model: PeftModel, prefilled: Prefilled, rows: Rows) -> Ten
     prompt_BNP = prefilled.visible_BP[:, None].expand(-1, r * t, -1)
     mask = torch.cat([prompt_BNP, own_mask(inputs)], dim=2)
     position_BN = (prefilled.length_B[:, None, None] + places_before(inputs.kept_BRT)).flatten(1)
-    position_BK = torch.cat([places(prefilled.visible_BP), position_BN], dim=1)
+    position_BK = torch.cat([positions(prefilled.visible_BP), position_BN], dim=1)
     output = model.get_base_model()(
         input_ids=inputs.ids_BRT.flatten(1),
         attention_mask=layer_masks(model, mask, position_BN, position_BK),
@@ -216,7 +216,7 @@ def packed_logits(model: PeftModel, prompts: Sequence[tuple[int, ...]], rows: Ro
     mask[:, p:, :p] = visible_BP[:, None]
     mask[:, p:, p:] = own_mask(inputs)
     position_BRT = visible_BP.sum(1)[:, None, None] + places_before(inputs.kept_BRT)
-    position_BK = torch.cat([places(visible_BP), position_BRT.flatten(1)], dim=1)
+    position_BK = torch.cat([positions(visible_BP), position_BRT.flatten(1)], dim=1)
     output = model.get_base_model()(
         input_ids=torch.cat([ids_BP, inputs.ids_BRT.flatten(1)], dim=1),
         attention_mask=layer_masks(model, mask, position_BK, position_BK),
@@ -265,7 +265,7 @@ class Decoding:
         self.length_BR = prefilled.length_B[:, None].repeat(1, rows)
         visible_BRP = prefilled.visible_BP[:, None].expand(-1, rows, -1)
         self.seen_BRK = visible_BRP  # which of the K places in the cache each row reads
-        self.position_BK = places(prefilled.visible_BP)
+        self.position_BK = positions(prefilled.visible_BP)
 
     def feed(self, ids_BRS: Tensor, kept_BRS: Tensor, wanted: int) -> Tensor:
         """Logits behind the last `wanted` of the S new places of every row, (B, R, wanted, V) in fp32."""
