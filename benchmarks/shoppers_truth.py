@@ -70,7 +70,7 @@ def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np
     inputs = load_inputs(config)
     judge = Judge.of(config, inputs.items_IA, None)
     phrases = [phrase for name in inputs.names for phrase in ASPECT_PHRASES[name]]
-    vectors = read_vectors(tastes, column=config.score_column, aspects=inputs.names)
+    vectors = read_vectors(tastes, subjects="users", column=config.score_column, aspects=inputs.names)
     tokenizer = load_tokenizer(inputs.model)
 
     def known_of(users: list[Problem]) -> Known:

@@ -32,7 +32,7 @@ def recommend(config: RecommendConfig) -> runs.Run:
     train_config = read_train_config(config.train)
     subjects = read_subjects(config, train_config)
     run = runs.start_run(config.output, job="recommend", config=config)
-    runs.remove_folder(run.file(RECOMMENDATIONS))
+    runs.remove_parts(run, RECOMMENDATIONS)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu)
     settings = actor_settings(config, train_config, device="cuda" if use_gpu else "cpu")

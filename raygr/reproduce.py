@@ -4,7 +4,6 @@ Stages and train runs lie in the folder `runs`, the comparison and what is drawn
 is skipped, so an interrupted experiment goes on where it stopped.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -55,8 +54,7 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     check_recommenders(config, sources)
     paper = read_paper(config.paper)
     stages = source_stages(config, sources)
-    # how many run at a time changes no result, so an experiment may be gone on with otherwise
-    run = runs.start_run(config.output, job="reproduce", config=dataclasses.replace(config, at_once=1, gpu_share=1.0))
+    run = runs.start_run(config.output, job="reproduce", config=config)
     run_stages(stages)
     plan = experiment_plan(config, sources)
     is_by_width = config.experiment == "figure-3"

@@ -46,7 +46,13 @@ def trained(folder: Path, **changes: Any) -> str:
         write_prepared(folder / "prepare", HISTORIES, items=ITEMS, ratings=RATINGS)
         write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(SCORES_IA)}, ASPECTS)
         users = {f"u{u}": row.tolist() for u, row in enumerate(USERS_UA[:-1])}  # the last one was not scored
-        write_score_run(folder / "users", users, aspects=ASPECTS, cutoffs=dict.fromkeys(users, LENGTH - 3))
+        write_score_run(
+            folder / "users",
+            users,
+            aspects=ASPECTS,
+            cutoffs=dict.fromkeys(users, LENGTH - 3),
+            data=str(folder / "prepare"),
+        )
     output = folder / f"train-{len(list(folder.glob('train-*')))}"
     settings = {"item_scores": str(folder / "s.csv"), "base_width": 8, "max_history": WINDOW} | changes
     config = TrainConfig(output=str(output), data=data, **settings)

@@ -20,7 +20,7 @@ from raygr.figures import share_chart
 from raygr.report import markdown, report, run_command
 from raygr.report_scores import mean_ranks, read_reference, spearman
 from raygr.report_tuning import LOSS_PARTS, read_evaluations, read_lines, step_curve, tuning_charts, tuning_section
-from raygr.runs import RunError, finish_run, start_run, write_json, write_table, write_text
+from raygr.runs import Run, RunError, finish_run, write_json, write_table, write_text
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
 
 ASPECTS = ["tension level", "pace", "dead | aspect"]
@@ -30,7 +30,7 @@ EXTERNAL = re.compile(r"""\b(?:src|srcset|href|action|data)\s*=\s*["']?\s*(?:htt
 
 def finished(path: Path, job: str, config: dict, *, counts: dict | None = None) -> str:
     """Writes the run.json of a run whose files are there already."""
-    finish_run(start_run(str(path), job=job, config=config), inputs=[], counts=counts or {})
+    finish_run(Run(str(path), job, config, started=0.0), inputs=[], counts=counts or {})
     return str(path)
 
 

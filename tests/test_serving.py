@@ -221,7 +221,7 @@ def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):
     found = export(ExportConfig(output=str(tmp_path / "export"), train=run))
     expected = np.load(found.file("item_vectors.npy"))
     for name in ("item_vectors.parquet", "item_vectors.npy"):
-        vectors = read_vectors(found.file(name), column="expected", aspects=None)
+        vectors = read_vectors(found.file(name), subjects="items", column="expected", aspects=None)
         assert vectors.ids_S.tolist() == [f"i{i}" for i in range(1, ITEMS + 1)]
         np.testing.assert_array_equal(vectors.values_SA.astype(np.float32), expected)
 

@@ -22,6 +22,7 @@ def toy(tmp_path: Path) -> Path:
 
 def ended(config: SweepConfig, validations: list[float | None], tests: list[float]) -> list[Ended]:
     """A trial per point; its train run reached that validation NDCG@10, and did not end where that is None."""
+    runs.start_run(config.output, job="sweep", config=config)
     trials = []
     for number, (point, best) in enumerate(zip(search_points(config), validations, strict=True)):
         path = f"{config.output}/trials/{number}"
