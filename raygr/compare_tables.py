@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raygr.evaluation import METRICS, metric_name
-from raygr.gain_words import gain_text, mark_notes
+from raygr.gain_words import gain_text, mark_notes, table_notes
 from raygr.runs import RunError, join, read_json
 from raygr.schema import COMPARISON
 
@@ -109,7 +109,7 @@ def markdown_table(comparison: Mapping[str, Any]) -> str:
             parts.append(improvement_table(pairs))
         parts.append(cold_table(comparison, ranked, ranking))
     parts.append(list_table(arms))
-    notes = [note.replace("*", "\\*") + "\n" for note in mark_notes(comparison)]
+    notes = [note.replace("*", "\\*") + "\n" for note in table_notes(comparison)]
     said = [text + "\n" for text in comparison["remarks"]]
     return "\n".join([*said, *filter(None, parts), *notes, *stamp_lines(comparison)])
 

@@ -58,9 +58,14 @@ def mark_notes(comparison: Mapping[str, Any]) -> list[str]:
             f"{ONE_RUN} one run: users only. What another training would give is not in the interval, so there is no "
             "p-value; two runs or more per arm, with seeds of their own, say something of it."
         )
-    if any(arm["is_reference"] for arm in arms):
-        notes.append("Popularity ranks by train interactions; chance is the mean over all orders of the candidates.")
     return notes
+
+
+def table_notes(comparison: Mapping[str, Any]) -> list[str]:
+    """Those of the marks, and what popularity and chance are where they are shown."""
+    is_there = any(arm["is_reference"] for arm in comparison["arms"].values())
+    text = "Popularity ranks by train interactions; chance is the mean over all orders of the candidates."
+    return mark_notes(comparison) + ([text] if is_there else [])
 
 
 def remarks(comparison: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from raygr.aspects.quality import DEAD_SHARE, DEAD_SPREAD
 from raygr.compare_tables import LIST_FIGURES, ranking_names, unlike_fields
 from raygr.evaluation import METRICS, metric_name
 from raygr.figures import Interval, agreement_chart, gain_chart, profile_chart, share_chart
-from raygr.gain_words import gain_mark, gain_parts, mark_notes
+from raygr.gain_words import gain_mark, gain_parts, table_notes
 from raygr.report_scores import Agreement, ScoreMatrix
 
 NOTHING = "–"
@@ -66,7 +66,7 @@ def comparison_section(comparison: Mapping[str, Any]) -> Section:
         "over runs where there are two or more."
     )
     charts = comparison_charts(arms, rankings[0], comparison["primary_metric"])
-    return Section("Comparison", " ".join([text, *mark_notes(comparison)]), tables, charts, comparison["remarks"])
+    return Section("Comparison", " ".join([text, *table_notes(comparison)]), tables, charts, comparison["remarks"])
 
 
 def base_words(arms: Mapping[str, Any]) -> str:

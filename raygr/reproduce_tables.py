@@ -26,7 +26,7 @@ from raygr.compare_tables import (
 from raygr.config import ConfigError
 from raygr.config_reproduce import ReproduceConfig
 from raygr.evaluation import METRICS, metric_name
-from raygr.gain_words import gain_mark, gain_text, mark_notes
+from raygr.gain_words import gain_mark, gain_text, mark_notes, table_notes
 from raygr.reproduce_arms import Arm, Plan, Sources, candidate_sets, compared_arms, points_of, trainings_of
 from raygr.reproduce_costs import ScoringCost
 
@@ -121,7 +121,7 @@ def markdown_text(experiment: Experiment) -> str:
     if experiment.costs:
         parts.append(cost_table(experiment))
     parts += [f"{text}\n" for text in comparison["remarks"]]
-    notes = " ".join(note.replace("*", "\\*") for note in mark_notes(comparison))
+    notes = " ".join(note.replace("*", "\\*") for note in table_notes(comparison))
     parts.append(
         "Gains are of unrounded means, with 95% intervals over users and runs. Each run's own gains, cold-start "
         f"targets and lists: comparison/table.md. {notes}\n"

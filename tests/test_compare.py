@@ -18,6 +18,7 @@ from toy_data import LISTS, write_prepared
 from raygr import runs
 from raygr.compare import compare
 from raygr.compare_references import catalogue_ranks
+from raygr.compare_tables import read_comparison
 from raygr.config import ConfigError, TrainConfig
 from raygr.config_results import CompareConfig
 from raygr.evaluation import full_ranks
@@ -322,7 +323,27 @@ def test_an_arm_next_to_chance_is_said_in_words(tmp_path: Path, caplog: pytest.L
 def test_data_that_is_gone_leaves_popularity_out_and_says_so(two_arms: CompareConfig):
     found = compared(two_arms)
     assert list(found["arms"]) == ["base", "refined"]
-    assert found["remarks"] == ["Popularity and chance are left out beside “base”: prepare is not there any more."]
+    [text] = found["remarks"]
+    assert text.startswith("Popularity and chance are left out beside “base”: ")
+    assert text.endswith("prepare is not there any more.")
+
+
+def test_data_that_has_changed_leaves_popularity_out(tmp_path: Path):
+    run = on_data(tmp_path, "base", [1, 2, 3, 4])
+    record = tmp_path / "data/run.json"
+    record.write_text(record.read_text().replace("leave_one_out", "temporal"))
+    found = compared(settings(tmp_path, base=[run]))
+    assert list(found["arms"]) == ["base"] and "other content" in found["remarks"][0]
+
+
+def test_a_comparison_of_an_earlier_version_is_not_shown_as_one_of_this(two_arms: CompareConfig):
+    run = compare(two_arms)
+    found = runs.read_json(run.file("comparison.json"))
+    assert read_comparison(run.path) == found
+    del found["primary_metric"]
+    runs.write_json(found, run.file("comparison.json"))
+    with pytest.raises(runs.RunError, match="compared by an earlier version"):
+        read_comparison(run.path)
 
 
 def test_arms_called_like_the_references_are_refused(tmp_path: Path):

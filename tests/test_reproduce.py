@@ -342,7 +342,7 @@ def test_further_arms_stand_beside_the_papers_and_beside_their_twins(tmp_path: P
     assert {"MRR", "refined", "no users", "shuffled, no users"} <= rows.keys()
     assert rows["MRR"].count("+33.3%") == 1  # of the refined arm alone
     assert rows["no users"].count("+33.3% [") == 2 and "| shuffled, no users | +33.3% [" in rows["no users"]
-    assert "+0.0% [" in rows["shuffled, no users"] and "+33.3%" not in rows["shuffled, no users"]
+    assert "| the same for every user |" in rows["shuffled, no users"] and "+33.3%" not in rows["shuffled, no users"]
 
 
 def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -446,6 +446,7 @@ def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().out.strip() == shown.output
     text = Path(shown.output, "table-3.md").read_text(encoding="utf-8")
     assert text.count("| SASRec | MRR | 0.") == 1 and "## One protocol" not in text
+    assert "| full | popularity | 0." in text and "| full | chance | 0." in text and "° one run: users only" in text
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/train/*/run.json")}
     assert len(before) == 2
     flags += ["--set", f"output={tmp_path}/figure-6", "--set", "guided_weights=[1]"]
