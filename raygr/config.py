@@ -7,13 +7,13 @@ An unknown name, a wrong type or a value out of range is refused with the field'
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import fsspec
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
@@ -22,6 +22,11 @@ STRICT = ConfigDict(extra="forbid")
 
 class ConfigError(Exception):
     """A configuration that was refused, with the file and the field."""
+
+
+def off_for_false(value: object) -> object:
+    """For a field that takes "off": YAML 1.1 reads a bare off as false."""
+    return "off" if value is False else value
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -70,6 +75,29 @@ class SimulateConfig:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class RequestConfig:
+    """How `raygr score --export-prompts` writes its requests to a batch service."""
+
+    format: Literal["openai", "mistral", "anthropic", "gemini"] = "openai"
+    """Layout of a line; vLLM's run-batch and most services take openai's."""
+    model: str | None = None
+    """The service's name of the LLM; null is `answered_by`."""
+    url: str = "/v1/chat/completions"
+    """openai only."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Of an answer; null is twice the bare answer lines. An LLM that reasons needs more."""
+    token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """openai only: the field that says it; older servers know max_tokens alone."""
+    send_temperature: bool = True
+    """Off leaves the temperature to the service: some LLMs refuse any."""
+    body: Mapping[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, such as {reasoning_effort: low}; they win over raygr's own."""
+    requests_per_file: int = Field(default=50_000, ge=1)
+    megabytes_per_file: float = Field(default=100, gt=0)
+    """Beyond either, the rest goes into further files."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ScoreConfig:
     """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
 
@@ -88,6 +116,8 @@ class ScoreConfig:
     answered_by: str | None = None
     """Name of another LLM that answers through --export-prompts and --import-answers; `model` then only counts
     tokens. Needs mode generate, structured false."""
+    requests: RequestConfig = Field(default_factory=RequestConfig)
+    """Of --export-prompts."""
     mode: Literal["probe", "generate"] = "probe"
     structured: bool = True
     """`generate` only: force the format (true), or the paper's free text and extraction (false)."""
@@ -99,6 +129,9 @@ class ScoreConfig:
     """Score the first so many subjects only; null scores all."""
     store: str | None = None
     """Score store shared by runs; null keeps it inside the output folder."""
+    retry_failed: bool = False
+    """Ask again for answers of which not every rating was read; a better answer replaces them. Answers that are no
+    numbers (NaN) and prompts that the engine refused are asked again in any case."""
     actors: int = Field(default=1, ge=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs of each actor, where the cluster has any."""
@@ -218,7 +251,7 @@ class TrainConfig:
     add_map: Literal["levels", "linear"] = "levels"
     linear_map: bool = False
     """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
-    user_side: Literal["add", "concat", "off"] = "add"
+    user_side: Annotated[Literal["add", "concat", "off"], BeforeValidator(off_for_false)] = "add"
     user_guided_train: Literal["all", "after_prompt"] = "all"
     """Positions that see the user's vector in training: all (the paper), or those after the prompt only."""
     train_user_guided: bool = False
@@ -313,21 +346,30 @@ Config = TypeVar("Config")
 
 def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> Config:
     """The job's configuration from a YAML file with `name=value` overrides on top."""
+    values = read_yaml(file) if file else {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: settings are name: value, found a list")
     try:
-        values = OmegaConf.create(read_yaml(file) if file else {})
-        merged = OmegaConf.merge(values, OmegaConf.from_dotlist(overrides))
+        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(overrides))
         settings = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{file or '--set'}: {error}") from error
-    return check_config(kind, settings, source=file or "the command line")
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{' '.join([file or '', *overrides]).strip()}: {error}") from error
+    by_hand = {one.partition("=")[0].split(".")[0] for one in overrides}
+    return check_config(kind, settings, source=file or "the command line", by_hand=by_hand if file else ())
 
 
-def check_config(kind: type[Config], settings: object, *, source: str) -> Config:
-    """`settings` as a checked `kind`; ConfigError names the source and every field that is wrong."""
+def check_config(kind: type[Config], settings: object, *, source: str, by_hand: Collection[str] = ()) -> Config:
+    """`settings` as a checked `kind`; ConfigError names the source and every field that is wrong.
+
+    Fields named in `by_hand` come from --set, and not from the source.
+    """
     try:
         return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        problems = []
+        for one in error.errors():
+            origin = " (of --set)" if set(one["loc"][:1]) & set(by_hand) else ""
+            problems.append(f"  {'.'.join(map(str, one['loc'])) or 'file'}{origin}: {one['msg']}")
         fields = ", ".join(f.name for f in dataclasses.fields(kind))
         text = "\n".join(problems)
         raise ConfigError(f"{source} is no valid {kind.__name__}:\n{text}\nfields are: {fields}") from None

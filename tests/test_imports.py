@@ -17,7 +17,7 @@ ALLOWED = {
     "config_reproduce": {"config"},
     "runs": set(),
     "cluster": {"config"},
-    "workers": {"config", "runs"},
+    "workers": {"config", "runs", "cluster"},
     "data": {"schema", "config", "runs", "cluster"},
     "aspects": {"schema", "config", "config_results", "runs", "cluster"},
     "embeddings": {"schema", "config", "runs"},
