@@ -134,7 +134,7 @@ class ScoreConfig:
     numbers (NaN) and prompts that the engine refused are asked again in any case."""
     actors: int = Field(default=1, ge=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs of each actor, where the cluster has any."""
+    """GPUs of each actor, all on one node; more than one needs a cluster that has them."""
     batch_size: int = Field(default=64, ge=1)
     """Subjects per engine call and per store file."""
     engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
@@ -222,7 +222,7 @@ class FinetuneConfig:
     """Steps between two evaluations of the held-out users; null is once per epoch."""
     workers: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    """torch threads of a worker; null shares the machine's cores among the workers."""
+    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
     use_gpu: bool | None = None
     """null: a GPU per worker where the cluster has one."""
     seed: int = 0
@@ -310,7 +310,7 @@ class TrainConfig:
     learning_rate: float = Field(default=1e-3, gt=0)
     workers: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    """torch threads of a worker; null shares the machine's cores among the workers."""
+    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
     use_gpu: bool | None = None
     """null: a GPU per worker where the cluster has one."""
 

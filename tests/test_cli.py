@@ -9,6 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 
 from raygr import cli
 from raygr.config import ConfigError
+from raygr.recommenders import train
 from raygr.runs import RunError
 
 
@@ -44,12 +45,12 @@ TRACEBACK = "ray::Engine.__init__()\n  File engine.py, line 1\n    raise\nKeyErr
         (TypeError("a\n" * 2000), "TypeError: a a", 1),
     ],
 )
-def test_an_error_is_one_message_whatever_ray_wraps_around_it(monkeypatch, capsys, error, message, code):
+def test_an_error_is_one_message_whatever_ray_wraps_around_it(monkeypatch, capsys, tmp_path, error, message, code):
     def fail(config):
         raise error
 
-    monkeypatch.setattr(cli, "run_stage", fail)
-    command = ["train", "--set", "output=o", "--set", "data=d"]
+    monkeypatch.setattr(train, "train", fail)
+    command = ["train", "--set", f"output={tmp_path}/o", "--set", f"data={tmp_path}/d"]
     assert cli.main(command) == code
     said = capsys.readouterr().err
     assert said.startswith(f"raygr train: {message}") and "Traceback" not in said
@@ -59,12 +60,12 @@ def test_an_error_is_one_message_whatever_ray_wraps_around_it(monkeypatch, capsy
     assert "Traceback (most recent call last)" in shown and shown.endswith(said)
 
 
-def test_an_interrupted_stage_says_so_in_one_line(monkeypatch, capsys):
+def test_an_interrupted_stage_says_so_in_one_line(monkeypatch, capsys, tmp_path):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_stage", interrupt)
-    assert cli.main(["train", "--set", "output=o", "--set", "data=d"]) == 130
+    monkeypatch.setattr(train, "train", interrupt)
+    assert cli.main(["train", "--set", f"output={tmp_path}/o", "--set", f"data={tmp_path}/d"]) == 130
     assert capsys.readouterr().err == "raygr train: interrupted; the same command goes on from here\n"
 
 

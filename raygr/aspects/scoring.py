@@ -33,7 +33,7 @@ from raygr.aspects.quality import log_quality, score_quality
 from raygr.aspects.store import REFUSED_BY_ENGINE, ScoreStore
 from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
 from raygr.cluster import Node, cluster_nodes, connect
-from raygr.config import ConfigError, ScoreConfig
+from raygr.config import ConfigError, RequestConfig, ScoreConfig
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,9 @@ def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     if not (config.answered_by or asking.store.known()):
         require_vllm()
     read = [path for path in (config.data, config.aspects, config.adapter) if path]
-    run = runs.start_run(config.output, job="score", config=config, inputs=read)
+    # how prompts are exported, and whether failures are asked again, may change from one attempt to the next
+    settled = dataclasses.replace(config, requests=RequestConfig(), retry_failed=False)
+    run = runs.start_run(config.output, job="score", config=settled, inputs=read)
     connect()
     on_gpu = gpus_of_cluster() > 0
     if not config.answered_by:
@@ -255,8 +257,9 @@ def check_room(config: ScoreConfig, nodes: Sequence[Node], *, on_gpu: bool) -> N
         raise ConfigError(f"tensor_parallel_size: {each} GPUs for each actor, Ray has none: set it to 1")
     if on_gpu and sum(int(node.gpus) // each for node in nodes) < config.actors:
         has = " + ".join(f"{node.gpus:.0f}" for node in nodes if node.gpus)
+        name = "tensor_parallel_size" if each > 1 else "actors"
         raise ConfigError(
-            f"tensor_parallel_size: {config.actors} actors of {each} GPUs, each on one node, need "
+            f"{name}: {config.actors} actors of {each} GPUs, each on one node, need "
             f"{config.actors * each} GPUs, Ray has {has}: set actors or tensor_parallel_size lower"
         )
 
