@@ -45,7 +45,8 @@ class Estimate(NamedTuple):
 def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
     """Prompts that the store lacks. The store knows none of an adapter that is yet to be tuned."""
     settings = prompt_settings(config)
-    known = way_of_asking(config, exchanges=False).store.hashes() if adapter_is_known else set()
+    store = way_of_asking(config, exchanges=False).store if adapter_is_known else None
+    known = store.known(retry_failed=config.retry_failed) if store else set()
     encoder = encoder_of(settings)
     subjects = subjects_of(config.data, config.subjects, config.max_subjects)
     if runs.exists(runs.join(config.output, PROMPTS_DONE)):

@@ -20,7 +20,7 @@ ALLOWED = {
     "config_reproduce": {"config"},
     "runs": {"files", "locks", "records"},
     "cluster": {"config"},
-    "workers": {"config", "runs"},
+    "workers": {"config", "runs", "cluster"},
     "data": {"schema", "config", "runs", "cluster"},
     "aspects": {"schema", "config", "config_results", "runs", "cluster", "embeddings"},
     "embeddings": {"schema", "config", "runs"},
