@@ -61,6 +61,7 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
     if stage == "score":
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (JSON lines) and stop")
+        exchange.add_argument("--show-prompts", metavar="N", type=int, help="print the first N prompts whole and stop")
         exchange.add_argument(
             "--import-answers", metavar="FILE", nargs="+", help="answers to them, before the rest is scored"
         )
@@ -83,8 +84,9 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
             print(recommend_or_explain(parsed))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
-            is_exchange = isinstance(config, ScoreConfig) and (parsed.export_prompts or parsed.import_answers)
-            print(exchange(config, parsed) if is_exchange else run_alone(stage, config, force=parsed.force))
+            print(
+                exchange(config, parsed) if exchanges(stage, parsed) else run_alone(stage, config, force=parsed.force)
+            )
     except KeyboardInterrupt:
         return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
     except Exception as error:
@@ -124,8 +126,17 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
     return file, [f"experiment={parsed.experiment}", *parsed.set]
 
 
+def exchanges(stage: str, parsed: argparse.Namespace) -> bool:
+    return stage == "score" and bool(parsed.show_prompts or parsed.export_prompts or parsed.import_answers)
+
+
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
-    """Prompts for another LLM, or its answers; the paths that were written."""
+    """Prompts for another LLM, or its answers; the paths that were written. With --show-prompts the prompts."""
+    if parsed.show_prompts:
+        from raygr.aspects.asking import prompt_settings
+        from raygr.aspects.chosen_subjects import show_prompts
+
+        return show_prompts(config.data, prompt_settings(config), parsed.show_prompts)
     from raygr.aspects.scoring import export_prompts, score
 
     if parsed.force:

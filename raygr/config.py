@@ -155,6 +155,7 @@ class ScoreConfig:
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
+    """The only thing that cuts a subject's text; what it cuts is counted in `run.json` and warned of."""
     max_subjects: int | None = Field(default=None, ge=1)
     """Score the first so many subjects only; null scores all."""
     store: Place | None = None

@@ -14,7 +14,7 @@ from toy_data import walks, write_prepared
 
 from raygr.aspects import engine, scoring
 from raygr.aspects.answers import RatingTokens
-from raygr.aspects.engine import EngineSettings, ScoringEngine
+from raygr.aspects.engine import EngineSettings, ScoringEngine, TokenCounts, request_seed
 from raygr.aspects.merging import Merged
 from raygr.aspects.store import ScoreStore
 from raygr.cluster import Node
@@ -117,9 +117,25 @@ def test_free_text_is_asked_without_a_format_and_read_by_the_rules(vllm, tmp_pat
     assert row["expected"] == [pytest.approx(0.25 * 1 + 0.5 * 7 + 0.25 * 10), None]
     (prompt, sampling), (follow_up, one_more) = asked
     assert (prompt, sampling.structured_outputs, sampling.detokenize) == ("Rate it.", None, True)
-    assert (sampling.temperature, sampling.seed, sampling.max_tokens) == (0.7, 3, 40)
+    assert (sampling.temperature, sampling.seed, sampling.max_tokens) == (0.7, request_seed(3, PROMPT), 40)
     # asked for P('0' | '1') with everything before the 7
     assert (follow_up, one_more.max_tokens) == ("Rate it.Sure! Wit: 11 of them.\nPace: I say 1", 1)
+
+
+@pytest.mark.parametrize("mode", ["generate", "generate-free"])
+def test_every_prompt_draws_for_itself_whatever_its_batch_and_place(vllm, tmp_path, mode):
+    """One seed for all requests gave every subject the same draw."""
+
+    def seeds(prompts: list[str], seed: int = 3) -> dict[str, int]:
+        engine = ScoringEngine(engine_settings(mode=mode, seed=seed), ScoreStore(str(tmp_path)))
+        engine.generate([[ord(character) for character in prompt] for prompt in prompts], TokenCounts())
+        return {prompt: sampling.seed for prompt, sampling in engine.llm.asked}
+
+    together = seeds(["Heat", "Alien", "Glory"])
+    assert len(set(together.values())) == 3
+    assert seeds(["Glory", "Heat"]) == {"Glory": together["Glory"], "Heat": together["Heat"]}
+    assert set(seeds(["Heat", "Alien", "Glory"], seed=4).values()).isdisjoint(together.values())
+    assert all(0 <= seed < 2**32 for seed in together.values())
 
 
 def test_free_text_without_a_rating_asks_nothing_more(vllm, tmp_path):

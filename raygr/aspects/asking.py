@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from raygr import runs
 from raygr.aspects.adapters import adapter_folder, adapter_rank, check_adapter, check_learned
 from raygr.aspects.aspects import AspectSet, load_aspects
-from raygr.aspects.engine import BLOCK_SIZE, CPU_DTYPE, LOGPROBS_MODE
+from raygr.aspects.engine import CPU_DTYPE, LOGPROBS_MODE
 from raygr.aspects.prompts import prompt_sha256
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.store import ScoreStore, store_key
@@ -53,7 +53,6 @@ def prompt_settings(config: ScoreConfig) -> PromptSettings:
         aspects=load_aspects(config.aspects),
         subjects=config.subjects,
         max_prompt_tokens=config.max_prompt_tokens,
-        block_size=config.engine_kwargs.get("block_size", BLOCK_SIZE) if config.mode == "probe" else 1,
         item_rating=config.item_rating,
         best_rating=prepared["config"]["rating_range"][1],
     )

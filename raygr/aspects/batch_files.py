@@ -126,7 +126,7 @@ def user_message(row: dict[str, Any], settings: PromptSettings) -> str:
     encoder = encoder_of(settings)
     subject_ids = row["prompt_ids"][row["shared_tokens"] : len(row["prompt_ids"]) - len(encoder.closing)]
     text = encoder.tokenizer.decode(subject_ids, clean_up_tokenization_spaces=False)
-    return user_lead_in(settings.aspects, settings.subjects) + text
+    return user_lead_in(settings.aspects, settings.subjects) + "\n" + text
 
 
 def import_answers(

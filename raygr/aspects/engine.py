@@ -4,7 +4,9 @@ A plain class for `Dataset.map_batches`: the model is loaded in `__init__`, `__c
 of PROMPT columns, scores it, writes one file of the score store and returns the counters of the batch.
 
 probe     The subject's prefix (system prompt, subject, assistant header) is prefilled once; a short
-          tail per aspect (`tension level: `) asks for the rating. Where `10` is two tokens the engine
+          tail per aspect (`tension level: `) asks for the rating. The cache holds whole blocks, so what
+          fills none at the prefix's end is computed again with each tail: filling it up with blanks
+          or line breaks moves ratings, cutting it off loses text. Where `10` is two tokens the engine
           is made to answer `1`, so that one more decoding step shows P('0' | '1') and `10` is exact.
 generate  One completion per subject, free or forced into the format, with the log-probabilities of
           the ratings at every position; where `10` is two tokens, a follow-up asks for P('0' | '1').
@@ -14,6 +16,7 @@ actor), except with `tensor_parallel_size` above one.
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import logging
 import time
@@ -26,12 +29,13 @@ from raygr.aspects.adapters import adapter_rank, copied_adapter
 from raygr.aspects.answers import RatingTokens, token_ends
 from raygr.aspects.merging import Merged, merged_model
 from raygr.aspects.parsing import ParsedRatings, rating_probabilities, read_completion
+from raygr.aspects.prompts import prompt_sha256
 from raygr.aspects.store import REFUSED_BY_ENGINE, ScoreStore, StoredScore
 from raygr.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
-BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block
+BLOCK_SIZE = 32  # tokens, the smallest that vLLM's CPU kernels take; tails compute again what fills no block
 LOGPROBS_MODE = "raw_logprobs"  # before the masks that force an answer
 CPU_DTYPE = "float32"  # faster than bfloat16 on processors without AMX
 SMALLEST_MOVE = 1e-6  # of a log-probability by an adapter, against the bare model in the same engine
@@ -192,14 +196,17 @@ class ScoringEngine:
             from vllm.sampling_params import StructuredOutputsParams
 
             structured = StructuredOutputsParams(regex=self.settings.answer_regex)
-        sampling = self.sampling(
-            max_tokens=self.settings.max_completion_tokens,
-            logprob_token_ids=self.rating_ids,
-            structured_outputs=structured,
-            temperature=self.settings.temperature,
-            seed=self.settings.seed,
-        )
-        outputs = self.run(prompts, [sampling] * len(prompts))
+        sampling = [
+            self.sampling(
+                max_tokens=self.settings.max_completion_tokens,
+                logprob_token_ids=self.rating_ids,
+                structured_outputs=structured,
+                temperature=self.settings.temperature,
+                seed=request_seed(self.settings.seed, prompt),
+            )
+            for prompt in prompts
+        ]
+        outputs = self.run(prompts, sampling)
         counts.add(outputs)
         parsed = [
             read_completion(o.outputs[0].text, self.settings.names, is_cut=o.outputs[0].finish_reason == "length")
@@ -279,6 +286,12 @@ def require_vllm() -> None:
             "model: scoring needs vLLM: pip install 'raygr[gpu]', on a machine without a GPU 'raygr[cpu]' "
             "(README, Installation), or let another LLM answer (answered_by)"
         )
+
+
+def request_seed(seed: int, prompt: Sequence[int]) -> int:
+    """The seed that a prompt is answered with, below 2**32: its own, whatever batch, order and actor it falls to."""
+    digest = hashlib.sha256(f"{seed} {prompt_sha256(prompt)}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 def check_prompt(settings: EngineSettings) -> list[int]:

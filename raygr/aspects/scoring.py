@@ -13,9 +13,8 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
@@ -29,9 +28,10 @@ from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, store_of, way_of_asking
 from raygr.aspects.aspects import AspectSet
 from raygr.aspects.batch_files import Request, import_answers, numbered, write_requests
 from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environment, require_vllm
+from raygr.aspects.prompt_checks import CHECKED_COLUMNS, check_prompts
 from raygr.aspects.quality import log_quality, score_quality
 from raygr.aspects.store import REFUSED_BY_ENGINE, ScoreStore
-from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
+from raygr.aspects.subjects import PROMPT_SCHEMA, PromptSettings, encoder_of, item_prompts, user_prompt
 from raygr.cluster import Node, cluster_nodes, connect
 from raygr.config import ConfigError, ScoreConfig
 
@@ -52,7 +52,7 @@ class ScoringTotals:
 
 
 class Scoring(NamedTuple):
-    """One score run under way; from `aspects` on as in asking.py."""
+    """One score run under way; from `aspects` to `store` as in asking.py."""
 
     run: runs.Run
     config: ScoreConfig
@@ -61,6 +61,7 @@ class Scoring(NamedTuple):
     mode: str
     adapter: str | None
     store: ScoreStore
+    prompt_counts: dict[str, Any]
 
 
 def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
@@ -81,7 +82,7 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
     log_quality(quality)
     counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
-    counts |= {"prompts": prompt_counts(run)} | ({"answers": filed} if filed else {})
+    counts |= {"prompts": scoring.prompt_counts} | ({"answers": filed} if filed else {})
     inputs = [config.data, config.aspects, config.adapter, config.model, *answers]
     runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
     return run
@@ -130,14 +131,14 @@ def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     if not config.answered_by:
         check_room(config, cluster_nodes(), on_gpu=on_gpu)
     asking = asking._replace(store=store_of(config, asking.settings.model, asking.adapter, asking.mode, on_gpu=on_gpu))
-    write_prompts(run, config, asking.settings)
-    return Scoring(run, config, *asking)
+    return Scoring(run, config, *asking, write_prompts(run, config, asking.settings))
 
 
-def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> None:
-    """Fills prompts/, unless an earlier attempt did."""
-    if runs.exists(run.file(PROMPTS_DONE)):
-        return
+def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> dict[str, Any]:
+    """Fills and checks prompts/, unless an earlier attempt did; the counts of `check_prompts`."""
+    done = runs.read_json(run.file(PROMPTS_DONE)) if runs.exists(run.file(PROMPTS_DONE)) else {}
+    if "cut_tokens_share" in done:  # those of earlier versions were cut without a word: they are made anew
+        return done
     runs.remove_parts(run, PROMPTS)
     if config.subjects == "items":
         dataset = read_parquet(runs.join(config.data, schema.ITEMS))
@@ -150,8 +151,19 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
         prompts = user_prompts(config, settings)
     filesystem, folder = runs.arrow_filesystem(run.file(PROMPTS))
     prompts.write_parquet(folder, filesystem=filesystem)
-    asked = runs.read_table(run.file(PROMPTS), columns=["subject_id"]) if runs.exists(run.file(PROMPTS)) else ()
-    runs.write_json({"prompts": len(asked)}, run.file(PROMPTS_DONE))
+    try:
+        counts = check_prompts(checked_columns(run), data=config.data, settings=settings)
+    except ConfigError:
+        runs.remove_parts(run, PROMPTS)
+        raise
+    runs.write_json(counts, run.file(PROMPTS_DONE))
+    return counts
+
+
+def checked_columns(run: runs.Run) -> pa.Table:
+    if not runs.exists(run.file(PROMPTS)):  # Ray writes no folder where there is no subject
+        return PROMPT_SCHEMA.empty_table()
+    return runs.read_table(run.file(PROMPTS), CHECKED_COLUMNS)
 
 
 def read_parquet(path: str) -> ray.data.Dataset:
@@ -361,12 +373,6 @@ def check_any_answer(scores: pa.Table) -> None:
     """RunError where the engine refused every prompt, which is no fault of a prompt."""
     if len(scores) and set(scores["reason"].to_pylist()) == {REFUSED_BY_ENGINE}:
         raise runs.RunError(f"the engine refused every prompt: {scores['completion'][0]}")
-
-
-def prompt_counts(run: runs.Run) -> dict[str, float]:
-    tokens = runs.read_table(run.file(PROMPTS), columns=["prompt_tokens"])
-    lengths = tokens["prompt_tokens"].to_numpy()
-    return {"count": len(lengths), "mean_tokens": float(np.mean(lengths)), "max_tokens": int(lengths.max())}
 
 
 def speed(totals: ScoringTotals) -> dict[str, float | None]:
