@@ -84,9 +84,7 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
             print(recommend_or_explain(parsed))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
-            print(
-                exchange(config, parsed) if exchanges(stage, parsed) else run_alone(stage, config, force=parsed.force)
-            )
+            print(exchange(config, parsed) if exchanges(parsed) else run_alone(stage, config, force=parsed.force))
     except KeyboardInterrupt:
         return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
     except Exception as error:
@@ -126,8 +124,10 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
     return file, [f"experiment={parsed.experiment}", *parsed.set]
 
 
-def exchanges(stage: str, parsed: argparse.Namespace) -> bool:
-    return stage == "score" and bool(parsed.show_prompts or parsed.export_prompts or parsed.import_answers)
+def exchanges(parsed: argparse.Namespace) -> bool:
+    """Whether the prompts of `score` are shown or written, or another LLM's answers read; its flags alone say so."""
+    flags = ("show_prompts", "export_prompts", "import_answers")
+    return any(vars(parsed).get(flag) for flag in flags)
 
 
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
