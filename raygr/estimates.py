@@ -42,7 +42,8 @@ class Estimate(NamedTuple):
 def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
     """Prompts that the store lacks. The store knows none of an adapter that is yet to be tuned."""
     settings = prompt_settings(config)
-    known = way_of_asking(config, exchanges=False).store.hashes() if adapter_is_known else set()
+    store = way_of_asking(config, exchanges=False).store if adapter_is_known else None
+    known = store.known(retry_failed=config.retry_failed) if store else set()
     encoder = encoder_of(settings)
     subjects = subjects_of(config.data, config.subjects, config.max_subjects)
     if runs.exists(runs.join(config.output, PROMPTS_DONE)):
@@ -100,7 +101,7 @@ def finetune_estimate(config: FinetuneConfig) -> Estimate:
     check_settings(config)
     prepared = runs.read_run(config.data, job="prepare")
     settings = settings_of(config, load_aspects(config.aspects), best_rating=prepared["config"]["rating_range"][1])
-    histories = cut_histories(read_interactions(config.data), keep_out=config.keep_out)
+    histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
     chosen = choose_users(config, histories)
     users = np.concatenate([chosen.train, chosen.held_out])
     drawn = draw(users)
