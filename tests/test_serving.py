@@ -194,7 +194,9 @@ def test_wrong_histories_are_named_with_file_and_row(run: str, tmp_path: Path):
         ('{"history_id": "a", "item_ids": ["i3"]}\n{"history_id": "b", "item_ids": []}\n', "history in row 2 is empty"),
         ('{"history_id": "a", "item_ids": ["i3", "zz"]}\n', "no item zz"),
         ('{"history_id": "a", "items": ["i3"]}\n', "no column item_ids; it has history_id, items"),
-        ('{"history_id": 7, "item_ids": ["i3"]}\n', "history_id is int64, not string .*quotes"),
+        ('{"history_id": 7.5, "item_ids": ["i3"]}\n', "history_id: row 1 has no id.*text or whole numbers"),
+        ('{"history_id": "a", "item_ids": ["i3", true]}\n', "item_ids: row 1 has no id"),
+        ('{"history_id": "a", "item_ids": ["i3"]}\n{"history_id": "a", "item_ids": ["i4"]}\n', "a is there more than"),
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"h\.jsonl: .*{message}"):
@@ -233,10 +235,10 @@ def test_an_actor_writes_one_part_per_batch_and_the_same_one_again(run: str, rec
     actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
     subjects = read_subjects(config, train_config)
     for first, last in ((0, 10), (10, USERS), (10, USERS)):
-        assert actor(subjects.slice(first, last - first))["recommended"].tolist() == [3 * (last - first)]
+        assert actor(subjects.slice(first, last - first))["subjects"].tolist() == [last - first]
     assert sorted(path.name for path in (tmp_path / "recommendations").iterdir()) == [
-        "part-000000000.parquet",
-        "part-000000010.parquet",
+        "part-000000000-000000009.parquet",
+        "part-000000010-000000013.parquet",
     ]
     table = runs.read_table(str(tmp_path / "recommendations"))
     guided = load_recommender(run, list_scores=scores)
@@ -281,4 +283,4 @@ def test_the_stage_writes_a_part_per_batch(run: str, recommender: Recommender, t
     rows = [(row["subject_id"], row["rank"], row["item_id"]) for row in table.to_pylist()]
     assert rows == expected
     counts = runs.read_run(found.path, job="recommend")["counts"]
-    assert counts == {"subjects": USERS, "recommendations": USERS * 3}
+    assert counts == {"subjects": USERS, "with_list": USERS, "recommendations": USERS * 3}

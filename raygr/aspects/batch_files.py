@@ -6,7 +6,6 @@ of parsing.py. A service gives no probabilities, so the expected rating is the r
 """
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,11 +17,12 @@ from raygr.aspects.parsing import parse_ratings
 from raygr.aspects.prompts import system_text, user_lead_in
 from raygr.aspects.store import ScoreStore, StoredScore
 from raygr.aspects.subjects import PromptSettings, encoder_of
-
-logger = logging.getLogger(__name__)
+from raygr.balance import log_rows
 
 FILED, KNOWN = "filed", "known_before"
 NOT_JSON, NO_ID, UNKNOWN_PROMPT, REPEATED, FAILED = "not_json", "no_custom_id", "unknown_prompt", "repeated", "failed"
+# Characters that some readers end a line at, though JSON allows them inside a string.
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 ANSWERS_AT_ONCE = 4096  # answers of one file of the store
 
 
@@ -46,7 +46,8 @@ def write_requests(prompts: pa.Table, path: str, *, settings: PromptSettings, re
         for row in prompts.select(["prompt_ids", "shared_tokens", "prompt_sha256"]).to_pylist():
             if row["prompt_sha256"] not in written:
                 written.add(row["prompt_sha256"])
-                file.write(json.dumps(request_line(row, settings, request), ensure_ascii=False) + "\n")
+                line = json.dumps(request_line(row, settings, request), ensure_ascii=False)
+                file.write(line.translate(LINE_ENDS) + "\n")
 
 
 def request_line(row: dict[str, Any], settings: PromptSettings, request: Request) -> dict[str, Any]:
@@ -84,7 +85,8 @@ def import_answers(path: str, store: ScoreStore, *, asked: set[str], names: tupl
             batch = {}
     if batch:
         store.write(list(batch), list(batch.values()))
-    logger.info("score: answers of %s: %s", path, json.dumps(counts))
+    others = {reason: count for reason, count in counts.items() if reason != FILED}
+    log_rows(f"answers of {path}", read=counts.total(), kept=counts[FILED], dropped=others)
     if not counts[FILED] and not counts[KNOWN]:
         raise ValueError(f"{path}: no line answers a prompt of this run ({json.dumps(counts)})")
     return dict(counts)

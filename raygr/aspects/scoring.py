@@ -30,7 +30,7 @@ from raygr.aspects.batch_files import Request, import_answers, write_requests
 from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environment
 from raygr.aspects.quality import log_quality, score_quality
 from raygr.aspects.store import ScoreStore
-from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
+from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, subjects_left_out, user_prompt
 from raygr.cluster import connect
 from raygr.config import ScoreConfig
 
@@ -77,7 +77,9 @@ def score(config: ScoreConfig, *, answers: str | None = None) -> runs.Run:
     runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
     log_quality(quality)
     counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
-    counts |= {"prompts": prompt_counts(run)} | ({"answers": filed} if filed else {})
+    counts |= {"left_out": subjects_left_out(config, asked=len(scores)), "prompts": prompt_counts(run)} | (
+        {"answers": filed} if filed else {}
+    )
     inputs = [config.data, config.aspects, config.adapter, answers]
     runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
     return run

@@ -1,5 +1,6 @@
 """Sampled candidate sets: 100 items per user, never one of the user's own items, so never a target.
 
+Where the data keep repeat purchases, own items are those of the held-out parts: what a user has had competes too.
 Shape suffixes: `U` users, `N` interactions, `I` items, `C` candidates.
 """
 

@@ -20,6 +20,7 @@ from raygr.recommenders.losses import (
     StepNegatives,
     bce,
     cross_entropy,
+    owned_items,
     owned_matrix,
     sample_negatives,
     sampled_cross_entropy,
@@ -108,10 +109,15 @@ def summed_loss(
             return cross_entropy(state_ND, rows_ID, target_N)
         case "sampled_cross_entropy":
             is_owned_BK = owned_matrix(inputs.owned, own.user_B)[:, whole.shared_K].to(device)
-            is_owned_NK = is_owned_BK[row_N.to(device)]
-            return sampled_cross_entropy(state_ND, rows_ID, target_N, whole.shared_K.to(device), is_owned_NK)
+            # the target is no negative of its own, although nothing is owned where items come back
+            is_spared_NK = is_owned_BK[row_N.to(device)] | (whole.shared_K.to(device) == target_N[:, None])
+            return sampled_cross_entropy(state_ND, rows_ID, target_N, whole.shared_K.to(device), is_spared_NK)
         case "bce":
-            negative_N = sample_negatives(inputs.owned, own.user_B[row_N], generator=draws.own)
+            owned, owner_N = inputs.owned, own.user_B[row_N]
+            if inputs.repeats:  # anything but the target: each position is drawn for as a user who has it alone
+                owner_N = torch.arange(len(row_N))
+                owned = owned_items(owner_N.numpy(), target_N.cpu().numpy(), users=len(row_N), items=inputs.items)
+            negative_N = sample_negatives(owned, owner_N, generator=draws.own)
             return bce(state_ND, rows_ID, target_N, negative_N.to(device))
 
 

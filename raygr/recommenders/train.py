@@ -15,6 +15,7 @@ import ray
 import ray.train.torch
 
 from raygr import runs
+from raygr.balance import log_rows
 from raygr.cluster import connect
 from raygr.config import TrainConfig
 from raygr.recommenders.events import EventFile
@@ -53,6 +54,8 @@ def train(
     if runs.is_finished(config.output):
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
     inputs = load_inputs(config)
+    counts = row_counts(inputs)
+    log_inputs(counts, inputs.warnings)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share)
     placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share)
@@ -61,7 +64,7 @@ def train(
     run = runs.start_run(config.output, job="train", config=config, inputs=used)
     settings = {"config": with_absolute_paths(config), "at_once": at_once}
     run_workers(train_loop_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY, callbacks=callbacks)
-    runs.finish_run(run, inputs=used, counts=row_counts(inputs))
+    runs.finish_run(run, inputs=used, counts=counts)
     return run
 
 
@@ -88,15 +91,29 @@ def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainC
 
 
 def row_counts(inputs: Inputs) -> dict[str, Any]:
+    users = len(inputs.first_U) - 1
     return {
         "items": inputs.items,
         "interactions": len(inputs.items_N),
+        "users": users,
+        "users_without_training_target": users - len(inputs.windows.user_E.unique()),
+        "users_without_test_target": users - len(inputs.targets[TEST].user_E.unique()),
         "training_users": len(inputs.windows.user_E),
         "validation_targets": len(inputs.targets[VALIDATION].user_E),
         "test_targets": len(inputs.targets[TEST].user_E),
         "items_without_scores": inputs.scores.missing if inputs.scores else 0,
         "scored_ids_not_in_data": inputs.scores.unknown if inputs.scores else 0,
     }
+
+
+def log_inputs(counts: dict[str, Any], warnings: Sequence[str]) -> None:
+    """Who is left out of training and of the test, and what else a reader of the metrics must know."""
+    for what in ("training", "test"):
+        without = counts[f"users_without_{what}_target"]
+        dropped = {f"without_a_{what}_target_behind_a_history": without}
+        log_rows(f"users of the {what}", read=counts["users"], kept=counts["users"] - without, dropped=dropped)
+    for text in warnings:
+        logger.warning("%s", text)
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
