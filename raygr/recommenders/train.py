@@ -55,7 +55,7 @@ def train(
         raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
     inputs = load_inputs(config)
     counts = row_counts(inputs)
-    log_inputs(counts, inputs.warnings)
+    log_users(counts)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share)
     placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share)
@@ -106,14 +106,12 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def log_inputs(counts: dict[str, Any], warnings: Sequence[str]) -> None:
-    """Who is left out of training and of the test, and what else a reader of the metrics must know."""
+def log_users(counts: dict[str, Any]) -> None:
+    """Who is left out of training and of the test."""
     for what in ("training", "test"):
         without = counts[f"users_without_{what}_target"]
         dropped = {f"without_a_{what}_target_behind_a_history": without}
         log_rows(f"users of the {what}", read=counts["users"], kept=counts["users"] - without, dropped=dropped)
-    for text in warnings:
-        logger.warning("%s", text)
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
