@@ -60,7 +60,7 @@ def measure(folder: str, history: int) -> list[int]:
     training.model.train()
     draws = epoch_draws(config.seed, 1, 0)
     for content in epoch_contents(config, inputs, 1)[:2]:
-        accumulate_gradients(training, whole_batch(config, inputs, content, training.popularity_I, draws.common), draws)
+        accumulate_gradients(training, whole_batch(config, inputs, content, training.popularity_I, draws))
         take_step(training, config.learning_rate)
     peaks.append(peak_bytes())
     inputs.targets[VALIDATION] = Targets(*(column[:EVALUATED] for column in inputs.targets[VALIDATION]))

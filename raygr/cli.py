@@ -8,7 +8,8 @@ import sys
 from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config, override
 from raygr.config_reproduce import EXPERIMENTS
 from raygr.config_results import ExplainConfig, RecommendConfig
-from raygr.pipeline import STAGES, pipeline, run_stage
+from raygr.files import exists, shipped
+from raygr.pipeline import STAGES, make_room, pipeline, run_alone
 from raygr.runs import RunError
 
 # Lines of Ray's own processes that say nothing to anyone; read when Ray is imported.
@@ -45,6 +46,10 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="wins over the file; repeatable"
     )
+    if stage != "pipeline":
+        parser.add_argument(
+            "--force", action="store_true", help="rename what is in the output, such as a finished run, and run anew"
+        )
     if stage == "pipeline":
         parser.add_argument("--dry-run", action="store_true", help="print what would run, and what it would ask an LLM")
     if stage == "reproduce":
@@ -71,7 +76,8 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
             print(recommend_or_explain(parsed))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
-            print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)
+            is_exchange = isinstance(config, ScoreConfig) and (parsed.export_prompts or parsed.import_answers)
+            print(exchange(config, parsed) if is_exchange else run_alone(stage, config, force=parsed.force))
     except USER_ERRORS as error:
         print(f"raygr {stage}: {error}", file=sys.stderr)
         return 2
@@ -82,14 +88,18 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
     """File and overrides of the stage; an experiment of the paper has a file of its own."""
     if stage != "reproduce":
         return parsed.config, parsed.set
-    file = parsed.config or f"configs/paper/{parsed.experiment}.yaml"
+    file = parsed.config or shipped(f"configs/paper/{parsed.experiment}.yaml")
+    if not parsed.config and not exists(file):
+        raise ConfigError(f"{file}: not there; it is part of raygr's checkout: run in it, or give --config FILE")
     return file, [f"experiment={parsed.experiment}", *parsed.set]
 
 
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
-    """Scoring, or its exchange of prompts and answers with another LLM; the path that was written."""
+    """Prompts for another LLM, or its answers; the path that was written."""
     from raygr.aspects.scoring import export_prompts, score
 
+    if parsed.force:
+        make_room("score", config)
     if parsed.export_prompts:
         return export_prompts(config, parsed.export_prompts)
     return score(config, answers=parsed.import_answers).path
@@ -102,10 +112,8 @@ def recommend_or_explain(parsed: argparse.Namespace) -> str:
     if not parsed.explain:
         if given:
             raise ConfigError("--item, --user and --aspects belong to --explain")
-        return run_stage(load_config(RecommendConfig, parsed.config, parsed.set)).path
-    from raygr.explain import explain_run
-
-    return explain_run(load_config(ExplainConfig, parsed.config, [*parsed.set, *given])).path
+        return run_alone("recommend", load_config(RecommendConfig, parsed.config, parsed.set), force=parsed.force)
+    return run_alone("explain", load_config(ExplainConfig, parsed.config, [*parsed.set, *given]), force=parsed.force)
 
 
 def first_line(config: type) -> str:

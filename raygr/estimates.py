@@ -104,7 +104,7 @@ def finetune_estimate(config: FinetuneConfig) -> Estimate:
     check_settings(config)
     prepared = runs.read_run(config.data, job="prepare")
     settings = settings_of(config, load_aspects(config.aspects), best_rating=prepared["config"]["rating_range"][1])
-    histories = cut_histories(read_interactions(config.data), keep_out=config.keep_out)
+    histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
     chosen = choose_users(config, histories)
     users = np.concatenate([chosen.train, chosen.held_out])
     drawn = draw(users)

@@ -63,13 +63,15 @@ def run_workers(
     in the controller.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
+    filesystem, folder = runs.arrow_filesystem(run.file("ray"))
     trainer = ray.train.torch.TorchTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=placed,
         run_config=ray.train.RunConfig(
             name="train",  # start_run has refused a folder of another configuration: going on here is right
-            storage_path=runs.absolute(run.file("ray")),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raygr.data.batches import (
     Masking,
@@ -31,9 +33,9 @@ SPLIT_N = np.array([TRAIN] * 4 + [VALIDATION, TEST] + [TRAIN, VALIDATION, TEST] 
 ITEMS_N = torch.from_numpy(ITEM_N)
 
 
-def batch_of(*, max_history: int, prompt: int = 0):
+def batch_of(*, max_history: int, prompt: int = 0, kept: str = "all"):
     prompt_U = np.full(3, prompt)
-    windows = training_windows(USER_N, SPLIT_N == TRAIN, max_history=max_history, prompt_U=prompt_U)
+    windows = training_windows(USER_N, SPLIT_N == TRAIN, max_history=max_history, prompt_U=prompt_U, kept=kept)
     return windows, training_batch(ITEMS_N, windows, torch.arange(len(windows.user_E)))
 
 
@@ -51,10 +53,62 @@ def test_no_held_out_item_is_in_a_training_batch():
     assert not held_out & set(batch.history_BL.flatten().tolist() + batch.target_BL.flatten().tolist())
 
 
-def test_long_histories_keep_the_newest_interactions():
-    _, batch = batch_of(max_history=2)
+def test_the_last_window_keeps_the_newest_interactions():
+    windows, batch = batch_of(max_history=2, kept="last")
     assert batch.history_BL.tolist() == [[12, 13], [31, 0]]
     assert batch.target_BL.tolist() == [[13, 14], [32, 0]]
+    assert (windows.targets(), windows.learnable) == (3, 4)
+
+
+def test_a_long_history_is_cut_into_windows_that_learn_each_target_once():
+    """The second window's context is as long as it may be: 13 is learned after 11 and 12, so that 14 sees both."""
+    windows, batch = batch_of(max_history=2)
+    assert windows.user_E.tolist() == [0, 0, 2]
+    assert batch.history_BL.tolist() == [[11, 12], [12, 13], [31, 0]]
+    assert batch.target_BL.tolist() == [[12, 13], [13, 14], [32, 0]]
+    assert batch.in_loss_BL.tolist() == [[True, True], [False, True], [True, False]]
+    assert (windows.targets(), windows.learnable) == (4, 4)
+
+
+histories = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20), st.integers(0, 3)), min_size=1, max_size=6)
+
+
+@given(histories, st.integers(2, 12))
+def test_every_train_target_behind_the_prompt_is_learned_once(users: list[tuple[int, int, int]], max_history: int):
+    """Of (train interactions, prompt, held-out ones); no window reaches another user or a held-out interaction."""
+    user_N = np.repeat(np.arange(len(users)), [train + held_out for train, _, held_out in users])
+    is_train_N = np.concatenate([np.arange(train + held_out) < train for train, _, held_out in users])
+    prompt_U = np.array([prompt for _, prompt, _ in users])
+    windows = training_windows(user_N, is_train_N, max_history=max_history, prompt_U=prompt_U)
+    learned = []
+    for user, start, length, first in zip(*(column.tolist() for column in windows[:4]), strict=True):
+        assert 1 <= length <= max_history and start < first <= start + length
+        window = slice(start, start + length + 1)
+        assert (user_N[window] == user).all() and is_train_N[window].all()
+        learned += range(first, start + length + 1)
+    rank_N = np.arange(len(user_N)) - np.searchsorted(user_N, user_N)
+    expected = np.flatnonzero(is_train_N & (rank_N >= np.maximum(prompt_U, 1)[user_N]))
+    assert sorted(learned) == expected.tolist()
+    assert windows.targets() == windows.learnable == len(expected)
+    last = training_windows(user_N, is_train_N, max_history=max_history, prompt_U=prompt_U, kept="last")
+    if all(train <= max_history + 1 for train, _, _ in users):
+        assert all(torch.equal(*pair) for pair in zip(windows[:4], last[:4], strict=True))
+    assert sorted(set(windows.user_E.tolist())) == last.user_E.tolist()
+
+
+@given(st.integers(2, 40), st.integers(0, 20), st.integers(2, 12), st.integers(0, 100))
+def test_masks_hide_each_target_in_one_window(train: int, prompt: int, limit: int, seed: int):
+    """Items are their own places, so that a target is known by its number."""
+    windows = training_windows(
+        np.zeros(train, np.int64), np.full(train, True), max_history=limit, prompt_U=np.array([prompt])
+    )
+    if not len(windows.user_E):
+        return
+    masking = Masking(share=0.999, last=0.0, limit=limit, mask=MASK)
+    generator, examples = torch.Generator().manual_seed(seed), torch.arange(len(windows.user_E))
+    batch = masked_batch(torch.arange(1, train + 1), windows, examples, masking=masking, generator=generator)
+    assert sorted(batch.target_BL[batch.in_loss_BL].tolist()) == list(range(max(prompt, 1) + 1, train + 1))
+    assert (batch.history_BL[batch.in_loss_BL] == MASK).all() and batch.history_BL.shape[1] <= limit
 
 
 def test_after_the_prompt_only():
@@ -125,7 +179,7 @@ MASK = 99
 
 
 def masked(*, limit: int = 10, share: float = 0.5, last: float = 0.0, prompt: int = 0, seed: int = 0):
-    windows = training_windows(USER_N, SPLIT_N == TRAIN, max_history=limit, prompt_U=np.full(3, prompt))
+    windows = training_windows(USER_N, SPLIT_N == TRAIN, max_history=limit, prompt_U=np.full(3, prompt), kept="last")
     generator = torch.Generator().manual_seed(seed)
     examples = torch.arange(len(windows.user_E))
     masking = Masking(share=share, last=last, limit=limit, mask=MASK)

@@ -29,7 +29,7 @@ class StandIn:
         self.asked: list[tuple[str, SimpleNamespace]] = []
 
     def get_tokenizer(self):
-        return SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
+        return SimpleNamespace(batch_decode=lambda rows, **settings: ["".join(map(chr, ids)) for ids in rows])
 
     def generate(self, inputs, sampling, *, use_tqdm, lora_request):
         return [self.answer(one["prompt_token_ids"], how) for one, how in zip(inputs, sampling, strict=True)]

@@ -20,6 +20,7 @@ from raygr.recommenders.loop import (
     target_ranks,
 )
 from raygr.recommenders.objective import epoch_contents, epoch_draws, whole_batch
+from raygr.recommenders.optimizer import gradient_values
 from raygr.schema import TEST
 
 pytestmark = [
@@ -34,17 +35,17 @@ def accumulate_one_batch(training: Training) -> None:
     draws = epoch_draws(0, 1, 0)
     contents = epoch_contents(training.config, training.inputs, 1)
     content = (contents[6:] or contents)[0]  # of sessions a step that users' vectors are known for
-    whole = whole_batch(training.config, training.inputs, content, training.popularity_I, draws.common)
-    accumulate_gradients(training, whole, draws)
+    whole = whole_batch(training.config, training.inputs, content, training.popularity_I, draws)
+    accumulate_gradients(training, whole)
 
 
 def first_gradient(training: Training) -> torch.Tensor:
     """Of one batch, flat, unscaled, on the CPU."""
     accumulate_one_batch(training)
     if training.scaler.is_enabled():
-        training.scaler.unscale_(training.optimizer)
-    learned = [p for p in training.model.parameters() if p.requires_grad and p.grad is not None]
-    return torch.cat([p.grad.flatten().cpu() for p in learned])
+        for optimizer in training.optimizers:
+            training.scaler.unscale_(optimizer)
+    return torch.cat([gradient.flatten().cpu() for gradient in gradient_values(training.model)])
 
 
 @EVERY

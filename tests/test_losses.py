@@ -8,13 +8,16 @@ import torch
 
 from raygr.recommenders import losses
 from raygr.recommenders.losses import (
+    OwnedPairs,
     PairLoss,
     StepNegatives,
     activated,
     bce,
     cross_entropy,
+    expected_counts,
+    is_owned,
     owned_items,
-    owned_matrix,
+    owned_pairs,
     pair_losses,
     popularity_sums,
     sample_negatives,
@@ -63,8 +66,9 @@ def test_half_precision_states_give_fp32_losses():
     assert cross_entropy(state_ND, rows_ID, torch.tensor([1, 2])).dtype == torch.float32
     assert bce(state_ND, rows_ID, torch.tensor([1, 2]), torch.tensor([3, 3])).dtype == torch.float32
     target_N, negative_K, none_NK = torch.tensor([1, 2]), torch.tensor([4]), torch.zeros(2, 1).bool()
-    assert sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, none_NK).dtype == torch.float32
-    negatives = StepNegatives(target_N[None], negative_K, torch.zeros(2, 6).bool())
+    found = sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, none_NK, expected_K=torch.ones(1))
+    assert found.dtype == torch.float32
+    negatives = StepNegatives(target_N[None], negative_K, OwnedPairs(torch.tensor([0]), torch.tensor([1])))
     loss = step_loss(PairLoss("bpr_max"), state_ND[None], rows_ID, target_N[None], negatives)
     assert loss.dtype == torch.float32 and loss.isfinite()
 
@@ -138,7 +142,8 @@ def test_equal_scores_start_where_the_formulas_say():
     assert pair_loss("bpr_max", 0.3, [0.3] * 5) == pytest.approx(math.log(2), rel=1e-6)
     assert pair_loss("top1", 0.0, [0.0] * 5) == pytest.approx(1.0, rel=1e-6)
     state_ND, rows_ID = torch.ones(1, 2), torch.ones(9, 2)
-    loss = sampled_cross_entropy(state_ND, rows_ID, torch.tensor([1]), torch.arange(2, 10), torch.zeros(1, 8).bool())
+    none_NK, once_K = torch.zeros(1, 8).bool(), torch.ones(8)
+    loss = sampled_cross_entropy(state_ND, rows_ID, torch.tensor([1]), torch.arange(2, 10), none_NK, expected_K=once_K)
     assert loss.item() == pytest.approx(math.log(9), rel=1e-6)
 
 
@@ -206,7 +211,7 @@ def test_step_loss_and_its_gradients_equal_plain_loops(kind: str, tile: int, mon
     state_LBD = torch.randn(4, 2, 5, generator=generator, requires_grad=True)
     rows_ID = torch.randn(9, 5, generator=generator, requires_grad=True)
     loss = PairLoss(kind, "elu-0.5", 0.7)
-    negatives = StepNegatives(batch_LM, shared_K, owned_matrix(table, torch.tensor([0, 1])))
+    negatives = StepNegatives(batch_LM, shared_K, owned_pairs(table, torch.tensor([0, 1]), torch.arange(1, 10)))
     ours = step_loss(loss, state_LBD, rows_ID, target_LB, negatives)
     plain = step_loss_by_loops(loss, state_LBD, rows_ID, target_LB, histories, batch_LM, shared_K)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
@@ -223,11 +228,14 @@ def test_sampled_cross_entropy_equals_torch_without_the_users_own(tile: int, mon
     rows_ID = torch.randn(9, 4, generator=generator, requires_grad=True)
     target_N, negative_K = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([3, 9, 1])
     is_owned_NK = target_N[:, None] == negative_K
-    ours = sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, is_owned_NK)
+    expected_K = torch.tensor([1.0, 0.25, 2.0])
+    log_expected = dict(zip(negative_K.tolist(), expected_K.log().tolist(), strict=True))
+    ours = sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, is_owned_NK, expected_K=expected_K)
     plain = torch.zeros(())
     for row, target in enumerate(target_N.tolist()):
         items = [target] + [item for item in negative_K.tolist() if item != target]
         scores = rows_ID[torch.tensor(items) - 1] @ state_ND[row]
+        scores = scores - torch.tensor([0.0] + [log_expected[item] for item in items[1:]])
         plain = plain + torch.nn.functional.cross_entropy(scores[None], torch.tensor([0]))
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     pairs = zip(*(torch.autograd.grad(one, (state_ND, rows_ID)) for one in (ours, plain)), strict=True)
@@ -235,10 +243,74 @@ def test_sampled_cross_entropy_equals_torch_without_the_users_own(tile: int, mon
         torch.testing.assert_close(our_grad, plain_grad, rtol=1e-4, atol=1e-6)
 
 
-def test_owned_matrix_marks_the_users_items_and_the_padding():
+def test_the_sampled_loss_by_hand():
+    """Target's score 1; items 2 and 3 with scores log 2 and log 3, drawn 1/2 and 2 times on average: e + 4 + 1.5."""
+    rows_ID = torch.tensor([[1.0], [math.log(2)], [math.log(3)]])
+    expected_K, none_NK = torch.tensor([0.5, 2.0]), torch.zeros(1, 2).bool()
+    loss = sampled_cross_entropy(
+        torch.ones(1, 1), rows_ID, torch.tensor([1]), torch.tensor([2, 3]), none_NK, expected_K=expected_K
+    )
+    assert loss.item() == pytest.approx(math.log(math.e + 5.5) - 1, rel=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_sampled_gradients_are_on_average_those_of_the_full_softmax(alpha: float):
+    """Train counts from 1 to 64: without the correction the gradient of the popular would be far too large.
+
+    Scores 0 and a target of 1/8 of the whole by hand: the full gradient of each other item is 1/8 of the state.
+    """
+    counts, draws = np.array([1, 1, 2, 4, 8, 16, 32, 64]), 4000
+    sums_I = popularity_sums(counts, alpha)
+    drawn_K = shared_negatives(sums_I, draws, generator=torch.Generator().manual_seed(0))
+    rows_ID = torch.zeros(8, 1, requires_grad=True)
+    is_owned_NK = (drawn_K == 1)[None]
+    expected_K = expected_counts(sums_I, drawn_K)
+    loss = sampled_cross_entropy(
+        torch.ones(1, 1), rows_ID, torch.tensor([1]), drawn_K, is_owned_NK, expected_K=expected_K
+    )
+    assert loss.item() == pytest.approx(math.log(8), rel=0.05)
+    (gradient_ID,) = torch.autograd.grad(loss, rows_ID)
+    assert gradient_ID[:, 0].tolist() == pytest.approx([-7 / 8] + [1 / 8] * 7, abs=0.03)
+
+
+def test_expected_counts_by_hand():
+    """Weights 1, 0, 4 and 9 and alpha 1/2 are chances of 1/6, 0, 2/6 and 3/6; three draws."""
+    sums_I = popularity_sums(np.array([1, 0, 4, 9]), 0.5)
+    assert expected_counts(sums_I, torch.tensor([1, 4, 3])).tolist() == pytest.approx([0.5, 1.5, 1.0])
+
+
+def test_a_user_who_has_every_item_has_no_negative_and_counts_nothing():
+    """User 0 has all three; user 1 has all but item 2, which is therefore the only one drawn."""
+    table = owned_items(np.array([0, 0, 0, 1, 1]), np.array([1, 2, 3, 1, 3]), users=3, items=3)
+    user_N = torch.tensor([0, 1, 0, 1])
+    negative_N = sample_negatives(table, user_N, generator=torch.Generator().manual_seed(0))
+    assert negative_N.tolist() == [0, 2, 0, 2]
+    state_ND, rows_ID = torch.ones(4, 1, requires_grad=True), torch.tensor([[1.0], [-2.0], [3.0]])
+    loss = bce(state_ND, rows_ID, torch.tensor([1, 1, 3, 1]), negative_N)
+    one = math.log1p(math.exp(-1)) + math.log1p(math.exp(-2))
+    assert loss.item() == pytest.approx(2 * one, rel=1e-6)
+    assert (torch.autograd.grad(loss, state_ND)[0][:, 0] == 0).tolist() == [True, False, True, False]
+
+
+def test_owned_pairs_mark_the_users_items_and_the_padding():
+    """Of items 1 to 3 by their places; then of items 2 and 3 alone, which are places 1 and 2."""
     table = owned_items(np.array([0, 0, 0, 2]), np.array([3, 1, 3, 2]), users=3, items=3)
-    matrix = owned_matrix(table, torch.tensor([2, 0, 1]))
-    assert matrix.int().tolist() == [[1, 0, 1, 0], [1, 1, 0, 1], [1, 0, 0, 0]]
+    user_B, asked_K = torch.tensor([2, 0, 1]), torch.tensor([3, 0, 1, 2, 3])
+    pairs = owned_pairs(table, user_B, torch.tensor([1, 2, 3]))
+    assert is_owned(pairs, 3, asked_K).int().tolist() == [[0, 1, 0, 1, 0], [1, 1, 1, 0, 1], [0, 1, 0, 0, 0]]
+    pairs = owned_pairs(table, user_B, torch.tensor([2, 3]))
+    assert is_owned(pairs, 3, torch.tensor([1, 2, 0])).int().tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 1]]
+    assert is_owned(pairs, 3, torch.tensor([], dtype=torch.long)).shape == (3, 0)
+
+
+def test_owned_items_take_no_room_for_the_catalogue():
+    """Ten million items: a matrix of 4,096 users would have taken 38 GiB."""
+    items, users = 10_000_000, 4096
+    table = owned_items(np.arange(users), np.arange(1, users + 1) * 2000, users=users, items=items)
+    item_J = torch.arange(1, 1001) * 2000
+    pairs = owned_pairs(table, torch.arange(users), item_J)
+    is_owned_BK = is_owned(pairs, users, torch.arange(1, 1001))
+    assert torch.equal(is_owned_BK, torch.arange(users)[:, None] == torch.arange(1000))
 
 
 @pytest.mark.parametrize(("alpha", "shares"), [(0.0, [0.25] * 4), (0.5, [1 / 6, 0, 2 / 6, 3 / 6]), (1.0, [1, 0, 4, 9])])

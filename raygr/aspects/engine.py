@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from raygr.aspects.adapters import adapter_rank
-from raygr.aspects.answers import RatingTokens
+from raygr.aspects.adapters import adapter_rank, copied_adapter
+from raygr.aspects.answers import RatingTokens, token_ends
 from raygr.aspects.merging import Merged, merged_model
 from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
 from raygr.aspects.store import ScoreStore, StoredScore
@@ -78,6 +78,9 @@ class ScoringEngine:
     def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
         import vllm
 
+        self.adapter_copy = copied_adapter(settings.adapter)  # lives as long as the engine, which may read it late
+        if self.adapter_copy:
+            settings = dataclasses.replace(settings, adapter=self.adapter_copy.name)
         self.settings = settings
         self.store = store
         tokens = settings.rating_tokens
@@ -190,12 +193,12 @@ class ScoringEngine:
     def expected_of_completions(
         self, prompts: list[list[int]], outputs: Sequence[Any], parsed: list[ParsedRatings], counts: TokenCounts
     ) -> list[tuple[float | None, ...]]:
-        """The expected rating at each place where a rating was read; None elsewhere."""
+        """The expected rating at each token where a rating was read; None elsewhere."""
         expected: list[list[float | None]] = [[None] * len(self.settings.names) for _ in prompts]
         slots = [
             (subject, aspect, token)
             for subject, (output, ratings) in enumerate(zip(outputs, parsed, strict=True))
-            for aspect, token in self.rating_positions(output.outputs[0].token_ids, ratings)
+            for aspect, token in self.rating_positions(output.outputs[0], ratings)
         ]
         if slots:
             logprobs = [self.rating_logprobs(output) for output in outputs]
@@ -219,11 +222,15 @@ class ScoringEngine:
         counts.add(after_one)
         return self.zero_after_one(np.array([self.rating_logprobs(output)[0] for output in after_one]))
 
-    def rating_positions(self, token_ids: Sequence[int], parsed: ParsedRatings) -> list[tuple[int, int]]:
-        """(aspect, position of the rating's first token) of each rating that was read."""
-        ends = [len(self.tokenizer.decode(token_ids[: k + 1])) for k in range(len(token_ids))]
+    def rating_positions(self, output: Any, parsed: ParsedRatings) -> list[tuple[int, int]]:
+        """(aspect, position of the rating's first token) of each rating that was read and stands at its token.
+
+        A tokenizer may also write a rating in one token with what is beside it, such as a bracket.
+        """
+        ends = token_ends(self.tokenizer, output.token_ids, output.text)
         starts = [(aspect, start) for aspect, start in enumerate(parsed.starts) if start is not None]
-        return [(aspect, int(np.searchsorted(ends, start, side="right"))) for aspect, start in starts]
+        places = [(aspect, int(np.searchsorted(ends, start, side="right"))) for aspect, start in starts]
+        return [(aspect, place) for aspect, place in places if output.token_ids[place] in self.rating_ids]
 
     def rating_logprobs(self, output: Any) -> list[list[float]]:
         """Per generated token the log-probabilities of `rating_ids`, before masks and temperature."""

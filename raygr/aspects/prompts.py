@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from raygr.aspects.aspects import AspectSet
-from raygr.aspects.chat import PromptError, chat_parts, encode_control, encode_plain
+from raygr.aspects.chat import PromptError, chat_parts, encode_control, encode_opening, encode_plain
 
 DAY_MS = 86_400_000
 MIN_SUBJECT_TOKENS = 96  # rating, date and labels take about 60 and are never cut
@@ -177,10 +177,10 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.best_rating = best_rating
         self.block_size = block_size
-        opening, between, closing = chat_parts(tokenizer)
-        system, lead_in = encode_plain(tokenizer, [system_text(aspects, subjects), user_lead_in(aspects, subjects)])
-        self.shared = [*encode_control(tokenizer, opening), *system, *encode_control(tokenizer, between), *lead_in]
-        self.closing = encode_control(tokenizer, closing)
+        parts = chat_parts(tokenizer)
+        system, lead_in = system_text(aspects, subjects), user_lead_in(aspects, subjects)
+        self.shared = encode_opening(tokenizer, [(parts.opening, system), (parts.between, lead_in)])
+        self.closing = encode_control(tokenizer, parts.closing)
         template_tokens = len(self.shared) + len(self.closing)
         self.room = max_prompt_tokens - template_tokens
         if self.room < MIN_SUBJECT_TOKENS:

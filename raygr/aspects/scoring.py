@@ -67,6 +67,7 @@ def score(config: ScoreConfig, *, answers: str | None = None) -> runs.Run:
 
     `answers` is a file of a batch service's answers to `export_prompts`: they are filed before anything is asked.
     """
+    answers = answers and runs.absolute(answers)
     scoring = start_scoring(config, exchanges=answers is not None)
     run, names = scoring.run, scoring.aspects.names
     filed = import_answers(answers, scoring.store, asked=asked_hashes(run), names=names) if answers else None
@@ -77,16 +78,21 @@ def score(config: ScoreConfig, *, answers: str | None = None) -> runs.Run:
     runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
     log_quality(quality)
     counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
-    counts |= {"left_out": subjects_left_out(config, asked=len(scores)), "prompts": prompt_counts(run)} | (
-        {"answers": filed} if filed else {}
-    )
-    inputs = [config.data, config.aspects, config.adapter, answers]
+    counts |= {"left_out": subjects_left_out(config, asked=len(scores)), "prompts": prompt_counts(run)}
+    counts |= {"answers": filed} if filed else {}
+    inputs = [config.data, config.aspects, config.adapter, config.model, answers]
     runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
     return run
 
 
 def export_prompts(config: ScoreConfig, path: str) -> str:
-    """Writes the prompts that the store lacks as chat requests; `score(config, answers=...)` goes on from there."""
+    """Writes the prompts that the store lacks as chat requests; `score(config, answers=...)` goes on from there.
+
+    RunError where `path` is there already: it may be all that is left of a batch that was paid for.
+    """
+    path = runs.absolute(path)
+    if runs.exists(path):
+        raise runs.RunError(f"{path} is there already: export to another file, or move that one away")
     scoring = start_scoring(config, exchanges=True)
     prompts = runs.read_table(scoring.run.file(PROMPTS))
     missing = prompts.filter(
@@ -103,7 +109,8 @@ def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     """Checks the configuration and fills prompts/, unless an earlier attempt did. `exchanges`: with a batch service."""
     asking = way_of_asking(config, exchanges=exchanges)
     encoder_of(asking.settings)  # a model that is not at hand is refused here, and not inside Ray
-    read = [path for path in (config.data, config.aspects, config.adapter) if path]
+    # of another model's tokens prompts/ would be wrong
+    read = [path for path in (config.data, config.aspects, config.adapter, config.model) if path]
     run = runs.start_run(config.output, job="score", config=config, inputs=read)
     connect()
     write_prompts(run, config, asking.settings)
@@ -114,9 +121,9 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
     """Fills prompts/, unless an earlier attempt did."""
     if runs.exists(run.file(PROMPTS_DONE)):
         return
-    runs.remove_folder(run.file(PROMPTS))
+    runs.remove_parts(run, PROMPTS)
     if config.subjects == "items":
-        dataset = ray.data.read_parquet(runs.join(config.data, schema.ITEMS))
+        dataset = read_parquet(runs.join(config.data, schema.ITEMS))
         if config.max_subjects:
             dataset = dataset.filter(expr=col("item_index") <= config.max_subjects)
         prompts = dataset.map_batches(
@@ -124,9 +131,15 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
         )
     else:
         prompts = user_prompts(config, settings)
-    prompts.write_parquet(run.file(PROMPTS))
+    filesystem, folder = runs.arrow_filesystem(run.file(PROMPTS))
+    prompts.write_parquet(folder, filesystem=filesystem)
     asked = runs.read_table(run.file(PROMPTS), columns=["subject_id"]) if runs.exists(run.file(PROMPTS)) else ()
     runs.write_json({"prompts": len(asked)}, run.file(PROMPTS_DONE))
+
+
+def read_parquet(path: str) -> ray.data.Dataset:
+    filesystem, inner = runs.arrow_filesystem(path)
+    return ray.data.read_parquet(inner, filesystem=filesystem)
 
 
 def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Dataset:
@@ -135,7 +148,7 @@ def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Data
     ray.data.DataContext.get_current().shuffle_strategy = "sort_shuffle_pull_based"
     items = runs.read_table(runs.join(config.data, schema.ITEMS)).sort_by("item_index")
     user_ids = runs.read_table(runs.join(config.data, schema.USERS)).sort_by("user_index")["user_id"].combine_chunks()
-    reviews = ray.data.read_parquet(runs.join(config.data, schema.REVIEWS)).filter(expr=col("split") == schema.TRAIN)
+    reviews = read_parquet(runs.join(config.data, schema.REVIEWS)).filter(expr=col("split") == schema.TRAIN)
     if config.max_subjects:
         reviews = reviews.filter(expr=col("user_index") < config.max_subjects)
     shared = {"settings": settings, "items": ray.put(items), "user_ids": ray.put(user_ids)}
@@ -208,7 +221,7 @@ def score_missing(scoring: Scoring) -> ScoringTotals:
     # an engine's memory is the model's, known and bounded: no warning every half minute
     ray.data.DataContext.get_current().issue_detectors_config.detectors = []
     dataset = (
-        ray.data.read_parquet(run.file(PROMPTS))
+        read_parquet(run.file(PROMPTS))
         .select_columns(["subject_id", "prompt_ids", "prompt_sha256"])
         .map_batches(keep_subjects, fn_kwargs={"wanted": wanted}, batch_format="pyarrow", zero_copy_batch=True)
         .repartition(target_num_rows_per_block=config.batch_size)

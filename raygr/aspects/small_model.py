@@ -42,7 +42,7 @@ def small_model_folder() -> Path:
 def cache_folder() -> Path:
     """$RAYGR_CACHE, or raygr's folder in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raygr"
-    return Path(os.environ.get("RAYGR_CACHE", default))
+    return Path(os.environ.get("RAYGR_CACHE", default)).expanduser()
 
 
 def packaged_gguf() -> Path:

@@ -64,14 +64,15 @@ def vectors(config: VectorsConfig) -> runs.Run:
     model = AutoModel.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32).eval()
     model = model.to("cuda" if on_gpu else "cpu")
     check_width(config, items=count_items(config.data), hidden=model.config.hidden_size)
-    run = runs.start_run(config.output, job="vectors", config=config)
+    used = [config.data, config.aspects, config.model]
+    run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
     ids, means_ID, empty = item_means(model, encoder, config)
     found = principal_components(means_ID, config.width)
     columns = {f"pc{place}": column for place, column in enumerate(found.scores_IK.T, start=1)}
     runs.write_table(pa.table({"item_id": ids, **columns}), run.file(VECTORS))
     log_rows("items", read=len(ids) + empty, kept=len(ids), dropped={"without_text": empty})
     counts = {"items": len(ids), "without_text": empty, "explained": found.explained_K.tolist()}
-    runs.finish_run(run, inputs=[config.data, config.aspects], counts=counts)
+    runs.finish_run(run, inputs=used, counts=counts)
     logger.info(
         "%d items as %d components, %.0f%% of the variance", len(ids), config.width, 100 * sum(found.explained_K)
     )

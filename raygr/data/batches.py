@@ -2,7 +2,7 @@
 
 All interactions lie in one array sorted by (user, position); a history is a window of it. Histories are padded
 on the right: a causal encoder never looks there. Shape suffixes: `N` interactions, `E` examples or targets
-of a part, `B` those of a batch, `L` history length, `U` users.
+of a part, `B` those of a batch, `L` history length, `U` users, `W` those with a target to learn.
 """
 
 from typing import NamedTuple
@@ -11,15 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NEW_SHARE = 1.0  # of a window's length, which its new targets may be; the rest is context
+
 
 class Windows(NamedTuple):
-    """Training examples: one window of train interactions per user, targets one step later."""
+    """Training examples: windows of train interactions, each with its targets one step later.
+
+    A window is offsets into the flat array, never a copy. Its targets in the loss are the newest of it, from
+    `first_target_E` on; what lies before them is their context.
+    """
 
     user_E: Tensor
     start_E: Tensor
     length_E: Tensor
     first_target_E: Tensor
     """Index in the flat array of the first target that is in the loss."""
+    learnable: int
+    """Targets that there are: train interactions with one before them, behind the prompts."""
+
+    def targets(self) -> int:
+        """Targets in the loss of all windows; no interaction is the target of two."""
+        return int((self.start_E + self.length_E + 1 - self.first_target_E).sum())
 
 
 class Targets(NamedTuple):
@@ -46,22 +58,34 @@ class Batch(NamedTuple):
     target_BL: Tensor
     in_loss_BL: Tensor
     goes_on_B: Tensor
+    negative_BL: Tensor
+    """A negative of each target in the loss, of losses with one per target; 0 elsewhere."""
 
 
-def training_windows(user_N: np.ndarray, is_train_N: np.ndarray, *, max_history: int, prompt_U: np.ndarray) -> Windows:
-    """The newest `max_history` steps of each user with two train interactions or more.
+def training_windows(
+    user_N: np.ndarray, is_train_N: np.ndarray, *, max_history: int, prompt_U: np.ndarray, kept: str = "all"
+) -> Windows:
+    """Windows of at most `max_history` steps: `all` that a user's targets need, or the `last` one alone.
 
-    The first `prompt_U` train interactions of a user are never targets (0: all but the first are).
+    The first `prompt_U` train interactions of a user are never targets (0: all but the first are). A user's first
+    window begins with the history and learns all of its targets; each later one ends `NEW_SHARE` of a window further
+    on, the last one with the history, and learns only the targets that no earlier one has.
     """
-    users = len(prompt_U)
-    first_U = np.searchsorted(user_N, np.arange(users))
-    count_U = np.bincount(user_N[is_train_N], minlength=users)
-    last_U = first_U + count_U - 1  # train interactions come first in a history
-    start_U = np.maximum(first_U, last_U - max_history)
-    first_target_U = np.maximum(start_U + 1, first_U + prompt_U)
-    user_E = np.flatnonzero((count_U >= 2) & (first_target_U <= last_U))
-    columns = (user_E, start_U[user_E], (last_U - start_U)[user_E], first_target_U[user_E])
-    return Windows(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+    step = max(1, int(max_history * NEW_SHARE)) if kept == "all" else len(user_N)
+    first_U = np.searchsorted(user_N, np.arange(len(prompt_U)))
+    last_U = first_U + np.bincount(user_N[is_train_N], minlength=len(prompt_U)) - 1  # train interactions come first
+    before_U = first_U + np.maximum(prompt_U, 1) - 1  # the one before the first target
+    user_W = np.flatnonzero(before_U < last_U)
+    first_W, last_W, before_W = first_U[user_W], last_U[user_W], before_U[user_W]
+    end_W = np.minimum(last_W, np.maximum(first_W + max_history, before_W + step))  # of the first window
+    at_E = np.repeat(np.arange(len(user_W)), 1 - (end_W - last_W) // step)
+    place_E = np.arange(len(at_E)) - np.searchsorted(at_E, at_E)
+    end_E = np.minimum(end_W[at_E] + place_E * step, last_W[at_E])
+    before_E = np.where(place_E > 0, end_W[at_E] + (place_E - 1) * step, before_W[at_E])
+    start_E = np.maximum(first_W[at_E], end_E - max_history)
+    columns = (user_W[at_E], start_E, end_E - start_E, np.maximum(before_E, start_E) + 1)
+    learnable = int((last_W - before_W).sum())
+    return Windows(*(torch.from_numpy(column.astype(np.int64)) for column in columns), learnable)
 
 
 def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history: int, every: bool = False) -> Targets:
@@ -95,7 +119,8 @@ def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batc
     target_at_BL = start_B[:, None] + 1 + torch.arange(history_BL.shape[1])
     in_loss_BL = (target_BL > 0) & (target_at_BL >= windows.first_target_E[example_B][:, None])
     goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
-    return Batch(windows.user_E[example_B], history_BL, length_B, target_BL, in_loss_BL, goes_on_B)
+    negative_BL = torch.zeros_like(target_BL)
+    return Batch(windows.user_E[example_B], history_BL, length_B, target_BL, in_loss_BL, goes_on_B, negative_BL)
 
 
 def session_batch(items_N: Tensor, windows: Windows, example_B: Tensor, step_B: Tensor) -> Batch:
@@ -105,7 +130,9 @@ def session_batch(items_N: Tensor, windows: Windows, example_B: Tensor, step_B: 
     item_B, target_B = torch.where(is_on_B, items_N[at_B], 0), torch.where(is_on_B, items_N[at_B + 1], 0)
     in_loss_B = is_on_B & (at_B + 1 >= windows.first_target_E[kept_B])
     user_B, goes_on_B = windows.user_E[kept_B], step_B > 0
-    return Batch(user_B, item_B[:, None], is_on_B.long(), target_B[:, None], in_loss_B[:, None], goes_on_B)
+    item_B1, target_B1 = item_B[:, None], target_B[:, None]
+    negative_B1 = torch.zeros_like(target_B1)
+    return Batch(user_B, item_B1, is_on_B.long(), target_B1, in_loss_B[:, None], goes_on_B, negative_B1)
 
 
 class Masking(NamedTuple):
@@ -139,7 +166,8 @@ def masked_batch(
     is_masked_BL = torch.where(is_last_only_B[:, None], step_L == length_B[:, None] - 1, is_masked_BL)
     history_BL = torch.where(is_masked_BL, masking.mask, item_BL)
     goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
-    return Batch(windows.user_E[example_B], history_BL, length_B, item_BL, is_masked_BL, goes_on_B)
+    negative_BL = torch.zeros_like(item_BL)
+    return Batch(windows.user_E[example_B], history_BL, length_B, item_BL, is_masked_BL, goes_on_B, negative_BL)
 
 
 def random_share(is_eligible_BL: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -23,15 +23,22 @@ from raygr.recommenders.gru4rec import GRU4Rec
 from raygr.recommenders.inputs import Inputs
 from raygr.recommenders.losses import popularity_sums
 from raygr.recommenders.objective import (
-    Draws,
     Recommender,
     WholeBatch,
     epoch_contents,
     epoch_draws,
+    renumbered,
     summed_loss,
     whole_batch,
 )
-from raygr.recommenders.optimizer import build_optimizer, learning_rate
+from raygr.recommenders.optimizer import (
+    build_optimizers,
+    clip_gradients,
+    gradient_values,
+    has_sparse_rows,
+    join_rows,
+    learning_rate,
+)
 from raygr.recommenders.sasrec import SASRec
 from raygr.schema import TEST, VALIDATION
 
@@ -71,7 +78,7 @@ class Training:
     share: Share
     device: torch.device
     model: Recommender
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     popularity_I: Tensor
     """For drawing shared negatives: see losses.popularity_sums."""
@@ -91,6 +98,7 @@ def build_model(config: TrainConfig, inputs: Inputs) -> Recommender:
         scores_IA=inputs.scores.scores_IA if inputs.scores else None,
         users_UA=users.evaluation_UA if users else None,
         train_users=config.train_user_guided,
+        sparse=has_sparse_rows(config),
     )
     dropout, length = config.dropout, config.max_history
     match config.model:
@@ -105,10 +113,10 @@ def build_model(config: TrainConfig, inputs: Inputs) -> Recommender:
 
 def start_training(config: TrainConfig, inputs: Inputs, device: torch.device, share: Share) -> Training:
     model = build_model(config, inputs).to(device)
-    optimizer = build_optimizer(model, config)
+    optimizers = build_optimizers(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     popularity_I = popularity_sums(inputs.train_count_I, config.negative_alpha)
-    return Training(config, inputs, share, device, model, optimizer, scaler, popularity_I, copied_weights(model))
+    return Training(config, inputs, share, device, model, optimizers, scaler, popularity_I, copied_weights(model))
 
 
 def copied_weights(model: Recommender) -> dict[str, Tensor]:
@@ -118,7 +126,7 @@ def copied_weights(model: Recommender) -> dict[str, Tensor]:
 def checkpoint_state(training: Training) -> dict[str, Any]:
     return {
         "model": training.model.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
         "scaler": training.scaler.state_dict(),
         "best_weights": training.best_weights,
         "progress": asdict(training.progress),
@@ -127,7 +135,8 @@ def checkpoint_state(training: Training) -> dict[str, Any]:
 
 def restore(training: Training, state: dict[str, Any]) -> None:
     training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
+    for optimizer, stored in zip(training.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(stored)
     training.scaler.load_state_dict(state["scaler"])
     training.best_weights = state["best_weights"]
     training.progress = Progress(**state["progress"])
@@ -141,7 +150,7 @@ def training_rounds(training: Training) -> Iterator[None]:
         started = time.perf_counter()
         loss = train_epoch(training)
         line = {"epoch": progress.epoch, "loss": loss, "seconds": time.perf_counter() - started, "time": time.time()}
-        line["learning_rate"] = training.optimizer.param_groups[0]["lr"]
+        line["learning_rate"] = training.optimizers[0].param_groups[0]["lr"]
         is_evaluated = progress.epoch % config.evaluate_every == 0 or progress.epoch == config.epochs
         if is_evaluated:
             line |= evaluate_epoch(training)
@@ -163,13 +172,13 @@ def train_epoch(training: Training) -> float:
     """One pass over all histories; the mean loss per position."""
     config, epoch, share = training.config, training.progress.epoch, training.share
     draws = epoch_draws(config.seed, epoch, share.rank)
-    torch.manual_seed(draws.own.initial_seed())  # dropout
+    torch.manual_seed(draws.dropout_seed)
     training.model.train()
     total, positions = torch.zeros((), device=training.device), 0
     contents = epoch_contents(config, training.inputs, epoch)
     for step, content in enumerate(contents, start=(epoch - 1) * len(contents)):
-        whole = whole_batch(config, training.inputs, content, training.popularity_I, draws.common)
-        total += accumulate_gradients(training, whole, draws)
+        whole = whole_batch(config, training.inputs, content, training.popularity_I, draws)
+        total += accumulate_gradients(training, whole)
         take_step(training, learning_rate(config, step, config.epochs * len(contents)))
         positions += whole.positions()
     mean = float(summed(total, share)) / positions
@@ -178,15 +187,18 @@ def train_epoch(training: Training) -> float:
     return mean
 
 
-def accumulate_gradients(training: Training, whole: WholeBatch, draws: Draws) -> Tensor:
+def accumulate_gradients(training: Training, whole: WholeBatch) -> Tensor:
     """Sets the gradient of the whole batch's mean loss, equal on all workers; the summed loss of the own part."""
-    training.optimizer.zero_grad(set_to_none=True)
-    own = worker_part(whole.batch, *training.share)
+    config, inputs, model = training.config, training.inputs, training.model
+    model.zero_grad(set_to_none=True)
+    if config.loss != "cross_entropy":
+        whole = renumbered(whole, inputs.items)
     total = torch.zeros((), device=training.device)
-    for group in passes(training, own):
-        loss = summed_loss(training.config, training.inputs, training.model, whole, group, draws)
+    for group in passes(training, worker_part(whole.batch, *training.share)):
+        loss = summed_loss(config, inputs, model, whole, group)
         training.scaler.scale(loss / max(1, whole.positions())).backward()
         total += loss.detach()
+    join_rows(model.embedding, whole.item_J)
     sum_gradients(training)
     return total
 
@@ -204,25 +216,31 @@ def passes(training: Training, own: Batch) -> list[Batch]:
 
 
 def take_step(training: Training, rate: float) -> None:
-    config, optimizer = training.config, training.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    config, scaler = training.config, training.scaler
+    for optimizer in training.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if config.max_grad_norm is not None:
+            scaler.unscale_(optimizer)
     if config.max_grad_norm is not None:
-        training.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.max_grad_norm)
-    training.scaler.step(optimizer)
-    training.scaler.update()
+        clip_gradients(training.model, config.max_grad_norm)
+    for optimizer in training.optimizers:
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def sum_gradients(training: Training) -> None:
     """One all-reduce of one flat vector; a worker without examples in this batch adds zeros."""
     if training.share.workers == 1:
         return
-    learned = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in learned])
+    for parameter in training.model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    values = gradient_values(training.model)
+    flat = torch.cat([gradient.flatten() for gradient in values])
     torch.distributed.all_reduce(flat)
-    for parameter, part in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    for gradient, part in zip(values, flat.split([gradient.numel() for gradient in values]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def summed(values: Tensor, share: Share) -> Tensor:
@@ -266,7 +284,9 @@ def batch_ranks(
     target_B = inputs.items_N[targets.target_at_E[example_B]].to(device)
     if candidate_set == "full":
         return full_ranks(scores_BI, target_B, *left_out(training, targets, example_B))
-    return candidate_ranks(scores_BI, target_B, inputs.candidates[candidate_set][targets.user_E[example_B]].to(device))
+    return candidate_ranks(
+        scores_BI, target_B, inputs.candidates[candidate_set][targets.user_E[example_B]].long().to(device)
+    )
 
 
 def left_out(training: Training, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:

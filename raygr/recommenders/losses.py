@@ -4,8 +4,9 @@ All return the sum over positions, so that a caller divides by the count of all 
 its sampled form and the published BCE with one negative (Kang and McAuley 2018) take packed positions (N, D). TOP1
 and BPR (Hidasi et al. 2016) and BPR-max (Hidasi and Karatzoglou 2018) take steps side by side (L, B, D): the other
 histories' targets at the same step are negatives, as in a session-parallel batch, and further ones are shared by
-the whole batch. Unlike there, a user's own train items, the target among them, are never negatives; of data that
-keep repeat purchases, the target alone is none.
+the whole batch. Unlike there, a user's own train items, the target among them, are never negatives (of data that keep
+repeat purchases, the target alone); a position whose user has no other item counts 0. `rows_ID` may be the rows of a
+batch's items alone: ids are then places in these.
 Shape suffixes: `N` positions in the loss, `L` steps, `B` own histories, `M` all histories of the batch, `K` shared
 negatives, `J` all negatives of a position, `D` width, `I` items, `U` users, `P` owned (user, item) pairs.
 """
@@ -73,12 +74,15 @@ def cross_entropy(state_ND: Tensor, rows_ID: Tensor, target_N: Tensor) -> Tensor
 
 
 def bce(state_ND: Tensor, rows_ID: Tensor, target_N: Tensor, negative_N: Tensor) -> Tensor:
-    """Sum over positions of -log sigmoid(target's score) - log(1 - sigmoid(negative's score)), as in SASRec."""
+    """Sum over positions of -log sigmoid(target's score) - log(1 - sigmoid(negative's score)), as in SASRec.
+
+    A position without a negative, 0, counts 0.
+    """
     state_ND, rows_ID = state_ND.float(), rows_ID.float()
     target_score_N = (state_ND * rows_ID[target_N - 1]).sum(1)
     negative_score_N = (state_ND * rows_ID[negative_N - 1]).sum(1)
     log_sigmoid = torch.nn.functional.logsigmoid
-    return -(log_sigmoid(target_score_N) + log_sigmoid(-negative_score_N)).sum()
+    return -(log_sigmoid(target_score_N) + log_sigmoid(-negative_score_N))[negative_N > 0].sum()
 
 
 class InTiles(torch.autograd.Function):
@@ -112,13 +116,25 @@ class InTiles(torch.autograd.Function):
 
 
 def sampled_cross_entropy(
-    state_ND: Tensor, rows_ID: Tensor, target_N: Tensor, negative_K: Tensor, is_owned_NK: Tensor
+    state_ND: Tensor,
+    rows_ID: Tensor,
+    target_N: Tensor,
+    negative_K: Tensor,
+    is_owned_NK: Tensor,
+    *,
+    expected_K: Tensor,
 ) -> Tensor:
-    """Sum over positions of -log softmax over the target and those of `negative_K` that the user has not."""
+    """Sum over positions of -log softmax over the target and those of `negative_K` that the user has not.
+
+    A negative's score is less the log of `expected_K`, how often its item is drawn on average: the sum of exponentials
+    is then on average that of the target and all items that the user has not, whatever they are drawn by. The target
+    is always there, once.
+    """
+    log_expected_K = expected_K.log()
 
     def tile_loss(part: slice, state_ND: Tensor, target_ND: Tensor, negative_KD: Tensor) -> Tensor:
         target_score_N1 = (state_ND * target_ND).sum(1, keepdim=True)
-        others_NK = (state_ND @ negative_KD.T).masked_fill(is_owned_NK[part], -torch.inf)
+        others_NK = (state_ND @ negative_KD.T - log_expected_K).masked_fill(is_owned_NK[part], -torch.inf)
         scores_NJ = torch.cat([target_score_N1, others_NK], dim=1)
         return (scores_NJ.logsumexp(1) - target_score_N1[:, 0]).sum()
 
@@ -127,14 +143,20 @@ def sampled_cross_entropy(
     return InTiles.apply(tile_loss, tile, 2, state_ND.float(), *rows)
 
 
+class OwnedPairs(NamedTuple):
+    """The train items of a batch's users: (row of the batch, item) pairs."""
+
+    row_P: Tensor
+    item_P: Tensor
+
+
 class StepNegatives(NamedTuple):
-    """What a batch offers as negatives, as item_index; 0 where a history has no target at a step."""
+    """What a batch offers as negatives; 0 where a history has no target at a step."""
 
     batch_LM: Tensor
     """Every history's target at the step, the own ones among them."""
     shared_K: Tensor
-    is_owned_BI: Tensor
-    """(B, I + 1): whether the user has the item; true for item_index 0."""
+    owned: OwnedPairs
 
 
 class PairLoss(NamedTuple):
@@ -151,13 +173,16 @@ def step_loss(
     loss: PairLoss, state_LBD: Tensor, rows_ID: Tensor, target_LB: Tensor, negatives: StepNegatives
 ) -> Tensor:
     """Sum of the loss over the positions whose target is not 0; one without any negative counts 0."""
-    shared_is_owned_BK = negatives.is_owned_BI[:, negatives.shared_K]
+    rows_B = state_LBD.shape[1]
+    shared_is_owned_BK = is_owned(negatives.owned, rows_B, negatives.shared_K)
 
     def tile_loss(part: slice, state_LBD: Tensor, target_LBD: Tensor, batch_LMD: Tensor, shared_KD: Tensor) -> Tensor:
         target_score_LB = (state_LBD * target_LBD).sum(2)
         in_batch_LBM = state_LBD @ batch_LMD.transpose(1, 2)
         scores_LBJ = torch.cat([in_batch_LBM, state_LBD @ shared_KD.T], dim=2)
-        batch_is_owned_LBM = negatives.is_owned_BI[:, negatives.batch_LM[part]].transpose(0, 1)
+        item_LM = negatives.batch_LM[part]
+        batch_is_owned_LBM = is_owned(negatives.owned, rows_B, item_LM.flatten()).unflatten(1, item_LM.shape)
+        batch_is_owned_LBM = batch_is_owned_LBM.transpose(0, 1)
         is_owned_LBJ = torch.cat([batch_is_owned_LBM, shared_is_owned_BK.expand(len(state_LBD), -1, -1)], dim=2)
         batch_is_target_LBM = negatives.batch_LM[part][:, None] == target_LB[part][:, :, None]
         shared_is_target_LBK = negatives.shared_K == target_LB[part][:, :, None]
@@ -169,7 +194,7 @@ def step_loss(
     table_ID = padded(rows_ID.float())
     rows = (table_ID[target_LB], table_ID[negatives.batch_LM], table_ID[negatives.shared_K])
     scores = negatives.batch_LM.shape[1] + len(negatives.shared_K)
-    steps = max(1, positions_at_once(state_LBD, scores) // state_LBD.shape[1])
+    steps = max(1, positions_at_once(state_LBD, scores) // rows_B)
     return InTiles.apply(tile_loss, steps, 3, state_LBD.float(), *rows)
 
 
@@ -239,24 +264,44 @@ def owned_items(user_N: np.ndarray, item_N: np.ndarray, *, users: int, items: in
 def sample_negatives(owned: OwnedItems, user_N: Tensor, *, generator: torch.Generator) -> Tensor:
     """One item_index per position, uniform over the items its user has not: the r-th of them for a random r.
 
+    0 where the user has every item.
     Held-out items may be drawn: sparing them would tell the model which they are.
     """
     free_N = owned.items - owned.count_U[user_N]
     drawn_N = (torch.rand(len(user_N), generator=generator, dtype=torch.float64) * free_N).long()
     key_N = user_N * (owned.items + 1) + drawn_N
     skipped_N = torch.searchsorted(owned.free_before_P, key_N, right=True) - owned.offset_U[user_N]
-    return drawn_N + skipped_N + 1
+    return torch.where(free_N > 0, drawn_N + skipped_N + 1, 0)
 
 
-def owned_matrix(owned: OwnedItems, user_B: Tensor) -> Tensor:
-    """(B, I + 1) whether the user has the item among its train items; column 0, the padding, is true."""
+def owned_pairs(owned: OwnedItems, user_B: Tensor, item_J: Tensor) -> OwnedPairs:
+    """Those of the users' train items that are among `item_J`, sorted, as places in it from 1."""
     count_B = owned.count_U[user_B]
     row_P = torch.repeat_interleave(torch.arange(len(user_B)), count_B)
     step_P = torch.arange(len(row_P)) - (count_B.cumsum(0) - count_B)[row_P]
-    is_owned_BI = torch.zeros(len(user_B), owned.items + 1, dtype=torch.bool)
-    is_owned_BI[row_P, owned.item_P[owned.offset_U[user_B][row_P] + step_P]] = True
-    is_owned_BI[:, 0] = True
-    return is_owned_BI
+    item_P = owned.item_P[owned.offset_U[user_B][row_P] + step_P]
+    is_there_P, place_P = places(item_J, item_P)
+    return OwnedPairs(row_P[is_there_P], place_P[is_there_P] + 1)
+
+
+def places(sorted_J: Tensor, value_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each value is among the sorted ones, and where it is or would be."""
+    place_P = torch.searchsorted(sorted_J, value_P).clamp(max=len(sorted_J) - 1)
+    return sorted_J[place_P] == value_P, place_P
+
+
+def is_owned(owned: OwnedPairs, rows: int, item_K: Tensor) -> Tensor:
+    """(B, K) whether the row's user has each item; true for the padding, 0.
+
+    As wide as the distinct items that are asked for, never as the catalogue.
+    """
+    if not len(item_K):
+        return torch.zeros(rows, 0, dtype=torch.bool, device=item_K.device)
+    distinct_J, place_K = item_K.unique(return_inverse=True)
+    is_asked_P, place_P = places(distinct_J, owned.item_P)
+    is_owned_BJ = (distinct_J == 0).expand(rows, -1).clone()
+    is_owned_BJ[owned.row_P[is_asked_P], place_P[is_asked_P]] = True
+    return is_owned_BJ[:, place_K]
 
 
 def popularity_sums(train_count_I: np.ndarray, alpha: float) -> Tensor:
@@ -269,3 +314,9 @@ def shared_negatives(sums_I: Tensor, count: int, *, generator: torch.Generator) 
     """(K,) item_index drawn with replacement."""
     drawn_K = torch.rand(count, generator=generator, dtype=torch.float64)
     return torch.searchsorted(sums_I, drawn_K, right=True).clamp(max=len(sums_I) - 1) + 1
+
+
+def expected_counts(sums_I: Tensor, drawn_K: Tensor) -> Tensor:
+    """(K,) how often each of the drawn items is drawn on average, in as many draws."""
+    chance_I = sums_I.diff(prepend=sums_I.new_zeros(1))
+    return (len(drawn_K) * chance_I[drawn_K - 1]).float()

@@ -51,11 +51,12 @@ def train(
     So many runs `at_once` share the machine's cores, and each takes its share of a GPU. A sweep learns of its trials'
     evaluations by Ray Train's callbacks.
     """
-    if runs.is_finished(config.output):
-        raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    runs.check_unfinished(config.output)
     inputs = load_inputs(config)
     counts = row_counts(inputs)
     log_users(counts)
+    used, learnable = inputs.windows.targets(), inputs.windows.learnable
+    logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", used, learnable, 100 * used / learnable)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share)
     placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share)
@@ -98,11 +99,15 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
         "users": users,
         "users_without_training_target": users - len(inputs.windows.user_E.unique()),
         "users_without_test_target": users - len(inputs.targets[TEST].user_E.unique()),
-        "training_users": len(inputs.windows.user_E),
+        "training_users": len(inputs.windows.user_E.unique()),
+        "train_windows": len(inputs.windows.user_E),
+        "train_targets": inputs.windows.learnable,
+        "train_targets_used": inputs.windows.targets(),
         "validation_targets": len(inputs.targets[VALIDATION].user_E),
         "test_targets": len(inputs.targets[TEST].user_E),
         "items_without_scores": inputs.scores.missing if inputs.scores else 0,
         "scored_ids_not_in_data": inputs.scores.unknown if inputs.scores else 0,
+        "users_without_scores": inputs.user_vectors.without_scores if inputs.user_vectors else 0,
     }
 
 
