@@ -114,9 +114,9 @@ class RecommendConfig:
     batch_size: int = Field(default=256, ge=1)
     """Histories scored at once, and in one file."""
     workers: int = Field(default=1, ge=1)
-    """Actors, each with the model and a CPU."""
+    """Actors, each with the model and `threads` CPUs."""
     threads: int = Field(default=1, ge=1)
-    """torch threads of an actor."""
+    """torch threads of an actor, which reserves as many CPUs."""
     use_gpu: bool | None = None
     """null: a GPU per actor where the cluster has one."""
 
@@ -190,7 +190,7 @@ class SweepConfig:
     grace_epochs: int = Field(default=10, ge=1)
     reduction_factor: float = Field(default=3.0, gt=1)
     max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """At most as many as fit: a trial takes a CPU, and its training workers take theirs."""
+    """At most as many as fit: a trial takes a CPU, and its training workers take theirs (`threads` each)."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)
     """Share of a GPU that each training worker takes, where trials run on GPUs."""
     max_failures: int = Field(default=1, ge=0)

@@ -64,7 +64,7 @@ def histories_or_users(config: RecommendConfig) -> str | None:
 def write_lists(config: RecommendConfig, train_config: TrainConfig, subjects: pa.Table) -> None:
     """Sends SUBJECT rows through the actors, which write their parts."""
     connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu)
+    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
     settings = actor_settings(config, train_config, device="cuda" if use_gpu else "cpu")
     blocks = [subjects.slice(first, config.batch_size) for first in range(0, len(subjects), config.batch_size)]
     written = ray.data.from_arrow(blocks).map_batches(
@@ -73,7 +73,7 @@ def write_lists(config: RecommendConfig, train_config: TrainConfig, subjects: pa
         batch_size=config.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.workers),
-        num_cpus=1,
+        num_cpus=config.threads,
         num_gpus=int(use_gpu),
     )
     for _ in written.iter_batches(batch_format="numpy"):

@@ -142,11 +142,11 @@ def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
     A trial that held its CPU while no CPU was left for any worker would wait for ever.
     """
     resources = ray.cluster_resources()
-    cpus, each = int(resources.get("CPU", 0)), 1 + shared.workers
+    cpus, each = int(resources.get("CPU", 0)), 1 + shared.workers * (shared.threads or 1)
     fitting = cpus // each
     if not fitting:
-        raise ConfigError(f"a trial needs {each} CPUs, one for itself and one per training worker; Ray has {cpus}")
-    if wants_gpu(shared.workers, shared.use_gpu, config.gpu_share):
+        raise ConfigError(f"a trial needs {each} CPUs, one for itself, the rest for its workers; Ray has {cpus}")
+    if wants_gpu(shared.workers, shared.use_gpu, config.gpu_share, threads=shared.threads):
         fitting = min(fitting, workers_on_gpus(resources.get("GPU", 0), config.gpu_share) // shared.workers)
     return min(fitting, config.max_concurrent_trials or fitting)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import jsonschema
@@ -11,7 +12,16 @@ import yaml
 from pydantic_core import to_jsonable_python
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raygr.config import ConfigError, PipelineConfig, PrepareConfig, ScoreConfig, TrainConfig, check_config, load_config
+from raygr.config import (
+    ConfigError,
+    PipelineConfig,
+    PrepareConfig,
+    RequestConfig,
+    ScoreConfig,
+    TrainConfig,
+    check_config,
+    load_config,
+)
 from raygr.config_reproduce import EXPERIMENTS
 from raygr.config_results import ExplainConfig, RecommendConfig
 from raygr.files import model_place
@@ -148,6 +158,50 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     broken.write_text("a: [1\n")
     with pytest.raises(ConfigError, match=r"broken\.yaml is not valid YAML"):
         load_config(TrainConfig, str(broken), [])
+
+
+def test_a_file_that_is_a_list_and_a_broken_override_are_named(tmp_path):
+    file = tmp_path / "list.yaml"
+    file.write_text("- output: a\n- data: b\n")
+    with pytest.raises(ConfigError, match=r"list\.yaml: settings are name: value, found a list$"):
+        load_config(TrainConfig, str(file), ["output=a"])
+    with pytest.raises(ConfigError, match=r"^aspects=\[1: "):
+        load_config(TrainConfig, None, ["aspects=[1"])
+
+
+def test_a_wrong_override_is_not_told_of_the_file(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text("output: a\ndata: b\ndropout: 2\n")
+    with pytest.raises(ConfigError) as refused:
+        load_config(TrainConfig, str(file), ["epochs=0"])
+    problems = str(refused.value).splitlines()[1:3]
+    assert [line.split(": ")[0].strip() for line in problems] == ["dropout", "epochs (of --set)"]
+
+
+@pytest.mark.parametrize("written", ["off", "false", "'off'", "Off"])
+def test_off_is_a_value_though_yaml_reads_it_as_false(tmp_path, written):
+    file = tmp_path / "train.yaml"
+    file.write_text(f"output: a\ndata: b\nuser_side: {written}\n")
+    assert load_config(TrainConfig, str(file), []).user_side == "off"
+    assert load_config(TrainConfig, None, ["output=a", "data=b", f"user_side={written}"]).user_side == "off"
+    with pytest.raises(ConfigError, match="user_side"):
+        load_config(TrainConfig, None, ["output=a", "data=b", "user_side=on"])
+
+
+def literals_of(kind) -> set[str]:
+    """Every text that a field of `kind` takes."""
+    found = set()
+    for one in typing.get_args(kind):
+        found |= {one} if isinstance(one, str) else literals_of(one)
+    return found
+
+
+def test_no_other_value_is_a_word_that_yaml_reads_as_something_else():
+    """Such as no, on, null: the field would refuse its own documented value."""
+    for config in [*STAGES.values(), PipelineConfig, RequestConfig, ExplainConfig]:
+        for name, kind in typing.get_type_hints(config, include_extras=True).items():
+            unlike = {word for word in literals_of(kind) if yaml.safe_load(word) != word}
+            assert unlike <= ({"off"} if name == "user_side" else set()), f"{config.__name__}.{name}"
 
 
 def test_every_shipped_configuration_is_valid():

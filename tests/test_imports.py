@@ -21,7 +21,7 @@ ALLOWED = {
     "runs": {"files", "locks", "records"},
     "balance": {"config"},
     "cluster": {"config"},
-    "workers": {"config", "runs"},
+    "workers": {"config", "runs", "cluster"},
     "data": {"schema", "config", "runs", "balance", "cluster"},
     "aspects": {"schema", "config", "config_results", "runs", "balance", "cluster", "embeddings"},
     "embeddings": {"schema", "config", "runs"},

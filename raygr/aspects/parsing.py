@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 OK, NOTHING_READ, SOME_MISSING, OUT_OF_RANGE = "ok", "no_aspect_read", "some_aspects_missing", "out_of_range"
+LENGTH = "length"  # the completion was cut off at the token limit before every rating was read
 
 LOWEST, HIGHEST = 1, 10
 # not part of a word or a longer number, so that "v8", "1990s", "1,000" and "1.2.3" are no ratings
@@ -187,3 +188,19 @@ def rating_probabilities(logprobs_NR: np.ndarray, zero_after_one_N: np.ndarray |
     largest = logprobs.max(axis=1, keepdims=True)
     shares = np.exp(logprobs - largest)
     return shares / shares.sum(axis=1, keepdims=True)
+
+
+def read_completion(completion: str, names: tuple[str, ...], *, is_cut: bool) -> ParsedRatings:
+    """`parse_ratings` of a completion that may have been cut off at the token limit.
+
+    A number at the end of what was cut is no rating, since more digits may have been to come.
+    """
+    parsed = parse_ratings(completion, names)
+    if not is_cut:
+        return parsed
+    whole = [end is not None and completion[end:].strip(" .,/*_-") != "" for end in parsed.ends]
+    ratings, starts, ends = (
+        tuple(value if kept else None for value, kept in zip(values, whole, strict=True))
+        for values in (parsed.ratings, parsed.starts, parsed.ends)
+    )
+    return ParsedRatings(ratings, starts, ends, reason=OK if all(whole) else LENGTH)

@@ -58,7 +58,6 @@ def vectors(config: VectorsConfig) -> runs.Run:
         "items",
         max_prompt_tokens=config.max_prompt_tokens,
         best_rating=prepared["config"]["rating_range"][1],
-        block_size=1,
     )
     on_gpu = torch.cuda.is_available()
     model = AutoModel.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32).eval()

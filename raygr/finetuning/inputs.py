@@ -165,7 +165,6 @@ def prompt_settings(config: FinetuneConfig, aspects: AspectSet, *, best_rating: 
         aspects=aspects,
         subjects="users",
         max_prompt_tokens=config.max_prompt_tokens,
-        block_size=1,
         item_rating=config.item_rating,
         best_rating=best_rating,
     )

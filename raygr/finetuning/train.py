@@ -30,7 +30,7 @@ from raygr.finetuning.loop import Share, Tuning, checkpoint_state, restore, star
 from raygr.finetuning.policy import load_adapter
 from raygr.finetuning.rewards import Reward
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
-from raygr.workers import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu
+from raygr.workers import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     inputs = load_inputs(config)
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
-    placed = placement(config.workers, use_gpu=wants_gpu(config.workers, config.use_gpu))
+    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
+    cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
+    placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
     teacher = None if config.teacher == PROFILE else config.teacher
     read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.model]
     used = [path for path in read if path]
@@ -104,7 +106,7 @@ def adapter_note(config: FinetuneConfig) -> AdapterNote:
 def tune_per_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes the run's files."""
     config: FinetuneConfig = settings["config"]
-    share = Share(*begin_worker(config.threads))
+    share = Share(*begin_worker())
     # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
     inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
     tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
