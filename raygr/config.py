@@ -51,8 +51,9 @@ class PrepareConfig:
     """`table` only: our name -> the file's; ours are user_id, item_id, rating, timestamp, review_title,
     review_text for reviews and item_id, title, description, categories, details for metadata."""
     rating_range: tuple[float, float] = (1.0, 5.0)
-    keep_duplicate: Literal["first", "last"] = "first"
-    """Which of several interactions of one user with one item stays."""
+    keep_duplicate: Literal["first", "last", "all"] = "first"
+    """Which of several interactions of one user with one item stays; `all` is for repeat purchases: items that a user
+    has had may be targets, so they are ranked, recommended and drawn as negatives like any other."""
     filter: Literal["k_core", "items_then_users", "users_then_items"] = "k_core"
     """Minimum counts until nothing more falls out, or in one pass in the named order."""
     min_user_interactions: int = Field(default=5, ge=1)
@@ -326,7 +327,7 @@ class TrainConfig:
     """top1, bpr and bpr_max take the other histories' targets at the same step as negatives."""
     negatives: int = Field(default=0, ge=0)
     """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
-    and bpr_max. A user's own train items are never its negatives."""
+    and bpr_max. A user's own train items are never its negatives; of data that keep repeat purchases, the target."""
     negative_alpha: float = Field(default=0.0, ge=0)
     """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity. sampled_cross_entropy
     weighs each by one over its expected count in the draw, which makes up for it."""

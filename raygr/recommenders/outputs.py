@@ -16,6 +16,7 @@ from torch import Tensor
 from raygr import runs
 from raygr.data.batches import is_last_of_user
 from raygr.data.candidates import CANDIDATES as CANDIDATES_OF_A_USER
+from raygr.data.list_columns import list_column
 from raygr.rankings import Ranking, candidates_of, cold_metrics, ranking_metrics, read_rankings
 from raygr.recommenders.base_part import base_moved
 from raygr.recommenders.inputs import Inputs
@@ -61,8 +62,8 @@ def rank_table(inputs: Inputs, part: str, candidate_set: str, rank_E: np.ndarray
         "user_index": user_E,
         "position": (targets.target_at_E - targets.first_seen_E).numpy(),
         "last": is_last_of_user(user_E),
-        "part": [part] * len(target_E),
-        "candidates": [candidate_set] * len(target_E),
+        "part": pa.repeat(part, len(target_E)),
+        "candidates": pa.repeat(candidate_set, len(target_E)),
         "target": target_E,
         "rank": rank_E,
         "target_train_count": inputs.train_count_I[target_E - 1],
@@ -74,10 +75,12 @@ def candidate_table(candidates: dict[str, Tensor]) -> pa.Table:
     """CANDIDATE rows of every sampled set."""
     tables = []
     for name, items_UC in candidates.items():
-        users, count = items_UC.shape
-        offsets = pa.array(np.arange(users + 1) * count, pa.int32())
-        items = pa.ListArray.from_arrays(offsets, pa.array(items_UC.numpy().ravel(), pa.int32()))
-        columns = [pa.array(np.arange(users), pa.int32()), pa.array([name] * users), items]
+        users = len(items_UC)
+        columns = [
+            np.arange(users, dtype=np.int32),
+            pa.repeat(name, users),
+            list_column(items_UC.numpy().astype(np.int32)),
+        ]
         tables.append(pa.table(columns, schema=CANDIDATE_SCHEMA))
     return pa.concat_tables(tables)
 
