@@ -281,6 +281,7 @@ def endless(template, model: str, tokens: int):
     from raygr.finetuning import rollouts
 
     rollouts.FREE_ROOM = free_room(template, tokens)
+    rollouts.ending_tokens = lambda model, template: list(template.ending)
     never = max(AutoTokenizer.from_pretrained(model).added_tokens_decoder)  # the last reserved one
     return template._replace(ending=(never,))
 

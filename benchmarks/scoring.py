@@ -98,15 +98,13 @@ def measure(way: str, data: str, items: int) -> dict:
     from raygr import runs
     from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
     from raygr.aspects.aspects import load_aspects
-    from raygr.aspects.engine import BLOCK_SIZE, EngineSettings, ScoringEngine, TokenCounts
+    from raygr.aspects.engine import EngineSettings, ScoringEngine, TokenCounts
     from raygr.aspects.prompts import PromptEncoder, item_from_row
     from raygr.aspects.small_model import model_folder
 
     aspects, model = load_aspects("configs/aspects/movies.yaml"), model_folder("smollm2")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    encoder = PromptEncoder(
-        tokenizer, aspects, "items", max_prompt_tokens=1024, block_size=BLOCK_SIZE if way == "probe" else 1
-    )
+    encoder = PromptEncoder(tokenizer, aspects, "items", max_prompt_tokens=1024)
     rows = runs.read_table(runs.join(data, "items")).slice(0, items * ROUNDS).to_pylist()
     prompts = [encoder.item_prompt(item_from_row(row, "train")) for row in rows]
     tails = aspect_tails(tokenizer, aspects)

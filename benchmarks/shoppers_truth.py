@@ -24,7 +24,7 @@ from raygr.data.vectors import read_vectors, rows_by_id
 from raygr.finetuning.inputs import Problem, load_inputs
 from raygr.finetuning.judging import METRICS, Judge, fitted, moments, user_metrics
 from raygr.report_tuning import METRICS as HEADINGS
-from raygr.report_tuning import bootstrap, read_evaluations
+from raygr.report_tuning import read_evaluations, user_mean
 
 SHOWN = ("auc", "mrr", "personal_auc", "personal_mrr", "common_auc")
 RUNS = ["outputs/shoppers/warm", "outputs/shoppers/tuned"]
@@ -70,7 +70,7 @@ def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np
     inputs = load_inputs(config)
     judge = Judge.of(config, inputs.items_IA, None)
     phrases = [phrase for name in inputs.names for phrase in ASPECT_PHRASES[name]]
-    vectors = read_vectors(tastes, column=config.score_column, aspects=inputs.names)
+    vectors = read_vectors(tastes, subjects="users", column=config.score_column, aspects=inputs.names)
     tokenizer = load_tokenizer(inputs.model)
 
     def known_of(users: list[Problem]) -> Known:
@@ -116,7 +116,7 @@ def row(name: str, users: dict[str, np.ndarray], sign: str = "") -> list[str]:
 
 
 def cell(values_U: np.ndarray, sign: str) -> str:
-    gain = bootstrap(values_U)
+    gain = user_mean(values_U)
     return f"{gain.difference:{sign}.3f} [{gain.low:{sign}.3f}, {gain.high:{sign}.3f}]"
 
 

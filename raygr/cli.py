@@ -4,11 +4,13 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 
 from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config, override
 from raygr.config_reproduce import EXPERIMENTS
 from raygr.config_results import ExplainConfig, RecommendConfig
-from raygr.pipeline import STAGES, pipeline, run_stage
+from raygr.files import exists, shipped
+from raygr.pipeline import STAGES, make_room, pipeline, run_alone
 from raygr.runs import RunError
 
 # Lines of Ray's own processes that say nothing to anyone; read when Ray is imported.
@@ -19,8 +21,10 @@ SKIPPED_LINES = "|".join(
         "Found multiple active Ray instances",
     ]
 )
-# What a user can mend, a model or file that is not at hand among it: printed as one message, without a traceback.
+# What a user can mend, a model or file that is not at hand among it: printed as it is, and the exit code is 2.
 USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
+LONGEST_MESSAGE = 600  # characters of an error that was not written for users
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,18 +45,26 @@ def run_job(stage: str) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
+    parser.add_argument("--debug", action="store_true", help="show tracebacks, and all that Ray prints")
     parser.add_argument("--config", metavar="FILE", help="YAML, local or any fsspec URI")
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="wins over the file; repeatable"
     )
+    if stage != "pipeline":
+        parser.add_argument(
+            "--force", action="store_true", help="rename what is in the output, such as a finished run, and run anew"
+        )
     if stage == "pipeline":
         parser.add_argument("--dry-run", action="store_true", help="print what would run, and what it would ask an LLM")
     if stage == "reproduce":
         parser.add_argument("experiment", choices=EXPERIMENTS, help="without --config: configs/paper/EXPERIMENT.yaml")
     if stage == "score":
         exchange = parser.add_mutually_exclusive_group()
-        exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (batch JSONL) and stop")
-        exchange.add_argument("--import-answers", metavar="FILE", help="answers to them, before the rest is scored")
+        exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (JSON lines) and stop")
+        exchange.add_argument("--show-prompts", metavar="N", type=int, help="print the first N prompts whole and stop")
+        exchange.add_argument(
+            "--import-answers", metavar="FILE", nargs="+", help="answers to them, before the rest is scored"
+        )
     if stage == "recommend":
         parser.add_argument("--explain", action="store_true", help="why an item suits users or not, in place of lists")
         parser.add_argument("--item", metavar="ID", help="to explain; without it one is picked")
@@ -63,7 +75,8 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
 def run(stage: str, parsed: argparse.Namespace) -> int:
     """Runs the stage that the parsed command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
+    if not parsed.debug:
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
     try:
         if stage == "pipeline":
             pipeline(load_config(PipelineConfig, parsed.config, parsed.set), dry_run=parsed.dry_run)
@@ -71,28 +84,66 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
             print(recommend_or_explain(parsed))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
-            print(exchange(config, parsed) if isinstance(config, ScoreConfig) else run_stage(config).path)
-    except USER_ERRORS as error:
-        print(f"raygr {stage}: {error}", file=sys.stderr)
-        return 2
+            print(exchange(config, parsed) if exchanges(parsed) else run_alone(stage, config, force=parsed.force))
+    except KeyboardInterrupt:
+        return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
+    except Exception as error:
+        message, code = in_words(error)
+        return failed(stage, message, code, debug=parsed.debug)
     return 0
+
+
+def failed(stage: str, message: str, code: int, *, debug: bool) -> int:
+    """Prints why the stage ended, with `debug` behind the traceback of the error being handled."""
+    if debug:
+        traceback.print_exc()
+    print(f"raygr {stage}: {message}", file=sys.stderr)
+    return code
+
+
+def in_words(error: Exception) -> tuple[str, int]:
+    """What went wrong, and the exit code: 2 for what a user can mend, 1 for anything else."""
+    if "ray" in sys.modules:
+        from raygr.cluster import cause_of
+
+        error = cause_of(error)
+    if isinstance(error, USER_ERRORS):
+        return str(error), 2
+    text = " ".join(str(error).split())
+    shown = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+    return f"{type(error).__name__}: {shown} (--debug shows the traceback)", 1
 
 
 def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, list[str]]:
     """File and overrides of the stage; an experiment of the paper has a file of its own."""
     if stage != "reproduce":
         return parsed.config, parsed.set
-    file = parsed.config or f"configs/paper/{parsed.experiment}.yaml"
+    file = parsed.config or shipped(f"configs/paper/{parsed.experiment}.yaml")
+    if not parsed.config and not exists(file):
+        raise ConfigError(f"{file}: not there; it is part of raygr's checkout: run in it, or give --config FILE")
     return file, [f"experiment={parsed.experiment}", *parsed.set]
 
 
+def exchanges(parsed: argparse.Namespace) -> bool:
+    """Whether the prompts of `score` are shown or written, or another LLM's answers read; its flags alone say so."""
+    flags = ("show_prompts", "export_prompts", "import_answers")
+    return any(vars(parsed).get(flag) for flag in flags)
+
+
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
-    """Scoring, or its exchange of prompts and answers with another LLM; the path that was written."""
+    """Prompts for another LLM, or its answers; the paths that were written. With --show-prompts the prompts."""
+    if parsed.show_prompts:
+        from raygr.aspects.asking import prompt_settings
+        from raygr.aspects.chosen_subjects import show_prompts
+
+        return show_prompts(config.data, prompt_settings(config), parsed.show_prompts)
     from raygr.aspects.scoring import export_prompts, score
 
+    if parsed.force:
+        make_room("score", config)
     if parsed.export_prompts:
-        return export_prompts(config, parsed.export_prompts)
-    return score(config, answers=parsed.import_answers).path
+        return "\n".join(export_prompts(config, parsed.export_prompts))
+    return score(config, answers=parsed.import_answers or ()).path
 
 
 def recommend_or_explain(parsed: argparse.Namespace) -> str:
@@ -102,10 +153,8 @@ def recommend_or_explain(parsed: argparse.Namespace) -> str:
     if not parsed.explain:
         if given:
             raise ConfigError("--item, --user and --aspects belong to --explain")
-        return run_stage(load_config(RecommendConfig, parsed.config, parsed.set)).path
-    from raygr.explain import explain_run
-
-    return explain_run(load_config(ExplainConfig, parsed.config, [*parsed.set, *given])).path
+        return run_alone("recommend", load_config(RecommendConfig, parsed.config, parsed.set), force=parsed.force)
+    return run_alone("explain", load_config(ExplainConfig, parsed.config, [*parsed.set, *given]), force=parsed.force)
 
 
 def first_line(config: type) -> str:

@@ -1,23 +1,27 @@
 """The compare stage: train runs -> comparison.json, table.md, table.csv, table.tex.
 
-Each arm is compared with its base arm on the test part, with a paired bootstrap over users and runs; improvements
-are computed from unrounded means. The p-values of one table (one ranking; all targets, or the cold-start ones) are
-corrected by Holm's method. A pair under unlike protocols is refused. Shape suffixes: `M` metrics, `R` runs of an arm,
-`U` users.
+Each arm is compared with its base arm on the test part, with intervals over users and runs (gains.py); improvements are
+computed from unrounded means. Beside the arms stand popularity and chance. A family of p-values is what one table (one
+ranking; all targets, or the cold-start ones) shows of the primary metric: its arms', corrected by Holm's method. A pair
+under unlike protocols is refused. Shape suffixes: `M` metrics, `R` runs of an arm, `U` users.
 """
 
+import json
 import logging
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from raygr import runs
+from raygr.compare_references import CHANCE, POPULARITY, reference_rankings, why_not
 from raygr.compare_tables import csv_table, latex_table, markdown_table
 from raygr.config import ConfigError
 from raygr.config_results import CompareConfig
 from raygr.evaluation import METRICS as METRIC_NAMES
-from raygr.evaluation import in_percent, paired_bootstraps
+from raygr.gain_words import remarks
+from raygr.gains import gains
 from raygr.rankings import Ranking, cold_ranking, read_rankings, user_values
 from raygr.schema import COMPARISON, METRICS, RANKS, TEST
 
@@ -46,7 +50,8 @@ def compare(config: CompareConfig) -> runs.Run:
     check_arms(config, arms)
     run = runs.start_run(config.output, job="compare", config=config)
     comparison = compared_arms(config, arms)
-    correct_p_values(comparison["arms"])
+    for text in comparison["remarks"]:
+        logger.warning("%s", text)
     runs.write_json(comparison, run.file(COMPARISON))
     runs.write_text(markdown_table(comparison), run.file(MARKDOWN))
     runs.write_text(csv_table(comparison), run.file(CSV))
@@ -58,20 +63,24 @@ def compare(config: CompareConfig) -> runs.Run:
 
 
 def compared_arms(config: CompareConfig, arms: Arms) -> dict[str, Any]:
-    """comparison.json, without the corrected p-values."""
+    """comparison.json."""
     records = {}
     for name, arm in arms.items():
         base = base_of(name, config)
         records[name] = arm_record(arm, base, arms[base] if base else None, config)
-    stamps = [record["protocol"] for record in records.values()]
+    correct_p_values(records, config.primary_metric)
     with_base = [name for name, record in records.items() if record["base"]]
-    return {
+    stamps = [record["protocol"] for record in records.values()]
+    references, missing = reference_records(config, arms, records)
+    comparison = {
         "protocol": stamps[0] if all(stamp == stamps[0] for stamp in stamps) else None,
-        "base": next((record["base"] for record in records.values() if record["base"]), next(iter(records))),
+        "base": records[with_base[0]]["base"] if with_base else next(iter(records)),
         "cold_below": config.cold_below,
+        "primary_metric": config.primary_metric,
         "shown": with_base if config.shown is None else list(config.shown),
-        "arms": records,
+        "arms": records | references,
     }
+    return comparison | {"remarks": missing + remarks(comparison)}
 
 
 def base_of(name: str, config: CompareConfig) -> str | None:
@@ -104,6 +113,9 @@ def check_arms(config: CompareConfig, arms: Arms) -> None:
     empty = [name for name, arm in arms.items() if not arm]
     if empty:
         raise ConfigError(f"arm {', '.join(empty)} has no runs")
+    taken = [name for name in (POPULARITY, CHANCE) if name in arms]
+    if taken:
+        raise ConfigError(f"an arm is called {', '.join(taken)}: every comparison adds one of that name, rename yours")
     for name, arm in arms.items():
         base = base_of(name, config)
         if base == name or (base and base not in arms):
@@ -130,7 +142,7 @@ def check_protocol(run: TrainRun, first: TrainRun) -> None:
 
 
 def check_targets(run: TrainRun, first: TrainRun) -> None:
-    """The bootstrap is paired by user."""
+    """Gains are paired by user."""
     for name, ranking in first.rankings.items():
         other = run.rankings[name]
         same_users = np.array_equal(ranking.user_E, other.user_E)
@@ -158,24 +170,33 @@ def check_settings(arm: list[TrainRun]) -> None:
 def arm_record(
     arm: list[TrainRun], base_name: str | None, base: list[TrainRun] | None, config: CompareConfig
 ) -> dict[str, Any]:
-    all_targets = {name: ranking_record(arm, base, name, config) for name in arm[0].rankings}
-    cold = {name: ranking_record(arm, base, name, config, cold_below=config.cold_below) for name in arm[0].rankings}
-    return {
+    return ranking_records(arm, base, config) | {
         "runs": [run.path for run in arm],
         "base": base_name,
+        "is_reference": False,
+        "against_references": {},
         "protocol": arm[0].metrics["protocol"],
         "settings": arm_settings(arm[0].config),
-        "metrics": {name: record["metrics"] for name, record in all_targets.items()},
-        "against_base": None if base is None else {n: record["against_base"] for n, record in all_targets.items()},
-        "cold": cold,
         "lists": mean_lists(arm),
         "shares": mean_shares(arm),
+        "base_moved": mean_base_moved(arm),
         "parameters": arm[0].metrics["parameters"],
     }
 
 
+def ranking_records(arm: list[TrainRun], base: list[TrainRun] | None, config: CompareConfig) -> dict[str, Any]:
+    """By ranking: metrics and gains of all targets, and of the cold-start ones."""
+    names = arm[0].rankings
+    found = {name: ranking_record(arm, base, name) for name in names}
+    return {
+        "metrics": {name: record["metrics"] for name, record in found.items()},
+        "against_base": None if base is None else {name: record["against_base"] for name, record in found.items()},
+        "cold": {name: ranking_record(arm, base, name, cold_below=config.cold_below) for name in names},
+    }
+
+
 def ranking_record(
-    arm: list[TrainRun], base: list[TrainRun] | None, name: str, config: CompareConfig, cold_below: int | None = None
+    arm: list[TrainRun], base: list[TrainRun] | None, name: str, cold_below: int | None = None
 ) -> dict[str, Any]:
     """Counts, metrics and gains of one ranking; the last two None without targets. `cold_below`: of those alone."""
     found = [[run.rankings[name] for run in some] for some in (arm, base or [])]
@@ -185,45 +206,126 @@ def ranking_record(
     counts = {"targets": len(user_E), "users": len(np.unique(user_E))}
     if not len(user_E):
         return counts | {"metrics": None, "against_base": None}
-    arm_MRU = metric_array(found[0])
-    means_MR = arm_MRU.mean(axis=2)
+    arm_MRU = metric_array(found[0], METRIC_NAMES)
     metrics = {
         metric: {"mean": float(values_R.mean()), "per_run": values_R.tolist()}
-        for metric, values_R in zip(METRIC_NAMES, means_MR, strict=True)
+        for metric, values_R in zip(METRIC_NAMES, arm_MRU.mean(axis=2), strict=True)
     }
-    return counts | {"metrics": metrics, "against_base": arm_gains(arm_MRU, found[1], config) if base else None}
+    if not base:
+        return counts | {"metrics": metrics, "against_base": None}
+    base_MRU = metric_array(found[1], METRIC_NAMES)
+    return counts | {"metrics": metrics, "against_base": gain_records(arm_MRU, base_MRU, paired=same_seeds(arm, base))}
 
 
-def metric_array(rankings: list[Ranking]) -> np.ndarray:
+def metric_array(rankings: list[Ranking], metrics: Iterable[str]) -> np.ndarray:
     """(M, R, U) of the runs' rankings."""
-    return np.stack([np.stack([user_values(ranking, metric) for ranking in rankings]) for metric in METRIC_NAMES])
+    return np.stack([np.stack([user_values(ranking, metric) for ranking in rankings]) for metric in metrics])
 
 
-def arm_gains(arm_MRU: np.ndarray, base: list[Ranking], config: CompareConfig) -> dict[str, dict[str, Any]]:
+def same_seeds(arm: list[TrainRun], base: list[TrainRun]) -> bool:
+    """Whether each run has one beside it in the base; popularity and chance, which have no seed, fit any."""
+    return not arm[0].config or [run.config["seed"] for run in arm] == [run.config["seed"] for run in base]
+
+
+def gain_records(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> dict[str, dict[str, Any]]:
     """Each metric's gain, and each run's in percent: of the base's run beside it, or its mean if there is no such."""
-    base_MRU = metric_array(base)
-    gains = paired_bootstraps(arm_MRU, base_MRU, samples=config.bootstrap_samples, seed=config.seed)
+    if paired:
+        arm_MRU = np.broadcast_to(arm_MRU, base_MRU.shape)
     arm_MR, base_MR = arm_MRU.mean(axis=2), base_MRU.mean(axis=2)
-    beside_MR = base_MR if base_MR.shape == arm_MR.shape else np.broadcast_to(base_MR.mean(1)[:, None], arm_MR.shape)
-    relative_MR = in_percent(arm_MR - beside_MR, beside_MR)
+    beside_MR = base_MR if paired else np.broadcast_to(base_MR.mean(axis=1)[:, None], arm_MR.shape)
+    found = gains(arm_MRU, base_MRU, paired=paired)
     return {
-        metric: gain._asdict() | {"per_run": per_run.tolist()}
-        for metric, gain, per_run in zip(METRIC_NAMES, gains, relative_MR, strict=True)
+        metric: gain._asdict()
+        | {"p_holm": None}
+        | {"per_run": [100 * (one / base - 1) if base else None for one, base in zip(arm_R, base_R, strict=True)]}
+        for metric, gain, arm_R, base_R in zip(METRIC_NAMES, found, arm_MR.tolist(), beside_MR.tolist(), strict=True)
     }
 
 
-def correct_p_values(arms: dict[str, dict[str, Any]]) -> None:
-    """Adds `p_holm` to every gain; a family is what one table shows: all arms and metrics of one ranking."""
+def correct_p_values(arms: dict[str, dict[str, Any]], primary: str) -> None:
+    """Fills `p_holm` of the primary metric; a family is the arms of one table. Gains of one run have no p-value."""
     families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     for arm in arms.values():
-        for name, gains in (arm["against_base"] or {}).items():
-            families.setdefault((name, False), []).extend(gains.values())
+        for name, found in (arm["against_base"] or {}).items():
+            families.setdefault((name, False), []).append(found[primary])
         for name, record in arm["cold"].items():
-            families.setdefault((name, True), []).extend((record["against_base"] or {}).values())
-    for family in filter(None, families.values()):
-        corrected = multipletests([gain["p"] for gain in family], method="holm")[1]
-        for gain, p in zip(family, corrected, strict=True):
+            if record["against_base"]:
+                families.setdefault((name, True), []).append(record["against_base"][primary])
+    for family in families.values():
+        tested = [gain for gain in family if gain["p"] is not None]
+        corrected = multipletests([gain["p"] for gain in tested], method="holm")[1] if tested else []
+        for gain, p in zip(tested, corrected, strict=True):
             gain["p_holm"] = float(p)
+
+
+# --- popularity and chance ----------------------------------------------------------------------
+
+
+def arms_by_protocol(config: CompareConfig, arms: Arms) -> dict[str, list[str]]:
+    """First base arm under each protocol -> all arms under it."""
+    bases = [name for name in arms if base_of(name, config) is None or name in config.bases.values()]
+    found: dict[str, list[str]] = {}
+    first_of: dict[str, str] = {}
+    for name in [*bases, *arms]:
+        stamp = json.dumps(arms[name][0].metrics["protocol"], sort_keys=True)
+        members = found.setdefault(first_of.setdefault(stamp, name), [])
+        members += [] if name in members else [name]
+    return found
+
+
+def reference_records(
+    config: CompareConfig, arms: Arms, records: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Records of popularity and chance under each protocol, and what is missing of them, in words.
+
+    Adds to each arm's record, in `against_references`, its gains over them.
+    """
+    by_protocol = arms_by_protocol(config, arms)
+    found, missing = {}, []
+    for base, members in by_protocol.items():
+        first = arms[base][0]
+        reason = why_not(first.config["data"], first.metrics["protocol"])
+        if reason:
+            missing.append(f"Popularity and chance are left out beside “{base}”: {reason}.")
+            continue
+        for name, rankings in reference_rankings(first.path, first.config["data"], first.rankings).items():
+            reference = [TrainRun("", {}, first.metrics, rankings)]
+            shown_name = name if len(by_protocol) == 1 else f"{name} ({base})"
+            found[shown_name] = reference_record(reference, base, arms[base], config)
+            for member in members:
+                gain = reference_gains(arms[member], reference, config.primary_metric)
+                records[member]["against_references"][name] = gain
+    return found, missing
+
+
+def reference_record(
+    reference: list[TrainRun], base_name: str, base: list[TrainRun], config: CompareConfig
+) -> dict[str, Any]:
+    return ranking_records(reference, base, config) | {
+        "runs": [],
+        "base": base_name,
+        "is_reference": True,
+        "against_references": {},
+        "protocol": base[0].metrics["protocol"],
+        "settings": {},
+        "lists": None,
+        "shares": None,
+        "base_moved": None,
+        "parameters": 0,
+    }
+
+
+def reference_gains(arm: list[TrainRun], reference: list[TrainRun], primary: str) -> dict[str, Any]:
+    """By ranking: the arm's gain over the reference in the primary metric."""
+    found = {}
+    for name, ranking in reference[0].rankings.items():
+        arm_MRU = metric_array([run.rankings[name] for run in arm], [primary])
+        beside_MRU = np.broadcast_to(metric_array([ranking], [primary]), arm_MRU.shape)
+        found[name] = gains(arm_MRU, beside_MRU, paired=True)[0]._asdict()
+    return found
+
+
+# --- what the runs say of themselves ------------------------------------------------------------
 
 
 def arm_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -247,3 +349,9 @@ def mean_shares(arm: list[TrainRun]) -> dict[str, float] | None:
     if shares[0] is None:
         return None
     return {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
+
+
+def mean_base_moved(arm: list[TrainRun]) -> float | None:
+    """None for base models, and for runs of earlier versions, which did not measure it."""
+    moved = [run.metrics.get("base_moved") for run in arm]
+    return None if None in moved else sum(moved) / len(moved)

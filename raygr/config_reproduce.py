@@ -1,12 +1,12 @@
 """The dataclass of `raygr reproduce`; config.py reads it, as its own."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT
+from raygr.config import STRICT, Place, Shipped
 
 ExperimentName = Literal["table-2", "table-3", "table-4", "table-5", "figure-3", "figure-4", "figure-6"]
 EXPERIMENTS: tuple[str, ...] = get_args(ExperimentName)
@@ -18,24 +18,26 @@ Source = Literal["prepare", "item_scores", "teacher", "finetune", "user_scores"]
 class ReproduceConfig:
     """The stages and train runs of one of the paper's experiments -> its table or figure beside the paper's numbers."""
 
+    SPEED: ClassVar = frozenset({"at_once", "gpu_share"})
+
     experiment: ExperimentName
-    output: str
-    runs: str
+    output: Place
+    runs: Place
     """Folder of the stages' and train runs. Experiments on the same data share it: finished runs are skipped."""
 
-    data: str | None = None
+    data: Place | None = None
     """A prepare run; null makes one by `stages`."""
-    item_scores: str | None = None
+    item_scores: Place | None = None
     """A score run, or a Parquet/CSV of id -> vector; null makes a score run by `stages`."""
-    user_scores: str | None = None
+    user_scores: Literal["profile", "none"] | Place | None = Field(default=None, union_mode="left_to_right")
     """`profile`, `none`, or a score run of users; null tunes an adapter and scores with it, by `stages`."""
-    classification_scores: str | None = None
+    classification_scores: Place | None = None
     """table-5: the user scores of the adapter tuned on the classification task; null makes them by `stages`."""
-    stages: Mapping[Source, str | None] = Field(default_factory=dict)
+    stages: Mapping[Source, Shipped | None] = Field(default_factory=dict)
     """YAML of each stage that makes data or scores; where it reads and writes is set here, under `runs`. Without a
     `teacher` the finetune file's own stays."""
 
-    recommenders: Mapping[str, str] = Field(min_length=1)
+    recommenders: Mapping[str, Shipped] = Field(min_length=1)
     """Name in the paper -> YAML of its base train run; data, output, seed and candidates are set here."""
     protocol: Mapping[str, Candidates]
     """Recommender -> the candidates that the paper ranks with it. Every run ranks all sets that are named here, so
@@ -63,5 +65,5 @@ class ReproduceConfig:
     guided_weights: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0, 2.0, 4.0), min_length=1)
     """figure-6: lambda of (9a, 9b)."""
 
-    paper: str
+    paper: Shipped
     """CSV of the paper's numbers: recommender, arm, metric, base, refined, improvement in percent."""

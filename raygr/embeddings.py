@@ -44,23 +44,31 @@ def xavier_std(rows: int, width: int) -> float:
 
 
 def standardise(scores_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(A.5) before its scaling: mean 0 and deviation 1 per aspect; and which aspects have no spread (0 then)."""
-    centred_IA = scores_IA - scores_IA.mean(axis=0)
-    spread_A = scores_IA.std(axis=0)
-    flat_A = spread_A < 1e-8
-    return np.where(flat_A, 0.0, centred_IA / np.where(flat_A, 1.0, spread_A)), flat_A
+    """(A.5) before its scaling: mean 0 and deviation 1 per aspect; and which aspects have no spread (0 then).
+
+    A missing score is NaN: it has no part in mean and deviation, and becomes 0, the mean.
+    """
+    return standardised_like(scores_IA, scores_IA)
+
+
+def standardised_like(scores_IA: np.ndarray, reference_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`standardise` with the mean and the deviation of `reference_IA`, which has a value of every aspect."""
+    spread_A = np.nanstd(reference_IA, axis=0)
+    flat_A = ~(spread_A >= 1e-8)  # true of an aspect without any value, too
+    centred_IA = scores_IA - np.nanmean(reference_IA, axis=0)
+    return np.where(flat_A | np.isnan(scores_IA), 0.0, centred_IA / np.where(flat_A, 1.0, spread_A)), flat_A
 
 
 def soft_levels(scores_IA: np.ndarray) -> np.ndarray:
-    """Triangular weights over ten levels, 1 at the score and 1/2 one level away: (I, A * 10).
+    """Triangular weights over ten levels, 1 at the score and 1/2 one level away, 0 for a missing one: (I, A * 10).
 
     An aspect outside 1..10 (one's own vectors, the random control) is stretched onto 1..10 first.
     """
-    low_A, high_A = scores_IA.min(axis=0), scores_IA.max(axis=0)
+    low_A, high_A = np.nanmin(scores_IA, axis=0), np.nanmax(scores_IA, axis=0)
     stretched_IA = 1 + (LEVELS - 1) * (scores_IA - low_A) / np.where(high_A > low_A, high_A - low_A, 1.0)
     rated_IA = np.where((low_A >= 1) & (high_A <= LEVELS), scores_IA, stretched_IA)
     distance = np.abs(rated_IA[:, :, None] - np.arange(1, LEVELS + 1))
-    return np.maximum(0.0, 1 - distance / 2).reshape(len(scores_IA), -1)
+    return np.nan_to_num(np.maximum(0.0, 1 - distance / 2), nan=0.0).reshape(len(scores_IA), -1)
 
 
 def padded(rows_ID: Tensor) -> Tensor:
@@ -82,7 +90,7 @@ class RefinedEmbedding(nn.Module):
         train_users: bool = False,
         sparse: bool = False,
     ):
-        """`scores_IA` are finite scores of items 1..I; `users_UA` the users' standardised vectors at evaluation.
+        """`scores_IA` are scores of items 1..I, NaN where missing; `users_UA` the users' standardised vectors.
 
         `train_users` lets (10) train the users' vectors: see `tuned_users`. `sparse` makes the gradient of the learned
         rows a sparse one where `item_rows` was asked for some.
@@ -178,7 +186,9 @@ class RefinedEmbedding(nn.Module):
     def split_score(self, encoder_BD: Tensor, guided_BA: Tensor | None, item_C: Tensor) -> ScoreParts:
         """<state, item> as a base part and one term per aspect, the explanation of a recommendation.
 
-        The base part is all that no aspect made: encoder times learned rows, and the biases of (8a, 8b).
+        The base part is the encoder's state times learned rows, and the biases of (8a, 8b). The split of this product
+        is exact, but it is no split of causes: the encoder made its state from the aspects of the history's items
+        (recommenders/base_part.py measures how far the base part hangs on that).
         """
         rows_CD = self.item_rows()[item_C - 1]
         state_BD, parts_CAD = self.encoder_part(encoder_BD), self.item_parts(item_C)
@@ -201,6 +211,15 @@ class RefinedEmbedding(nn.Module):
         if self.has_user_side and guided_BA is not None:
             parts["user_guided"] = self.user_parts(guided_BA).sum(1) @ rows_ID.T
         return variance_shares(parts)
+
+    def rows_at_mean(self) -> Tensor:
+        """Item rows with every aspect at the catalogue's mean, (I, D): who reads them reads no aspect."""
+        unguided_ID = self.unguided_rows()
+        return unguided_ID + (self.item_rows() - unguided_ID).mean(dim=0)
+
+    def base_scores(self, encoder_BD: Tensor) -> Tensor:
+        """The base parts of all items' scores, (B, I)."""
+        return self.encoder_part(encoder_BD) @ self.unguided_rows().T
 
     def unguided_rows(self) -> Tensor:
         """Item rows without what the aspects add: learned dimensions and the bias of (8a)."""

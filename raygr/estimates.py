@@ -8,9 +8,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset
 from transformers import PreTrainedTokenizerBase
 
 from raygr import runs
@@ -18,11 +15,11 @@ from raygr.aspects.answers import aspect_tails, rating_tokens
 from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, prompt_settings, way_of_asking
 from raygr.aspects.aspects import AspectSet, load_aspects
 from raygr.aspects.chat import encode_plain
+from raygr.aspects.chosen_subjects import chosen_prompts, subjects_of
 from raygr.aspects.small_model import model_folder
-from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
+from raygr.aspects.subjects import PromptSettings, encoder_of
 from raygr.config import FinetuneConfig, ScoreConfig
 from raygr.config_results import VectorsConfig
-from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
 
 SAMPLED = 128  # subjects whose prompts are made for an estimate
 
@@ -45,7 +42,8 @@ class Estimate(NamedTuple):
 def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
     """Prompts that the store lacks. The store knows none of an adapter that is yet to be tuned."""
     settings = prompt_settings(config)
-    known = way_of_asking(config, exchanges=False).store.hashes() if adapter_is_known else set()
+    store = way_of_asking(config, exchanges=False).store if adapter_is_known else None
+    known = store.known(retry_failed=config.retry_failed) if store else set()
     encoder = encoder_of(settings)
     subjects = subjects_of(config.data, config.subjects, config.max_subjects)
     if runs.exists(runs.join(config.output, PROMPTS_DONE)):
@@ -53,7 +51,7 @@ def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
         prompts, sampled = runs.read_table(runs.join(config.output, PROMPTS), columns), None
     else:
         drawn = draw(subjects)
-        prompts = sampled_prompts(config.data, settings, drawn)
+        prompts = chosen_prompts(config.data, settings, drawn)
         sampled = len(drawn) if len(drawn) < len(subjects) else None
     # equal prompts are asked once
     tokens_of = dict(zip(prompts["prompt_sha256"].to_pylist(), prompts["prompt_tokens"].to_pylist(), strict=True))
@@ -78,13 +76,12 @@ def vectors_estimate(config: VectorsConfig) -> Estimate:
         aspects=load_aspects(config.aspects),
         subjects="items",
         max_prompt_tokens=config.max_prompt_tokens,
-        block_size=1,
         item_rating=config.item_rating,
         best_rating=prepared["config"]["rating_range"][1],
     )
     items = subjects_of(config.data, "items", None)
     drawn = draw(items)
-    tokens = sampled_prompts(config.data, settings, drawn)["prompt_tokens"].to_pylist()
+    tokens = chosen_prompts(config.data, settings, drawn)["prompt_tokens"].to_pylist()
     return Estimate(
         what=f"{len(items):,} items",
         prompts=len(items),
@@ -104,7 +101,7 @@ def finetune_estimate(config: FinetuneConfig) -> Estimate:
     check_settings(config)
     prepared = runs.read_run(config.data, job="prepare")
     settings = settings_of(config, load_aspects(config.aspects), best_rating=prepared["config"]["rating_range"][1])
-    histories = cut_histories(read_interactions(config.data), keep_out=config.keep_out)
+    histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
     chosen = choose_users(config, histories)
     users = np.concatenate([chosen.train, chosen.held_out])
     drawn = draw(users)
@@ -139,46 +136,6 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet, mode: 
     return len(encode_plain(tokenizer, [lines])[0]) + 1
 
 
-def subjects_of(data: str, subjects: str, limit: int | None) -> np.ndarray:
-    """item_index of all items, or user_index of the users with a train part; at most the first `limit`."""
-    if subjects == "items":
-        return np.arange(1, 1 + min(limit or math.inf, count_rows(data, ITEMS)), dtype=np.int64)
-    users = runs.read_table(runs.join(data, USERS), ["user_index", "cutoff_position"])
-    index, cutoff = users["user_index"].to_numpy(), users["cutoff_position"].to_numpy()
-    return np.sort(index[(cutoff >= 0) & (index < (limit or math.inf))]).astype(np.int64)
-
-
-def count_rows(data: str, table: str) -> int:
-    filesystem, inner = runs.filesystem_of(runs.join(data, table))
-    return pyarrow.dataset.dataset(inner, filesystem=filesystem).count_rows()
-
-
 def draw(subjects: np.ndarray) -> np.ndarray:
     """At most SAMPLED of them, the same every time."""
     return np.random.default_rng(0).permutation(subjects)[:SAMPLED]
-
-
-def sampled_prompts(data: str, settings: PromptSettings, drawn: np.ndarray) -> pa.Table:
-    """PROMPT rows of these subjects, made as scoring makes them."""
-    if settings.subjects == "items":
-        return item_prompts(rows_where(data, ITEMS, pc.field("item_index"), drawn), settings=settings)
-    reviews = rows_where(data, REVIEWS, pc.field("user_index"), drawn)
-    reviews = reviews.filter(pc.equal(reviews["split"], TRAIN))
-    # the items of these users alone, numbered anew, since `user_prompt` takes items by their place
-    items = rows_where(data, ITEMS, pc.field("item_index"), np.unique(reviews["item_index"].to_numpy()))
-    items = items.sort_by("item_index")
-    places = 1 + np.searchsorted(items["item_index"].to_numpy(), reviews["item_index"].to_numpy())
-    column = reviews.column_names.index("item_index")
-    reviews = reviews.set_column(column, "item_index", pa.array(places)).sort_by("user_index")
-    start, end = (np.searchsorted(reviews["user_index"].to_numpy(), drawn, side=side) for side in ("left", "right"))
-    user_ids = runs.read_table(runs.join(data, USERS)).sort_by("user_index")["user_id"].combine_chunks()
-    return pa.concat_tables(
-        user_prompt(reviews.slice(first, last - first), settings=settings, items=items, user_ids=user_ids)
-        for first, last in zip(start.tolist(), end.tolist(), strict=True)
-    )
-
-
-def rows_where(data: str, table: str, field: pc.Expression, values: np.ndarray) -> pa.Table:
-    filesystem, inner = runs.filesystem_of(runs.join(data, table))
-    wanted = pc.is_in(field, value_set=pa.array(values, pa.int32()))
-    return pyarrow.dataset.dataset(inner, filesystem=filesystem).to_table(filter=wanted)

@@ -3,6 +3,9 @@
     recommender = load_recommender("outputs/quickstart/train/shipped")
     print(explain(recommender, "F0182", ["S00288", "S00358"]).sentences())
 
+The split is exact, and one of the score's last product, not of causes: the encoder reads the aspects of a history, so
+the base part depends on them too; how far is measured with all of them at the catalogue's mean.
+
 Scores are forecasts wherever they can be: an item that a user has interacted with is scored after the history before
 that interaction, an unseen one after the whole history. Shape suffixes: `A` aspects, `C` items at once.
 """
@@ -24,6 +27,7 @@ from raygr.explanation_figure import explanation_figure
 from raygr.explanation_values import Values, read_values, user_values
 from raygr.explanations import AspectTerm, Explanation, UserExplanation, level_word
 from raygr.figures import save_figure
+from raygr.recommenders.base_part import base_parts, relative_change
 from raygr.recommenders.serving import Histories, Recommender, check_known, load_recommender
 from raygr.schema import EXPLANATION, ITEMS
 
@@ -99,6 +103,7 @@ def explain_user(
     parts = recommender.split_scores(histories, torch.tensor([item]))
     encoder_A, user_A = parts.encoder_BCA[0, 0].tolist(), parts.user_BCA[0, 0].tolist()
     average_A = average_terms(recommender, histories)
+    at_mean_1I, as_is_1I = parts_of_base(recommender, histories)
     others = [a for a in range(len(values.aspects)) if a not in columns]
     return UserExplanation(
         user_id=user_id,
@@ -109,6 +114,8 @@ def explain_user(
         rank=float(rank_1),
         ranked=len(recommender.item_ids_I) - history,
         base_part=float(parts.base_BC),
+        base_part_at_mean=float(at_mean_1I[0, item - 1]),
+        base_moved=relative_change(at_mean_1I, as_is_1I),
         terms=tuple(
             AspectTerm(
                 aspect=values.aspects[a],
@@ -127,6 +134,12 @@ def explain_user(
         other_user_terms=sum(user_A[a] for a in others),
         other_average_terms=sum(average_A[a] for a in others),
     )
+
+
+def parts_of_base(recommender: Recommender, histories: Histories) -> tuple[torch.Tensor, torch.Tensor]:
+    """The base parts of all items' scores after one history: its aspects at the catalogue's mean, and as they are."""
+    training, targets = recommender.aimed(histories)
+    return base_parts(training, targets, torch.arange(1))
 
 
 def average_terms(recommender: Recommender, histories: Histories) -> list[float]:

@@ -114,10 +114,12 @@ def handles(explanation: Explanation) -> list[Line2D]:
 
 
 def note(explanation: Explanation) -> str:
+    moved = " and ".join(f"{user.base_moved:.0%}" for user in explanation.users)
     lines = [
         f"Users' values: {explanation.user_values}.",
         "Scored after the history before the user's interaction with the item, or the whole one where unseen.",
         "Thin mark: the term's average over all items.",
+        f"The base part depends on the history's aspects, too: without them it changes by {moved} of its spread.",
     ]
     if not explanation.user_side:
         lines.append("The model has no user side: it does not see the users' values.")

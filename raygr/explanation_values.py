@@ -25,7 +25,7 @@ class Values(NamedTuple):
     aspects: tuple[str, ...]
     items_IA: np.ndarray
     scored_I: np.ndarray
-    """False: at least one score is missing, and the mean stands in for it."""
+    """False: at least one score is missing (NaN)."""
     users_UA: np.ndarray | None
     """The LLM's, NaN where unread; None: a user's value is that of the liked items."""
     valued_U: np.ndarray
@@ -38,12 +38,10 @@ def read_values(recommender: Recommender, found: Interactions) -> Values:
     """ValueError for a model without scores of its own items on 1..10."""
     config, scores = recommender.training.config, recommender.training.inputs.scores
     check_explainable(config, scores)
-    scored_I = np.ones(len(scores.scores_IA), bool)
-    if scores.missing:
-        table = read_vectors(config.item_scores, column=config.score_column, aspects=scores.aspects)
-        scored_I = ~np.isnan(rows_by_id(table, recommender.item_ids_I)[0]).any(axis=1)
+    scored_I = ~np.isnan(scores.scores_IA).any(axis=1)
     if config.user_scores == "llm":
-        table = read_vectors(config.user_score_run, column=config.score_column, aspects=scores.aspects)
+        source, column = config.user_score_run, config.score_column
+        table = read_vectors(source, subjects="users", column=column, aspects=scores.aspects)
         users_UA = rows_by_id(table, recommender.user_ids_U)[0]
         valued_U = ~np.isnan(users_UA).any(axis=1)
         return Values(scores.aspects, scores.scores_IA, scored_I, users_UA, valued_U, LLM)
@@ -58,8 +56,8 @@ def check_explainable(config: TrainConfig, scores: AlignedScores | None) -> None
         raise ValueError(f"{config.output} is a base model without aspects: give a run trained with item_scores")
     if config.control != "none":
         raise ValueError(f"{config.output} is a control arm ({config.control}): its scores are not those of its items")
-    if scores.scores_IA.min() < 1 or scores.scores_IA.max() > LEVELS:
-        low, high = scores.scores_IA.min(), scores.scores_IA.max()
+    low, high = np.nanmin(scores.scores_IA), np.nanmax(scores.scores_IA)
+    if low < 1 or high > LEVELS:
         raise ValueError(
             f"{config.item_scores} has values from {low:g} to {high:g}: only scores on 1..10 are explained"
         )
@@ -76,4 +74,5 @@ def user_values(values: Values, found: Interactions, user: int, item: int) -> np
         return np.full(len(values.aspects), np.nan)
     is_rated_N = ~np.isnan(rating_N)
     liked_N = rating_N >= rating_N[is_rated_N].mean() if is_rated_N.any() else ~is_rated_N
-    return values.items_IA[items_N[liked_N] - 1].mean(axis=0)
+    liked_KA = values.items_IA[items_N[liked_N] - 1]
+    return liked_KA[~np.isnan(liked_KA).any(axis=1)].mean(axis=0)

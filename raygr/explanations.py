@@ -34,7 +34,10 @@ class AspectTerm:
 
 @dataclass(frozen=True)
 class UserExplanation:
-    """`base_part`, all encoder and user terms, and `other_encoder_terms + other_user_terms` add up to `score`."""
+    """`base_part`, all encoder and user terms, and `other_encoder_terms + other_user_terms` add up to `score`.
+
+    That splits the score's last product, not its causes: the encoder made its state from the history's aspects.
+    """
 
     user_id: str
     part: Literal["train", "validation", "test"] | None
@@ -50,7 +53,11 @@ class UserExplanation:
     ranked: int
     """Items of that ranking."""
     base_part: float
-    """Encoder times learned rows, and biases: what no aspect made."""
+    """Encoder's state times learned row, and biases."""
+    base_part_at_mean: float
+    """The same where the encoder reads the history with every aspect at the catalogue's mean."""
+    base_moved: float
+    """By how much of their own spread the base parts of all items move then: 0 is not at all, it may exceed 1."""
     terms: tuple[AspectTerm, ...]
     other_aspects: int
     """Those that are not in `terms`."""
@@ -100,13 +107,25 @@ def level_word(value: float) -> Literal["low", "moderate", "high"]:
 
 
 def sentence(title: str, user: UserExplanation) -> str:
-    """The item for one user in plain words: outcome, rank, fit, what lifts and lowers the score, what to recommend."""
+    """The item for one user in plain words: outcome, rank, fit, what lifts and lowers the score, what to recommend.
+
+    And what the base part hangs on.
+    """
     acts = {None: "has not seen"} if user.part is None else {user.part: "chose" if user.rating is None else "rated"}
     opening = f"{user.user_id} {acts[user.part]} \u201c{title}\u201d" + (
         "" if user.rating is None else f" {user.rating:g}"
     )
     ranking = f"the model ranks it {user.rank:g} of {user.ranked} for this user"
-    return f"{opening}, and {ranking}: {fit_words(user.terms)}; {lift_words(user.terms)}; {level_words(user.terms)}."
+    words = f"{fit_words(user.terms)}; {lift_words(user.terms)}; {level_words(user.terms)}"
+    return f"{opening}, and {ranking}: {words}. {base_words(user)}"
+
+
+def base_words(user: UserExplanation) -> str:
+    return (
+        "The base part depends on aspects too, because the encoder reads those of the history: with all of them at the "
+        f"catalogue's mean it would be {user.base_part_at_mean:.2f} instead of {user.base_part:.2f} for this item, and "
+        f"over all items it would change by {user.base_moved:.0%} of its spread."
+    )
 
 
 def fit_words(terms: tuple[AspectTerm, ...]) -> str:

@@ -53,7 +53,6 @@ def gain_chart(gains: Sequence[Interval], *, figure_id: str, label: str, axis: s
     figure, axes = horizontal_axes([gain.name for gain in gains])
     rows, lows, highs = range(len(gains)), [gain.low for gain in gains], [gain.high for gain in gains]
     axes.barh(rows, [gain.value for gain in gains], height=0.55, color=BLUE, alpha=0.7)
-    # Not errorbar: a bootstrap interval may leave out the value itself.
     axes.hlines(rows, lows, highs, color="black", linewidth=1.2)
     axes.scatter([*lows, *highs], [*rows, *rows], marker="|", s=40, color="black", linewidth=1.2)
     axes.axvline(0, color="black", linewidth=0.8)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from pydantic_core import to_jsonable_python
+
 from raygr import runs
 from raygr.config import (
     ConfigError,
@@ -23,8 +25,16 @@ from raygr.config import (
     check_config,
 )
 from raygr.config_reproduce import ReproduceConfig
-from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig, ReportConfig, SweepConfig, VectorsConfig
-from raygr.plan import FINISHED, check_plan, plan_lines, plan_stages
+from raygr.config_results import (
+    CompareConfig,
+    ExplainConfig,
+    ExportConfig,
+    RecommendConfig,
+    ReportConfig,
+    SweepConfig,
+    VectorsConfig,
+)
+from raygr.plan import FINISHED, check_plan, is_done, is_in_the_way, plan_lines, plan_stages
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +48,7 @@ StageConfig = (
     | SweepConfig
     | CompareConfig
     | RecommendConfig
+    | ExplainConfig
     | ExportConfig
     | ReportConfig
     | ReproduceConfig
@@ -89,13 +100,39 @@ def run_stage(config: StageConfig) -> runs.Run:
             from raygr.compare import compare as stage
         case RecommendConfig():
             from raygr.recommend import recommend as stage
+        case ExplainConfig():
+            from raygr.explain import explain_run as stage
         case ExportConfig():
             from raygr.export import export as stage
         case ReportConfig():
             from raygr.report import report as stage
         case ReproduceConfig():
             from raygr.reproduce import reproduce as stage
-    return stage(config)
+    try:
+        return stage(config)
+    finally:
+        runs.unlock(config.output)  # for a process that lives on after a failure
+
+
+def run_alone(job: str, config: StageConfig, *, force: bool = False) -> str:
+    """Path of the stage's run, which is left as it is where it is finished already.
+
+    `force` runs it in any case: what is finished there, or was started otherwise, is set aside under another name.
+    """
+    if not force and is_done(job, config):
+        logger.info("already finished: %s", config.output)
+        return config.output
+    if force:
+        make_room(job, config)
+    return run_stage(config).path
+
+
+def make_room(job: str, config: StageConfig) -> None:
+    """Renames the output's folder where a run is in the way there; RunError while another process works in it."""
+    if not is_in_the_way(job, config):
+        return
+    runs.check_inputs(config.output, to_jsonable_python(config))
+    logger.info("set aside: %s is now %s", config.output, runs.set_aside(config.output, job))
 
 
 def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:

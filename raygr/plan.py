@@ -4,7 +4,7 @@ A stage is finished where its folder holds a run of just this configuration on t
 is finished or was started otherwise is refused: nothing is ever done again, or over, unasked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic_core import to_jsonable_python
@@ -62,37 +62,59 @@ def stage_state(job: str, config: Any, made: Sequence[Made]) -> tuple[State, str
     """State of a stage after those that are going to write `made`; for a refusal with its reason."""
     try:
         runs.check_output(config.output)
+        runs.check_inputs(config.output, to_jsonable_python(config))
     except runs.RunError as error:
         return REFUSED, str(error)
     if runs.is_finished(config.output):
-        reason = unlike(runs.read_json(runs.join(config.output, runs.RUN_FILE)), job, config, made)
+        reason = unlike(runs.RUN_FILE, job, config, made)
         return (REFUSED, f"finished {reason}; {way_out(config)}") if reason else (FINISHED, "")
     absent = [path for path in named_inputs(config) if not maker(path, made) and not runs.exists(path)]
     if absent:
         return REFUSED, f"{', '.join(absent)}: not there, and no earlier stage makes it"
-    started = runs.join(config.output, runs.STARTED_FILE)
-    if not runs.exists(started):
-        return TO_RUN, ""
-    reason = unlike(runs.read_json(started), job, config, made)
+    try:
+        if not runs.exists(runs.join(config.output, runs.STARTED_FILE)) or not runs.has_work(config.output):
+            runs.check_folder(config.output, settings_of(job, config), runs.speed_fields(config))
+            return TO_RUN, ""
+    except runs.RunError as error:
+        return REFUSED, str(error)
+    reason = unlike(runs.STARTED_FILE, job, config, made)
     return (REFUSED, f"started {reason}; {way_out(config)}") if reason else (RESUMED, "")
 
 
-def unlike(record: Mapping[str, Any], job: str, config: Any, made: Sequence[Made]) -> str:
-    """How this stage differs from the one that left `record` (run.json or started.json); "" where it does not."""
-    settings = {"job": job, "config": to_jsonable_python(config)}
-    if record["job"] != job or record["config"] != settings["config"]:
-        return f"with another configuration ({runs.changed_fields(record, settings)})"
-    inputs = record["inputs"]
+def settings_of(job: str, config: Any) -> dict[str, Any]:
+    return {"job": job, "config": to_jsonable_python(config)}
+
+
+def unlike(file: str, job: str, config: Any, made: Sequence[Made] = ()) -> str:
+    """How this stage differs from the one that left run.json or started.json in its folder; "" where it does not."""
+    inputs = runs.read_record(config.output, file)["inputs"]
     makers = {path: found for path in inputs if (found := maker(path, made))}
     if makers:
         texts = [f"{path}, which stage {one.number} ({one.job}) makes anew" for path, one in makers.items()]
         return f"from {' and '.join(texts)}"
-    stale = runs.changed_inputs(inputs)
-    return f"from other content of {', '.join(stale)}" if stale else ""
+    return runs.unlike(config.output, file, settings_of(job, config), runs.speed_fields(config))
+
+
+def is_done(job: str, config: Any) -> bool:
+    """Whether the run is finished; RunError where one is, of another configuration or of other inputs."""
+    if not runs.is_finished(config.output):
+        return False
+    reason = unlike(runs.RUN_FILE, job, config)
+    if reason:
+        raise runs.RunError(f"{config.output} is finished {reason}; {way_out(config)}")
+    return True
+
+
+def is_in_the_way(job: str, config: Any) -> bool:
+    """Whether the output holds a finished run, or one that was started otherwise and cannot be gone on with."""
+    if runs.is_finished(config.output):
+        return True
+    started = runs.exists(runs.join(config.output, runs.STARTED_FILE)) and runs.has_work(config.output)
+    return started and bool(unlike(runs.STARTED_FILE, job, config))
 
 
 def way_out(config: Any) -> str:
-    hint = "delete the folder to redo it, or name another output"
+    hint = "rename the folder to redo it, as --force of a single stage does, or name another output"
     own_store = isinstance(config, ScoreConfig) and config.store is None and runs.join(config.output, "store")
     if own_store and runs.exists(own_store):
         return f"{hint} (the LLM's answers are in {own_store}: move it out and set `store` to it to keep them)"

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygr.evaluation import METRICS, metric_values, user_means
+from raygr.evaluation import METRICS, chance_values, metric_values, user_means
+
+EVERY = ", every target"
 
 
 class Ranking(NamedTuple):
@@ -21,10 +23,17 @@ class Ranking(NamedTuple):
     rank_E: np.ndarray
     train_count_E: np.ndarray
     """Train interactions of the target."""
+    among_E: np.ndarray | None = None
+    """Chance: a target's rank is any of 1..among, `rank_E` their mean. None: `rank_E` is the rank."""
 
 
 def ranking_name(candidates: str, targets: str) -> str:
-    return candidates if targets == "last" else f"{candidates}, every target"
+    return candidates if targets == "last" else f"{candidates}{EVERY}"
+
+
+def candidates_of(name: str) -> str:
+    """The candidate set that a ranking's name speaks of."""
+    return name.removesuffix(EVERY)
 
 
 def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> dict[str, Ranking]:
@@ -43,11 +52,13 @@ def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> di
 def cold_ranking(ranking: Ranking, below: int) -> Ranking:
     """The targets with fewer than `below` train interactions."""
     is_cold_E = ranking.train_count_E < below
-    return Ranking(*(column[is_cold_E] for column in ranking))
+    return Ranking(*(column if column is None else column[is_cold_E] for column in ranking))
 
 
 def user_values(ranking: Ranking, metric: str) -> np.ndarray:
     """(U,): the metric's mean over each user's targets, in the order of user_index."""
+    if ranking.among_E is not None:
+        return user_means(chance_values(metric, ranking.among_E), ranking.user_E)
     return user_means(metric_values(metric, ranking.rank_E), ranking.user_E)
 
 

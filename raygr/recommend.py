@@ -32,9 +32,9 @@ def recommend(config: RecommendConfig) -> runs.Run:
     train_config = read_train_config(config.train)
     subjects = read_subjects(config, train_config)
     run = runs.start_run(config.output, job="recommend", config=config)
-    runs.remove_folder(run.file(RECOMMENDATIONS))
+    runs.remove_parts(run, RECOMMENDATIONS)
     connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu)
+    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
     settings = actor_settings(config, train_config, device="cuda" if use_gpu else "cpu")
     blocks = [subjects.slice(first, config.batch_size) for first in range(0, len(subjects), config.batch_size)]
     counted = ray.data.from_arrow(blocks).map_batches(
@@ -43,7 +43,7 @@ def recommend(config: RecommendConfig) -> runs.Run:
         batch_size=config.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.workers),
-        num_cpus=1,
+        num_cpus=config.threads,
         num_gpus=int(use_gpu),
     )
     items = sum(int(batch["recommended"].sum()) for batch in counted.iter_batches(batch_format="numpy"))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic_core import to_jsonable_python
 
+from raygr.compare_tables import read_comparison
 from raygr.config import (
     FinetuneConfig,
     PrepareConfig,
@@ -39,7 +40,7 @@ from raygr.report_sections import (
 )
 from raygr.report_tuning import tuning_section
 from raygr.runs import Run, finish_run, is_finished, join, read_json, read_run, read_table, start_run, write_text
-from raygr.schema import COMPARISON, INTERACTIONS, ITEMS, QUALITY, STATISTICS, TRAIN, USERS
+from raygr.schema import INTERACTIONS, ITEMS, QUALITY, STATISTICS, TRAIN, USERS
 
 HTML, MARKDOWN = "report.html", "report.md"
 DRAWN_SUBJECTS, NEWEST_TITLES, LONGEST_NAME = 3, 3, 60
@@ -107,7 +108,7 @@ def read_records(config: ReportConfig) -> dict[str, dict[str, Any]]:
 def report_sections(config: ReportConfig, records: Mapping[str, Mapping[str, Any]]) -> Iterable[Section]:
     yield data_section(read_json(join(config.data, STATISTICS)), records[config.data]["counts"])
     if config.comparison:
-        yield comparison_section(read_json(join(config.comparison, COMPARISON)))
+        yield comparison_section(read_comparison(config.comparison))
     if config.item_scores:
         yield from item_score_sections(config.item_scores, config.data, config.reference_scores)
     if config.user_scores:

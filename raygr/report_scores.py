@@ -43,7 +43,7 @@ def read_scores(run: str) -> ScoreMatrix:
 
 def read_reference(path: str) -> ScoreMatrix:
     """Another model's scores: a CSV or Parquet file of id and aspects, or a score run."""
-    vectors = read_vectors(path, column="expected", aspects=None)
+    vectors = read_vectors(path, subjects="items", column="expected", aspects=None)
     return ScoreMatrix(vectors.ids_S.tolist(), list(vectors.aspects), vectors.values_SA)
 
 

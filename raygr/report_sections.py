@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from raygr.compare_tables import LIST_FIGURES, SIGNIFICANT, is_over_zero, ranking_names, unlike_fields
+from raygr.aspects.quality import DEAD_SHARE, DEAD_SPREAD
+from raygr.compare_tables import LIST_FIGURES, ranking_names, unlike_fields
 from raygr.evaluation import METRICS, metric_name
 from raygr.figures import Interval, agreement_chart, gain_chart, profile_chart, share_chart
+from raygr.gain_words import gain_mark, gain_parts, table_notes
 from raygr.report_scores import Agreement, ScoreMatrix
 
-CHARTED_METRIC = "ndcg_at_10"
 NOTHING = "–"
 
 
@@ -35,6 +36,8 @@ class Section(NamedTuple):
     text: str
     tables: list[Table]
     charts: list[Chart]
+    remarks: Sequence[str] = ()
+    """Sentences that must not be overlooked."""
 
 
 class Subject(NamedTuple):
@@ -59,10 +62,11 @@ def comparison_section(comparison: Mapping[str, Any]) -> Section:
     tables += [share_table(arms)] if any(arm["shares"] for arm in arms.values()) else []
     tables += [settings_table(arms), *protocol_tables(comparison)]
     text = (
-        f"Below each value stands its gain over {base_words(arms)} in percent, with the 95% interval of a paired "
-        "bootstrap; an asterisk marks a gain with p below 0.05 after Holm's correction over the whole table."
+        f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
+        "over runs where there are two or more."
     )
-    return Section("Comparison", text, tables, comparison_charts(arms, rankings[0]))
+    charts = comparison_charts(arms, rankings[0], comparison["primary_metric"])
+    return Section("Comparison", " ".join([text, *table_notes(comparison)]), tables, charts, comparison["remarks"])
 
 
 def base_words(arms: Mapping[str, Any]) -> str:
@@ -103,17 +107,15 @@ def metric_cells(metrics: Mapping[str, Any] | None, gains: Mapping[str, Any] | N
 def metric_cell(value: float, gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return f"{value:.4f}"
-    mark = "*" if gain["p_holm"] < SIGNIFICANT else ""
-    if is_over_zero(gain):
-        return f"{value:.4f}\n{gain['difference']:+.4f}{mark}\n({gain['low']:+.4f} to {gain['high']:+.4f})"
-    percents = f"{gain['relative']:+.1f}%{mark}\n({gain['relative_low']:+.1f} to {gain['relative_high']:+.1f})"
-    return f"{value:.4f}\n{percents}"
+    words, bounds = gain_parts(gain)
+    lines = [f"{value:.4f}", words + gain_mark(gain), *([f"({bounds[0]} to {bounds[1]})"] if bounds else [])]
+    return "\n".join(lines)
 
 
 def list_tables(arms: Mapping[str, Any]) -> list[Table]:
     """How diverse the recommended lists are; none where the arms measured it in unlike ways."""
     settings = ("length", "mmr_weight", "scores")
-    lists = {name: arm["lists"] for name, arm in arms.items()}
+    lists = {name: arm["lists"] for name, arm in arms.items() if not arm["is_reference"]}
     first = next(iter(lists.values()))
     if unlike_fields([{name: one[name] for name in settings} for one in lists.values()]):
         return []
@@ -130,15 +132,16 @@ def list_tables(arms: Mapping[str, Any]) -> list[Table]:
 def protocol_tables(comparison: Mapping[str, Any]) -> list[Table]:
     if comparison["protocol"] is not None:
         return [fact_table("Protocol", comparison["protocol"])]
-    return [fact_table(f"Protocol of {name}", arm["protocol"]) for name, arm in comparison["arms"].items()]
+    arms = {name: arm for name, arm in comparison["arms"].items() if not arm["is_reference"]}
+    return [fact_table(f"Protocol of {name}", arm["protocol"]) for name, arm in arms.items()]
 
 
-def comparison_charts(arms: Mapping[str, Any], candidates: str) -> list[Chart]:
+def comparison_charts(arms: Mapping[str, Any], candidates: str, metric: str) -> list[Chart]:
     """The chart of gains and the chart of shares; either is left out where no arm has any."""
-    gains = list(gain_intervals(arms, candidates))
+    gains = list(gain_intervals(arms, candidates, metric))
     shares = {name: arm["shares"] for name, arm in arms.items() if arm["shares"]}
-    axis = f"{metric_name(CHARTED_METRIC)} against the base, %"
-    caption = f"Gain in {metric_name(CHARTED_METRIC)} over {base_words(arms)} ({candidates}), with 95% intervals"
+    axis = f"{metric_name(metric)} against the base, %"
+    caption = f"Gain in {metric_name(metric)} over {base_words(arms)} ({candidates}), with 95% intervals"
     share_caption = "Where the spread of a recommendation's score comes from"
     charts = []
     if gains:
@@ -148,21 +151,33 @@ def comparison_charts(arms: Mapping[str, Any], candidates: str) -> list[Chart]:
     return charts
 
 
-def gain_intervals(arms: Mapping[str, Any], candidates: str) -> Iterable[Interval]:
+def gain_intervals(arms: Mapping[str, Any], candidates: str, metric: str) -> Iterable[Interval]:
+    """Those in percent; popularity and chance are left out, whose distance would hide the arms' own."""
     for name, arm in arms.items():
-        gain = (arm["against_base"] or {}).get(candidates, {}).get(CHARTED_METRIC)
-        if gain is not None:
+        gain = (arm["against_base"] or {}).get(candidates, {}).get(metric)
+        if gain is not None and gain["relative_low"] is not None and not arm["is_reference"]:
             yield Interval(name, gain["relative"], gain["relative_low"], gain["relative_high"])
 
 
 def share_table(arms: Mapping[str, Any]) -> Table:
-    header = ["arm", "base part", "encoder × guided items", "user × guided items"]
+    """The last product's split, and how far the base part, too, hangs on aspects: the encoder reads the history's."""
+    header = ["arm", "base part", "encoder × guided items", "user × guided items", "base part moves by"]
     parts = ("base", "encoder_guided", "user_guided")
-    rows = [[name, *(f"{arm['shares'][part]:.1%}" for part in parts)] for name, arm in arms.items() if arm["shares"]]
-    return Table("Where the spread of a recommendation's score comes from", header, rows)
+    rows = [
+        [name, *(f"{arm['shares'][part]:.1%}" for part in parts), percent(arm["base_moved"])]
+        for name, arm in arms.items()
+        if arm["shares"]
+    ]
+    caption = (
+        "Where the spread of a recommendation's score comes from: an exact split of its last product, not of causes. "
+        "The encoder reads the history's aspects; with all of them at the catalogue's mean, the base part moves by the "
+        "last column's share of its own spread"
+    )
+    return Table(caption, header, rows)
 
 
 def settings_table(arms: Mapping[str, Any]) -> Table:
+    arms = {name: arm for name, arm in arms.items() if not arm["is_reference"]}
     names = list(dict.fromkeys(name for arm in arms.values() for name in arm["settings"]))
     rows = []
     for name, arm in arms.items():
@@ -180,9 +195,14 @@ def quality_section(quality: Mapping[str, Any], subjects: str) -> Section:
         [name, decimals(a["mean"]), decimals(a["spread"]), percent(a["identical_share"]), show(a["dead"])]
         for name, a in quality["aspects"].items()
     ]
-    text = "A dead aspect gives all subjects nearly the same score, so it can tell none of them apart."
+    text = (
+        "A dead aspect gives all subjects nearly the same score, so it tells none of them apart: its expected ratings "
+        f"spread by less than {DEAD_SPREAD:g}, or {DEAD_SHARE:.0%} or more of the integer ratings are the same."
+    )
+    dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
+    remarks = [f"{len(dead)} of {len(quality['aspects'])} aspects are dead: {', '.join(dead)}."] if dead else []
     tables = [fact_table("Run", whole), Table("Scores per aspect, on 1 to 10", header, rows)]
-    return Section(f"Quality of the {subjects} scores", text, tables, [])
+    return Section(f"Quality of the {subjects} scores", text, tables, [], remarks)
 
 
 def agreement_section(agreements: Sequence[Agreement], reference: str) -> Section:

@@ -8,8 +8,8 @@ import fsspec
 import numpy as np
 import pyarrow.compute as pc
 
-from raygr.evaluation import Gain, paired_bootstrap
 from raygr.figures import Curve, curve_chart
+from raygr.gains import Gain, gains
 from raygr.report_sections import NOTHING, Chart, Section, Table, show
 from raygr.runs import join, read_json, read_table
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
@@ -43,7 +43,6 @@ STEP_FIGURES = {
     "tokens_per_second": "tokens per second",
 }
 NATS, ANSWERS = ("entropy", "kl"), ("valid", "flat_groups")
-SAMPLES, SEED = 2000, 0
 SMOOTHED = 20  # a curve of steps shows the mean of its last twentieth
 PART = 10  # the table of steps compares the first and last tenth
 
@@ -65,9 +64,9 @@ def tuning_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
     text = (
         f"Task “{config['task']}”, {config['rollouts']} rollouts, {record['steps']} steps of reinforcement after "
         f"{record['warm_steps']} of the warm start{start}; means over {record['held_out']} held-out users with 95% "
-        "intervals, then the change from before with the interval of a paired bootstrap over users; an asterisk marks "
-        "one without zero. One answer for all is the mean of these users' ratings; the personal ones are of ratings "
-        "centred on that mean, as a recommender's user vectors are. "
+        "intervals over users, then the same users' change from before; an asterisk marks an interval without zero. "
+        "One run: what another fine-tune would give is in no interval. One answer for all is the mean of these "
+        "users' ratings; the personal ones are of ratings centred on that mean, as a recommender's user vectors are. "
         "The best step was chosen on these very users by their reward, the last was not."
     )
     tables = [stage_table(evaluations, best)]
@@ -103,21 +102,21 @@ def stage_table(evaluations: Sequence[Evaluation], best: Evaluation) -> Table:
 
 
 def stage_cell(one: Evaluation, before: Evaluation, metric: str) -> str:
-    mean = bootstrap(one.users[metric])
+    mean = user_mean(one.users[metric])
     if mean is None:
         return NOTHING
     text = f"{mean.difference:.4f}\n({mean.low:.4f} to {mean.high:.4f})"
-    change = bootstrap(one.users[metric] - before.users[metric])
+    change = user_mean(one.users[metric] - before.users[metric])
     if one is before or change is None:
         return text
     mark = "*" if change.low > 0 or change.high < 0 else ""
     return f"{text}\n{change.difference:+.4f}{mark}\n({change.low:+.4f} to {change.high:+.4f})"
 
 
-def bootstrap(values_U: np.ndarray) -> Gain | None:
-    """The mean of the users that have a value, with its interval."""
-    known_1U = values_U[~np.isnan(values_U)][None]
-    return paired_bootstrap(known_1U, np.zeros_like(known_1U), samples=SAMPLES, seed=SEED) if known_1U.size else None
+def user_mean(values_U: np.ndarray) -> Gain | None:
+    """The mean of the users that have a value, with its interval; None for fewer than two."""
+    known_11U = values_U[~np.isnan(values_U)][None, None]
+    return gains(known_11U, np.zeros_like(known_11U), paired=True)[0] if known_11U.size > 1 else None
 
 
 def step_table(lines: Sequence[Mapping[str, Any]]) -> Table:
@@ -164,7 +163,7 @@ def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) ->
     """From the last evaluation before the reinforcement on."""
     start = [one for one in evaluations if one.stage != "reinforcement"][-1:]
     shown = [*start, *(one for one in evaluations if one.stage == "reinforcement")]
-    known = [(one.step, mean) for one in shown if (mean := bootstrap(one.users[metric])) is not None]
+    known = [(one.step, mean) for one in shown if (mean := user_mean(one.users[metric])) is not None]
     columns = [(step, mean.difference, mean.low, mean.high) for step, mean in known]
     steps, means, lows, highs = ([row[place] for row in columns] for place in range(4))
     return Curve(name, steps, means, lows, highs)

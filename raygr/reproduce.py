@@ -4,12 +4,12 @@ Stages and train runs lie in the folder `runs`, the comparison and what is drawn
 is skipped, so an interrupted experiment goes on where it stopped.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from raygr import runs
+from raygr.compare_tables import read_comparison
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.config_reproduce import ReproduceConfig
 from raygr.config_results import CompareConfig
@@ -41,7 +41,6 @@ from raygr.reproduce_tables import (
     protocols,
     read_paper,
 )
-from raygr.schema import COMPARISON
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +54,7 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     check_recommenders(config, sources)
     paper = read_paper(config.paper)
     stages = source_stages(config, sources)
-    # how many run at a time changes no result, so an experiment may be gone on with otherwise
-    run = runs.start_run(config.output, job="reproduce", config=dataclasses.replace(config, at_once=1, gpu_share=1.0))
+    run = runs.start_run(config.output, job="reproduce", config=config)
     run_stages(stages)
     plan = experiment_plan(config, sources)
     is_by_width = config.experiment == "figure-3"
@@ -94,7 +92,7 @@ def comparison(run: runs.Run, name: str, plan: Plan, bases: Mapping[str, str]) -
     arms = {arm.name: tuple(train.output for train in arm.runs) for arm in plan.arms if arm.name in wanted}
     config = CompareConfig(output=run.file(name), arms=arms, bases=bases)
     run_stages([("compare", config)])
-    return runs.read_json(runs.join(config.output, COMPARISON))
+    return read_comparison(config.output)
 
 
 def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:

@@ -237,4 +237,5 @@ def aspect_names(config: ReproduceConfig, sources: Sources) -> tuple[str, ...]:
     """Those of `refined.aspects`, or else of all item scores, in their order."""
     chosen = config.refined.get("aspects")
     column = config.refined.get("score_column", "expected")
-    return read_vectors(sources.item_scores, column=column, aspects=tuple(chosen) if chosen else None).aspects
+    names = tuple(chosen) if chosen else None
+    return read_vectors(sources.item_scores, subjects="items", column=column, aspects=names).aspects

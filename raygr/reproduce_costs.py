@@ -58,7 +58,6 @@ def prompt_settings(config: dict) -> PromptSettings:
         aspects=load_aspects(config["aspects"]),
         subjects=config["subjects"],
         max_prompt_tokens=config["max_prompt_tokens"],
-        block_size=1,
         item_rating=config["item_rating"],
         best_rating=5.0,
     )

@@ -75,7 +75,6 @@ def draw_curves(axes: Axes, experiment: Experiment, protocol: Protocol, recommen
         means, lows, highs = zip(*(figure_value(experiment.config, gain) for gain in gains), strict=True)
         places = [values.index(point.value) + APART * (number - (len(names) - 1) / 2) for point in chosen]
         axes.plot(places, means, color=color, marker="o", markersize=3.5, linewidth=1.4, label=name)
-        # Not errorbar: a bootstrap interval may leave out the value itself.
         axes.vlines(places, lows, highs, color=color, linewidth=1.2, alpha=0.6)
 
 

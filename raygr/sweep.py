@@ -48,9 +48,8 @@ QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
 
 def sweep(config: SweepConfig) -> runs.Run:
     """One train run per point; the best by validation, whose test metrics are read then, and those of no other."""
-    if runs.is_finished(config.output):
-        raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
-    as_written, config = config, with_absolute_paths(config)
+    runs.check_unfinished(config.output)
+    config = with_absolute_paths(config)
     points = search_points(config)
     trained = [train_config(config, point, name="") for point in points]  # refused here, before any work
     callbacks = [EndsTraining(), *mlflow_logger(config)]
@@ -58,7 +57,7 @@ def sweep(config: SweepConfig) -> runs.Run:
         check_optuna()
     connect()
     at_once = trials_at_once(config, trained[0])
-    run = runs.start_run(config.output, job="sweep", config=as_written)
+    run = runs.start_run(config.output, job="sweep", config=config)
     logger.info("sweep: %d trials, %d at a time", trials_of(config, points), at_once)
     settings = tune.TuneConfig(
         metric=BEST,
@@ -143,11 +142,11 @@ def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
     A trial that held its CPU while no CPU was left for any worker would wait for ever.
     """
     resources = ray.cluster_resources()
-    cpus, each = int(resources.get("CPU", 0)), 1 + shared.workers
+    cpus, each = int(resources.get("CPU", 0)), 1 + shared.workers * (shared.threads or 1)
     fitting = cpus // each
     if not fitting:
-        raise ConfigError(f"a trial needs {each} CPUs, one for itself and one per training worker; Ray has {cpus}")
-    if wants_gpu(shared.workers, shared.use_gpu, config.gpu_share):
+        raise ConfigError(f"a trial needs {each} CPUs, one for itself, the rest for its workers; Ray has {cpus}")
+    if wants_gpu(shared.workers, shared.use_gpu, config.gpu_share, threads=shared.threads):
         fitting = min(fitting, workers_on_gpus(resources.get("GPU", 0), config.gpu_share) // shared.workers)
     return min(fitting, config.max_concurrent_trials or fitting)
 
@@ -159,10 +158,12 @@ def started_tuner(
     os.environ.update(QUIET)
     trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config, at_once=at_once), {"CPU": 1})
     folder = runs.join(config.output, TUNE)
-    if tune.Tuner.can_restore(folder):
+    filesystem, storage = runs.arrow_filesystem(config.output)
+    experiment = runs.join(storage, TUNE)
+    if tune.Tuner.can_restore(experiment, storage_filesystem=filesystem):
         check_room(config, at_once)
         logger.info("sweep: goes on with the trials of %s that had not ended", folder)
-        return tune.Tuner.restore(folder, trainable, resume_unfinished=True)
+        return tune.Tuner.restore(experiment, trainable, resume_unfinished=True, storage_filesystem=filesystem)
     runs.write_json(at_once, runs.join(folder, AT_ONCE))
     return tune.Tuner(
         trainable,
@@ -170,7 +171,8 @@ def started_tuner(
         tune_config=settings,
         run_config=tune.RunConfig(
             name=TUNE,
-            storage_path=config.output,
+            storage_path=storage,
+            storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             callbacks=callbacks,
             verbose=0,
@@ -204,7 +206,10 @@ def run_trial(point: Point, *, sweep_config: SweepConfig, at_once: int) -> None:
         tune.report(evaluated(lines, best=max(line["validation"][CHOSEN_BY] for line in lines)))
         return
     callbacks = [ReportToTune(tune.get_context().get_trial_id())]
-    train(config, gpu_share=sweep_config.gpu_share, at_once=at_once, callbacks=callbacks)
+    try:
+        train(config, gpu_share=sweep_config.gpu_share, at_once=at_once, callbacks=callbacks)
+    finally:
+        runs.unlock(config.output)  # the next attempt may begin while this process still ends
 
 
 class ReportToTune(TuneReportCallback):

@@ -59,7 +59,7 @@ def write_results(config: SweepConfig, run: runs.Run, ended: list[Ended]) -> dic
     finished = [row for row in rows if row["status"] == FINISHED]
     if not finished:
         raise runs.RunError(f"no trial of {config.output} finished; the first: {rows[0]['error'] or STOPPED}")
-    configurations = ranked_configurations(config, finished)
+    configurations = ranked_configurations(config, rows)
     best = configurations[0]
     logger.info("best by validation: %s, NDCG@10 %.4f", best.values, best.validation)
     test = test_metrics(best)
@@ -118,24 +118,30 @@ def last_line(error: str) -> str:
 # --- choosing ----------------------------------------------------------------------------------
 
 
-def ranked_configurations(config: SweepConfig, finished: list[dict[str, Any]]) -> list[Chosen]:
-    """The best first, by mean validation NDCG@10 over the finished runs, which are given.
+def ranked_configurations(config: SweepConfig, rows: list[dict[str, Any]]) -> list[Chosen]:
+    """The best first, by mean validation NDCG@10 over its seeds; `rows` are all trials.
 
-    Only configurations with as many of them as any: early stopping and failures leave others with their luckiest.
+    A search may propose a configuration with the same seed again: each counts once. Left out is a configuration that
+    early stopping or a failure left without some of the seeds that it was tried with, for it would be judged by its
+    luckiest; only where that leaves none, those with the most finished seeds stand in.
     """
     names = described_by(config)
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in finished:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    most = max(map(len, groups.values()))
+    asked: dict[tuple, set[int]] = {}
+    finished: dict[tuple, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        values = tuple(row[name] for name in names)
+        asked.setdefault(values, set()).add(row[SEED])
+        if row["status"] == FINISHED:
+            finished.setdefault(values, {}).setdefault(row[SEED], row)
+    most = max(map(len, finished.values()))
+    complete = [values for values, of_seed in finished.items() if of_seed.keys() == asked[values]]
     found = [
         Chosen(
             dict(zip(names, values, strict=True)),
-            [row["run"] for row in rows],
-            statistics.fmean(row[CHOSEN_BY] for row in rows),
+            [row["run"] for row in finished[values].values()],
+            statistics.fmean(row[CHOSEN_BY] for row in finished[values].values()),
         )
-        for values, rows in groups.items()
-        if len(rows) == most
+        for values in complete or [values for values, of_seed in finished.items() if len(of_seed) == most]
     ]
     return sorted(found, key=lambda configuration: -configuration.validation)
 
@@ -173,7 +179,8 @@ def summary(
     failed = [[row["run"], row["error"]] for row in rows if row["status"] == FAILED]
     parts = [
         f"# {len(rows)} trials: {counted}",
-        "Configurations by the mean validation NDCG@10 of their finished runs; only those with as many as any:",
+        "Configurations by the mean validation NDCG@10 over their seeds; those that lack a seed they were tried with, "
+        "because it failed or was stopped early, are left out:",
         markdown_rows([[*names, "runs", "validation NDCG@10"], *ranked]).rstrip(),
         "Test metrics of the first, chosen by validation; of no other are they read:",
         markdown_rows([["candidates", *map(metric_name, METRIC_NAMES)], *tested]).rstrip(),

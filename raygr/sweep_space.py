@@ -241,4 +241,4 @@ def aspect_names(trained: TrainConfig) -> tuple[str, ...]:
 
 @functools.cache
 def read_aspect_names(item_scores: str, column: str) -> tuple[str, ...]:
-    return read_vectors(item_scores, column=column, aspects=None).aspects
+    return read_vectors(item_scores, subjects="items", column=column, aspects=None).aspects

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,58 @@ import ray.train.torch
 import torch
 
 from raygr import runs
+from raygr.cluster import Node, cluster_nodes
 from raygr.config import ConfigError
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = "training.pt"
 RESTARTS = 2
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0) -> bool:
-    """Whether training workers run on GPUs, each on its share of one; ConfigError where they do not fit."""
-    resources = ray.cluster_resources()
-    if workers > resources.get("CPU", 0):
-        raise ConfigError(f"workers: {workers} need as many CPUs, Ray has {resources.get('CPU', 0):.0f}")
-    enough = workers_on_gpus(resources.get("GPU", 0), gpu_share) >= workers
+def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, threads: int | None = None) -> bool:
+    """Whether workers run on GPUs, each on its share of one; ConfigError where they do not fit.
+
+    `threads` are the CPUs that each reserves, on one node; null needs one.
+    """
+    nodes = cluster_nodes()
+    if slots(nodes, threads or 1) < workers:
+        each = f"{workers * (threads or 1)} CPUs" if (threads or 1) > 1 else "as many CPUs"
+        name = f"{workers} of {threads} threads each" if (threads or 1) > 1 else f"{workers}"
+        raise ConfigError(f"workers: {name} need {each}, Ray has {in_words(node.cpus for node in nodes)}")
+    enough = slots(nodes, threads or 1, gpu_share) >= workers
     if use_gpu and not enough:
         each = "as many GPUs" if gpu_share == 1 else f"{gpu_share:g} of a GPU each"
-        raise ConfigError(f"use_gpu: {workers} workers need {each}, Ray has {resources.get('GPU', 0):.0f}")
-    return enough if use_gpu is None else use_gpu
+        raise ConfigError(
+            f"use_gpu: {workers} workers need {each}, Ray has {in_words(node.gpus for node in nodes if node.gpus)}"
+        )
+    if not (enough if use_gpu is None else use_gpu):
+        if use_gpu is None and any(node.gpus for node in nodes):
+            logger.warning("workers: %d do not fit the GPUs that Ray has, so they run on CPUs", workers)
+        return False
+    if workers > 1 and int(1 / gpu_share) > 1:
+        raise ConfigError(
+            f"gpu_share: {gpu_share:g} may put two of a run's {workers} workers on one GPU, where NCCL refuses to let "
+            "them talk: set workers: 1 or gpu_share: 1"
+        )
+    return True
+
+
+def slots(nodes: Sequence[Node], cpus: int, gpu_share: float | None = None) -> int:
+    """Workers of so many CPUs each, and a share of a GPU, that fit on the nodes."""
+    return sum(
+        int(node.cpus) // cpus
+        if gpu_share is None
+        else min(int(node.cpus) // cpus, workers_on_gpus(node.gpus, gpu_share))
+        for node in nodes
+    )
+
+
+def in_words(amounts: Iterable[float]) -> str:
+    """What the nodes have, such as "4", or "6 (2 + 4)" of two nodes."""
+    found = [int(amount) for amount in amounts if amount]
+    return f"{sum(found)}" + (f" ({' + '.join(map(str, found))})" if len(found) > 1 else "")
 
 
 def workers_on_gpus(gpus: float, gpu_share: float) -> int:
@@ -42,9 +77,31 @@ def workers_on_gpus(gpus: float, gpu_share: float) -> int:
     return int(gpus) * int(1 / gpu_share)
 
 
-def placement(workers: int, *, use_gpu: bool, gpu_share: float = 1.0) -> ray.train.ScalingConfig:
-    """A CPU for each worker, and its share of a GPU."""
-    resources = {"CPU": 1, "GPU": gpu_share} if use_gpu else {"CPU": 1}
+def check_at_once(workers: int, at_once: int, threads: int | None) -> None:
+    """ConfigError where so many runs do not fit beside each other: those too many would wait without a word."""
+    nodes = cluster_nodes()
+    if slots(nodes, threads or 1) < workers * at_once:
+        needed = workers * at_once * (threads or 1)
+        raise ConfigError(
+            f"at_once: {at_once} train runs need {needed} CPUs, Ray has {in_words(node.cpus for node in nodes)}"
+        )
+
+
+def worker_cpus(workers: int, threads: int | None, *, gpu_share: float | None = None, at_once: int = 1) -> int:
+    """CPUs that each worker reserves and computes on: `threads`, or where null an equal share of the nodes'.
+
+    So many runs `at_once` share them. `gpu_share` is None for workers on CPUs.
+    """
+    if threads:
+        return threads
+    nodes = cluster_nodes()
+    most = int(max(node.cpus for node in nodes))
+    return max((cpus for cpus in range(1, most + 1) if slots(nodes, cpus, gpu_share) >= workers * at_once), default=1)
+
+
+def placement(workers: int, *, use_gpu: bool, gpu_share: float = 1.0, cpus: int = 1) -> ray.train.ScalingConfig:
+    """So many CPUs for each worker, and its share of a GPU."""
+    resources = {"CPU": cpus, "GPU": gpu_share} if use_gpu else {"CPU": cpus}
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
 
 
@@ -63,13 +120,15 @@ def run_workers(
     in the controller.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
+    filesystem, folder = runs.arrow_filesystem(run.file("ray"))
     trainer = ray.train.torch.TorchTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=placed,
         run_config=ray.train.RunConfig(
             name="train",  # start_run has refused a folder of another configuration: going on here is right
-            storage_path=runs.absolute(run.file("ray")),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
@@ -86,17 +145,13 @@ def run_workers(
         raise ValueError(str(refused[0])) from error
 
 
-def begin_worker(threads: int | None, *, at_once: int = 1) -> tuple[int, int]:
-    """Logs and threads of this worker; its rank and how many there are.
-
-    `threads`: null shares the machine's cores among the workers on it, of all runs that train at once.
-    """
+def begin_worker() -> tuple[int, int]:
+    """Logs and threads of this worker, as many as the CPUs that it reserves; its rank and how many there are."""
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
     logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    sharing = context.get_local_world_size() * at_once
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // sharing))
+    torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     keep_freed_memory()
     return rank, workers
 

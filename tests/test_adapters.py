@@ -10,7 +10,15 @@ import pytest
 from toy_data import walks, write_prepared
 
 from raygr import runs
-from raygr.aspects.adapters import adapter_folder, adapter_rank, check_adapter, check_learned, model_sha256, read_note
+from raygr.aspects.adapters import (
+    adapter_folder,
+    adapter_rank,
+    check_adapter,
+    check_learned,
+    copied_adapter,
+    model_sha256,
+    read_note,
+)
 from raygr.aspects.aspects import load_aspects
 from raygr.aspects.engine import ScoringEngine
 from raygr.aspects.scoring import score
@@ -47,6 +55,16 @@ def test_an_adapter_is_taken_for_what_it_was_tuned_for(tmp_path: Path):
     check(free)
     check(free, mode="generate-free")
     assert read_note(slots).normalisation == {"item_mean": [5.0]}
+
+
+def test_an_adapter_behind_a_uri_is_copied_for_the_engine(tmp_path: Path):
+    local = write_adapter(tmp_path / "adapter")
+    assert copied_adapter(None) is None and copied_adapter(local) is None
+    filesystem, inner = runs.filesystem_of(f"memory://{tmp_path.name}/adapter")
+    filesystem.put(f"{local}/", inner, recursive=True)
+    copy = copied_adapter(adapter_folder(f"memory://{tmp_path.name}/adapter"))
+    files = {path.name: path.read_text() for path in Path(copy.name).iterdir()}
+    assert files == {path.name: path.read_text() for path in Path(local).iterdir()}
 
 
 @pytest.mark.parametrize(

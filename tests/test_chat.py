@@ -1,8 +1,10 @@
 """The chat template around the prompts, and text in which no added token takes part."""
 
 import logging
+import time
 
 import pytest
+from families import family_tokenizer
 from toy_data import TWO
 from transformers import AutoTokenizer
 
@@ -19,6 +21,19 @@ def test_added_tokens_that_are_not_marked_special_stay_plain_text(tokenizer):
     (ids,) = encode_plain(other, [text])
     assert not added & set(ids)
     assert other.decode(ids) == text
+
+
+def test_thousands_of_added_tokens_cost_next_to_nothing():
+    """Gemma 3 has 6,400 that are not marked special; a user of 60 reviews has 240 lines."""
+    gemma = family_tokenizer.__wrapped__("gemma3")  # one of our own, to be changed
+    gemma.add_tokens([f"<unused{number}>" for number in range(2, 6400)])
+    texts = [f"{number} I <b>really</b> liked it, and <unused{number}> too. " * 4 for number in range(240)]
+    encode_plain(gemma, texts[:1])
+    started = time.perf_counter()
+    encoded = encode_plain(gemma, texts)
+    assert time.perf_counter() - started < 0.5  # 0.02 on a quiet machine; 20 when every text looked for all of them
+    assert gemma.batch_decode(encoded) == texts
+    assert not set(gemma.added_tokens_decoder) & {token for ids in encoded for token in ids}
 
 
 def test_a_model_without_a_chat_template_gets_plain_roles_and_a_notice(tokenizer, caplog):
@@ -38,7 +53,7 @@ def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn
         "{% for m in messages %}<|im_start|>{{ m['content'] | trim }}<|im_end|>{% endfor %}"
     )
     prompt = PromptEncoder(gemma_like, TWO, "items", max_prompt_tokens=1024).item_prompt(Item(title="A"))
-    text = f"<|im_start|>{system_text(TWO, 'items')}\n\n{user_lead_in(TWO, 'items')}\ntitle: A<|im_end|>"
+    text = f"<|im_start|>{system_text(TWO, 'items')}\n\n{user_lead_in(TWO, 'items')}\ntitle: A<|im_end|><|im_start|>"
     assert gemma_like.decode(prompt.prefix_ids) == text
 
 

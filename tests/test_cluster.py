@@ -29,7 +29,8 @@ def started(monkeypatch) -> list[dict]:
     monkeypatch.setattr(cluster.ray, "init", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(cluster, "quiet_logs", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set by the user")  # put back behind the test
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set by the user")  # both are put back behind the test
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "set by the user")
     return calls
 
 
@@ -61,6 +62,23 @@ def test_a_cluster_that_cannot_be_joined_is_named(started, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379: nobody there"):
         cluster.connect()
+
+
+def test_a_ray_of_ones_own_needs_no_file_in_home(started, monkeypatch, tmp_path):
+    """Ray writes a token there, and HOME may be read-only in a container."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the user")
+    cluster.connect()
+    assert os.environ["RAY_AUTH_TOKEN"] == "of the user"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of the user's file")
+    cluster.connect()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    (tmp_path / ".ray" / "auth_token").unlink()
+    cluster.connect()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
 
 
 @pytest.mark.slow

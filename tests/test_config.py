@@ -1,16 +1,30 @@
 """Configurations: strict, with the field's name in every refusal; every shipped YAML is valid."""
 
+import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import jsonschema
 import pytest
 import ray
 import yaml
+from pydantic_core import to_jsonable_python
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raygr.config import ConfigError, PipelineConfig, PrepareConfig, TrainConfig, load_config
+from raygr.config import (
+    ConfigError,
+    PipelineConfig,
+    PrepareConfig,
+    RequestConfig,
+    ScoreConfig,
+    TrainConfig,
+    check_config,
+    load_config,
+)
 from raygr.config_reproduce import EXPERIMENTS
+from raygr.config_results import ExplainConfig
+from raygr.files import model_place
 from raygr.pipeline import STAGES, checked_stage
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -20,7 +34,11 @@ def test_overrides_win_over_the_file(tmp_path):
     file = tmp_path / "prepare.yaml"
     file.write_text("output: a\nreviews: [x.jsonl]\nmin_user_interactions: 3\n")
     config = load_config(PrepareConfig, str(file), ["output=b", "max_bad_fraction=5e-2"])
-    assert (config.output, config.min_user_interactions, config.max_bad_fraction) == ("b", 3, 0.05)
+    assert (config.output, config.min_user_interactions, config.max_bad_fraction) == (
+        str(Path("b").absolute()),
+        3,
+        0.05,
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,6 +50,84 @@ def test_a_wrong_field_is_refused_by_name(override, words):
         load_config(TrainConfig, None, ["output=a", "data=b", override])
 
 
+# Every path of every job; `subjects` and the like are what the job needs besides.
+SCORES = {"data": "~/p", "aspects": "~/a.yaml", "model": "~/m"}
+TRAINED = {"item_scores": "~/s", "user_score_run": "~/u", "list_scores": "~/l"}
+PATHS = {
+    "simulate": {},
+    "prepare": {"reviews": ["~/r.jsonl", "~/more/*.jsonl"], "metadata": ["~/m.jsonl"]},
+    "score": SCORES | {"subjects": "items", "adapter": "~/t", "store": "~/store"},
+    "vectors": SCORES,
+    "finetune": SCORES | {"item_scores": "~/s", "teacher": "~/t", "adapter": "~/f"},
+    "train": {"data": "~/p"} | TRAINED,
+    "sweep": {"train": {}, "space": {}},
+    "compare": {"arms": {"base": ["~/t"]}},
+    "recommend": {"train": "~/t", "users": "~/u.txt", "histories": "~/h", "mmr_scores": "~/s"},
+    "export": {"train": "~/t"},
+    "report": {"title": "", "data": "~/p", "comparison": "~/c", "item_scores": "~/s", "user_scores": "~/u"}
+    | {"reference_scores": "~/r.csv", "finetune": ["~/f"]},
+    "reproduce": {"experiment": "table-2", "runs": "~/r", "data": "~/p", "item_scores": "~/s", "user_scores": "~/u"}
+    | {"classification_scores": "~/c", "stages": {"prepare": "~/p.yaml"}, "recommenders": {"SASRec": "~/s.yaml"}}
+    | {"protocol": {}, "refined": {}, "paper": "~/p.csv"},
+}
+
+
+@pytest.mark.parametrize("job", STAGES)
+def test_the_home_folder_is_known_in_every_path_and_relative_ones_are_absolute(job, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here/m").mkdir(parents=True)  # a model is a folder where there is one
+    written = json.dumps({"output": "~/o"} | PATHS[job])
+    for prefix, meant in (("~/", f"{tmp_path}/home/"), ("here/", f"{tmp_path}/here/"), ("s3://b/", "s3://b/")):
+        settings = json.loads(written.replace("~/", prefix))
+        found = json.dumps(to_jsonable_python(check_config(STAGES[job], settings, source="test")))
+        assert found.count(f'"{meant}') == written.count('"~/')
+
+
+def test_words_in_place_of_paths_stay_words():
+    settings = PATHS["finetune"] | {"output": "o", "teacher": "profile"}
+    assert check_config(STAGES["finetune"], settings, source="test").teacher == "profile"
+    settings = PATHS["reproduce"] | {"output": "o", "user_scores": "none"}
+    assert check_config(STAGES["reproduce"], settings, source="test").user_scores == "none"
+
+
+def test_paths_inside_a_job_stay_relative(monkeypatch):
+    """The job's folder is another one each time that it is submitted."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    config = load_config(TrainConfig, None, ["output=s3://b/t", "data=configs/p", "item_scores=/s"])
+    assert (config.output, config.data, config.item_scores) == ("s3://b/t", "configs/p", "/s")
+
+
+def test_files_of_the_checkout_are_found_from_other_folders(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = ["output=o", "data=d", "subjects=items", "aspects=configs/aspects/games.yaml"]
+    assert load_config(ScoreConfig, None, settings).aspects == f"{CONFIGS}/aspects/games.yaml"
+    own = tmp_path / "configs/aspects/games.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("")
+    assert load_config(ScoreConfig, None, settings).aspects == str(own)
+
+
+def test_a_model_is_a_folder_or_a_name(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "smollm2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = {name: model_place(name) for name in ("mine", "./other", "smollm2", "org/name", "/m")}
+    assert found == {
+        "mine": f"{tmp_path}/mine",
+        "./other": f"{tmp_path}/other",
+        "smollm2": "smollm2",
+        "org/name": "org/name",
+        "/m": "/m",
+    }
+
+
+def test_fields_that_change_no_result_are_fields():
+    for kind in [*STAGES.values(), ExplainConfig]:
+        names = {name.partition(".")[0] for name in getattr(kind, "SPEED", ())}
+        assert names <= {field.name for field in dataclasses.fields(kind)}
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such"):
         load_config(TrainConfig, str(tmp_path / "none.yaml"), [])
@@ -39,6 +135,50 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     broken.write_text("a: [1\n")
     with pytest.raises(ConfigError, match=r"broken\.yaml is not valid YAML"):
         load_config(TrainConfig, str(broken), [])
+
+
+def test_a_file_that_is_a_list_and_a_broken_override_are_named(tmp_path):
+    file = tmp_path / "list.yaml"
+    file.write_text("- output: a\n- data: b\n")
+    with pytest.raises(ConfigError, match=r"list\.yaml: settings are name: value, found a list$"):
+        load_config(TrainConfig, str(file), ["output=a"])
+    with pytest.raises(ConfigError, match=r"^aspects=\[1: "):
+        load_config(TrainConfig, None, ["aspects=[1"])
+
+
+def test_a_wrong_override_is_not_told_of_the_file(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text("output: a\ndata: b\ndropout: 2\n")
+    with pytest.raises(ConfigError) as refused:
+        load_config(TrainConfig, str(file), ["epochs=0"])
+    problems = str(refused.value).splitlines()[1:3]
+    assert [line.split(": ")[0].strip() for line in problems] == ["dropout", "epochs (of --set)"]
+
+
+@pytest.mark.parametrize("written", ["off", "false", "'off'", "Off"])
+def test_off_is_a_value_though_yaml_reads_it_as_false(tmp_path, written):
+    file = tmp_path / "train.yaml"
+    file.write_text(f"output: a\ndata: b\nuser_side: {written}\n")
+    assert load_config(TrainConfig, str(file), []).user_side == "off"
+    assert load_config(TrainConfig, None, ["output=a", "data=b", f"user_side={written}"]).user_side == "off"
+    with pytest.raises(ConfigError, match="user_side"):
+        load_config(TrainConfig, None, ["output=a", "data=b", "user_side=on"])
+
+
+def literals_of(kind) -> set[str]:
+    """Every text that a field of `kind` takes."""
+    found = set()
+    for one in typing.get_args(kind):
+        found |= {one} if isinstance(one, str) else literals_of(one)
+    return found
+
+
+def test_no_other_value_is_a_word_that_yaml_reads_as_something_else():
+    """Such as no, on, null: the field would refuse its own documented value."""
+    for config in [*STAGES.values(), PipelineConfig, RequestConfig, ExplainConfig]:
+        for name, kind in typing.get_type_hints(config, include_extras=True).items():
+            unlike = {word for word in literals_of(kind) if yaml.safe_load(word) != word}
+            assert unlike <= ({"off"} if name == "user_side" else set()), f"{config.__name__}.{name}"
 
 
 def test_every_shipped_configuration_is_valid():

@@ -14,10 +14,10 @@ import pytest
 
 from raygr.aspects.aspects import load_aspects
 from raygr.cli import add_flags, config_source
-from raygr.compare_tables import interval_text
 from raygr.config import ConfigError, PipelineConfig, PrepareConfig, ScoreConfig, TrainConfig, load_config, override
 from raygr.config_reproduce import EXPERIMENTS, ReproduceConfig
 from raygr.config_results import ExplainConfig, SweepConfig
+from raygr.gain_words import interval_text
 from raygr.pipeline import STAGES, checked_stage
 
 ROOT = Path(__file__).parent.parent
@@ -274,5 +274,6 @@ def test_the_table_by_users_is_made_of_its_figures(monkeypatch):
     rows = [users.GainRow(**row) for row in json.loads(users.RESULTS.read_text())]
     assert users.markdown(rows, [0, 1]) == Path(f"{users.FIGURE}.md").read_text(encoding="utf-8")
     assert (
-        interval_text({"relative": 0.0, "difference": 0.01, "low": -0.5, "high": 0.5}) == "+0.0100 [-0.5000, +0.5000]"
+        interval_text({"relative": None, "relative_low": None, "difference": 0.01, "low": -0.5, "high": 0.5})
+        == "+0.0100 [-0.5000, +0.5000]"
     )

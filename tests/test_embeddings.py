@@ -42,6 +42,18 @@ def test_standardise_by_hand_and_without_spread():
     assert flat_A.tolist() == [False, True]
 
 
+def test_what_is_there_is_standardised_and_what_is_missing_is_0():
+    """2 of 20 items have a score: its spread is 1, not that of 18 means and two scores."""
+    scores_IA = np.full((20, 1), np.nan)
+    scores_IA[[3, 8], 0] = [2.0, 8.0]
+    values_IA, flat_A = standardise(scores_IA)
+    assert (values_IA[3, 0], values_IA[8, 0], flat_A.tolist()) == (-1, 1, [False])
+    assert np.delete(values_IA, [3, 8]).tolist() == [0] * 18
+    levels = soft_levels(scores_IA)
+    assert levels[0].tolist() == [0] * 10
+    assert levels[8].tolist() == [0, 0, 0, 0, 0, 0, 0.5, 1, 0.5, 0]
+
+
 def test_soft_levels_by_hand():
     """7 is level 7 and half of 6 and 8; 7.5 is three quarters of 7 and 8 and a quarter of 6 and 9; 1 has no level 0."""
     levels = soft_levels(np.array([[7.0], [7.5], [1.0]]))

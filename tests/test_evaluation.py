@@ -1,27 +1,25 @@
-"""Ranks, metrics and intervals against hand-worked numbers, naive loops and torchmetrics."""
+"""Ranks and metrics against hand-worked numbers, naive loops and torchmetrics, on inputs of hypothesis too."""
 
 import math
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import (
     retrieval_hit_rate,
     retrieval_normalized_dcg,
     retrieval_reciprocal_rank,
 )
 
-from raygr import evaluation
 from raygr.evaluation import (
     METRICS,
     candidate_ranks,
+    chance_values,
     full_ranks,
     metric_values,
-    paired_bootstrap,
-    paired_bootstraps,
     rank_metrics,
-    two_sided_p,
     user_means,
 )
 
@@ -98,78 +96,66 @@ def test_metrics_equal_torchmetrics():
             assert metric_values(metric, rank_B[b : b + 1])[0] == pytest.approx(float(found[metric]), abs=1e-6)
 
 
-def test_bootstrap_of_a_constant_gain_has_no_width():
-    base_RU = np.random.default_rng(0).random((2, 50))
-    gain = paired_bootstrap(base_RU + 0.1, base_RU, samples=200, seed=0)
-    assert (gain.difference, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert gain.relative == pytest.approx(100 * 0.1 / base_RU.mean())
-    assert gain.relative_low < gain.relative < gain.relative_high
-
-
-def test_bootstrap_interval_agrees_with_the_normal_approximation():
-    generator = np.random.default_rng(1)
-    base_RU, noise_RU = generator.random((1, 2000)), generator.normal(0.02, 0.3, (1, 2000))
-    gain = paired_bootstrap(base_RU + noise_RU, base_RU, samples=2000, seed=0)
-    half_width = 1.96 * noise_RU.std() / math.sqrt(2000)
-    assert gain.high - gain.low == pytest.approx(2 * half_width, rel=0.1)
-    assert gain.low < gain.difference < gain.high
-
-
-def test_bootstrap_over_runs_widens_the_interval():
-    """Two runs whose gains are -0.1 and +0.3 for every user: 0.1 and 0.2 * sqrt(2) to either side of it."""
-    base_RU = np.full((2, 100), 0.5)
-    gain = paired_bootstrap(base_RU + np.array([[-0.1], [0.3]]), base_RU, samples=500, seed=0)
-    half_width = 0.2 * math.sqrt(2)
-    assert (gain.low, gain.difference, gain.high) == pytest.approx((0.1 - half_width, 0.1, 0.1 + half_width))
-
-
-def test_equal_arms_are_told_apart_one_time_in_twenty():
-    """Two runs a side, trainings that differ as much as the standard error over users: 200 comparisons."""
-    generator = np.random.default_rng(5)
-    users, found = 80, []
-    for seed in range(200):
-        noise_RU = generator.normal(0, 0.2, users) + generator.normal(0, 0.2, (2, users))
-        base_RU = np.full((2, users), 0.5)
-        arm_RU = base_RU + noise_RU + generator.normal(0, 0.03, (2, 1))
-        found.append(paired_bootstrap(arm_RU, base_RU, samples=200, seed=seed).p < 0.05)
-    assert 0.005 <= np.mean(found) <= 0.085  # 0.05, and two standard errors of 200 draws
-
-
-def test_two_sided_p_by_hand():
-    """2 of 9 samples at or below 0: 2 * (2 + 1) / (9 + 1); zeros count on both sides."""
-    assert two_sided_p(np.array([-1, 0, 7, 1, 2, 3, 4, 5, 6.0])) == pytest.approx(0.6)
-    assert two_sided_p(np.full(99, -1.0)) == two_sided_p(np.full(99, 2.0)) == pytest.approx(2 / 100)
-    assert two_sided_p(np.zeros(10)) == 1.0
-
-
-def test_p_agrees_with_the_t_test():
-    """1,000 users, a gain of about two standard errors."""
-    generator = np.random.default_rng(4)
-    base_RU, noise_RU = generator.random((1, 1000)), generator.normal(0.02, 0.3, (1, 1000))
-    found = paired_bootstrap(base_RU + noise_RU, base_RU, samples=10_000, seed=0).p
-    expected = scipy.stats.ttest_rel((base_RU + noise_RU)[0], base_RU[0]).pvalue
-    assert 0.001 < expected < 0.5 and found == pytest.approx(expected, abs=0.01)
-
-
-def test_more_runs_of_the_same_users_are_no_more_evidence():
-    """Two equal runs say what one says: users are the unit, not user times run."""
-    generator = np.random.default_rng(4)
-    base_RU, noise_RU = generator.random((1, 500)), generator.normal(0.02, 0.3, (1, 500))
-    one = paired_bootstrap(base_RU + noise_RU, base_RU, samples=5000, seed=0)
-    two = paired_bootstrap(*(np.repeat(v, 2, axis=0) for v in (base_RU + noise_RU, base_RU)), samples=5000, seed=0)
-    assert two == pytest.approx(one)
-
-
-def test_metrics_resampled_together_are_those_resampled_alone(monkeypatch: pytest.MonkeyPatch):
-    """In chunks of three samples, too."""
-    generator = np.random.default_rng(6)
-    arm_MRU, base_MRU = generator.random((3, 2, 50)), generator.random((3, 2, 50))
-    together = paired_bootstraps(arm_MRU, base_MRU, samples=100, seed=3)
-    monkeypatch.setattr(evaluation, "DRAWS_AT_ONCE", 150)
-    for metric, gain in enumerate(together):
-        alone = paired_bootstrap(arm_MRU[metric], base_MRU[metric], samples=100, seed=3)
-        assert alone == pytest.approx(gain)
-
-
 def test_user_means_by_hand():
     assert user_means(np.array([1.0, 3.0, 10.0]), np.array([7, 7, 9])).tolist() == [2.0, 10.0]
+
+
+# --- properties ---------------------------------------------------------------------------------
+
+SCORES = st.lists(st.integers(0, 5), min_size=2, max_size=30)  # few values, so many ties
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, st.data())
+def test_a_rank_equals_the_naive_loop_and_no_order_of_the_items_moves_it(scores: list[int], data: st.DataObject):
+    target = data.draw(st.integers(1, len(scores)))
+    seen = data.draw(st.sets(st.integers(1, len(scores))))
+    order = data.draw(st.permutations(range(len(scores))))
+    place = {item: order.index(item - 1) + 1 for item in range(1, len(scores) + 1)}
+    moved = [scores[item] for item in order]
+    found = [
+        full_ranks(
+            torch.tensor([values], dtype=torch.float),
+            torch.tensor([at]),
+            torch.zeros(len(excluded), dtype=torch.int64),
+            torch.tensor(sorted(excluded), dtype=torch.int64),
+        ).item()
+        for values, at, excluded in ((scores, target, seen), (moved, place[target], {place[item] for item in seen}))
+    ]
+    assert found == [naive_rank(scores, target, seen)] * 2
+    assert 1 <= found[0] <= len(scores)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(1, 200), min_size=2, max_size=20))
+def test_metrics_lie_in_0_to_1_and_never_rise_with_the_rank(ranks: list[float]):
+    for metric in METRICS:
+        values = metric_values(metric, np.sort(ranks))
+        assert (values >= 0).all() and (values <= 1).all() and (np.diff(values) <= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_a_metric_equals_torchmetrics_at_any_rank(rank: int, items: int):
+    items = max(items, rank)
+    scores_I, relevant_I = torch.arange(items, 0, -1).float(), torch.zeros(items, dtype=torch.bool)
+    relevant_I[rank - 1] = True
+    for k in (1, 5, 10, 20):
+        hit = retrieval_hit_rate(scores_I, relevant_I, top_k=min(k, items))
+        gain = retrieval_normalized_dcg(scores_I, relevant_I, top_k=min(k, items))
+        assert metric_values(f"recall_at_{k}", np.array([rank]))[0] == float(hit)
+        if k > 1:
+            assert metric_values(f"ndcg_at_{k}", np.array([rank]))[0] == pytest.approx(float(gain), abs=1e-6)
+    assert metric_values("mrr", np.array([rank]))[0] == pytest.approx(
+        float(retrieval_reciprocal_rank(scores_I, relevant_I)), abs=1e-6
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=10), st.sampled_from(METRICS))
+def test_chance_is_the_mean_over_all_ranks(among: list[int], metric: str):
+    """And constant scores have the mean of those ranks."""
+    expected = [metric_values(metric, np.arange(1, m + 1)).mean() for m in among]
+    assert chance_values(metric, np.array(among)) == pytest.approx(expected)
+    constant = full_ranks(torch.zeros(1, among[0]), torch.tensor([1]), NONE, NONE).item()
+    assert constant == np.arange(1, among[0] + 1).mean()

@@ -46,7 +46,13 @@ def trained(folder: Path, **changes: Any) -> str:
         write_prepared(folder / "prepare", HISTORIES, items=ITEMS, ratings=RATINGS)
         write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(SCORES_IA)}, ASPECTS)
         users = {f"u{u}": row.tolist() for u, row in enumerate(USERS_UA[:-1])}  # the last one was not scored
-        write_score_run(folder / "users", users, aspects=ASPECTS, cutoffs=dict.fromkeys(users, LENGTH - 3))
+        write_score_run(
+            folder / "users",
+            users,
+            aspects=ASPECTS,
+            cutoffs=dict.fromkeys(users, LENGTH - 3),
+            data=str(folder / "prepare"),
+        )
     output = folder / f"train-{len(list(folder.glob('train-*')))}"
     settings = {"item_scores": str(folder / "s.csv"), "base_width": 8, "max_history": WINDOW} | changes
     config = TrainConfig(output=str(output), data=data, **settings)
@@ -157,6 +163,34 @@ def test_terms_worked_by_hand(recommender: Recommender):
         assert term.encoder_term == pytest.approx(expected, rel=1e-4, abs=1e-6)
         pull_D = embedding.users_UA[user, aspect] * weights["embedding.user_map_AG"][aspect]
         assert term.user_term == pytest.approx(float(pull_D @ rows_ID[item - 1]), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {**CONCAT, **PROFILE}, {"model": "bert4rec"}], ids=["add", "concat", "bert4rec"]
+)
+def test_the_base_part_hangs_on_what_the_encoder_reads(folder: Path, changes: dict):
+    """Worked without the split: states of a history of rows with the catalogue's mean aspects, times learned rows."""
+    recommender = load_recommender(trained(folder, **changes))
+    model, history = recommender.training.model, HISTORIES[3][:6][-WINDOW:]
+    embedding = model.embedding
+    with torch.inference_mode():
+        rows_ID = embedding.item_rows()
+        learned_ID = embedding.base_ID
+        if changes.get("fusion") == "concat":
+            learned_ID = torch.cat([learned_ID, torch.zeros(ITEMS, len(ASPECTS))], dim=1)
+        plain_ID = learned_ID + (rows_ID - learned_ID).mean(0)
+        base_I, plain_I = (
+            model.last_state(rows, torch.tensor([history]), torch.tensor([WINDOW]))[0] @ learned_ID.T
+            for rows in (rows_ID, plain_ID)
+        )
+    item = HISTORIES[3][6]
+    [found] = explain(recommender, f"i{item}", ["u3"]).users
+    assert found.base_part == pytest.approx(float(base_I[item - 1]), rel=1e-4, abs=1e-5)
+    assert found.base_part_at_mean == pytest.approx(float(plain_I[item - 1]), rel=1e-4, abs=1e-5)
+    change_I = (plain_I - base_I) - (plain_I - base_I).mean()
+    assert found.base_moved == pytest.approx(float(change_I.norm() / (base_I - base_I.mean()).norm()), rel=1e-4)
+    assert found.base_moved > 0.01
+    assert runs.read_json(f"{recommender.training.config.output}/metrics.json")["base_moved"] > 0.01
 
 
 def test_concat_terms_are_products_of_one_dimension_each(folder: Path):

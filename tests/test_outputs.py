@@ -11,9 +11,10 @@ from toy_data import random_scores, walks, write_csv, write_prepared
 
 from raygr import runs
 from raygr.config import TrainConfig
+from raygr.rankings import Ranking
 from raygr.recommenders.inputs import load_inputs
 from raygr.recommenders.loop import Share, Training, start_training
-from raygr.recommenders.outputs import write_outputs
+from raygr.recommenders.outputs import chance_warnings, write_outputs
 from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 
 torch.set_num_threads(1)
@@ -98,6 +99,23 @@ def test_sampled_candidates_are_stored_and_stamped(tmp_path: Path):
     stamps = [metrics["protocol"], other.protocol]
     assert stamps[0]["candidate_sets"] != stamps[1]["candidate_sets"]
     assert stamps[0] == load_inputs(TrainConfig(**vars(training.config) | {"seed": 5})).protocol
+
+
+def test_a_run_at_or_below_chance_is_said_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Equal scores put every target in the middle, where NDCG@10 is 0."""
+    training = begun(tmp_path, candidates=("full", "uniform-100"))
+    with torch.no_grad():
+        training.model.embedding.base_ID.zero_()
+    training.best_weights = dict(training.model.state_dict())
+    _, metrics = written(training)
+    chance = [sum(1 / np.log2(1 + rank) for rank in range(1, 11)) / among for among in (ITEMS - LENGTH + 1, 101)]
+    assert metrics["warnings"] == [
+        f"test NDCG@10 among {name} candidates is 0.0000, no better than chance ({one:.4f})"
+        for name, one in zip(("full", "uniform-100"), chance, strict=True)
+    ]
+    assert metrics["warnings"][0] in caplog.text
+    ranking = Ranking(*(np.array([value]) for value in (0, 3, 1, 5)))
+    assert chance_warnings({"full": ranking}, items=30) == []
 
 
 def test_one_ranking_is_one_row_a_user_and_no_candidates_are_written(tmp_path: Path):

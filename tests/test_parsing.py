@@ -1,9 +1,12 @@
-"""The rules of extraction on hand-written completions, and P(1..10) on hand-worked probabilities."""
+"""The rules of extraction on hand-written and on made-up completions, and P(1..10) on hand-worked probabilities."""
 
+import math
 import re
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from raygr.aspects.parsing import parse_ratings, rating_probabilities
 
@@ -118,6 +121,159 @@ def test_a_later_rating_out_of_range_is_nothing():
     assert parse_ratings(twice, ("tension level",)).reason == "ok"
     missing = parse_ratings(twice, ("tension level", "complexity"))
     assert (missing.ratings, missing.reason) == ((6, None), "some_aspects_missing")
+
+
+TWO = ("tension level", "formality")
+
+
+@pytest.mark.parametrize(
+    ("completion", "ratings"),
+    [
+        ("| aspect | rating |\n|---|---|\n| tension level | 8 |\n| formality | 3 |", (8, 3)),
+        (
+            "| # | aspect | scale | rating |\n| 1 | **Tension level** | 1-10 | **8/10** |\n| 2 | formality | | 3 |",
+            (8, 3),
+        ),
+        ("tension level - 8\nformality - 3", (8, 3)),
+        ("1. Tension Level – 8 (gripping)\n2. Formality – 3/10 – casual", (8, 3)),
+        ("tension_level: 8\nFormality: 3", (8, 3)),
+        ('{"tension-level": 8, "formality": 3}', (8, 3)),
+        ("tension level [1-10]: 8\nformality [1-10]: 3", (8, 3)),
+        ("Tension level\n8\nFormality\n3", (8, 3)),
+        ("### Tension level:\n\n**8/10**\nIt grips.\n\n### Formality\n**Rating:** 3", (8, 3)),
+        ("Rating 1-10: tension level 8, formality 3", (8, 3)),
+        ("The film has tension level 8; formality 3.", (8, 3)),
+        ("**tension level:** 10/10\n**formality:** 1/10", (10, 1)),
+        ("_tension level_: 8\n__formality__ \uff1a 3", (8, 3)),
+        # what stands behind a colon counts before all else
+        ("tension level 3, formality 3\ntension level: 8\nformality: 9", (8, 9)),
+    ],
+)
+def test_plain_answers_of_other_forms_are_read(completion, ratings):
+    parsed = parse_ratings(completion, TWO)
+    assert (parsed.ratings, parsed.reason) == (ratings, "ok")
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "In terms of tension level 3 scenes stand out.",
+        "tension level 7 or 8",
+        "tension level 1-10",
+        "tension level 8, 9",
+        "tension level - 7-8",
+        "tension level - 2. formality",
+        "tension level - 3 out of 5",
+        "tension level -8",
+        "tension level (8)",
+        "tension level 1 - calm\ntension level 10 - extreme",
+        "| tension level | 8 | 9 |",
+        "| tension level | 1-10 |",
+        "| 8 | tension level |",
+        "| tension level | formality |\n|---|---|\n| 8 | 3 |",
+        "Aspects:\n1. Tension level\n2. Formality",
+        "Tension level\n4/5",
+        "Tension level\n8 scenes",
+        "8\nTension level\n3\nFormality",  # the number stands above its name
+        "plot_tension level: 8",
+    ],
+)
+def test_what_may_be_something_else_is_no_rating(completion):
+    assert parse_ratings(completion, TWO).ratings == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("completion", "ratings"),
+    [
+        ("<think>maybe tension level: 3, formality: 2.</think>\ntension level: 8\nformality: 9", (8, 9)),
+        ("tension level: 3</think>\nformality: 9", (None, 9)),  # the prompt opened the block
+        ("<think>tension level: 3, formality: 2", (None, None)),  # cut off within its thoughts
+        ("<think>a</think>tension level: 3<think>b</think>tension level: 8, formality: 9", (8, 9)),
+        ("[THINK]tension level: 3[/THINK]tension level: 8, formality: 9", (8, 9)),
+        ("<Thinking>\nformality: 2\n</Thinking>\n\ntension level: 8\nformality: 9", (8, 9)),
+    ],
+)
+def test_reasoning_is_not_the_answer(completion, ratings):
+    parsed = parse_ratings(completion, TWO)
+    assert parsed.ratings == ratings
+    for rating, start, end in zip(parsed.ratings, parsed.starts, parsed.ends, strict=True):
+        assert rating is None or completion[start:end] == str(rating)
+
+
+MANY = (*NAMES, "sci-fi", "2D art", "formality", "x_y")
+FORMS = {
+    "plain": "{name}: {rating}",
+    "bold": "**{name}:** {rating}/10",
+    "bullet": "- **{Name}**: I say {rating} out of 10, as it is.",
+    "scale": "{name} (1 to 10): {rating}",
+    "square scale": "{name} [1-10]: {rating}",
+    "equals": "{name} = {rating}.0",
+    "dash": "* {name} - {rating}",
+    "en dash": "{Name} – {rating}/10 – so it is",
+    "underscores": "{under}: {rating}",
+    "no colon": "{name} {rating},",
+    "table": "| {name} | {rating} |",
+    "table with reasons": "|{name}|**{rating}**|all 3 parts|",
+    "next line": "{Name}\n{rating}",
+    "heading": "### {Name}:\n\n**{rating}/10**\n",
+    "labelled": "## {Name}\nRating: {rating}",
+}
+BEFORE = (
+    "",
+    "Sure! Here are 3 of them:\n\n",
+    "<think>\ncomplexity: 4\nformality - 2</think>\n",
+    "| aspect | rating |\n",
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(MANY), st.integers(1, 10)), min_size=1, unique_by=lambda pair: pair[0]),
+    st.sampled_from(sorted(FORMS)),
+    st.sampled_from(BEFORE),
+    st.sampled_from([MANY, MANY[::-1]]),
+)
+def test_what_is_written_is_read(written, form, before, names):
+    lines = [
+        FORMS[form].format(name=name, Name=name.capitalize(), under=name.replace(" ", "_"), rating=rating)
+        for name, rating in written
+    ]
+    completion = before + "\n".join(lines)
+    parsed = parse_ratings(completion, names)
+    assert dict(zip(names, parsed.ratings, strict=True)) == dict.fromkeys(names) | dict(written)
+    for start, end, rating in zip(parsed.starts, parsed.ends, parsed.ratings, strict=True):
+        assert rating is None or float(completion[start:end]) == rating
+    assert parsed.reason == ("ok" if len(written) == len(names) else "some_aspects_missing")
+
+
+PIECES = [
+    *MANY,
+    *":-|=,.\n*_/[()0 ",
+    "8",
+    "10",
+    "/10",
+    "7.5",
+    "11",
+    " – ",
+    "[1-10]",
+    "<think>",
+    "</think>",
+    "\uff18",
+    "é",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join)))
+@example("tension level:\n\n8" + "\u2028")
+def test_any_text_is_read_without_an_error_and_within_the_scale(completion):
+    parsed = parse_ratings(completion, MANY)
+    for rating, start, end in zip(parsed.ratings, parsed.starts, parsed.ends, strict=True):
+        assert (rating is None) == (start is None) == (end is None)
+        if rating is not None:
+            assert 1 <= rating <= 10 and rating == math.floor(float(completion[start:end]) + 0.5)
+    read = sum(rating is not None for rating in parsed.ratings)
+    assert (parsed.reason == "ok") == (read == len(MANY)) and (parsed.reason != "no_aspect_read" or not read)
 
 
 def test_a_split_ten_shares_the_probability_of_one():

@@ -1,6 +1,7 @@
 """What a pipeline says before it starts: states of stages, reasons of refusals, prompts and tokens of LLM stages."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from toy_data import walks, write_prepared
 from raygr import estimates, pipeline, runs
 from raygr.aspects.asking import prompt_settings, way_of_asking
 from raygr.aspects.aspects import load_aspects
+from raygr.aspects.chosen_subjects import chosen_prompts
 from raygr.aspects.store import StoredScore
 from raygr.aspects.subjects import item_prompts, user_prompt
 from raygr.cli import main
@@ -54,7 +56,6 @@ def train_stage(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def score_config(folder: Path, **changes: Any) -> ScoreConfig:
-    """`generate`, since probe cuts the toy's short titles off to fill whole blocks, which leaves equal prompts."""
     named = {"output": f"{folder}/scores", "data": f"{folder}/prepare", "aspects": f"{folder}/aspects.yaml"}
     return ScoreConfig(**(named | {"subjects": "items", "store": f"{folder}/store", "mode": "generate"} | changes))
 
@@ -68,7 +69,9 @@ def score_stage(folder: Path, **changes: Any) -> dict[str, Any]:
 def begin(entry: Mapping[str, Any], inputs: list[str]) -> runs.Run:
     [(job, settings)] = entry.items()
     config = check_config(STAGES[job], settings, source="test")
-    return runs.start_run(config.output, job=job, config=config, inputs=inputs)
+    run = runs.start_run(config.output, job=job, config=config, inputs=inputs)
+    runs.write_text("", run.file("epochs.jsonl"))
+    return run
 
 
 def finish(entry: Mapping[str, Any], inputs: list[str]) -> None:
@@ -101,18 +104,45 @@ def test_another_configuration_is_refused_with_the_field(tmp_path: Path, leave):
 
 
 @pytest.mark.parametrize("leave", [begin, finish])
+def test_what_changes_no_result_makes_no_other_run(tmp_path: Path, leave):
+    leave(prepare_stage(tmp_path), [])
+    other = prepare_stage(tmp_path)
+    other["prepare"]["parallelism"] = 4
+    assert planned(other)[0].state == {begin: RESUMED, finish: FINISHED}[leave]
+    other["prepare"]["seed"] = 1
+    assert "seed: 0 -> 1" in planned(other)[0].note and "parallelism" not in planned(other)[0].note
+
+
+def test_a_start_that_wrote_nothing_is_to_run_with_any_configuration(tmp_path: Path):
+    config = check_config(STAGES["prepare"], prepare_stage(tmp_path)["prepare"], source="test")
+    runs.start_run(config.output, job="prepare", config=config)
+    other = prepare_stage(tmp_path)
+    other["prepare"]["seed"] = 1
+    assert planned(other)[0].state == TO_RUN
+
+
+def test_a_pipeline_is_refused_where_an_output_holds_somebodys_files(tmp_path: Path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "own.csv").write_text("mine")
+    plan = planned(prepare_stage(tmp_path))[0]
+    assert (plan.state, "holds files that are not of a run (own.csv)" in plan.note) == (REFUSED, True)
+    raw = {"prepare": {"output": f"{tmp_path}/new", "reviews": [f"{tmp_path}/new/raw.jsonl"]}}
+    assert "raw.jsonl lies inside the output" in planned(raw)[0].note
+
+
+@pytest.mark.parametrize("leave", [begin, finish])
 def test_a_stage_below_one_that_is_made_anew_is_refused_before_anything_starts(tmp_path: Path, leave, monkeypatch):
     prepare, train = prepare_stage(tmp_path), train_stage(tmp_path)
     finish(prepare, [])
     leave(train, [f"{tmp_path}/made"])
-    runs.remove_folder(f"{tmp_path}/made")
+    shutil.rmtree(f"{tmp_path}/made")
     plan = planned(prepare, train)[1]
     assert plan.state == REFUSED
-    assert f"from {tmp_path}/made, which stage 1 (prepare) makes anew; delete the folder to redo it" in plan.note
+    assert f"from {tmp_path}/made, which stage 1 (prepare) makes anew; rename the folder to redo it" in plan.note
     monkeypatch.setattr(pipeline, "run_stage", lambda config: pytest.fail("a stage was started"))
     with pytest.raises(runs.RunError, match=r"1 of 2 stages are refused, none was started:\s+stage 2 \(train\)"):
         pipeline.pipeline(PipelineConfig(stages=(prepare, train)))
-    runs.remove_folder(f"{tmp_path}/train")
+    shutil.rmtree(f"{tmp_path}/train")
     assert [plan.state for plan in planned(prepare, train)] == [TO_RUN, TO_RUN]
 
 
@@ -135,6 +165,7 @@ def test_a_file_inside_a_folder_that_is_made_anew_counts_too(tmp_path: Path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "item_scores.csv").write_text("id,pace\ni1,1\n")
     finish(train, [f"{tmp_path}/made", f"{tmp_path}/raw/item_scores.csv"])
+    shutil.rmtree(tmp_path / "raw")
     assert [plan.state for plan in planned(simulate, prepare_stage(tmp_path), train)] == [TO_RUN, FINISHED, REFUSED]
 
 
@@ -193,9 +224,11 @@ def test_probe_asks_each_aspect_with_a_tail_and_tells_a_ten_from_a_one(shop: Pat
 
 
 def test_equal_prompts_are_asked_once(shop: Path, tokenizer):
-    found = score_estimate(score_config(shop, mode="probe"), adapter_is_known=True)
-    distinct = set(all_items(score_config(shop, mode="probe"))["prompt_sha256"].to_pylist())
-    assert found.prompts == len(distinct) < ITEMS
+    part = f"{shop}/prepare/items/part-0.parquet"
+    items = runs.read_table(part)
+    titles = pa.array(["the same"] * 3 + items["title"].to_pylist()[3:])
+    runs.write_table(items.set_column(items.column_names.index("title"), "title", titles), part)
+    assert score_estimate(score_config(shop), adapter_is_known=True).prompts == ITEMS - 2
 
 
 def test_other_words_ask_all_again_and_the_same_words_nothing(shop: Path, tokenizer):
@@ -260,7 +293,7 @@ def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
         )
         for u in range(7)
     ]
-    sampled = estimates.sampled_prompts(config.data, settings, np.arange(7))
+    sampled = chosen_prompts(config.data, settings, np.arange(7))
     assert sampled.equals(pa.concat_tables(whole))
     assert score_estimate(config, adapter_is_known=True).prompts == 7
 
@@ -327,6 +360,46 @@ def test_a_dry_run_of_a_refused_pipeline_fails_with_every_reason(shop: Path, cap
     assert main(["pipeline", "--config", f"{shop}/pipeline.yaml", "--dry-run"]) == 2
     said = capsys.readouterr()
     assert said.err.count("not there, and no earlier stage makes it") == said.out.count("  refused  ") == 2
+
+
+def simulated(folder: Path, *flags: str) -> int:
+    return main(["simulate", "--set", f"output={folder}/raw", "--set", "shoppers=20", *flags])
+
+
+def test_an_identical_finished_stage_is_done_and_another_one_is_made_room_for_by_force(tmp_path: Path, capsys, caplog):
+    caplog.set_level("INFO")
+    assert simulated(tmp_path) == 0
+    before = (tmp_path / "raw/run.json").stat().st_mtime_ns
+    assert simulated(tmp_path) == 0
+    assert f"already finished: {tmp_path}/raw" in caplog.text
+    assert capsys.readouterr().out == f"{tmp_path}/raw\n" * 2
+    assert simulated(tmp_path, "--set", "seed=1") == 2
+    assert f"{tmp_path}/raw is finished with another configuration (seed: 0 -> 1); rename" in capsys.readouterr().err
+    assert (tmp_path / "raw/run.json").stat().st_mtime_ns == before
+    assert simulated(tmp_path, "--set", "seed=1", "--force") == 0
+    assert simulated(tmp_path, "--force") == 0
+    seeds = [
+        runs.read_run(f"{tmp_path}/{name}", job="simulate")["config"]["seed"] for name in ("raw.1", "raw.2", "raw")
+    ]
+    assert seeds == [0, 1, 0]
+
+
+def test_force_sets_no_folder_aside_that_is_no_run(tmp_path: Path, capsys):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "own.csv").write_text("mine")
+    assert simulated(tmp_path, "--force") == 2
+    assert "holds files that are not of a run (own.csv)" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+def test_exported_prompts_replace_no_file(shop: Path, capsys):
+    (shop / "requests.jsonl").write_text("mine")
+    settings = score_stage(shop)["score"]
+    flags = [flag for name, value in settings.items() if value for flag in ("--set", f"{name}={value}")]
+    flags += ["--set", "answered_by=gpt", "--set", "structured=false"]
+    assert main(["score", *flags, "--export-prompts", f"{shop}/requests.jsonl"]) == 2
+    assert "requests.jsonl is there already: export to another file" in capsys.readouterr().err
+    assert (shop / "requests.jsonl").read_text() == "mine" and not (shop / "scores").exists()
 
 
 def test_a_model_that_is_not_there_is_one_message_and_no_trace_of_a_run(shop: Path, capsys):

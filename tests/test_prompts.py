@@ -1,10 +1,16 @@
 """Prompts against the paper's text, against text that pretends to be the chat template, and against their budget."""
 
+import dataclasses
+import functools
 import hashlib
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from toy_data import TWO
+from transformers import PreTrainedTokenizerFast
 
 from raygr.aspects.aspects import load_aspects
 from raygr.aspects.chat import PromptError
@@ -12,6 +18,7 @@ from raygr.aspects.prompts import (
     Item,
     PromptEncoder,
     Review,
+    equal_share,
     item_from_row,
     item_lines,
     lines_text,
@@ -174,7 +181,7 @@ def test_the_shared_part_is_shared_by_all_subjects(tokenizer):
     encoder = PromptEncoder(tokenizer, TWO, "items", max_prompt_tokens=1024)
     prompts = [encoder.item_prompt(item) for item in (ESCAPE_PLAN, ATTACK, Item())]
     assert len({(p.shared_length, p.prefix_ids[: p.shared_length]) for p in prompts}) == 1
-    assert tokenizer.decode(prompts[0].prefix_ids[: prompts[0].shared_length]).endswith("about a movie:")
+    assert tokenizer.decode(prompts[0].prefix_ids[: prompts[0].shared_length]).endswith("about a movie:\n")
 
 
 def test_a_long_item_loses_details_first_then_description(tokenizer):
@@ -234,23 +241,135 @@ def test_a_review_that_is_too_long_by_itself_is_cut(tokenizer):
     encoder = PromptEncoder(tokenizer, TWO, "users", max_prompt_tokens=400)
     prompt = encoder.user_prompt([review(0), review(1, words=5000)])
     text = subject_text(tokenizer, prompt)
-    assert len(prompt.prefix_ids) <= 400
-    assert prompt.reviews_used == 1
+    assert 390 <= len(prompt.prefix_ids) <= 400
     assert "word word" in text and "product: title: Escape Plan" in text
+    assert prompt.cut["reviewText"] > 4800
 
 
-@pytest.mark.parametrize("words", [1, 7, 30, 800])
-def test_prompts_fill_whole_blocks(tokenizer, words):
-    items = PromptEncoder(tokenizer, TWO, "items", max_prompt_tokens=450, block_size=32)
-    users = PromptEncoder(tokenizer, TWO, "users", max_prompt_tokens=450, block_size=32)
-    closing = tuple(items.closing)
-    for prompt in (
-        items.item_prompt(Item(title="T", description="word " * words, details="more words " * 20)),
-        users.user_prompt([review(position, words=words) for position in range(4)]),
-    ):
-        assert len(prompt.prefix_ids) % 32 == 0
-        assert len(prompt.prefix_ids) <= 448
-        assert prompt.prefix_ids[-len(closing) :] == closing
+@pytest.mark.parametrize("place", [0, 5, 10], ids=["oldest", "middle", "newest"])
+def test_one_long_review_does_not_hide_the_short_ones(tokenizer, place):
+    encoder = PromptEncoder(tokenizer, TWO, "users", max_prompt_tokens=1024)
+    plain = Item(title="Heat")
+    reviews = [review(k, summary=f"n{k}.", words=5000 if k == place else 5, item=plain) for k in range(11)]
+    prompt = encoder.user_prompt(reviews)
+    text = subject_text(tokenizer, prompt)
+    assert re.findall(r"summary: n(\d+)\.", text) == [str(k) for k in range(11)]
+    # what the short ones leave is the long one's
+    assert 1000 <= len(prompt.prefix_ids) <= 1024
+    assert (prompt.reviews_used, prompt.reviews_left_out) == (11, 0)
+
+
+def test_long_reviews_share_the_room_alike(tokenizer):
+    encoder = PromptEncoder(tokenizer, TWO, "users", max_prompt_tokens=1024)
+    prompt = encoder.user_prompt([review(k, words=2000) for k in range(9)])
+    lengths = [len(text.split()) for text in re.findall("reviewText: (.*)", subject_text(tokenizer, prompt))]
+    assert len(lengths) == 4 and max(lengths) - min(lengths) <= 2
+    assert (prompt.reviews_used, prompt.reviews_left_out) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "room", "share"), [([9, 2, 30], 30, 19), ([10, 10, 10], 29, 9), ([1, 2, 3], 100, 3), ([50], 20, 20)]
+)
+def test_room_that_short_reviews_leave_goes_to_the_long_ones(sizes, room, share):
+    assert equal_share(sizes, room) == share
+
+
+def test_a_prompt_tells_what_the_budget_cut(tokenizer):
+    encoder = PromptEncoder(tokenizer, TWO, "items", max_prompt_tokens=400)
+    assert encoder.item_prompt(ESCAPE_PLAN).cut == {}
+    cut = encoder.item_prompt(Item(title="T", description="word " * 300, details="detail " * 300)).cut
+    assert cut["details"] == 300 and 0 < cut["description"] < 300 and set(cut) == {"details", "description"}
+    users = PromptEncoder(tokenizer, TWO, "users", max_prompt_tokens=500)
+    item = Item(title="T", description="word " * 200, details="detail " * 10)
+    # details alone would fit
+    assert users.user_prompt([review(0, item=item), review(1, item=item)]).cut == {"description": 400}
+
+
+@pytest.mark.parametrize("words", range(1, 40))
+def test_no_text_is_cut_to_fill_a_block_of_the_cache(tokenizer, words):
+    """Prompts were cut to a multiple of 32 tokens, and 340 films of title and genres gave one prompt."""
+    encoder = PromptEncoder(tokenizer, TWO, "items", max_prompt_tokens=1024)
+    item = Item(title="word " * words + "end", categories="Drama")
+    assert item_text(item) + "<|im_end|>" in subject_text(tokenizer, encoder.item_prompt(item))
+
+
+def test_a_subject_is_encoded_as_one_text():
+    """Llama 3's and Qwen's tokenizers join a full stop with the line break behind it."""
+    joining = tokenizer_like_llama_3(["Heat.\nCrime.\nmovie:\n" * 9])
+    encoder = PromptEncoder(joining, TWO, "items", max_prompt_tokens=4096)
+    item = Item(title="Heat.", description="Two men meet.", categories="Crime.")
+    ids = encoder.item_prompt(item).prefix_ids
+    text = user_lead_in(TWO, "items") + "\n" + item_text(item)
+    expected = joining.encode(text)
+    assert {".\n", ":\n"} <= {joining.decode([token]) for token in expected}
+    assert list(ids[: len(ids) - len(encoder.closing)][-len(expected) :]) == expected
+
+
+def tokenizer_like_llama_3(texts: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    split = pre_tokenizers.Split(pattern, "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+# but for control characters, six of which SmolLM2's tokenizer does not know
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cn", "Co", "Cc"], include_characters="\n\t\x85"), max_size=40)
+ITEM_STRATEGY = st.builds(
+    Item, TEXTS, TEXTS, TEXTS, TEXTS, st.none() | st.floats(1, 5), st.integers(min_value=0, max_value=10**9)
+)
+REVIEW_STRATEGY = st.builds(
+    Review,
+    ITEM_STRATEGY,
+    st.none() | st.floats(1, 10),
+    st.integers(0, 2**41),
+    st.just(0),
+    TEXTS,
+    TEXTS | st.integers(1, 400).map(lambda words: "電影 word " * words),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(item=ITEM_STRATEGY, other=ITEM_STRATEGY)
+def test_within_the_budget_items_lose_nothing_and_unlike_ones_have_unlike_prompts(tokenizer, item, other):
+    encoder = encoder_with(tokenizer, "items", 4096)
+    prompt = encoder.item_prompt(item)
+    assert one_line(item_text(item)) in one_line(subject_text(tokenizer, prompt))
+    assert prompt.cut == {}
+    assert (prompt.prefix_ids == encoder.item_prompt(other).prefix_ids) == (item_text(item) == item_text(other))
+
+
+@settings(max_examples=30, deadline=None)
+@given(reviews=st.lists(REVIEW_STRATEGY, min_size=1, max_size=8), budget=st.sampled_from([400, 700, 16384]))
+def test_users_prompts_keep_to_the_budget_and_lose_nothing_within_it(tokenizer, reviews, budget):
+    prompt = encoder_with(tokenizer, "users", budget).user_prompt(reviews)
+    text = subject_text(tokenizer, prompt)
+    assert len(prompt.prefix_ids) <= budget
+    assert 1 <= prompt.reviews_used == len(reviews) - prompt.reviews_left_out
+    assert "\ufffd" not in text or "\ufffd" in str(reviews)  # never half a character
+    whole = one_line("\n".join(f"review {k}: {review_text(one)}" for k, one in enumerate(reviews, start=1)))
+    complete = not prompt.cut and not prompt.reviews_left_out
+    assert (whole in one_line(text)) == complete
+    assert complete or len(prompt.prefix_ids) + len(tokenizer.encode(whole)) > budget
+
+
+@settings(max_examples=30, deadline=None)
+@given(item=ITEM_STRATEGY, budget=st.integers(300, 420), words=st.integers(0, 300))
+def test_cut_items_keep_to_the_budget_and_end_with_whole_characters(tokenizer, item, budget, words):
+    long = dataclasses.replace(item, description=item.description + " 電影🎬" * words)
+    prompt = encoder_with(tokenizer, "items", budget).item_prompt(long)
+    text = subject_text(tokenizer, prompt)
+    assert len(prompt.prefix_ids) <= budget
+    assert "\ufffd" not in text or "\ufffd" in str(long)
+    assert prompt.cut or one_line(item_text(long)) in one_line(text)
+
+
+@functools.cache
+def encoder_with(tokenizer, subjects: str, budget: int) -> PromptEncoder:
+    return PromptEncoder(tokenizer, TWO, subjects, max_prompt_tokens=budget)
 
 
 def test_a_budget_below_the_template_names_what_is_needed(tokenizer):

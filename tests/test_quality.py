@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raygr.aspects.quality import effective_rank, score_quality
+from raygr.aspects.quality import aspect_quality, effective_rank, score_quality
 
 
 def test_quality_counts_reasons_and_finds_dead_aspects():
@@ -22,6 +22,17 @@ def test_quality_counts_reasons_and_finds_dead_aspects():
     assert quality["aspects"]["tension"]["spread"] == pytest.approx((8 / 3) ** 0.5)
     assert quality["aspects"]["tension"]["identical_share"] == pytest.approx(2 / 3)
     assert [quality["aspects"][name]["dead"] for name in ("tension", "pace")] == [False, True]
+
+
+def test_an_aspect_with_one_answer_for_all_is_dead_whatever_its_decimals():
+    """100% identical ratings stood beside `dead: no`, because the expected ratings were not exactly alike."""
+    alike, nearly = aspect_quality(np.linspace(6.6, 7.4, 200), np.full(200, 7.0)), np.full(200, 7.0)
+    nearly[:3] = 6
+    assert (alike.dead, alike.identical_share) == (True, 1.0) and alike.spread > 0.2
+    assert aspect_quality(np.linspace(6.6, 7.4, 200), nearly).dead is False  # 98.5%
+    flat = aspect_quality(7.5 + np.linspace(-0.08, 0.08, 200), np.repeat([7.0, 8.0], 100))
+    assert flat.dead and flat.identical_share == 0.5  # all within a tenth: the integers are rounding
+    assert aspect_quality(np.full(4, np.nan), np.full(4, np.nan)).dead
 
 
 def test_effective_rank_counts_independent_aspects():

@@ -20,7 +20,7 @@ from raygr.figures import share_chart
 from raygr.report import markdown, report, run_command
 from raygr.report_scores import mean_ranks, read_reference, spearman
 from raygr.report_tuning import LOSS_PARTS, read_evaluations, read_lines, step_curve, tuning_charts, tuning_section
-from raygr.runs import RunError, finish_run, start_run, write_json, write_table, write_text
+from raygr.runs import Run, RunError, finish_run, write_json, write_table, write_text
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
 
 ASPECTS = ["tension level", "pace", "dead | aspect"]
@@ -30,7 +30,7 @@ EXTERNAL = re.compile(r"""\b(?:src|srcset|href|action|data)\s*=\s*["']?\s*(?:htt
 
 def finished(path: Path, job: str, config: dict, *, counts: dict | None = None) -> str:
     """Writes the run.json of a run whose files are there already."""
-    finish_run(start_run(str(path), job=job, config=config), inputs=[], counts=counts or {})
+    finish_run(Run(str(path), job, config, started=0.0), inputs=[], counts=counts or {})
     return str(path)
 
 
@@ -87,23 +87,30 @@ def make_comparison(path: Path, train: str) -> str:
         cold = {m: {"mean": mean / 10, "per_run": [mean / 10]} for m in METRICS}
         return {
             "runs": [train, str(path / "gone")], "parameters": 54321, "shares": shares,
+            "base_moved": shares and 0.3456,
             "base": None if gain is None else "base", "protocol": protocol, "lists": lists,
             "settings": {"model": "sasrec", "fusion": "add", "control": "none", "user_scores": "llm",
                          "base_width": 60, "loss": "cross_entropy"},
             "metrics": {"full": metrics},
-            "against_base": None if gain is None else {"full": gains},
-            "cold": {"full": {"targets": 17, "users": 15, "metrics": cold, "against_base": gains}},
+            "against_base": None if gain is None else {"full": gains}, "is_reference": False, "against_references": {},
+            "cold": {"full": {"targets": 17, "users": 15, "metrics": cold,
+                              "against_base": gains and dict.fromkeys(METRICS, nothing)}},
         }  # fmt: skip
 
     better = {"difference": 0.01, "low": 0.002, "high": 0.02, "relative": 12.34, "relative_low": 2.1,
-              "relative_high": 22.9, "p": 0.001, "p_holm": 0.02, "per_run": [12.0, 13.0]}  # fmt: skip
+              "relative_high": 22.9, "p": 0.001, "p_holm": 0.02, "per_run": [12.0, 13.0],
+              "over": "users and runs"}  # fmt: skip
     unsure = {**better, "relative": -3.21, "relative_low": -9.9, "relative_high": 4.4, "p_holm": 0.06}
+    nothing = {**better, "difference": 0.0, "relative": None, "relative_low": None, "relative_high": None}
     arms = {
         "base": arm(0.1111, None, None),
         "refined": arm(0.1248, better, {"base": 0.62, "encoder_guided": 0.345, "user_guided": 0.035}),
         "shuffled": arm(0.1075, unsure, None),
+        "chance": arm(0.0123, {**unsure, "over": "users"}, None)
+        | {"runs": [], "is_reference": True, "lists": None, "settings": {}, "parameters": 0},
     }
     record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
+    record |= {"primary_metric": "ndcg_at_10", "remarks": ["“shuffled” ranks worse than chance."]}
     write_json(record, str(path / "comparison.json"))
     return finished(path, "compare", {"output": str(path), "arms": {"base": [train]}, "base": "base"})
 

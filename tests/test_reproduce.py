@@ -16,7 +16,7 @@ import pytest
 from pydantic_core import to_jsonable_python
 from toy_data import LISTS, cycles, random_scores, write_csv, write_prepared
 
-from raygr import cli, runs
+from raygr import cli, files, runs
 from raygr.aspects.aspects import load_aspects
 from raygr.aspects.prompts import PromptEncoder
 from raygr.config import ConfigError, ScoreConfig, TrainConfig, load_config
@@ -151,14 +151,9 @@ def test_every_experiment_of_the_paper_has_its_runs():
     counts = {"table-2": 2, "table-3": 2, "table-4": 2, "table-5": 3, "figure-4": 9, "figure-6": 6}
     for name, expected in counts.items():
         config = load_config(ReproduceConfig, str(ROOT / f"configs/paper/{name}.yaml"), [])
-        plan = experiment_plan(absolute(config), sources_of(config))
+        plan = experiment_plan(config, sources_of(config))
         assert len(trainings_of(plan)) == expected * 5 * len(config.recommenders), name
     assert {*counts, "figure-3"} == set(EXPERIMENTS)
-
-
-def absolute(config: ReproduceConfig) -> ReproduceConfig:
-    files = {name: str(ROOT / file) for name, file in config.recommenders.items()}
-    return ReproduceConfig(**vars(config) | {"recommenders": files})
 
 
 def test_runs_are_shared_between_experiments_and_an_interrupted_one_goes_on(tmp_path: Path, monkeypatch, trained):
@@ -271,7 +266,7 @@ def test_table_5_has_further_arms_behind_the_papers_two(tmp_path: Path):
         "SASRec refined (base)": sources.user_scores,
         "SASRec refined (cls)": sources.classification_scores,
         "SASRec items only": None,
-        "SASRec bare": "bare-scores",
+        "SASRec bare": str(Path("bare-scores").absolute()),
     }
     assert twins_of(config, plan) == {"SASRec refined (cls)": "SASRec items only", "SASRec bare": "SASRec items only"}
     with pytest.raises(ConfigError, match=r"twins: refined and bare must be two of refined \(base\), refined \(cls\)"):
@@ -281,7 +276,7 @@ def test_table_5_has_further_arms_behind_the_papers_two(tmp_path: Path):
 def test_what_is_given_is_not_made(tmp_path: Path):
     config = open_settings(tmp_path, "table-3", data="mine", user_scores="profile")
     [(job, stage)] = source_stages(config, sources_of(config))
-    assert (job, stage.data, stage.subjects) == ("score", "mine", "items")
+    assert (job, stage.data, stage.subjects) == ("score", str(Path("mine").absolute()), "items")
     with pytest.raises(ConfigError, match=r"set item_scores to a finished run, or stages\.item_scores"):
         source_stages(settings(tmp_path, item_scores=None), sources_of(config))
 
@@ -347,7 +342,7 @@ def test_further_arms_stand_beside_the_papers_and_beside_their_twins(tmp_path: P
     assert {"MRR", "refined", "no users", "shuffled, no users"} <= rows.keys()
     assert rows["MRR"].count("+33.3%") == 1  # of the refined arm alone
     assert rows["no users"].count("+33.3% [") == 2 and "| shuffled, no users | +33.3% [" in rows["no users"]
-    assert "+0.0% [" in rows["shuffled, no users"] and "+33.3%" not in rows["shuffled, no users"]
+    assert "| the same for every user |" in rows["shuffled, no users"] and "+33.3%" not in rows["shuffled, no users"]
 
 
 def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -451,6 +446,7 @@ def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().out.strip() == shown.output
     text = Path(shown.output, "table-3.md").read_text(encoding="utf-8")
     assert text.count("| SASRec | MRR | 0.") == 1 and "## One protocol" not in text
+    assert "| full | popularity | 0." in text and "| full | chance | 0." in text and "° one run: users only" in text
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/train/*/run.json")}
     assert len(before) == 2
     flags += ["--set", f"output={tmp_path}/figure-6", "--set", "guided_weights=[1]"]
@@ -458,7 +454,16 @@ def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/train/*/run.json")} == before
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_experiments_files_are_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
+    found: list[ReproduceConfig] = []
+    monkeypatch.setattr(cli, "run_alone", lambda job, config, force: found.append(config))
+    assert cli.main(["reproduce", "table-3", "--set", "data=../p"]) == 0
+    [config] = found
+    assert config.paper == f"{ROOT}/configs/paper/table-3.csv"
+    assert all(Path(file).is_file() for file in [*config.recommenders.values(), *config.stages.values()])
+    assert (config.data, config.output) == (f"{tmp_path.parent}/p", f"{tmp_path}/outputs/paper/table-3")
+    monkeypatch.setattr(files, "CHECKOUT", tmp_path)  # as where raygr was installed without it
     assert cli.main(["reproduce", "table-3"]) == 2
-    assert "configs/paper/table-3.yaml: no such configuration file" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "configs/paper/table-3.yaml: not there; it is part of raygr's checkout: run in it, or give --config" in said

@@ -85,11 +85,14 @@ def enumerated(model, tokenizer, prefix_ids: list[int]) -> np.ndarray:
     return np.array([float(share) for share in shares]) / float(sum(shares))
 
 
-def test_expected_ratings_with_exact_ten_equal_enumeration(undisturbed, language_model):
+def test_expected_ratings_with_exact_ten_equal_enumeration(undisturbed, data, language_model):
     tokenizer, model = language_model
     aspects = load_aspects(ASPECTS)
     tails = aspect_tails(tokenizer, aspects)
     prompts = runs.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
+    items = runs.read_table(f"{data}/items")
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    assert all(titles[row["subject_id"]] in tokenizer.decode(row["prompt_ids"]) for row in prompts)  # nothing is cut
     scores = {row["subject_id"]: row for row in runs.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
     for prompt, aspect in itertools.product(prompts[:2], range(0, len(tails), 4)):
         probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tails[aspect]])
@@ -105,14 +108,16 @@ def test_a_score_run_says_what_it_did(undisturbed, data):
     assert record["counts"]["by_reason"] == {"ok": 12}
     engine = record["counts"]["engine"]
     prompts = runs.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
-    # aligned prefixes: nothing but each subject's own tokens, the tails and one decoded token each is computed
+    # each subject's own blocks once; per aspect what fills no block, the tail and one decoded token
     tails = [len(tail) for tail in tail_ids()]
     same = [len(set(tokens)) == 1 for tokens in zip(*(row["prompt_ids"] for row in prompts), strict=False)]
     shared = same.index(False) // 32 * 32
-    own = sum(row["prompt_tokens"] - shared for row in prompts)
-    distinct = own + len(prompts) * (sum(tails) + len(tails))
-    assert all(row["prompt_tokens"] % 32 == 0 for row in prompts)
-    assert 0.98 * distinct <= engine["tokens_computed"] <= 1.1 * distinct
+    rests = [row["prompt_tokens"] % 32 for row in prompts]
+    own = sum(row["prompt_tokens"] - shared - rest for row, rest in zip(prompts, rests, strict=True))
+    needed = own + sum(len(tails) * (rest + 1) + sum(tails) for rest in rests)
+    assert 0.98 * needed <= engine["tokens_computed"] <= 1.1 * needed
+    counted = record["counts"]["prompts"]
+    assert (counted["count"], counted["cut_subjects"], counted["share_a_prompt_unlike"]) == (12, 0, 0)
     assert runs.read_json(str(undisturbed / "run" / "quality.json"))["valid_share"] == 1.0
 
 

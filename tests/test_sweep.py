@@ -39,6 +39,12 @@ def test_tpe_and_mlflow_say_what_to_install(toy: Path, monkeypatch):
 # --- placement ---------------------------------------------------------------------------------
 
 
+def has_resources(monkeypatch, resources: dict) -> None:
+    """A Ray of one node."""
+    monkeypatch.setattr(sweep.ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(sweep.ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+
+
 @pytest.mark.parametrize(
     ("resources", "workers", "changes", "trials"),
     [
@@ -51,11 +57,11 @@ def test_tpe_and_mlflow_say_what_to_install(toy: Path, monkeypatch):
         ({"CPU": 16, "GPU": 1}, 1, {"gpu_share": 0.25}, 4),
         ({"CPU": 4, "GPU": 1}, 1, {"gpu_share": 0.25}, 2),
         ({"CPU": 16, "GPU": 2}, 1, {"gpu_share": 0.6}, 2),  # 0.6 of a GPU leaves no room on it
-        ({"CPU": 16, "GPU": 2}, 2, {"gpu_share": 0.5}, 2),
+        ({"CPU": 16, "GPU": 2}, 2, {"gpu_share": 0.6}, 1),
     ],
 )
 def test_as_many_trials_run_at_once_as_fit_with_their_workers(toy, monkeypatch, resources, workers, changes, trials):
-    monkeypatch.setattr(sweep.ray, "cluster_resources", lambda: resources)
+    has_resources(monkeypatch, resources)
     config = settings(toy, {"seed": [0, 1]}, train={"workers": workers}, **changes)
     assert sweep.trials_at_once(config, trained(config)[0]) == trials
 
@@ -66,10 +72,12 @@ def test_as_many_trials_run_at_once_as_fit_with_their_workers(toy, monkeypatch, 
         ({"CPU": 1}, {}, "a trial needs 2 CPUs.* Ray has 1"),
         ({"CPU": 4}, {"workers": 4}, "a trial needs 5 CPUs.* Ray has 4"),
         ({"CPU": 4, "GPU": 1}, {"workers": 3, "use_gpu": True}, "3 workers need 0.5 of a GPU each, Ray has 1"),
+        ({"CPU": 4}, {"threads": 4}, "a trial needs 5 CPUs.* Ray has 4"),
+        ({"CPU": 4, "GPU": 1}, {"workers": 2}, "gpu_share: 0.5 may put two of a run's 2 workers on one GPU"),
     ],
 )
 def test_a_trial_that_can_never_be_placed_is_refused(toy, monkeypatch, resources, train, words):
-    monkeypatch.setattr(sweep.ray, "cluster_resources", lambda: resources)
+    has_resources(monkeypatch, resources)
     config = settings(toy, {"seed": [0, 1]}, train=train, gpu_share=0.5)
     with pytest.raises(ConfigError, match=words):
         sweep.trials_at_once(config, trained(config)[0])

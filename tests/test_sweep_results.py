@@ -22,6 +22,7 @@ def toy(tmp_path: Path) -> Path:
 
 def ended(config: SweepConfig, validations: list[float | None], tests: list[float]) -> list[Ended]:
     """A trial per point; its train run reached that validation NDCG@10, and did not end where that is None."""
+    runs.start_run(config.output, job="sweep", config=config)
     trials = []
     for number, (point, best) in enumerate(zip(search_points(config), validations, strict=True)):
         path = f"{config.output}/trials/{number}"
@@ -71,7 +72,25 @@ def test_a_configuration_with_fewer_finished_runs_is_not_chosen_for_its_luck(toy
     rows = [result_row(config, trial) for trial in trials]
     assert [row["status"] for row in rows] == ["finished", "finished", "finished", "stopped early"]
     assert rows[3]["validation_ndcg@10"] == 0.2
-    [only] = ranked_configurations(config, rows[:3])
+    [only] = ranked_configurations(config, rows)
+    assert (only.values, only.validation) == ({"guided_weight": 1.0}, pytest.approx(0.45))
+
+
+def test_a_configuration_is_not_chosen_for_being_tried_more_often(toy: Path):
+    """TPE proposed the first twice with one seed; the second, tried once, is better."""
+    config = settings(toy, {"guided_weight": [1, 2, 3]})
+    trials = ended(config, [0.4, 0.5, 0.3], tests=[0.1] * 3)
+    rows = [result_row(config, trial) for trial in trials]
+    again = rows[0] | {"run": "again"}
+    found = ranked_configurations(config, [rows[0], again, *rows[1:]])
+    assert [one.values["guided_weight"] for one in found] == [2.0, 1.0, 3.0]
+    assert [len(one.runs) for one in found] == [1, 1, 1]
+
+
+def test_where_no_configuration_has_all_its_seeds_those_with_the_most_stand_in(toy: Path):
+    config = settings(toy, {"guided_weight": [1, 2], "seed": [0, 1, 2]})
+    trials = ended(config, [0.4, 0.5, None, 0.8, None, None], tests=[0.1] * 6)
+    [only] = ranked_configurations(config, [result_row(config, trial) for trial in trials])
     assert (only.values, only.validation) == ({"guided_weight": 1.0}, pytest.approx(0.45))
 
 

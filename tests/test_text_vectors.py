@@ -48,7 +48,7 @@ def settings(folder: Path, output: str, **changes: object) -> VectorsConfig:
 
 
 def test_means_behind_the_shared_prefix_are_those_of_one_pass_per_item(tokenizer: PreTrainedTokenizerBase):
-    encoder = PromptEncoder(tokenizer, aspect_set(), "items", max_prompt_tokens=400, best_rating=5.0, block_size=1)
+    encoder = PromptEncoder(tokenizer, aspect_set(), "items", max_prompt_tokens=400, best_rating=5.0)
     model = tiny_llama().model
     prompts = [encoder.item_prompt(Item(title=" ".join(WORDS[:count]))) for count in (1, 9, 4)]
     texts = [own_tokens(encoder, prompt) for prompt in prompts]

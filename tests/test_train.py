@@ -1,5 +1,6 @@
 """Inputs are checked first; the loop learns, resumes and splits over workers; the stage keeps its contract."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -156,23 +157,64 @@ def test_held_out_ratings_change_no_user_vector(tmp_path: Path):
     np.testing.assert_array_equal(vectors[0].evaluation_UA, vectors[1].evaluation_UA)
 
 
-def user_run(folder: Path, *, cutoff: int) -> str:
-    scores = {f"u{u}": [float(u % 10 + 1), 5.0 + u % 2] for u in range(20)}
-    return write_score_run(folder / f"users-{cutoff}", scores, aspects=ASPECTS, cutoffs=dict.fromkeys(scores, cutoff))
+def user_run(toy: Path, *, cutoff: int, users: int = 20, data: str = "prepare", time: int | None = None) -> str:
+    """A score run of the first users of `data`, whose prompts know everything up to position `cutoff`."""
+    scores = {f"u{u}": [float(u % 10 + 1), 5.0 + u % 2] for u in range(users)}
+    cutoffs, times = dict.fromkeys(scores, cutoff), dict.fromkeys(scores, time if time is not None else cutoff)
+    folder = toy / f"users-{cutoff}-{users}-{data}-{time}"
+    return write_score_run(folder, scores, aspects=ASPECTS, cutoffs=cutoffs, times=times, data=str(toy / data))
+
+
+def llm_settings(toy: Path, run: str, **changes: Any) -> TrainConfig:
+    llm = {"item_scores": str(toy / "scores.csv"), "user_scores": "llm", "user_score_run": run}
+    return settings(toy, **llm | changes)
 
 
 def test_user_scores_that_know_a_held_out_interaction_are_refused(toy: Path):
-    """12 interactions: positions 0..9 are train, 10 is validation."""
-    llm = {"item_scores": str(toy / "scores.csv"), "user_scores": "llm", "user_guided_train": "after_prompt"}
-    with pytest.raises(ConfigError, match="20 users hold interactions after the train part"):
-        load_inputs(settings(toy, **llm, user_score_run=user_run(toy, cutoff=10)))
-    whole = user_run(toy, cutoff=9)
-    with pytest.raises(ConfigError, match="nothing is left to train on"):
-        load_inputs(settings(toy, **llm, user_score_run=whole))
-    everywhere = load_inputs(settings(toy, **llm | {"user_score_run": whole, "user_guided_train": "all"}))
-    assert everywhere.windows.first_target_E.min() == 1
-    later = load_inputs(settings(toy, **llm, user_score_run=user_run(toy, cutoff=4)))
-    assert (later.windows.first_target_E - later.windows.start_E).tolist() == [5] * 20
+    """12 interactions: positions 0..9 are train, 10 is validation; times are the positions here."""
+    for run in (user_run(toy, cutoff=10), user_run(toy, cutoff=9, time=10)):
+        with pytest.raises(ConfigError, match="20 users hold interactions after the train part"):
+            load_inputs(llm_settings(toy, run))
+    inputs = load_inputs(llm_settings(toy, user_run(toy, cutoff=9)))
+    assert inputs.windows.first_target_E.min() == 1
+
+
+def test_user_scores_of_other_data_are_refused(toy: Path):
+    """Positions alone do not tell: the other split may have shown the prompt what is to be predicted here."""
+    write_prepared(toy / "other", cycles(20, ITEMS, 14), items=ITEMS)
+    with pytest.raises(ConfigError, match=r"scored from other data than .*/prepare"):
+        load_inputs(llm_settings(toy, user_run(toy, cutoff=9, data="other")))
+
+
+def test_a_score_run_of_the_other_kind_is_refused(toy: Path):
+    users = user_run(toy, cutoff=9)
+    with pytest.raises(ValueError, match="has scores of users: name a score run of items here"):
+        load_inputs(settings(toy, item_scores=users))
+    items = write_score_run(toy / "items", {f"u{u}": [1.0, 2.0] for u in range(20)}, aspects=ASPECTS)
+    with pytest.raises(ValueError, match="has scores of items: name a score run of users here"):
+        load_inputs(llm_settings(toy, items))
+
+
+@pytest.mark.parametrize("users", [20, 15])
+def test_after_the_prompt_scored_users_are_trained_or_it_is_refused(toy: Path, users: int):
+    """Scores of whole histories would leave those users to train on that have no scores, and nobody else."""
+    whole = user_run(toy, cutoff=9, users=users)
+    with pytest.raises(ConfigError, match="nothing is left to train on after them"):
+        load_inputs(llm_settings(toy, whole, user_guided_train="after_prompt"))
+    half = load_inputs(llm_settings(toy, user_run(toy, cutoff=4, users=users), user_guided_train="after_prompt"))
+    assert half.windows.user_E.tolist() == list(range(20))
+    first = half.windows.first_target_E - half.windows.start_E
+    assert first.tolist() == [5] * users + [1] * (20 - users)
+
+
+def test_users_without_scores_are_counted_and_have_no_vector(toy: Path):
+    """5 of 20 users have none: the others are standardised among themselves."""
+    inputs = load_inputs(llm_settings(toy, user_run(toy, cutoff=9, users=15)))
+    vectors_UA = inputs.user_vectors.evaluation_UA
+    assert vectors_UA[15:].tolist() == [[0, 0]] * 5
+    assert vectors_UA[:15].std(axis=0) == pytest.approx([1, 1])
+    assert inputs.user_vectors.without_scores == 5
+    assert any("5 of 20 users (25%) have no complete scores" in text for text in inputs.warnings)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +342,9 @@ def kill_worker_after_two_evaluations(history: Path, killed: list[int]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, local_ray: Any):
+    """In a folder that is named by a URI, whose checkpoints go through Arrow's wrapper of fsspec."""
     config = settings(toy, epochs=20, patience=20, item_scores=str(toy / "scores.csv"))
+    config = dataclasses.replace(config, output=f"file://{toy}/train")
     killed: list[int] = []
     killer = threading.Thread(
         target=kill_worker_after_two_evaluations, args=(toy / "train/epochs.jsonl", killed), daemon=True
@@ -308,10 +352,11 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, local_ray: A
     killer.start()
     run = train(config)
     assert len(killed) == 1
-    weights = safetensors.torch.load_file(run.file("model.safetensors"))
+    assert run.path == config.output
+    weights = safetensors.torch.load_file(toy / "train/model.safetensors")
     straight = finished(config)
     assert_same_weights(weights, straight.best_weights)
-    lines = [json.loads(line) for line in Path(run.file("epochs.jsonl")).read_text().splitlines()]
+    lines = [json.loads(line) for line in (toy / "train/epochs.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == [line["loss"] for line in straight.progress.lines]
 
 

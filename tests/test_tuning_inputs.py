@@ -11,7 +11,7 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 from raygr.aspects.aspects import load_aspects
 from raygr.aspects.subjects import encoder_of
 from raygr.config import ConfigError, FinetuneConfig
-from raygr.finetuning.inputs import Inputs, Problem, load_inputs, prompt_settings
+from raygr.finetuning.inputs import Inputs, Problem, like_threshold, load_inputs, prompt_settings
 from raygr.finetuning.judging import Judge
 
 ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
@@ -106,11 +106,18 @@ def test_short_users_and_users_of_one_class_are_skipped_and_counted(tmp_path: Pa
     inputs = load_inputs(settings(write_toy(tmp_path, histories=histories)))
     assert inputs.counts["too_short"] == 2 and inputs.counts["train"] + inputs.counts["held_out"] == 10
     assert not {2, 5} & {one.user_index for one in inputs.train + inputs.held_out}
-    # the last two train ratings are 5 and 1, or 5 and 4 of the short users: of one class at 4, all of them at 0.5
+    # the last two train ratings are 5 and 1, or 5 and 4 of the short users: of one class at 4, all of them at 1
     judged = {"task": "classification", "keep_out": 2}
     assert load_inputs(settings(tmp_path, **judged)).counts["one_class"] == 2
     with pytest.raises(ConfigError, match=r"0 users to train on and 0 held out.*12 have no liked or only liked"):
-        load_inputs(settings(tmp_path, **judged, like_threshold=0.5))
+        load_inputs(settings(tmp_path, **judged, like_threshold=1.0))
+
+
+@pytest.mark.parametrize(("low", "high", "threshold"), [(1, 5, 4.0), (0.5, 5, 3.875), (0, 10, 7.5), (0, 1, 0.75)])
+def test_what_is_liked_follows_the_rating_range(toy: Path, low: float, high: float, threshold: float):
+    assert like_threshold(settings(toy), (low, high)) == threshold
+    with pytest.raises(ConfigError, match="like_threshold: 11 lies outside the ratings of"):
+        like_threshold(settings(toy, like_threshold=11), (low, high))
 
 
 def test_a_teacher_table_may_miss_users_and_they_are_counted(toy: Path):
@@ -154,11 +161,17 @@ def test_a_profile_teacher_rates_what_the_user_likes_high(toy: Path):
 
 def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
     scores = {f"u{user}": [5.0] * len(NAMES) for user in range(USERS)}
-    inside = write_score_run(toy / "users-7", scores, aspects=NAMES, cutoffs=dict.fromkeys(scores, 7))
-    assert load_inputs(settings(toy, teacher=inside)).counts["without_teacher"] == 0
-    late = write_score_run(toy / "users-8", scores, aspects=NAMES, cutoffs=dict.fromkeys(scores, 8))
+
+    def teacher(cutoff: int, data: str = "prepare") -> str:
+        folder, cutoffs = toy / f"users-{cutoff}-{data}", dict.fromkeys(scores, cutoff)
+        return write_score_run(folder, scores, aspects=NAMES, cutoffs=cutoffs, data=str(toy / data))
+
+    assert load_inputs(settings(toy, teacher=teacher(7))).counts["without_teacher"] == 0
     with pytest.raises(ConfigError, match="seen interactions after the train part"):
-        load_inputs(settings(toy, teacher=late))
+        load_inputs(settings(toy, teacher=teacher(8)))
+    write_prepared(toy / "other", walks(USERS, ITEMS, LENGTH + 1, seed=0), items=ITEMS)
+    with pytest.raises(ConfigError, match="scored from other data"):
+        load_inputs(settings(toy, teacher=teacher(7, "other")))
 
 
 @pytest.mark.parametrize(

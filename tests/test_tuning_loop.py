@@ -26,7 +26,7 @@ from tiny_policy import (
 from raygr.aspects.adapters import AdapterNote, model_sha256, read_note
 from raygr.config import ConfigError
 from raygr.finetuning.adapters import check_start, save_adapter
-from raygr.finetuning.judging import METRICS, judge_ratings
+from raygr.finetuning.judging import METRICS, judge_ratings, keep_best_by
 from raygr.finetuning.loop import (
     Share,
     Tuning,
@@ -38,7 +38,7 @@ from raygr.finetuning.loop import (
     step_problems,
     tuning_rounds,
 )
-from raygr.finetuning.policy import copied_adapter, load_adapter, rollouts_loss
+from raygr.finetuning.policy import copied_adapter, fresh_rollout, load_adapter, reference_logits, rollouts_loss
 from raygr.finetuning.rewards import log_prob, reciprocal_rank
 from raygr.finetuning.rollouts import answer_template, free_rollouts
 
@@ -99,7 +99,8 @@ def assert_resumes(straight: Tuning, resumed: Tuning, file: io.BytesIO) -> None:
 
 
 def test_a_run_interrupted_after_any_round_equals_the_straight_one(folder):
-    settings = {"warm_start_epochs": 2, "epochs": 2, "evaluate_every": 1, "batch_size": 4, "lora_dropout": 0.1}
+    settings = {"warm_start_epochs": 2, "epochs": 2, "evaluate_every": 1, "batch_size": 4}
+    settings |= {"lora_dropout": 0.1, "kl_weight": 0.1}
     straight = tuning_of(folder, users=6, **settings)
     files = saved_rounds(straight)
     assert len(files) == 1 + 2 + 4  # before, two epochs of warm start, four steps
@@ -303,9 +304,41 @@ def test_every_step_says_how_it_went(folder):
     assert [line["step"] for line in tuning.progress.lines if line["kl"] is not None] == [1, 11]
     assert tuning.progress.lines[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert tuning.progress.lines[10]["kl"] > 1e-6
-    best = max(tuning.progress.evaluations[0:], key=lambda one: one["metrics"]["reward"])
-    assert tuning.progress.best_reward == best["metrics"]["reward"]
+    best = max(tuning.progress.evaluations, key=lambda one: one["metrics"]["personal_mrr"])
+    assert (tuning.progress.best_step, tuning.progress.best_value) == (best["step"], best["metrics"]["personal_mrr"])
     assert [len(best["users"][name]) for name in METRICS] == [4] * len(METRICS)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["behind the prefill", "a pass of its own"])
+def test_kl_is_to_the_policy_at_the_start_of_reinforcement(folder, dropout: float):
+    """Not to the bare model, which the warm start has left; and the divergence's gradient is that of the policy."""
+    tuning = run(
+        tuning_of(folder, warm_start_epochs=10, epochs=1, value_reward=True, kl_weight=1.0, lora_dropout=dropout)
+    )
+    [first, *_] = [line for line in tuning.progress.lines if line["stage"] == "reinforcement"]
+    assert first["kl"] < (1e-6 if not dropout else 0.1)
+    before = copied_adapter(tuning.model)
+    problems = tuning.inputs.train[:2]
+    rollouts = fresh_rollout(tuning.policy, problems, (0,))
+    to_itself = reference_logits(tuning.policy, problems, rollouts.rows)
+    assert_same_adapter(copied_adapter(tuning.model), before)
+    tuning.policy.reference.clear()
+    assert (to_itself - reference_logits(tuning.policy, problems, rollouts.rows)).abs().max() > 0.1
+
+
+def test_the_personal_metric_chooses_the_adapter_unless_told_otherwise():
+    assert keep_best_by(toy_config(task="base", reward="log_prob")) == "personal_mrr"
+    assert keep_best_by(toy_config(task="classification", reward="auc")) == "personal_auc"
+    assert keep_best_by(toy_config(task="base", reward="log_prob", keep_best_by="reward")) == "reward"
+
+
+@pytest.mark.parametrize("metric", ["personal_mrr", "reward"])
+def test_an_adapter_that_answers_alike_for_all_is_not_kept_for_its_reward(folder, monkeypatch, metric: str):
+    """The later evaluation has the higher reward, and less that is personal."""
+    values = iter([{"personal_mrr": 0.3, "reward": 0.1}, {"personal_mrr": 0.2, "reward": 0.5}])
+    monkeypatch.setattr("raygr.finetuning.loop.evaluate", lambda tuning, problems: {"metrics": next(values)})
+    tuning = run(tuning_of(folder, epochs=1, keep_best_by=metric))
+    assert tuning.progress.best_step == (0 if metric == "personal_mrr" else tuning.progress.step)
 
 
 def test_an_epoch_sees_every_user_once_in_its_own_order(folder):

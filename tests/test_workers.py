@@ -1,10 +1,15 @@
-"""What a training worker does to its process."""
+"""What a training worker does to its process, and the room that workers are given."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from raygr import workers
+from raygr.cluster import Node
+from raygr.config import ConfigError
+from raygr.workers import check_at_once, placement, wants_gpu, worker_cpus
 
 FAULTS = """
 import resource, sys, torch
@@ -31,3 +36,96 @@ def test_freed_memory_is_used_again_without_the_kernel():
     assert plain > 24 * 10_000
     # a few tensors, until one fits where another lay
     assert page_faults("kept") < plain / 2
+
+
+# --- room --------------------------------------------------------------------------------------
+
+
+def nodes_with(monkeypatch, *nodes: tuple[float, float]) -> None:
+    monkeypatch.setattr(workers, "cluster_nodes", lambda: [Node(*node) for node in nodes])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "words"),
+    [
+        ([(2, 0)], {"workers": 3, "use_gpu": None}, "workers: 3 need as many CPUs, Ray has 2"),
+        (
+            [(2, 0)],
+            {"workers": 1, "use_gpu": None, "threads": 4},
+            "workers: 1 of 4 threads each need 4 CPUs, Ray has 2",
+        ),
+        ([(2, 0), (3, 0)], {"workers": 1, "use_gpu": None, "threads": 4}, r"need 4 CPUs, Ray has 5 \(2 \+ 3\)"),
+        ([(8, 1)], {"workers": 2, "use_gpu": True}, "use_gpu: 2 workers need as many GPUs, Ray has 1"),
+        ([(8, 0)], {"workers": 1, "use_gpu": True}, "use_gpu: 1 workers need as many GPUs, Ray has 0"),
+        ([(8, 2)], {"workers": 2, "use_gpu": None, "gpu_share": 0.5}, "gpu_share: 0.5 may put two .* NCCL"),
+    ],
+)
+def test_workers_that_can_never_start_are_refused_with_the_numbers(monkeypatch, nodes, asked, words):
+    nodes_with(monkeypatch, *nodes)
+    with pytest.raises(ConfigError, match=words):
+        wants_gpu(**asked)
+
+
+def test_workers_take_gpus_where_all_fit(monkeypatch, caplog):
+    nodes_with(monkeypatch, (8, 1), (8, 1))
+    assert wants_gpu(2, None) and wants_gpu(2, None, 0.6) and wants_gpu(1, None, 0.25)
+    assert not wants_gpu(2, False)
+    assert not caplog.messages
+    assert not wants_gpu(3, None)
+    assert "workers: 3 do not fit the GPUs that Ray has, so they run on CPUs" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "cpus"),
+    [
+        ([(8, 0)], {"workers": 1, "threads": None}, 8),
+        ([(8, 0)], {"workers": 1, "threads": 3}, 3),
+        ([(8, 0)], {"workers": 2, "threads": None}, 4),
+        ([(8, 0)], {"workers": 2, "threads": None, "at_once": 2}, 2),
+        ([(8, 0), (8, 0)], {"workers": 2, "threads": None}, 8),  # a node's cores by its workers, not the cluster's
+        ([(8, 0), (4, 0)], {"workers": 3, "threads": None}, 4),
+        ([(64, 0), (8, 1)], {"workers": 1, "threads": None, "gpu_share": 1.0}, 8),  # of the node that has the GPU
+        ([(2, 0)], {"workers": 3, "threads": None}, 1),
+    ],
+)
+def test_a_worker_reserves_the_cores_that_it_computes_on(monkeypatch, nodes, asked, cpus):
+    nodes_with(monkeypatch, *nodes)
+    assert worker_cpus(**asked) == cpus
+    placed = placement(asked["workers"], use_gpu=False, cpus=cpus)
+    assert placed.resources_per_worker == {"CPU": cpus}
+
+
+def test_runs_at_once_that_do_not_fit_are_refused(monkeypatch):
+    nodes_with(monkeypatch, (4, 0))
+    check_at_once(workers=1, at_once=4, threads=None)
+    check_at_once(workers=2, at_once=2, threads=1)
+    with pytest.raises(ConfigError, match="at_once: 3 train runs need 6 CPUs, Ray has 4"):
+        check_at_once(workers=2, at_once=3, threads=None)
+
+
+THREADS = """
+import sys, torch
+import ray, ray.train.torch
+from raygr.workers import begin_worker, placement
+
+def loop():
+    begin_worker()
+    print("threads", torch.get_num_threads(), flush=True)
+
+ray.init(address="local", num_cpus=3, include_dashboard=False)
+run = ray.train.RunConfig(name="t", storage_path=sys.argv[1])
+ray.train.torch.TorchTrainer(loop, scaling_config=placement(1, use_gpu=False, cpus=3), run_config=run).fit()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_computes_on_what_it_reserved(tmp_path):
+    """In a Ray of its own, of three CPUs: what a worker takes is said by Ray alone."""
+    command = [
+        sys.executable,
+        "-c",
+        THREADS,
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert "threads 3" in done.stdout, done.stderr[-2000:]

@@ -55,6 +55,7 @@ def tiny_llama(seed: int = 0, *, vocabulary: int = 49_152) -> LlamaForCausalLM:
         num_key_value_heads=2,
         initializer_range=0.2,
         tie_word_embeddings=True,
+        eos_token_id=None,  # Llama's 2 would end free completions
     )
     return LlamaForCausalLM(config).eval()
 

@@ -104,9 +104,17 @@ def typed(columns: list[tuple], schema: pa.Schema) -> pa.Table:
 
 
 def write_score_run(
-    folder: Path, scores: dict[str, list[float | None]], *, aspects: list[str], cutoffs: dict[str, int] | None = None
+    folder: Path,
+    scores: dict[str, list[float | None]],
+    *,
+    aspects: list[str],
+    cutoffs: dict[str, int] | None = None,
+    times: dict[str, int] | None = None,
+    data: str | None = None,
 ) -> str:
-    run = runs.start_run(str(folder), job="score", config={})
+    """A score run of users of the prepare run `data` where `cutoffs` are given, else of items."""
+    config = {"subjects": "items" if cutoffs is None else "users", "data": data}
+    run = runs.start_run(str(folder), job="score", config=config)
     rows = [
         (
             subject,
@@ -117,7 +125,7 @@ def write_score_run(
             "",
             "",
             1,
-            None,
+            (times or {}).get(subject),
             (cutoffs or {}).get(subject),
             "m",
             "",
@@ -126,7 +134,7 @@ def write_score_run(
         for subject, values in scores.items()
     ]
     runs.write_table(typed(list(zip(*rows, strict=True)), SCORE_SCHEMA), run.file(f"{SCORES}/part-0.parquet"))
-    runs.finish_run(run, inputs=[], counts={})
+    runs.finish_run(run, inputs=[data] if data else [], counts={})
     return str(folder)
 
 

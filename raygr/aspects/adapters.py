@@ -4,7 +4,9 @@ Read without PEFT; finetuning/adapters.py writes it.
 """
 
 import logging
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
@@ -49,6 +51,18 @@ def adapter_folder(path: str) -> str:
     if not runs.exists(runs.join(path, PEFT_FILE)):
         raise ConfigError(f"adapter: {path} holds no {PEFT_FILE}, so it is no LoRA adapter in PEFT's format")
     return runs.absolute(path)
+
+
+def copied_adapter(folder: str | None) -> tempfile.TemporaryDirectory | None:
+    """A copy on this machine of an adapter behind a URI, which vLLM and PEFT do not read; None where none is needed."""
+    if folder is None or "://" not in folder:
+        return None
+    filesystem, inner = runs.filesystem_of(folder)
+    copy = tempfile.TemporaryDirectory(prefix="raygr-adapter-")
+    for file in filesystem.ls(inner, detail=False):
+        if filesystem.isfile(file):
+            filesystem.get_file(file, str(Path(copy.name, file.rpartition("/")[2])))
+    return copy
 
 
 def read_note(folder: str) -> AdapterNote | None:

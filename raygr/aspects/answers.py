@@ -1,12 +1,14 @@
 """The answer that the prompts ask for: its format, the tail of tokens before each rating, the ratings' tokens."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
 from raygr.aspects.aspects import AspectSet
-from raygr.aspects.chat import PromptError, encode_plain
+from raygr.aspects.chat import PromptError, encode_answers
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def rating_tokens(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> Rat
 
 
 def split_answer_line(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[tuple[int, ...], RatingTokens]:
-    lines = encode_plain(tokenizer, [f"{name}: {rating}" for rating in range(1, 11)])
+    lines = encode_answers(tokenizer, [f"{name}: {rating}" for rating in range(1, 11)])
     shared = 0
     while all(len(line) > shared for line in lines) and len({line[shared] for line in lines}) == 1:
         shared += 1
@@ -59,3 +61,29 @@ def split_answer_line(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[tu
     if not single or not (len(ten) == 1 or (len(ten) == 2 and ten[0] == digits[0][0])):
         raise PromptError(f"the tokenizer splits the ratings of aspect {name!r} oddly: {rests}")
     return tuple(lines[0][:shared]), RatingTokens(tuple(rest[0] for rest in digits), ten)
+
+
+def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> list[int]:
+    """Per token of a completion, the place in its `text` up to which the tokens so far reach.
+
+    Special tokens are no part of the text.
+    """
+    # prefixes, because a token alone may be half a character or lose its space
+    prefixes = decoded(tokenizer, [ids[: end + 1] for end in range(len(ids))])
+    if not prefixes:
+        return []
+    # an engine that decodes behind the prompt keeps a first space that is lost without it
+    moved = leading_space(text) - leading_space(prefixes[-1])
+    # an unfinished character may be shown as several, which the finished one takes back
+    reached = reversed(list(accumulate(map(len, reversed(prefixes)), min)))
+    return [min(max(end + moved, 0), len(text)) for end in reached]
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Texts without special tokens, as the model wrote them: Llama 3's tokenizer takes out the space of "so ."."""
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return tokenizer.batch_decode([list(ids) for ids in rows], **plain)
+
+
+def leading_space(text: str) -> int:
+    return len(text) - len(text.lstrip())

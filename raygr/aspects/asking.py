@@ -3,17 +3,22 @@
 Needs no Ray, so that a plan can say what a run would cost.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import try_to_load_from_cache
 
 from raygr import runs
 from raygr.aspects.adapters import adapter_folder, adapter_rank, check_adapter, check_learned
 from raygr.aspects.aspects import AspectSet, load_aspects
-from raygr.aspects.engine import BLOCK_SIZE
+from raygr.aspects.engine import CPU_DTYPE, LOGPROBS_MODE
 from raygr.aspects.prompts import prompt_sha256
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.store import ScoreStore, store_key
 from raygr.aspects.subjects import PromptSettings, encoder_of
-from raygr.config import ConfigError, ScoreConfig
+from raygr.config import SAME_ANSWERS, ConfigError, ScoreConfig
 
 PROMPTS, PROMPTS_DONE = "prompts", "prompts.json"
 
@@ -36,8 +41,8 @@ def way_of_asking(config: ScoreConfig, *, exchanges: bool) -> Asking:
     mode = mode_of(config)
     check_settings(config, mode, exchanges=exchanges)
     adapter = checked_adapter(config, settings, mode)
-    folder = config.store or runs.join(config.output, "store")
-    store = ScoreStore(runs.join(folder, key_of(config, settings.model, adapter, mode)))
+    # before Ray is there, this machine stands for those of the cluster
+    store = store_of(config, settings.model, adapter, mode, on_gpu=torch.cuda.is_available())
     return Asking(settings.aspects, settings, mode, adapter, store)
 
 
@@ -48,7 +53,6 @@ def prompt_settings(config: ScoreConfig) -> PromptSettings:
         aspects=load_aspects(config.aspects),
         subjects=config.subjects,
         max_prompt_tokens=config.max_prompt_tokens,
-        block_size=config.engine_kwargs.get("block_size", BLOCK_SIZE) if config.mode == "probe" else 1,
         item_rating=config.item_rating,
         best_rating=prepared["config"]["rating_range"][1],
     )
@@ -81,13 +85,45 @@ def checked_adapter(config: ScoreConfig, settings: PromptSettings, mode: str) ->
     return folder
 
 
-def key_of(config: ScoreConfig, model: str, adapter: str | None, mode: str) -> str:
-    """A model folder or adapter that changes under the same name is another model."""
-    content = "" if config.answered_by or not runs.exists(model) else runs.fingerprint(model)
-    return store_key(
-        model=f"{config.answered_by or config.model} {content}",
-        adapter=f"{config.adapter} {runs.fingerprint(adapter)}" if adapter else "",
-        mode=mode,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
+def store_of(config: ScoreConfig, model: str, adapter: str | None, mode: str, *, on_gpu: bool) -> ScoreStore:
+    """The part of the store that holds answers to this way of asking. `on_gpu`: the engine computes there.
+
+    A model, an adapter or another file goes by its content, whatever its path and however that is written.
+    """
+    sampled = mode != "probe" and config.temperature > 0
+    asked = {"temperature": config.temperature, "seed": config.seed} if sampled else {}
+    if config.answered_by:
+        asked |= {"answered_by": config.answered_by}
+    else:
+        asked |= {"model": model_content(model, config.engine_kwargs.get("revision"))}
+        asked |= {"adapter": runs.fingerprint(adapter) if adapter else None}
+        asked |= {"engine": answering_settings(config.engine_kwargs, on_gpu=on_gpu)}
+    folder = config.store or runs.join(config.output, "store")
+    return ScoreStore(runs.join(folder, store_key(mode, asked)))
+
+
+def model_content(model: str, revision: str | None) -> str:
+    """Fingerprint of a model's folder; of a hub's model the name and the commit, as far as it is known here."""
+    if runs.exists(model):
+        return runs.fingerprint(model)
+    cached = try_to_load_from_cache(model, "tokenizer_config.json", revision=revision)
+    commit = Path(cached).parent.name if isinstance(cached, str) else revision or ""
+    return f"{model} {commit}"
+
+
+def answering_settings(engine_kwargs: Mapping[str, Any], *, on_gpu: bool) -> dict[str, Any]:
+    """The engine's settings that may change an answer; a hub's `revision` is in `model_content`."""
+    chosen = {"dtype": "auto" if on_gpu else CPU_DTYPE, "logprobs_mode": LOGPROBS_MODE, **engine_kwargs}
+    return {name: content_of(value) for name, value in chosen.items() if name not in SAME_ANSWERS | {"revision"}}
+
+
+def content_of(value: Any) -> Any:
+    """A setting's value, with the content of every file or folder that it names in place of its path."""
+    match value:
+        case str() if value and runs.exists(value):
+            return runs.fingerprint(value)
+        case Mapping():
+            return {name: content_of(one) for name, one in value.items()}
+        case list() | tuple():
+            return [content_of(one) for one in value]
+    return value

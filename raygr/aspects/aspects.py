@@ -3,6 +3,7 @@
 One YAML file per category; the shipped ones are the paper's Tables 6, 7 and 8.
 """
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator
@@ -57,8 +58,8 @@ class AspectSet:
     @field_validator("aspects")
     @classmethod
     def check_unique(cls, aspects: tuple[Aspect, ...]) -> tuple[Aspect, ...]:
-        # free-text answers are read without regard to case
-        names = [aspect.name.casefold() for aspect in aspects]
+        # free-text answers are read without regard to case, and to what joins the words of a name
+        names = [re.sub(r"[ _-]+", " ", aspect.name.casefold()) for aspect in aspects]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"aspect names must be unique, repeated: {', '.join(repeated)}")

@@ -4,7 +4,9 @@ A plain class for `Dataset.map_batches`: the model is loaded in `__init__`, `__c
 of PROMPT columns, scores it, writes one file of the score store and returns the counters of the batch.
 
 probe     The subject's prefix (system prompt, subject, assistant header) is prefilled once; a short
-          tail per aspect (`tension level: `) asks for the rating. Where `10` is two tokens the engine
+          tail per aspect (`tension level: `) asks for the rating. The cache holds whole blocks, so what
+          fills none at the prefix's end is computed again with each tail: filling it up with blanks
+          or line breaks moves ratings, cutting it off loses text. Where `10` is two tokens the engine
           is made to answer `1`, so that one more decoding step shows P('0' | '1') and `10` is exact.
 generate  One completion per subject, free or forced into the format, with the log-probabilities of
           the ratings at every position; where `10` is two tokens, a follow-up asks for P('0' | '1').
@@ -14,6 +16,8 @@ actor), except with `tensor_parallel_size` above one.
 """
 
 import dataclasses
+import hashlib
+import importlib.util
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -21,15 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from raygr.aspects.adapters import adapter_rank
-from raygr.aspects.answers import RatingTokens
+from raygr.aspects.adapters import adapter_rank, copied_adapter
+from raygr.aspects.answers import RatingTokens, token_ends
 from raygr.aspects.merging import Merged, merged_model
-from raygr.aspects.parsing import ParsedRatings, parse_ratings, rating_probabilities
-from raygr.aspects.store import ScoreStore, StoredScore
+from raygr.aspects.parsing import ParsedRatings, rating_probabilities, read_completion
+from raygr.aspects.prompts import prompt_sha256
+from raygr.aspects.store import REFUSED_BY_ENGINE, ScoreStore, StoredScore
+from raygr.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
-BLOCK_SIZE = 32  # tokens; vLLM's CPU kernels want multiples of 32, and tails recompute what fills no block
+BLOCK_SIZE = 32  # tokens, the smallest that vLLM's CPU kernels take; tails compute again what fills no block
+LOGPROBS_MODE = "raw_logprobs"  # before the masks that force an answer
+CPU_DTYPE = "float32"  # faster than bfloat16 on processors without AMX
 SMALLEST_MOVE = 1e-6  # of a log-probability by an adapter, against the bare model in the same engine
 FARTHEST_FROM_MERGED = 2e-4  # two ways of computing one log-probability in fp32: 3e-5 by SmolLM2-135M, 632 tokens
 CPU_KV_CACHE_BYTES = 1 << 30  # bounded, so that a restarted actor fits beside what is there
@@ -78,6 +86,9 @@ class ScoringEngine:
     def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
         import vllm
 
+        self.adapter_copy = copied_adapter(settings.adapter)  # lives as long as the engine, which may read it late
+        if self.adapter_copy:
+            settings = dataclasses.replace(settings, adapter=self.adapter_copy.name)
         self.settings = settings
         self.store = store
         tokens = settings.rating_tokens
@@ -99,14 +110,28 @@ class ScoringEngine:
         started = time.perf_counter()
         counts = TokenCounts()
         prompts = [[int(token) for token in ids] for ids in batch["prompt_ids"]]
-        score = self.probe if self.settings.mode == "probe" else self.generate
-        self.store.write(list(batch["prompt_sha256"]), score(prompts, counts))
+        self.store.write(list(batch["prompt_sha256"]), self.score(prompts, counts))
         return {
             "subjects": np.array([len(prompts)]),
             "tokens_given": np.array([counts.given]),
             "tokens_computed": np.array([counts.computed]),
             "engine_seconds": np.array([time.perf_counter() - started]),
         }
+
+    def score(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
+        """One answer per prompt; a prompt that vLLM refuses, such as one too long, gets its reason in place of one."""
+        from vllm.exceptions import VLLMClientError
+
+        ask = self.probe if self.settings.mode == "probe" else self.generate
+        try:
+            return ask(prompts, counts)
+        except (VLLMClientError, ValueError) as error:
+            if len(prompts) == 1:
+                logger.warning("a prompt of %d tokens was refused: %s", len(prompts[0]), error)
+                why = " ".join(str(error).split())
+                return [StoredScore.without_answer(len(self.settings.names), reason=REFUSED_BY_ENGINE, why=why)]
+        half = len(prompts) // 2  # vLLM answers none of a call with a refused prompt in it
+        return self.score(prompts[:half], counts) + self.score(prompts[half:], counts)
 
     def warm_up(self) -> None:
         """Prefills the shared system prompt before anything that needs it is admitted."""
@@ -171,16 +196,22 @@ class ScoringEngine:
             from vllm.sampling_params import StructuredOutputsParams
 
             structured = StructuredOutputsParams(regex=self.settings.answer_regex)
-        sampling = self.sampling(
-            max_tokens=self.settings.max_completion_tokens,
-            logprob_token_ids=self.rating_ids,
-            structured_outputs=structured,
-            temperature=self.settings.temperature,
-            seed=self.settings.seed,
-        )
-        outputs = self.run(prompts, [sampling] * len(prompts))
+        sampling = [
+            self.sampling(
+                max_tokens=self.settings.max_completion_tokens,
+                logprob_token_ids=self.rating_ids,
+                structured_outputs=structured,
+                temperature=self.settings.temperature,
+                seed=request_seed(self.settings.seed, prompt),
+            )
+            for prompt in prompts
+        ]
+        outputs = self.run(prompts, sampling)
         counts.add(outputs)
-        parsed = [parse_ratings(output.outputs[0].text, self.settings.names) for output in outputs]
+        parsed = [
+            read_completion(o.outputs[0].text, self.settings.names, is_cut=o.outputs[0].finish_reason == "length")
+            for o in outputs
+        ]
         expected = self.expected_of_completions(prompts, outputs, parsed, counts)
         return [
             StoredScore(ratings=p.ratings, expected=e, reason=p.reason, completion=o.outputs[0].text)
@@ -190,12 +221,12 @@ class ScoringEngine:
     def expected_of_completions(
         self, prompts: list[list[int]], outputs: Sequence[Any], parsed: list[ParsedRatings], counts: TokenCounts
     ) -> list[tuple[float | None, ...]]:
-        """The expected rating at each place where a rating was read; None elsewhere."""
+        """The expected rating at each token where a rating was read; None elsewhere."""
         expected: list[list[float | None]] = [[None] * len(self.settings.names) for _ in prompts]
         slots = [
             (subject, aspect, token)
             for subject, (output, ratings) in enumerate(zip(outputs, parsed, strict=True))
-            for aspect, token in self.rating_positions(output.outputs[0].token_ids, ratings)
+            for aspect, token in self.rating_positions(output.outputs[0], ratings)
         ]
         if slots:
             logprobs = [self.rating_logprobs(output) for output in outputs]
@@ -219,11 +250,15 @@ class ScoringEngine:
         counts.add(after_one)
         return self.zero_after_one(np.array([self.rating_logprobs(output)[0] for output in after_one]))
 
-    def rating_positions(self, token_ids: Sequence[int], parsed: ParsedRatings) -> list[tuple[int, int]]:
-        """(aspect, position of the rating's first token) of each rating that was read."""
-        ends = [len(self.tokenizer.decode(token_ids[: k + 1])) for k in range(len(token_ids))]
+    def rating_positions(self, output: Any, parsed: ParsedRatings) -> list[tuple[int, int]]:
+        """(aspect, position of the rating's first token) of each rating that was read and stands at its token.
+
+        A tokenizer may also write a rating in one token with what is beside it, such as a bracket.
+        """
+        ends = token_ends(self.tokenizer, output.token_ids, output.text)
         starts = [(aspect, start) for aspect, start in enumerate(parsed.starts) if start is not None]
-        return [(aspect, int(np.searchsorted(ends, start, side="right"))) for aspect, start in starts]
+        places = [(aspect, int(np.searchsorted(ends, start, side="right"))) for aspect, start in starts]
+        return [(aspect, place) for aspect, place in places if output.token_ids[place] in self.rating_ids]
 
     def rating_logprobs(self, output: Any) -> list[list[float]]:
         """Per generated token the log-probabilities of `rating_ids`, before masks and temperature."""
@@ -244,6 +279,21 @@ class ScoringEngine:
         return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=lora)
 
 
+def require_vllm() -> None:
+    """ConfigError where there is no engine to ask: said before Ray starts, not by an actor."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "model: scoring needs vLLM: pip install 'raygr[gpu]', on a machine without a GPU 'raygr[cpu]' "
+            "(README, Installation), or let another LLM answer (answered_by)"
+        )
+
+
+def request_seed(seed: int, prompt: Sequence[int]) -> int:
+    """The seed that a prompt is answered with, below 2**32: its own, whatever batch, order and actor it falls to."""
+    digest = hashlib.sha256(f"{seed} {prompt_sha256(prompt)}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
 def check_prompt(settings: EngineSettings) -> list[int]:
     """Token ids that the adapter is checked with."""
     return [*settings.shared_ids, *settings.tails[0]]
@@ -257,14 +307,14 @@ def engine_arguments(settings: EngineSettings, merged: Merged | None) -> dict[st
         "tensor_parallel_size": settings.tensor_parallel_size,
         "enable_prefix_caching": True,
         "seed": settings.seed,
-        "logprobs_mode": "raw_logprobs",  # before the masks that force an answer
+        "logprobs_mode": LOGPROBS_MODE,
         "disable_log_stats": True,
     }
     if settings.adapter and not merged:
         chosen |= {"enable_lora": True, "max_lora_rank": adapter_rank(settings.adapter)}
     if not settings.on_gpu:
         chosen |= {
-            "dtype": "float32",  # faster than bfloat16 on processors without AMX
+            "dtype": CPU_DTYPE,
             "enforce_eager": True,  # needs no C++ compiler
             "block_size": BLOCK_SIZE,
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,

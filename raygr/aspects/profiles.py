@@ -5,19 +5,24 @@ Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects.
 
 import numpy as np
 
+from raygr.embeddings import standardise
+
 
 def user_profiles(
-    user_N: np.ndarray, item_N: np.ndarray, rating_N: np.ndarray, *, standardised_IA: np.ndarray, users: int
+    user_N: np.ndarray, item_N: np.ndarray, rating_N: np.ndarray, *, scores_IA: np.ndarray, users: int
 ) -> np.ndarray:
-    """Per user the mean over interactions of (rating - the user's mean rating) * item scores: (U, A).
+    """Per user the mean over interactions of (rating - the user's mean rating) * standardised item scores: (U, A).
 
-    `item_N` is item_index, 1..I, row `item_index - 1` of `standardised_IA`. A user without ratings, or
-    whose ratings are all the same, has the plain mean of the scores; one without interactions has 0.
+    `item_N` is item_index, 1..I, row `item_index - 1` of `scores_IA`, in which a missing score is NaN and has no part
+    in a mean. A user without ratings, or whose ratings are all the same, has the plain mean of the scores;
+    one without an interaction whose item has the score has NaN.
     """
     weight_N = rating_weights(user_N, rating_N, users)
-    total_UA = np.zeros((users, standardised_IA.shape[1]))
-    np.add.at(total_UA, user_N, weight_N[:, None] * standardised_IA[item_N - 1])
-    return total_UA / np.maximum(np.bincount(user_N, minlength=users), 1)[:, None]
+    scores_NA, scored_NA = standardise(scores_IA)[0][item_N - 1], ~np.isnan(scores_IA)[item_N - 1]
+    total_UA, count_UA = np.zeros((2, users, scores_IA.shape[1]))
+    np.add.at(total_UA, user_N, weight_N[:, None] * scores_NA)
+    np.add.at(count_UA, user_N, scored_NA)
+    return np.where(count_UA > 0, total_UA / np.maximum(count_UA, 1), np.nan)
 
 
 def rating_weights(user_N: np.ndarray, rating_N: np.ndarray, users: int) -> np.ndarray:

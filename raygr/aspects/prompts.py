@@ -6,8 +6,9 @@ Left out: everything that asks a model; the engine appends a tail of answers.py 
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -16,12 +17,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from raygr.aspects.aspects import AspectSet
-from raygr.aspects.chat import PromptError, chat_parts, encode_control, encode_plain
+from raygr.aspects.chat import PromptError, chat_parts, encode_control, encode_opening, encode_plain
 
 DAY_MS = 86_400_000
 MIN_SUBJECT_TOKENS = 96  # rating, date and labels take about 60 and are never cut
+MIN_REVIEW_TOKENS = 128  # a review of so many is not cut to show an older one
 CUT_FROM_ITEM = ("details", "description", "categories", "title")
 CUT_FROM_REVIEW = ("reviewText", "summary", "categories", "product: title", "title")
+TEXT_LABELS = frozenset(CUT_FROM_ITEM + CUT_FROM_REVIEW)  # the fields that the budget may cut; no others hold text
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,16 @@ class Review:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A whole prompt, up to where the model's answer starts."""
+    """A whole prompt, up to where the model's answer starts, and what the budget left of its subject."""
 
     prefix_ids: tuple[int, ...]
     shared_length: int  # leading tokens that are the same for every subject of the encoder
-    reviews_used: int | None  # None for items
-    newest_position: int | None  # position of the newest review in the prompt; None for items
+    told_sha256: str  # of the subject's uncut text, for users that of the reviews shown
+    has_text: bool  # whether it tells more of the subject than ratings and dates
+    cut: Mapping[str, int]  # field -> its tokens that the budget left no room for
+    reviews_used: int | None = None  # None for items
+    reviews_left_out: int | None = None  # the oldest; None for items
+    newest_position: int | None = None  # position of the newest review in the prompt; None for items
 
 
 class Line(NamedTuple):
@@ -160,7 +167,8 @@ def user_lead_in(aspects: AspectSet, subjects: Literal["items", "users"]) -> str
 class PromptEncoder:
     """Prompts of at most `max_prompt_tokens` tokens for all items or all users of one category.
 
-    Raises PromptError where the budget leaves too little for a subject.
+    Only this budget cuts text. A subject's text is encoded as a whole, since tokenizers join the end of a line with
+    the line break. Raises PromptError where the budget leaves too little for a subject.
     """
 
     def __init__(
@@ -171,16 +179,13 @@ class PromptEncoder:
         *,
         max_prompt_tokens: int,
         best_rating: float = 5.0,
-        block_size: int = 1,
     ):
-        """`block_size`: prompts lose up to so many tokens less one, to fill whole blocks of the engine's cache."""
         self.tokenizer = tokenizer
         self.best_rating = best_rating
-        self.block_size = block_size
-        opening, between, closing = chat_parts(tokenizer)
-        system, lead_in = encode_plain(tokenizer, [system_text(aspects, subjects), user_lead_in(aspects, subjects)])
-        self.shared = [*encode_control(tokenizer, opening), *system, *encode_control(tokenizer, between), *lead_in]
-        self.closing = encode_control(tokenizer, closing)
+        parts = chat_parts(tokenizer)
+        system, lead_in = system_text(aspects, subjects), user_lead_in(aspects, subjects) + "\n"
+        self.shared = encode_opening(tokenizer, [(parts.opening, system), (parts.between, lead_in)])
+        self.closing = encode_control(tokenizer, parts.closing)
         template_tokens = len(self.shared) + len(self.closing)
         self.room = max_prompt_tokens - template_tokens
         if self.room < MIN_SUBJECT_TOKENS:
@@ -192,70 +197,122 @@ class PromptEncoder:
 
     def item_prompt(self, item: Item) -> Prompt:
         """Table 9's prompt; details are cut to fit first, then the description, categories and title."""
-        lines = self.fit("\n", item_lines(item, self.best_rating), CUT_FROM_ITEM)
-        bodies = encode_plain(self.tokenizer, ["\n" + lines_text([line]) for line in lines])
-        labels = [line.label for line in lines]
-        self.trim([bodies[labels.index(label)] for label in CUT_FROM_ITEM if label in labels], bodies)
-        return self.prompt(flat(bodies), reviews_used=None, newest_position=None)
+        lines = item_lines(item, self.best_rating)
+        shown, ids = self.fit("", lines, CUT_FROM_ITEM, self.room)
+        return self.prompt(ids, told=lines_text(lines), whole=[lines], shown=[shown])
 
     def user_prompt(self, reviews: Sequence[Review]) -> Prompt:
         """Table 10's prompt from at least one review, oldest first.
 
-        Where they overflow, all products lose their description, then their details, then the oldest
-        reviews are dropped; the newest review stays and is cut where it is too long by itself.
+        Where they overflow, all products lose their description, then their details, then long reviews are cut
+        and the oldest dropped, as `share_out` says.
         """
         recent = reviews[-max(1, self.room // 4) :]  # a review takes four tokens at the very least
-        headers = encode_plain(self.tokenizer, [f"\nreview {number}:" for number in range(1, len(recent) + 1)])
-        lines = [review_lines(review, self.best_rating) for review in recent]
-        bodies = self.encode_lines(lines)
-        for dropped in ((), ("description",), ("description", "details")):
-            kept = [join_kept(review, body, dropped) for review, body in zip(lines, bodies, strict=True)]
-            used = newest_that_fit(headers, kept, self.room)
-            if used == len(reviews):
-                break
-        if not used:
-            shortest = self.fit("\nreview 1: ", [ln for ln in lines[-1] if ln.label not in dropped], CUT_FROM_REVIEW)
-            kept, used = [flat(self.encode_lines([shortest])[0])], 1
-        parts = [part for pair in zip(headers, kept[-used:], strict=False) for part in pair]
-        self.trim(parts[1::2], parts)  # the oldest reviews lose their end
-        return self.prompt(flat(parts), reviews_used=used, newest_position=reviews[-1].position)
-
-    def trim(self, cut_order: list[list[int]], parts: list[list[int]]) -> None:
-        """Cuts the ends of these parts, in this order, until all parts fit the budget in whole blocks."""
-        length = sum(map(len, parts))
-        template = len(self.shared) + len(self.closing)
-        budget = min(length, self.room) + template
-        surplus = length + template - budget // self.block_size * self.block_size
-        for part in cut_order:
-            cut = min(surplus, len(part))
-            del part[len(part) - cut :]
-            surplus -= cut
-
-    def prompt(self, subject_ids: list[int], *, reviews_used: int | None, newest_position: int | None) -> Prompt:
-        return Prompt(
-            prefix_ids=(*self.shared, *subject_ids, *self.closing),
-            shared_length=len(self.shared),
-            reviews_used=reviews_used,
-            newest_position=newest_position,
+        whole = [review_lines(review, self.best_rating) for review in recent]
+        shown, ids = self.fit_reviews(whole, may_fit=len(recent) == len(reviews))
+        used = whole[-len(shown) :]
+        prompt = self.prompt(ids, told=reviews_text(used), whole=used, shown=shown)
+        return replace(
+            prompt,
+            reviews_used=len(shown),
+            reviews_left_out=len(reviews) - len(shown),
+            newest_position=reviews[-1].position,
         )
 
-    def encode_lines(self, reviews: list[list[Line]]) -> list[list[list[int]]]:
-        """Token ids per review and line; one tokenizer call for all, since each review is encoded once."""
-        texts = [
-            ("\n" if number else " ") + lines_text([line]) for lines in reviews for number, line in enumerate(lines)
-        ]
-        encoded = iter(encode_plain(self.tokenizer, texts))
-        return [[next(encoded) for _ in lines] for lines in reviews]
+    def fit_reviews(self, whole: list[list[Line]], *, may_fit: bool) -> tuple[list[list[Line]], list[int]]:
+        """What is shown of the newest reviews, and its token ids. `may_fit`: these are all the user's reviews."""
+        sizes = self.line_sizes(whole)
+        for dropped in ((), ("description",), ("description", "details")):
+            pairs = [
+                [(line, size) for line, size in zip(lines, counts, strict=True) if line.label not in dropped]
+                for lines, counts in zip(whole, sizes, strict=True)
+            ]
+            shown = [[line for line, _ in review] for review in pairs]
+            totals = [sum(size for _, size in review) for review in pairs]
+            # line by line a text may take more tokens than as a whole, but never twice as many
+            if may_fit and sum(totals) <= 2 * self.room:
+                ids = self.encode(reviews_text(shown))
+                if len(ids) <= self.room:
+                    return shown, ids
+        room = self.room + 1  # the line break before the first review is the template's
+        while True:
+            kept = self.share_out(shown, totals, room)
+            ids = self.encode(reviews_text(kept))
+            if len(ids) <= self.room:
+                return kept, ids
+            room -= len(ids) - self.room
 
-    def fit(self, header: str, lines: list[Line], cut_order: tuple[str, ...]) -> list[Line]:
-        """The lines, with values cut at their end in this order until there is room for them and the header."""
-        (ids,) = encode_plain(self.tokenizer, [header + lines_text(lines)])
+    def share_out(self, reviews: list[list[Line]], sizes: list[int], room: int) -> list[list[Line]]:
+        """The newest reviews that fit, with the long ones cut.
+
+        No review takes more than a quarter of the room from older ones, or `MIN_REVIEW_TOKENS` where a quarter is less.
+        Room that short reviews leave goes to the long ones, which all end at the same length.
+        """
+        share = max(room // 4, MIN_REVIEW_TOKENS)
+        taken = accumulate(min(size, share) for size in reversed(sizes))
+        used = max(1, sum(total <= room for total in taken))
+        most = equal_share(sizes[-used:], room)
+        return [
+            lines if size <= most else self.fit(f"review {number}: ", lines, CUT_FROM_REVIEW, most - 1)[0]
+            for number, (lines, size) in enumerate(zip(reviews[-used:], sizes[-used:], strict=True), start=1)
+        ]
+
+    def prompt(self, ids: list[int], *, told: str, whole: list[list[Line]], shown: list[list[Line]]) -> Prompt:
+        return Prompt(
+            prefix_ids=(*self.shared, *ids, *self.closing),
+            shared_length=len(self.shared),
+            told_sha256=hashlib.sha256(told.encode()).hexdigest(),
+            has_text=any(line.label in TEXT_LABELS for lines in whole for line in lines),
+            cut=self.cut(whole, shown),
+        )
+
+    def cut(self, whole: list[list[Line]], shown: list[list[Line]]) -> dict[str, int]:
+        """Tokens that each field lost, of all reviews together; a field that lost none is not there."""
+        left = [{line.label: line.value for line in lines} for lines in shown]
+        pairs = [
+            (line.label, line.value, kept.get(line.label, ""))
+            for lines, kept in zip(whole, left, strict=True)
+            for line in lines
+            if line.label in TEXT_LABELS and kept.get(line.label) != line.value
+        ]
+        encoded = encode_plain(self.tokenizer, [value for _, before, after in pairs for value in (before, after)])
+        lost: Counter[str] = Counter()
+        for (label, _, _), before, after in zip(pairs, encoded[::2], encoded[1::2], strict=True):
+            lost[label] += max(1, len(before) - len(after))
+        return dict(lost)
+
+    def encode(self, text: str) -> list[int]:
+        (ids,) = encode_plain(self.tokenizer, [text])
+        return ids
+
+    def line_sizes(self, reviews: list[list[Line]]) -> list[list[int]]:
+        """Tokens per review and line, encoded one by one in one call; the first line's with the review's header.
+
+        Headers are numbered from the newest review on, so that those of the n newest are those of n reviews.
+        """
+        texts = [
+            ("\n" if place else f"\nreview {number}: ") + lines_text([line])
+            for number, lines in zip(range(len(reviews), 0, -1), reviews, strict=True)
+            for place, line in enumerate(lines)
+        ]
+        sizes = iter(map(len, encode_plain(self.tokenizer, texts)))
+        return [[next(sizes) for _ in lines] for lines in reviews]
+
+    def fit(
+        self, header: str, lines: list[Line], cut_order: tuple[str, ...], room: int
+    ) -> tuple[list[Line], list[int]]:
+        """The lines, with values cut at their end in this order until there is room, and ids with the header."""
+        ids = self.encode(header + lines_text(lines))
         for label in cut_order:
-            while len(ids) > self.room and label in [line.label for line in lines]:
-                lines = [self.shorten(line, len(ids) - self.room) if line.label == label else line for line in lines]
+            while len(ids) > room and label in [line.label for line in lines]:
+                lines = [self.shorten(line, len(ids) - room) if line.label == label else line for line in lines]
                 lines = [line for line in lines if line.value or line.label != label]
-                (ids,) = encode_plain(self.tokenizer, [header + lines_text(lines)])
-        return lines
+                ids = self.encode(header + lines_text(lines))
+        if len(ids) > room:
+            raise PromptError(
+                f"max_prompt_tokens leaves {room} tokens where ratings, date and labels alone take {len(ids)}: raise it"
+            )
+        return lines, ids
 
     def shorten(self, line: Line, tokens: int) -> Line:
         """The line without the last so many tokens of its value."""
@@ -267,19 +324,18 @@ class PromptEncoder:
         return Line(line.label, line.value[: starts[-tokens]].rstrip() if tokens < len(starts) else "")
 
 
-def join_kept(lines: list[Line], bodies: list[list[int]], dropped: tuple[str, ...]) -> list[int]:
-    return flat([ids for line, ids in zip(lines, bodies, strict=True) if line.label not in dropped])
+def reviews_text(reviews: list[list[Line]]) -> str:
+    return "\n".join(f"review {number}: {lines_text(lines)}".rstrip() for number, lines in enumerate(reviews, start=1))
 
 
-def flat(parts: list[list[int]]) -> list[int]:
-    return [token for part in parts for token in part]
-
-
-def newest_that_fit(headers: list[list[int]], bodies: list[list[int]], room: int) -> int:
-    """How many of the newest reviews take at most `room` tokens, when numbered from 1."""
-    header_totals = accumulate(len(ids) for ids in headers)
-    body_totals = accumulate(len(ids) for ids in reversed(bodies))
-    return sum(header + body <= room for header, body in zip(header_totals, body_totals, strict=True))
+def equal_share(sizes: Sequence[int], room: int) -> int:
+    """The most tokens that each of these may take, so that all together take at most `room`."""
+    for place, size in enumerate(sorted(sizes)):
+        each = room // (len(sizes) - place)
+        if size > each:
+            return each
+        room -= size
+    return max(sizes)
 
 
 def prompt_sha256(token_ids: Sequence[int]) -> str:

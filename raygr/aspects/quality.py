@@ -11,7 +11,9 @@ import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
-DEAD_SPREAD = 1e-3  # on the scale of 1 to 10
+DEAD_SPREAD = 0.05  # on the scale of 1 to 10: a twentieth of the step between two ratings
+DEAD_SHARE = 0.99  # of the integer ratings
+NO_SPREAD = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class AspectQuality:
     mean: float | None  # of the expected ratings, 1 to 10
     spread: float | None  # standard deviation of the expected ratings
     identical_share: float | None  # share of the most frequent integer rating
-    dead: bool  # no spread: the aspect tells subjects nothing
+    dead: bool  # tells subjects nothing: spread below DEAD_SPREAD, or identical_share of DEAD_SHARE or more
 
 
 def score_quality(scores: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
@@ -52,12 +54,12 @@ def aspect_quality(expected_S: np.ndarray, ratings_S: np.ndarray) -> AspectQuali
     if not len(expected) or not len(ratings):
         return AspectQuality(mean=None, spread=None, identical_share=None, dead=True)
     counts = np.unique(ratings, return_counts=True)[1]
-    spread = float(expected.std())
+    spread, identical = float(expected.std()), float(counts.max() / len(ratings))
     return AspectQuality(
         mean=float(expected.mean()),
         spread=spread,
-        identical_share=float(counts.max() / len(ratings)),
-        dead=spread < DEAD_SPREAD,
+        identical_share=identical,
+        dead=spread < DEAD_SPREAD or identical >= DEAD_SHARE,
     )
 
 
@@ -70,7 +72,7 @@ def effective_rank(expected_SA: np.ndarray) -> float | None:
     if len(full) < 2:
         return None
     deviations = full.std(axis=0)
-    standardised = (full - full.mean(axis=0)) / np.where(deviations < DEAD_SPREAD, np.inf, deviations)
+    standardised = (full - full.mean(axis=0)) / np.where(deviations < NO_SPREAD, np.inf, deviations)
     singular = np.linalg.svd(standardised, compute_uv=False)
     if singular.sum() == 0:
         return 0.0

@@ -12,9 +12,9 @@ import logging
 import math
 import os
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
@@ -24,15 +24,16 @@ from ray.data.expressions import col
 
 from raygr import runs, schema
 from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
-from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, way_of_asking
+from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, store_of, way_of_asking
 from raygr.aspects.aspects import AspectSet
-from raygr.aspects.batch_files import Request, import_answers, write_requests
-from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environment
+from raygr.aspects.batch_files import Request, import_answers, numbered, write_requests
+from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environment, require_vllm
+from raygr.aspects.prompt_checks import CHECKED_COLUMNS, check_prompts
 from raygr.aspects.quality import log_quality, score_quality
-from raygr.aspects.store import ScoreStore
-from raygr.aspects.subjects import PromptSettings, encoder_of, item_prompts, user_prompt
-from raygr.cluster import connect
-from raygr.config import ScoreConfig
+from raygr.aspects.store import REFUSED_BY_ENGINE, ScoreStore
+from raygr.aspects.subjects import PROMPT_SCHEMA, PromptSettings, encoder_of, item_prompts, user_prompt
+from raygr.cluster import Node, cluster_nodes, connect
+from raygr.config import ConfigError, ScoreConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class ScoringTotals:
 
 
 class Scoring(NamedTuple):
-    """One score run under way; from `aspects` on as in asking.py."""
+    """One score run under way; from `aspects` to `store` as in asking.py."""
 
     run: runs.Run
     config: ScoreConfig
@@ -60,61 +61,87 @@ class Scoring(NamedTuple):
     mode: str
     adapter: str | None
     store: ScoreStore
+    prompt_counts: dict[str, Any]
 
 
-def score(config: ScoreConfig, *, answers: str | None = None) -> runs.Run:
+def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     """Scores of all items or users of a prepare run, resumed where an earlier attempt stopped.
 
-    `answers` is a file of a batch service's answers to `export_prompts`: they are filed before anything is asked.
+    `answers` are files of a batch service's answers to `export_prompts`: they are filed before anything is asked.
     """
-    scoring = start_scoring(config, exchanges=answers is not None)
+    answers = [runs.absolute(path) for path in answers]
+    scoring = start_scoring(config, exchanges=bool(answers))
     run, names = scoring.run, scoring.aspects.names
     filed = import_answers(answers, scoring.store, asked=asked_hashes(run), names=names) if answers else None
     totals = score_missing(scoring)
+    scoring.store.compact()
     scores = joined_scores(scoring)
+    check_any_answer(scores)
     runs.write_table(scores, runs.join(run.file(schema.SCORES), "part-0.parquet"))
     quality = score_quality(scores, names)
     runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
     log_quality(quality)
     counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
-    counts |= {"prompts": prompt_counts(run)} | ({"answers": filed} if filed else {})
-    inputs = [config.data, config.aspects, config.adapter, answers]
+    counts |= {"prompts": scoring.prompt_counts} | ({"answers": filed} if filed else {})
+    inputs = [config.data, config.aspects, config.adapter, config.model, *answers]
     runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
     return run
 
 
-def export_prompts(config: ScoreConfig, path: str) -> str:
-    """Writes the prompts that the store lacks as chat requests; `score(config, answers=...)` goes on from there."""
+def export_prompts(config: ScoreConfig, path: str) -> list[str]:
+    """Writes the prompts of which the store has no rating as chat requests, in one file or more; their paths.
+
+    `score(config, answers=...)` goes on from there. RunError where a file is there already: it may be all that is left
+    of a batch that was paid for.
+    """
+    path = runs.absolute(path)
+    for file in (path, numbered(path, 2)):
+        if runs.exists(file):
+            raise runs.RunError(f"{file} is there already: export to another file, or move that one away")
     scoring = start_scoring(config, exchanges=True)
     prompts = runs.read_table(scoring.run.file(PROMPTS))
+    known = scoring.store.known(retry_failed=config.retry_failed, unread=False)
     missing = prompts.filter(
-        pc.is_in(prompts["subject_id"], value_set=pa.array(missing_subjects(scoring), pa.string()))
+        pc.is_in(prompts["subject_id"], value_set=pa.array(missing_subjects(scoring, known), pa.string()))
     )
     tokens = completion_tokens(aspect_tails(encoder_of(scoring.settings).tokenizer, scoring.aspects))
-    request = Request(config.answered_by, tokens, config.temperature)
-    write_requests(missing, path, settings=scoring.settings, request=request)
-    logger.info("score: %d of %d prompts written to %s", len(missing), len(prompts), path)
-    return path
+    layout = config.requests
+    request = Request(
+        model=layout.model or config.answered_by,
+        max_tokens=layout.max_tokens or tokens,
+        temperature=config.temperature if layout.send_temperature else None,
+        layout=layout,
+    )
+    paths = write_requests(missing, path, settings=scoring.settings, request=request)
+    logger.info("score: %d of %d prompts written to %s", len(missing), len(prompts), ", ".join(paths))
+    return paths
 
 
 def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     """Checks the configuration and fills prompts/, unless an earlier attempt did. `exchanges`: with a batch service."""
     asking = way_of_asking(config, exchanges=exchanges)
     encoder_of(asking.settings)  # a model that is not at hand is refused here, and not inside Ray
-    read = [path for path in (config.data, config.aspects, config.adapter) if path]
+    if not (config.answered_by or asking.store.known()):
+        require_vllm()
+    # of another model's tokens prompts/ would be wrong
+    read = [path for path in (config.data, config.aspects, config.adapter, config.model) if path]
     run = runs.start_run(config.output, job="score", config=config, inputs=read)
     connect()
-    write_prompts(run, config, asking.settings)
-    return Scoring(run, config, *asking)
+    on_gpu = gpus_of_cluster() > 0
+    if not config.answered_by:
+        check_room(config, cluster_nodes(), on_gpu=on_gpu)
+    asking = asking._replace(store=store_of(config, asking.settings.model, asking.adapter, asking.mode, on_gpu=on_gpu))
+    return Scoring(run, config, *asking, write_prompts(run, config, asking.settings))
 
 
-def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> None:
-    """Fills prompts/, unless an earlier attempt did."""
-    if runs.exists(run.file(PROMPTS_DONE)):
-        return
-    runs.remove_folder(run.file(PROMPTS))
+def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> dict[str, Any]:
+    """Fills and checks prompts/, unless an earlier attempt did; the counts of `check_prompts`."""
+    done = runs.read_json(run.file(PROMPTS_DONE)) if runs.exists(run.file(PROMPTS_DONE)) else {}
+    if "cut_tokens_share" in done:  # those of earlier versions were cut without a word: they are made anew
+        return done
+    runs.remove_parts(run, PROMPTS)
     if config.subjects == "items":
-        dataset = ray.data.read_parquet(runs.join(config.data, schema.ITEMS))
+        dataset = read_parquet(runs.join(config.data, schema.ITEMS))
         if config.max_subjects:
             dataset = dataset.filter(expr=col("item_index") <= config.max_subjects)
         prompts = dataset.map_batches(
@@ -122,9 +149,26 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
         )
     else:
         prompts = user_prompts(config, settings)
-    prompts.write_parquet(run.file(PROMPTS))
-    asked = runs.read_table(run.file(PROMPTS), columns=["subject_id"]) if runs.exists(run.file(PROMPTS)) else ()
-    runs.write_json({"prompts": len(asked)}, run.file(PROMPTS_DONE))
+    filesystem, folder = runs.arrow_filesystem(run.file(PROMPTS))
+    prompts.write_parquet(folder, filesystem=filesystem)
+    try:
+        counts = check_prompts(checked_columns(run), data=config.data, settings=settings)
+    except ConfigError:
+        runs.remove_parts(run, PROMPTS)
+        raise
+    runs.write_json(counts, run.file(PROMPTS_DONE))
+    return counts
+
+
+def checked_columns(run: runs.Run) -> pa.Table:
+    if not runs.exists(run.file(PROMPTS)):  # Ray writes no folder where there is no subject
+        return PROMPT_SCHEMA.empty_table()
+    return runs.read_table(run.file(PROMPTS), CHECKED_COLUMNS)
+
+
+def read_parquet(path: str) -> ray.data.Dataset:
+    filesystem, inner = runs.arrow_filesystem(path)
+    return ray.data.read_parquet(inner, filesystem=filesystem)
 
 
 def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Dataset:
@@ -133,7 +177,7 @@ def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Data
     ray.data.DataContext.get_current().shuffle_strategy = "sort_shuffle_pull_based"
     items = runs.read_table(runs.join(config.data, schema.ITEMS)).sort_by("item_index")
     user_ids = runs.read_table(runs.join(config.data, schema.USERS)).sort_by("user_index")["user_id"].combine_chunks()
-    reviews = ray.data.read_parquet(runs.join(config.data, schema.REVIEWS)).filter(expr=col("split") == schema.TRAIN)
+    reviews = read_parquet(runs.join(config.data, schema.REVIEWS)).filter(expr=col("split") == schema.TRAIN)
     if config.max_subjects:
         reviews = reviews.filter(expr=col("user_index") < config.max_subjects)
     shared = {"settings": settings, "items": ray.put(items), "user_ids": ray.put(user_ids)}
@@ -192,7 +236,9 @@ def gpus_of_cluster() -> int:
 def score_missing(scoring: Scoring) -> ScoringTotals:
     """Sends the prompts that the store lacks through the actors."""
     run, config = scoring.run, scoring.config
-    missing = missing_subjects(scoring)
+    missing = missing_subjects(
+        scoring, scoring.store.known(retry_failed=config.retry_failed and not config.answered_by)
+    )
     logger.info("score: %d %s to score, the store knows the rest", len(missing), config.subjects)
     if not missing:
         return ScoringTotals()
@@ -201,12 +247,13 @@ def score_missing(scoring: Scoring) -> ScoringTotals:
             f"{run.path}: {len(missing)} prompts have no answer of {config.answered_by} yet; "
             "--export-prompts FILE writes them, --import-answers FILE reads the answers"
         )
+    require_vllm()
     settings = engine_settings(scoring)
     wanted = ray.put(pa.array(missing))
     # an engine's memory is the model's, known and bounded: no warning every half minute
     ray.data.DataContext.get_current().issue_detectors_config.detectors = []
     dataset = (
-        ray.data.read_parquet(run.file(PROMPTS))
+        read_parquet(run.file(PROMPTS))
         .select_columns(["subject_id", "prompt_ids", "prompt_sha256"])
         .map_batches(keep_subjects, fn_kwargs={"wanted": wanted}, batch_format="pyarrow", zero_copy_batch=True)
         .repartition(target_num_rows_per_block=config.batch_size)
@@ -219,6 +266,25 @@ def score_missing(scoring: Scoring) -> ScoringTotals:
         )
     )
     return follow(dataset, len(missing))
+
+
+def check_room(config: ScoreConfig, nodes: Sequence[Node], *, on_gpu: bool) -> None:
+    """ConfigError where the actors would wait for CPUs or GPUs for ever."""
+    cpus, needed = int(sum(node.cpus for node in nodes)), config.actors + 1
+    if cpus < needed:
+        raise ConfigError(
+            f"actors: {config.actors} and one CPU to feed them need {needed} CPUs, Ray has {cpus}: set actors lower"
+        )
+    each = config.tensor_parallel_size
+    if not on_gpu and each > 1:
+        raise ConfigError(f"tensor_parallel_size: {each} GPUs for each actor, Ray has none: set it to 1")
+    if on_gpu and sum(int(node.gpus) // each for node in nodes) < config.actors:
+        has = " + ".join(f"{node.gpus:.0f}" for node in nodes if node.gpus)
+        name = "tensor_parallel_size" if each > 1 else "actors"
+        raise ConfigError(
+            f"{name}: {config.actors} actors of {each} GPUs, each on one node, need "
+            f"{config.actors * each} GPUs, Ray has {has}: set actors or tensor_parallel_size lower"
+        )
 
 
 def actor_resources(config: ScoreConfig, *, on_gpu: bool) -> dict:
@@ -236,23 +302,21 @@ def actor_resources(config: ScoreConfig, *, on_gpu: bool) -> dict:
 
 def cores_of_an_actor(actors: int) -> tuple[list[int], bool]:
     """The cores that an actor without a GPU computes on, and whether it may be bound to just these."""
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    nodes = [node.cpus for node in cluster_nodes()]
     if len(nodes) == 1:
-        cores = sorted(os.sched_getaffinity(0))
+        cores = sorted(os.sched_getaffinity(0))[: max(1, int(nodes[0]))]
         return cores[: max(1, len(cores) // actors)], actors == 1
     # this machine's cores are not theirs: as many as the smallest node has for those that fall to it
-    working = [cpus for cpus in nodes if cpus] or [1]
-    on_each = math.ceil(actors / len(working))
-    return list(range(max(1, int(min(working)) // on_each))), False
+    on_each = math.ceil(actors / len(nodes))
+    return list(range(max(1, int(min(nodes)) // on_each))), False
 
 
-def missing_subjects(scoring: Scoring) -> list[str]:
-    """The first subject of every prompt hash that the store lacks."""
+def missing_subjects(scoring: Scoring, known: set[str]) -> list[str]:
+    """The first subject of every prompt hash that is not known."""
     prompts = runs.read_table(scoring.run.file(PROMPTS), columns=["subject_id", "prompt_sha256"])
     first = dict(
         zip(reversed(prompts["prompt_sha256"].to_pylist()), reversed(prompts["subject_id"].to_pylist()), strict=True)
     )
-    known = scoring.store.hashes()
     return [subject for digest, subject in reversed(first.items()) if digest not in known]
 
 
@@ -305,10 +369,10 @@ def joined_scores(scoring: Scoring) -> pa.Table:
     return table.select(schema.SCORE_SCHEMA.names).cast(schema.SCORE_SCHEMA)
 
 
-def prompt_counts(run: runs.Run) -> dict[str, float]:
-    tokens = runs.read_table(run.file(PROMPTS), columns=["prompt_tokens"])
-    lengths = tokens["prompt_tokens"].to_numpy()
-    return {"count": len(lengths), "mean_tokens": float(np.mean(lengths)), "max_tokens": int(lengths.max())}
+def check_any_answer(scores: pa.Table) -> None:
+    """RunError where the engine refused every prompt, which is no fault of a prompt."""
+    if len(scores) and set(scores["reason"].to_pylist()) == {REFUSED_BY_ENGINE}:
+        raise runs.RunError(f"the engine refused every prompt: {scores['completion'][0]}")
 
 
 def speed(totals: ScoringTotals) -> dict[str, float | None]:

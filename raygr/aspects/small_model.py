@@ -8,12 +8,15 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 SMALL_MODEL = "smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+UNPACKED_MEGABYTES = 550
+MODEL_PART = "model"  # inside a folder that is removed whatever happens
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 logger = logging.getLogger(__name__)
@@ -24,8 +27,8 @@ class ModelError(ValueError):
 
 
 def model_folder(name: str) -> str:
-    """`name` itself, or the unpacked folder where `name` is `smollm2`."""
-    return str(small_model_folder()) if name == SMALL_MODEL else name
+    """`name` itself with its ~, or the unpacked folder where `name` is `smollm2`."""
+    return str(small_model_folder()) if name == SMALL_MODEL else os.path.expanduser(name)
 
 
 def small_model_folder() -> Path:
@@ -42,7 +45,7 @@ def small_model_folder() -> Path:
 def cache_folder() -> Path:
     """$RAYGR_CACHE, or raygr's folder in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raygr"
-    return Path(os.environ.get("RAYGR_CACHE", default))
+    return Path(os.environ.get("RAYGR_CACHE", default)).expanduser()
 
 
 def packaged_gguf() -> Path:
@@ -59,15 +62,35 @@ def packaged_gguf() -> Path:
 
 
 def unpack(gguf: Path, folder: Path) -> None:
-    """Checks and dequantises `gguf` beside `folder`, then renames: a reader never sees half a model."""
+    """Checks and dequantises `gguf` beside `folder`, then renames: a reader never sees half a model.
+
+    ModelError where it cannot be written; nothing of it stays behind then.
+    """
+    check_sha256(gguf)
+    logger.info("unpacking %s into %s (once)", gguf.name, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name + ".") as part:
+            write_model(gguf, Path(part, MODEL_PART))
+            try:
+                Path(part, MODEL_PART).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was first
+                    raise
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"model smollm2 cannot be unpacked into {folder.parent}: {error}; "
+            f"set RAYGR_CACHE to a folder with {UNPACKED_MEGABYTES} MB of room"
+        ) from error
+
+
+def write_model(gguf: Path, folder: Path) -> None:
+    """The model of `gguf` as a plain fp32 folder with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_sha256(gguf)
-    logger.info("unpacking %s into %s (once)", gguf.name, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(part)
+    folder.mkdir()
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers will not save what it read from GGUF, so the weights move to a model that never was quantised
     configuration = read.config.to_diff_dict()
@@ -76,11 +99,7 @@ def unpack(gguf: Path, folder: Path) -> None:
         plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(configuration))
     plain.load_state_dict(read.state_dict(), assign=True)
     plain.tie_weights()
-    plain.save_pretrained(part)
-    try:
-        part.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(part)
+    plain.save_pretrained(folder)
 
 
 def check_sha256(gguf: Path) -> None:

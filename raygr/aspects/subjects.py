@@ -1,7 +1,6 @@
 """Rows of a prepare run -> prompts as token ids: the map functions that scoring hands to Ray Data.
 
-PROMPT rows out: {subject_id, prompt_ids, shared_tokens, prompt_sha256, prompt_tokens, cutoff, cutoff_position}.
-Importable and tested without Ray.
+PROMPT rows out: PROMPT_SCHEMA. Importable and tested without Ray.
 """
 
 import dataclasses
@@ -23,6 +22,12 @@ PROMPT_SCHEMA = pa.schema(
         ("shared_tokens", pa.int32()),
         ("prompt_sha256", pa.string()),
         ("prompt_tokens", pa.int32()),
+        ("told_sha256", pa.string()),  # of the text that the prompt tells, before the budget cut it
+        ("has_text", pa.bool_()),
+        ("cut_tokens", pa.int32()),  # lost to the budget; for users in the reviews that are shown
+        ("cut_from", pa.string()),  # the fields that lost them, "details 210, description 12"
+        ("reviews_used", pa.int32()),  # null for items
+        ("reviews_left_out", pa.int32()),  # the user's oldest, for which the budget had no room
         ("cutoff", pa.int64()),
         ("cutoff_position", pa.int32()),
     ]
@@ -37,7 +42,6 @@ class PromptSettings:
     aspects: AspectSet
     subjects: Literal["items", "users"]
     max_prompt_tokens: int
-    block_size: int  # prompts are trimmed to a multiple of it; 1 leaves them whole
     item_rating: Literal["train", "none", "all"]
     best_rating: float
 
@@ -51,7 +55,6 @@ def encoder_of(settings: PromptSettings) -> PromptEncoder:
         settings.subjects,
         max_prompt_tokens=settings.max_prompt_tokens,
         best_rating=settings.best_rating,
-        block_size=settings.block_size,
     )
 
 
@@ -77,15 +80,19 @@ def user_prompt(reviews: pa.Table, *, settings: PromptSettings, items: pa.Table,
 
     `items` holds ITEM rows, where row n has item_index n + 1; `user_ids` the id of each user_index.
     """
+    history = history_of(reviews, items, settings)
+    user_id = user_ids[reviews["user_index"][0].as_py()].as_py()
+    row = prompt_row(user_id, encoder_of(settings).user_prompt(history), cutoff=history[-1].timestamp)
+    return pa.Table.from_pylist([row], schema=PROMPT_SCHEMA)
+
+
+def history_of(reviews: pa.Table, items: pa.Table, settings: PromptSettings) -> list[Review]:
+    """One user's REVIEW rows, oldest first; `items` as for `user_prompt`."""
     ordered = reviews.sort_by("position").to_pylist()
     rows = items.take(pa.array([review["item_index"] - 1 for review in ordered])).to_pylist()
-    history = [
+    return [
         review_of(review, item_from_row(row, settings.item_rating)) for review, row in zip(ordered, rows, strict=True)
     ]
-    prompt = encoder_of(settings).user_prompt(history)
-    user_id = user_ids[ordered[0]["user_index"]].as_py()
-    row = prompt_row(user_id, prompt, cutoff=ordered[-1]["timestamp"])
-    return pa.Table.from_pylist([row], schema=PROMPT_SCHEMA)
 
 
 def review_of(row: dict, item: Item) -> Review:
@@ -107,6 +114,12 @@ def prompt_row(subject_id: str, prompt: Prompt, *, cutoff: int | None) -> dict:
         "shared_tokens": prompt.shared_length,
         "prompt_sha256": prompt_sha256(prompt.prefix_ids),
         "prompt_tokens": len(prompt.prefix_ids),
+        "told_sha256": prompt.told_sha256,
+        "has_text": prompt.has_text,
+        "cut_tokens": sum(prompt.cut.values()),
+        "cut_from": ", ".join(f"{field} {tokens}" for field, tokens in prompt.cut.items()),
+        "reviews_used": prompt.reviews_used,
+        "reviews_left_out": prompt.reviews_left_out,
         "cutoff": cutoff,
         "cutoff_position": prompt.newest_position,
     }

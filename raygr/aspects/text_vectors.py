@@ -57,19 +57,19 @@ def vectors(config: VectorsConfig) -> runs.Run:
         "items",
         max_prompt_tokens=config.max_prompt_tokens,
         best_rating=prepared["config"]["rating_range"][1],
-        block_size=1,
     )
     on_gpu = torch.cuda.is_available()
     model = AutoModel.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32).eval()
     model = model.to("cuda" if on_gpu else "cpu")
     check_width(config, items=count_items(config.data), hidden=model.config.hidden_size)
-    run = runs.start_run(config.output, job="vectors", config=config)
+    used = [config.data, config.aspects, config.model]
+    run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
     ids, means_ID, empty = item_means(model, encoder, config)
     found = principal_components(means_ID, config.width)
     columns = {f"pc{place}": column for place, column in enumerate(found.scores_IK.T, start=1)}
     runs.write_table(pa.table({"item_id": ids, **columns}), run.file(VECTORS))
     counts = {"items": len(ids), "without_text": empty, "explained": found.explained_K.tolist()}
-    runs.finish_run(run, inputs=[config.data, config.aspects], counts=counts)
+    runs.finish_run(run, inputs=used, counts=counts)
     logger.info(
         "%d items as %d components, %.0f%% of the variance", len(ids), config.width, 100 * sum(found.explained_K)
     )

@@ -25,7 +25,7 @@ from raygr.data.interactions import Kept
 from raygr.data.raw_files import expand_files
 from raygr.data.refusals import InputError, Tally
 from raygr.data.tables import check_columns
-from raygr.runs import Run, finish_run, join, remove_folder, start_run, write_json, write_table
+from raygr.runs import Run, finish_run, join, remove_parts, start_run, write_json, write_table
 from raygr.schema import (
     INTERACTION_SCHEMA,
     INTERACTIONS,
@@ -48,7 +48,9 @@ def prepare(config: PrepareConfig) -> Run:
     review_files = expand_files(config.reviews, what="reviews")
     metadata_files = expand_files(config.metadata, what="metadata")
     run = start_run(config.output, job="prepare", config=config)
-    remove_parts(run)
+    # another number of parts could be written than by an attempt that was interrupted
+    for name in (ITEMS, REVIEWS):
+        remove_parts(run, name)
     connect()
     kept, review_counts, user_counts = keep_interactions(review_files, config)
     write_interactions(kept, run)
@@ -60,12 +62,6 @@ def prepare(config: PrepareConfig) -> Run:
     finish_run(run, inputs=[*review_files, *metadata_files], counts=counts)
     logger.info("prepared %s: %s", run.path, parts.statistics(kept))
     return run
-
-
-def remove_parts(run: Run) -> None:
-    """Drops the parts of an interrupted run: another number of them could be written this time."""
-    for name in (ITEMS, REVIEWS):
-        remove_folder(run.file(name))
 
 
 # --- first pass: ids -------------------------------------------------------------------------

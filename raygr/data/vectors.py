@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from raygr import runs
+from raygr.config import ConfigError
 from raygr.schema import SCORES
 
 NAMED_IDS = 5  # ids that an error message shows
@@ -26,12 +27,17 @@ class Vectors(NamedTuple):
     values_SA: np.ndarray
     cutoffs_S: np.ndarray | None = None
     """Users of a score run: position of the newest review in the prompt, -1 for none."""
+    cutoff_times_S: np.ndarray | None = None
+    """And its timestamp."""
+    data: str | None = None
+    """Fingerprint of the prepare run that a score run's subjects are of."""
 
 
 class AlignedScores(NamedTuple):
     """Item scores in the order of item_index 1..I, and what happened to them."""
 
     scores_IA: np.ndarray
+    """NaN where one is missing."""
     aspects: tuple[str, ...]
     missing: int
     """Items with at least one missing score."""
@@ -39,21 +45,31 @@ class AlignedScores(NamedTuple):
     """Subjects of the table that the data does not hold."""
 
 
-def read_vectors(path: str, *, column: str, aspects: tuple[str, ...] | None) -> Vectors:
-    """The table at `path`, reduced to `aspects` in their order; ValueError says what is wrong with it."""
+def read_vectors(
+    path: str, *, subjects: Literal["items", "users"], column: str, aspects: tuple[str, ...] | None
+) -> Vectors:
+    """The table at `path`, reduced to `aspects` in their order; ValueError says what is wrong with it.
+
+    A score run must be one of `subjects`; a file of vectors does not say whose they are.
+    """
     filesystem, inner = runs.filesystem_of(path)
     if not filesystem.exists(inner):
         raise FileNotFoundError(
             f"{path}: no such scores; give a finished score run, or a CSV, Parquet or .npy of id -> numbers"
         )
-    vectors = read_score_run(path, column=column) if filesystem.isdir(inner) else read_vector_file(path)
+    is_run = filesystem.isdir(inner)
+    vectors = read_score_run(path, subjects=subjects, column=column) if is_run else read_vector_file(path)
     return vectors if aspects is None else select_aspects(vectors, aspects, path)
 
 
-def read_score_run(path: str, *, column: str) -> Vectors:
-    runs.read_run(path, job="score")
-    columns = ["subject_id", "aspects", column, "cutoff_position"]
-    return pivot_scores(runs.read_table(runs.join(path, SCORES), columns), column=column, source=path)
+def read_score_run(path: str, *, subjects: Literal["items", "users"], column: str) -> Vectors:
+    record = runs.read_run(path, job="score")
+    config = record["config"]
+    if config["subjects"] != subjects:
+        raise ValueError(f"{path} has scores of {config['subjects']}: name a score run of {subjects} here")
+    columns = ["subject_id", "aspects", column, "cutoff", "cutoff_position"]
+    vectors = pivot_scores(runs.read_table(runs.join(path, SCORES), columns), column=column, source=path)
+    return vectors._replace(data=record["inputs"].get(config["data"]))
 
 
 def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
@@ -73,10 +89,10 @@ def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
         raise ValueError(f"{source}: more than one score of {shown_duplicates(subjects[rows], cell_N)}")
     values_SA = np.full((len(ids_S), len(aspects)), np.nan)
     values_SA.reshape(-1)[cell_N] = value_N
-    cutoffs_S = np.full(len(ids_S), -1, dtype=np.int64)
-    row_cutoffs = table["cutoff_position"].fill_null(-1).to_numpy().astype(np.int64)
-    np.maximum.at(cutoffs_S, subject_of_row, row_cutoffs)
-    return Vectors(ids_S, aspects, values_SA, cutoffs_S)
+    cutoffs_S, times_S = np.full((2, len(ids_S)), -1, dtype=np.int64)
+    np.maximum.at(cutoffs_S, subject_of_row, table["cutoff_position"].fill_null(-1).to_numpy().astype(np.int64))
+    np.maximum.at(times_S, subject_of_row, table["cutoff"].fill_null(-1).to_numpy())
+    return Vectors(ids_S, aspects, values_SA, cutoffs_S, times_S)
 
 
 def shown_duplicates(subject_N: np.ndarray, cell_N: np.ndarray) -> str:
@@ -165,14 +181,15 @@ def select_aspects(vectors: Vectors, aspects: tuple[str, ...], path: str) -> Vec
 def align_items(
     vectors: Vectors, item_ids_I: np.ndarray, *, missing: Literal["mean", "refuse"], control: str, seed: int
 ) -> AlignedScores:
-    """One finite score row per item of the data, after the control arm's change."""
+    """One score row per item of the data, after the control arm's change."""
     scores_IA, unknown = rows_by_id(vectors, item_ids_I)
     incomplete_I = np.isnan(scores_IA).any(axis=1)
     if missing == "refuse" and incomplete_I.any():
         examples = named(item_ids_I[incomplete_I])
         raise ValueError(f"{incomplete_I.sum()} items have no complete scores, such as {examples}")
-    filled_IA = filled_with_mean(controlled(scores_IA, control=control, seed=seed), vectors.aspects)
-    return AlignedScores(filled_IA, vectors.aspects, int(incomplete_I.sum()), unknown)
+    check_read(scores_IA, vectors.aspects)
+    changed_IA = controlled(scores_IA, control=control, seed=seed)
+    return AlignedScores(changed_IA, vectors.aspects, int(incomplete_I.sum()), unknown)
 
 
 def rows_by_id(vectors: Vectors, ids: np.ndarray) -> tuple[np.ndarray, int]:
@@ -199,16 +216,20 @@ def controlled(scores_IA: np.ndarray, *, control: str, seed: int) -> np.ndarray:
     return changed
 
 
-def filled_with_mean(scores_IA: np.ndarray, aspects: tuple[str, ...]) -> np.ndarray:
-    check_read(scores_IA, aspects)
-    return np.where(np.isnan(scores_IA), np.nanmean(scores_IA, axis=0), scores_IA)
-
-
-def check_read(scores_IA: np.ndarray, aspects: tuple[str, ...]) -> None:
-    """ValueError with the aspects that no item has a score of."""
-    unread = [name for name, empty in zip(aspects, np.isnan(scores_IA).all(axis=0), strict=True) if empty]
+def check_read(scores_SA: np.ndarray, aspects: tuple[str, ...], subject: str = "item") -> None:
+    """ValueError with the aspects that no subject has a score of."""
+    unread = [name for name, empty in zip(aspects, np.isnan(scores_SA).all(axis=0), strict=True) if empty]
     if unread:
-        raise ValueError(f"no item has a score of {', '.join(unread)}")
+        raise ValueError(f"no {subject} has a score of {', '.join(unread)}")
+
+
+def check_same_data(vectors: Vectors, data: str, *, source: str) -> None:
+    """ConfigError where a score run of users is of another prepare run, whose split may be another."""
+    if vectors.cutoffs_S is not None and vectors.data != runs.fingerprint(data):
+        raise ConfigError(
+            f"{source}: its users were scored from other data than {data}, so their prompts may hold what is to be "
+            f"predicted here: score the users of {data} (answers that are in the store are not asked for again)"
+        )
 
 
 def named(ids: np.ndarray) -> str:

@@ -22,7 +22,14 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
-    """A fresh one, which changes nothing yet."""
+    """A fresh one, which changes nothing yet; ConfigError where the model lacks one of `lora_targets`.
+
+    PEFT leaves out those that it does not find: of Phi 3, which has `qkv_proj`, it would tune `o_proj` alone.
+    """
+    layers = {name.rpartition(".")[2] for name, part in base.named_modules() if isinstance(part, torch.nn.Linear)}
+    if missing := set(config.lora_targets) - layers:
+        found = ", ".join(sorted(layers))
+        raise ConfigError(f"lora_targets: {config.model} has no {', '.join(sorted(missing))}, but {found}")
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -34,8 +41,7 @@ def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
-    """`folder` is a local path or any fsspec URI; what an earlier attempt left there goes."""
-    runs.remove_folder(folder)
+    """`folder` is a local path or any fsspec URI; the same files of an earlier attempt are written over."""
     filesystem, inner = runs.filesystem_of(folder)
     with tempfile.TemporaryDirectory() as part:
         model.save_pretrained(part)

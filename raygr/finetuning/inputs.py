@@ -6,13 +6,13 @@ a user's own items out of the candidates. Shape suffixes: `N` interactions, `U` 
 `C` candidates, `K` judged items.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
-import torch
 
 from raygr import runs
 from raygr.aspects.aspects import AspectSet, load_aspects
@@ -22,8 +22,7 @@ from raygr.aspects.small_model import model_folder
 from raygr.aspects.subjects import PromptSettings, encoder_of, review_of
 from raygr.config import ConfigError, FinetuneConfig
 from raygr.data.prepared import Interactions, read_ids, read_interactions
-from raygr.data.vectors import check_read, named, read_vectors, rows_by_id
-from raygr.finetuning.rewards import standardised
+from raygr.data.vectors import check_read, check_same_data, named, read_vectors, rows_by_id
 from raygr.finetuning.rollouts import AnswerTemplate, answer_template
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
 
@@ -76,6 +75,8 @@ class Histories(NamedTuple):
     """Train interactions of each user, which are the first ones."""
     cut_U: np.ndarray
     """Train interactions before the cut; 0 or less where the user is too short."""
+    liked_N: np.ndarray
+    """Whether the rating reaches the threshold; an unrated item is not liked."""
 
     def judged(self, user: int) -> slice:
         """Places of the train interactions behind the cut."""
@@ -101,7 +102,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     aspects = load_aspects(config.aspects)
     settings = prompt_settings(config, aspects, best_rating=prepared["config"]["rating_range"][1])
     template = answer_template(encoder_of(settings).tokenizer, aspects)
-    histories = cut_histories(read_interactions(config.data), keep_out=config.keep_out)
+    histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
     chosen = choose_users(config, histories)
     items_IA = read_item_scores(config, aspects.names)
     users = np.concatenate([chosen.train, chosen.held_out])
@@ -118,7 +119,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
             prompt_ids=prompts[user],
             candidate_C=draw_candidates(config, histories, user),
             judged_K=histories.data.item_N[judged] - 1,
-            liked_K=histories.data.rating_N[judged] >= config.like_threshold,  # an unrated item is not liked
+            liked_K=histories.liked_N[judged],
             teacher_A=teacher_A,
         )
 
@@ -163,16 +164,27 @@ def prompt_settings(config: FinetuneConfig, aspects: AspectSet, *, best_rating: 
         aspects=aspects,
         subjects="users",
         max_prompt_tokens=config.max_prompt_tokens,
-        block_size=1,
         item_rating=config.item_rating,
         best_rating=best_rating,
     )
 
 
-def cut_histories(data: Interactions, *, keep_out: int) -> Histories:
+def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> Histories:
+    threshold = like_threshold(config, rating_range)
     start_U = np.searchsorted(data.user_N, np.arange(data.users + 1))
     train_U = np.bincount(data.user_N[data.split_N == TRAIN], minlength=data.users)
-    return Histories(data, start_U, train_U, train_U - keep_out)
+    return Histories(data, start_U, train_U, train_U - config.keep_out, data.rating_N >= threshold)
+
+
+def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> float:
+    low, high = rating_range
+    threshold = low + 0.75 * (high - low) if config.like_threshold is None else config.like_threshold
+    if not low <= threshold <= high:
+        raise ConfigError(
+            f"like_threshold: {threshold:g} lies outside the ratings of {config.data}, {low:g} to {high:g}: set one "
+            "among them, or leave it out"
+        )
+    return threshold
 
 
 def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
@@ -181,7 +193,7 @@ def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
     is_long_U = histories.cut_U >= 1
     is_split_U = np.ones(users, bool)
     if config.task == "classification":
-        is_split_U = np.array([long and has_both(config, histories, user) for user, long in enumerate(is_long_U)])
+        is_split_U = np.array([long and has_both(histories, user) for user, long in enumerate(is_long_U)])
     order_U = np.random.default_rng(config.seed).permutation(users)
     pool = round(config.held_out_fraction * users)
     held_out, train = (part[(is_long_U & is_split_U)[part]] for part in (order_U[:pool], order_U[pool:]))
@@ -206,8 +218,8 @@ def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
     return Chosen(train, held_out, counts)
 
 
-def has_both(config: FinetuneConfig, histories: Histories, user: int) -> bool:
-    liked_K = histories.data.rating_N[histories.judged(user)] >= config.like_threshold
+def has_both(histories: Histories, user: int) -> bool:
+    liked_K = histories.liked_N[histories.judged(user)]
     return bool(liked_K.any() and not liked_K.all())
 
 
@@ -225,7 +237,7 @@ def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> 
 
 
 def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarray:
-    vectors = read_vectors(config.item_scores, column=config.score_column, aspects=names)
+    vectors = read_vectors(config.item_scores, subjects="items", column=config.score_column, aspects=names)
     items_IA, _ = rows_by_id(vectors, read_ids(config.data, ITEMS, "item"))
     check_read(items_IA, names)
     return items_IA
@@ -245,11 +257,12 @@ def read_teachers(
         return None
     if config.teacher == PROFILE:
         return profile_ratings(histories, chosen, items_IA)
-    vectors = read_vectors(config.teacher, column=config.score_column, aspects=names)
+    vectors = read_vectors(config.teacher, subjects="users", column=config.score_column, aspects=names)
     outside_S = ((vectors.values_SA < 1) | (vectors.values_SA > 10)).any(axis=1)
     if outside_S.any():
         raise ConfigError(f"{config.teacher}: ratings outside 1..10 of {named(vectors.ids_S[outside_S])}")
     if vectors.cutoffs_S is not None:
+        check_same_data(vectors, config.data, source=config.teacher)
         check_teacher_cutoffs(config, vectors.ids_S, vectors.cutoffs_S)
     return rows_by_id(vectors, ids_U)[0]
 
@@ -259,13 +272,11 @@ def profile_ratings(histories: Histories, chosen: Chosen, items_IA: np.ndarray) 
     data = histories.data
     rank_N = np.arange(len(data.user_N)) - histories.start_U[data.user_N]
     before_N = rank_N < histories.cut_U[data.user_N]
-    moments = np.nanmean(items_IA, axis=0), np.nanstd(items_IA, axis=0)
-    standardised_IA = standardised(torch.as_tensor(items_IA), *moments).numpy()
     rows = (data.user_N[before_N], data.item_N[before_N], data.rating_N[before_N])
-    profile_UA = user_profiles(*rows, standardised_IA=standardised_IA, users=data.users)
+    profile_UA = user_profiles(*rows, scores_IA=items_IA, users=data.users)
     known_UA = profile_UA[chosen.train]
-    spread_A = np.maximum(known_UA.std(axis=0), 1e-8)
-    ratings_UA = PROFILE_MIDDLE + PROFILE_SPREAD * (profile_UA - known_UA.mean(axis=0)) / spread_A
+    spread_A = np.maximum(np.nanstd(known_UA, axis=0), 1e-8)
+    ratings_UA = PROFILE_MIDDLE + PROFILE_SPREAD * (profile_UA - np.nanmean(known_UA, axis=0)) / spread_A
     return np.clip(ratings_UA, 1, 10)
 
 

@@ -71,6 +71,14 @@ class Judge(NamedTuple):
         )
 
 
+def keep_best_by(config: FinetuneConfig) -> str:
+    """The held-out metric that chooses the adapter: of ratings centred on the mean answer, unless told otherwise.
+
+    A recommender standardises users, so what all users' answers share is lost on it, and may still raise the reward.
+    """
+    return config.keep_best_by or ("personal_auc" if config.task == "classification" else "personal_mrr")
+
+
 class Outcome(NamedTuple):
     """Of G completions of B users, on the CPU."""
 

@@ -1,7 +1,7 @@
 """The tuning loop on plain arguments: no Ray, and torch.distributed only where there are several workers.
 
 Before (evaluated) -> warm start on a teacher's answers, where asked for (evaluated) -> reinforcement (evaluated every
-so many steps; the best adapter by held-out reward is kept). All randomness comes from (seed, step, user), so two
+so many steps; the best adapter by a held-out metric is kept). All randomness comes from (seed, step, user), so two
 workers do as one, a checkpoint needs no generator state, and an interrupted run that resumes equals the straight one.
 Shape suffixes as in rollouts.py and policy_gradient.py.
 """
@@ -25,6 +25,7 @@ from raygr.finetuning.judging import (
     Judge,
     evaluation_record,
     judge_ratings,
+    keep_best_by,
     lasting_statistics,
     moments,
     step_figures,
@@ -69,7 +70,8 @@ class Progress:
     step: int = 0
     best_step: int = 0
     """0: right after the warm start, before any reinforcement."""
-    best_reward: float = -math.inf
+    best_value: float = -math.inf
+    """Of the held-out metric that `keep_best_by` names."""
     normalisation: Normalisation | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
     """One per step, for steps.jsonl."""
@@ -128,6 +130,7 @@ def checkpoint_state(tuning: Tuning) -> dict[str, Any]:
         "optimizer": tuning.optimizer.state_dict(),
         "scaler": tuning.scaler.state_dict(),
         "best_adapter": tuning.best_adapter,
+        "reference": tuning.policy.reference,
         "progress": plain(tuning.progress),
     }
 
@@ -143,9 +146,14 @@ def restore(tuning: Tuning, state: dict[str, Any]) -> None:
     tuning.optimizer.load_state_dict(state["optimizer"])
     tuning.scaler.load_state_dict(state["scaler"])
     tuning.best_adapter = state["best_adapter"]
+    tuning.policy.reference.update(on_device(state["reference"], tuning.device))
     tuning.progress = Progress(**state["progress"])
     if tuning.progress.normalisation:
         tuning.progress.normalisation = Normalisation(**state["progress"]["normalisation"])
+
+
+def on_device(weights: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: weight.to(device) for name, weight in weights.items()}
 
 
 def tuning_rounds(tuning: Tuning) -> Iterator[None]:
@@ -164,6 +172,8 @@ def tuning_rounds(tuning: Tuning) -> Iterator[None]:
             yield
     if progress.step == 0:
         tuning.optimizer = new_optimizer(tuning.model)  # the warm start's moments are of another loss
+        if config.warm_start_epochs or config.adapter:
+            tuning.policy.reference.update(on_device(copied_adapter(tuning.model), tuning.device))
     epoch = math.ceil(len(tuning.inputs.train) / step_size(config))
     while progress.step < config.epochs * epoch:
         log_step(tuning, reinforcement_step(tuning))
@@ -241,8 +251,9 @@ def evaluate_stage(tuning: Tuning, stage: str, *, counts: bool) -> None:
     metrics = evaluation["metrics"]
     progress.evaluations.append({"stage": stage, "step": progress.step, **evaluation})
     logger.info("held out, %s: %s", stage, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    if counts and metrics["reward"] > progress.best_reward:
-        progress.best_reward, progress.best_step = metrics["reward"], progress.step
+    value = metrics[keep_best_by(tuning.config)]
+    if counts and value > progress.best_value:
+        progress.best_value, progress.best_step = value, progress.step
         tuning.best_adapter = copied_adapter(tuning.model)
 
 

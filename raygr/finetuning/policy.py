@@ -6,7 +6,8 @@ the prefill. Dropout and gradient checkpointing forbid this: they prefill once m
 Shape suffixes as in rollouts.py and policy_gradient.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from raygr.config import FinetuneConfig
+from raygr.config import ConfigError, FinetuneConfig
 from raygr.finetuning.adapters import load_start, with_adapter
 from raygr.finetuning.inputs import Inputs, Problem
 from raygr.finetuning.policy_gradient import (
@@ -42,13 +43,18 @@ from raygr.finetuning.rollouts import (
     slots_rows,
 )
 from raygr.finetuning.shared_prompt import (
+    FULL,
+    WINDOW,
     Prefilled,
     Rows,
     completion_logits,
+    layer_kinds,
     packed_logits,
     prefill,
     register_attention,
 )
+
+FARTHEST_FP32, FARTHEST_FP16 = 0.01, 0.3  # two ways of computing a log-probability; wrong ones are off by several
 
 
 class Policy(NamedTuple):
@@ -60,6 +66,8 @@ class Policy(NamedTuple):
     device: torch.device
     structured: dict[int, list[float]]
     """By user: the base model's own structured answer, the teacher of a user without one. Filled as needed."""
+    reference: dict[str, Tensor]
+    """The adapter at the start of reinforcement, which the KL divergence is to; empty stands for the bare model."""
 
 
 def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -> Policy:
@@ -75,8 +83,38 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
         load_start(model, config.adapter)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
+    check_passes(config, model, inputs.train[0].prompt_ids)
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
-    return Policy(config, model, tokenizer, inputs.template, inputs.names, device, {})
+    return Policy(config, model, tokenizer, inputs.template, inputs.names, device, {}, {})
+
+
+@torch.no_grad()
+def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ...]) -> None:
+    """ConfigError where passes that share a prompt do not give the log-probabilities of plain ones.
+
+    Only attention that depends on nothing but who sees whom can be shared: no recurrent layers, no learned sinks.
+    """
+    base, kinds = model.get_base_model(), layer_kinds(model)
+    if unknown := kinds - {FULL, WINDOW}:
+        raise ConfigError(
+            f"model: {config.model} has layers of {', '.join(sorted(unknown))}, which cannot be tuned here"
+        )
+    prompts, device = [prompt[:-2], prompt[:-4]], model.device
+    ids_BRT = torch.tensor([prompt[-2:], prompt[-4:-2]], device=device)[:, None]
+    is_fp16 = device.type == "cuda"
+    with torch.autocast(device.type, dtype=torch.float16, enabled=is_fp16), model.disable_adapter():
+        shared = completion_logits(model, prefill(model, prompts), Rows(ids_BRT, torch.ones_like(ids_BRT) > 0))
+        base.set_attn_implementation("eager")
+        plain = base(torch.tensor([prompt], device=device), logits_to_keep=5, use_cache=False).logits[0, :-1].float()
+        base.set_attn_implementation(register_attention())
+    expected = torch.stack([plain[2:], plain[:2]]).log_softmax(-1)
+    likeliest = expected.argmax(-1, keepdim=True)
+    off = (shared[:, 0].log_softmax(-1).gather(-1, likeliest) - expected.gather(-1, likeliest)).abs().max().item()
+    if not off < (FARTHEST_FP16 if is_fp16 else FARTHEST_FP32):
+        raise ConfigError(
+            f"model: {config.model} cannot be tuned: its attention is of a kind that shared prompts do not keep "
+            f"(log-probabilities are off by {off:.2g}); choose another model"
+        )
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -164,9 +202,27 @@ def logits_of(policy: Policy, problems: Sequence[Problem], prefilled: Prefilled 
 
 
 @torch.no_grad()
-def base_logits(policy: Policy, problems: Sequence[Problem], rows: Rows) -> Tensor:
-    with autocast(policy), policy.model.disable_adapter():
+def reference_logits(policy: Policy, problems: Sequence[Problem], rows: Rows) -> Tensor:
+    with reference_adapter(policy), autocast(policy):
         return completion_logits(policy.model, prefill(policy.model, prompts_of(problems)), rows)
+
+
+@contextmanager
+def reference_adapter(policy: Policy) -> Iterator[None]:
+    """The model as it was at the start of reinforcement."""
+    if not policy.reference:
+        with policy.model.disable_adapter():
+            yield
+        return
+    weights = adapter_weights(policy.model)
+    current = {name: weight.data for name, weight in weights.items()}
+    for name, weight in weights.items():
+        weight.data = policy.reference[name]  # not copied into: the pass of the loss still needs the current values
+    try:
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = current[name]
 
 
 def prefill_once(policy: Policy, problems: Sequence[Problem]) -> tuple[Prefilled, Prefilled | None]:
@@ -198,12 +254,12 @@ def rollouts_loss(
     """(7) of every user, with what is watched."""
     weights, template = loss_weights(policy.config), policy.template
     advantage_BGA = advantage_BGA.to(policy.device)
-    base = base_logits(policy, problems, rollouts.rows) if watch_kl or weights.kl else None
+    reference = reference_logits(policy, problems, rollouts.rows) if watch_kl or weights.kl else None
     if policy.config.rollouts == "slots":
         logits = rollouts.logits_BGTV
         if logits is None:
             logits = logits_of(policy, problems, prefilled, rollouts.rows)
-        return slots_loss(logits, rollouts, advantage_BGA, template, weights, base)
+        return slots_loss(logits, rollouts, advantage_BGA, template, weights, reference)
     targets = None
     if not is_canonical(rollouts).all():
         targets = target_answers(rollouts, teacher_ratings(policy, problems), template)
@@ -211,10 +267,10 @@ def rollouts_loss(
     logits = logits_of(policy, problems, prefilled, rows)
     advantages = token_advantages(advantage_BGA, rollouts.aspect_BGT, rollouts.correct_BGT)
     parts = free_loss(logits, rollouts, advantages, targets, template, weights)
-    if base is None:
+    if reference is None:
         return parts
     g, places = rollouts.rows.ids_BRT.shape[1:]
-    return with_divergence(parts, logits[:, :g, :places], base, rollouts.rows, weights.kl)
+    return with_divergence(parts, logits[:, :g, :places], reference, rollouts.rows, weights.kl)
 
 
 def teacher_ratings(policy: Policy, problems: Sequence[Problem]) -> Tensor:

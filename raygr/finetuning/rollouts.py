@@ -18,14 +18,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from raygr.aspects.answers import RatingTokens, rating_tokens
+from raygr.aspects.answers import RatingTokens, decoded, rating_tokens, token_ends
 from raygr.aspects.aspects import AspectSet
-from raygr.aspects.chat import PromptError, encode_control, encode_plain
+from raygr.aspects.chat import PromptError, chat_parts, encode_answers, encode_control
 from raygr.aspects.parsing import ParsedRatings, parse_ratings
 from raygr.finetuning.rewards import correct_characters
 from raygr.finetuning.shared_prompt import Decoding, Prefilled, Rows
 
-CONTENT_MARK = "raygr-answer-text"
 FORMAT, PADDING = -1, -2  # in `aspect_BGT`: a token of no rating, and no token
 FREE_ROOM = 1.25  # a free completion may be so much longer than the template, and two tokens an aspect
 
@@ -81,7 +80,7 @@ def answer_template(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> A
     pairs = [(first, second) for first in range(1, 11) for second in range(1, 11)]
     answers = [[pair[place % 2] for place in range(len(aspects.names))] for pair in pairs]
     lines = ["\n".join(f"{n}: {r}" for n, r in zip(aspects.names, answer, strict=True)) for answer in answers]
-    encoded = encode_plain(tokenizer, lines)
+    encoded = encode_answers(tokenizer, lines)
     twos, threes = encoded[pairs.index((2, 2))], encoded[pairs.index((3, 3))]
     slots = [place for place, (two, three) in enumerate(zip(twos, threes, strict=False)) if two != three]
     starts = [0, *(place + 1 for place in slots)]
@@ -102,13 +101,11 @@ def answer_ids(template: AnswerTemplate, ratings: Sequence[int]) -> list[int]:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The token that follows an answer in the chat template, or the end of text where there is no template."""
-    if tokenizer.chat_template is not None:
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": CONTENT_MARK}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        behind = encode_control(tokenizer, text.partition(CONTENT_MARK)[2])
-        if behind and behind[0] in tokenizer.all_special_ids:
-            return (behind[0],)
+    """The token that follows an answer in the chat template, or the end of text where there is none."""
+    behind = encode_control(tokenizer, chat_parts(tokenizer).ending.lstrip())
+    # Phi's <|end|> is an added token without a role of its own, such as end of text
+    if behind and behind[0] in tokenizer.added_tokens_decoder:
+        return (behind[0],)
     if tokenizer.eos_token_id is None:
         raise PromptError(f"{tokenizer.name_or_path} has no end-of-text token to close an answer with")
     return (tokenizer.eos_token_id,)
@@ -244,8 +241,9 @@ def sample_free(
     uniform_BGT: Tensor | None = None,
     temperature: float = 1.0,
 ) -> list[list[list[int]]]:
-    """Token ids of G completions per prompt with their end-of-turn token; the likeliest without uniform numbers."""
+    """Token ids of G completions per prompt with the token that ends them; the likeliest without uniform numbers."""
     b, device = len(prefilled.last_B), prefilled.last_B.device
+    ends = torch.tensor(ending_tokens(model, template), device=device)
     g, room = 1 if uniform_BGT is None else uniform_BGT.shape[1], free_places(template)
     decoding = Decoding(model, prefilled, g, room)
     token_BG = prefilled.last_B[:, None].expand(-1, g)
@@ -257,7 +255,7 @@ def sample_free(
         token_BG = choose(logits_BGV, uniform_BG, temperature)
         tokens.append(token_BG)
         opens.append(open_BG)
-        open_BG = open_BG & (token_BG != template.ending[0])
+        open_BG = open_BG & ~torch.isin(token_BG, ends)
         if not open_BG.any():
             break
     ids_BGT, open_BGT = torch.stack(tokens, dim=-1).cpu(), torch.stack(opens, dim=-1).cpu()
@@ -265,6 +263,12 @@ def sample_free(
         [ids_T[open_T].tolist() for ids_T, open_T in zip(*pair, strict=True)]
         for pair in zip(ids_BGT, open_BGT, strict=True)
     ]
+
+
+def ending_tokens(model: PeftModel, template: AnswerTemplate) -> list[int]:
+    """The template's end of turn, and what else the model's generation ends at, as in the engine that asks it later."""
+    others = model.get_base_model().generation_config.eos_token_id
+    return [*template.ending, *(others if isinstance(others, list) else [] if others is None else [others])]
 
 
 class Reading(NamedTuple):
@@ -279,10 +283,10 @@ def read_completion(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], names: tuple[str, ...], ending: tuple[int, ...]
 ) -> Reading:
     """The ratings of a free completion, and which of its tokens are values, and which are in format."""
-    # prefixes, because a token alone may be half a character or lose its space
-    texts = tokenizer.batch_decode([list(ids[: end + 1]) for end in range(len(ids))], skip_special_tokens=True)
-    text = texts[-1] if texts else ""
-    ends = [min(len(prefix), len(text)) for prefix in texts]
+    # the ending may be a token that is not marked special, and then it is decoded too
+    answer = ids[:-1] if tuple(ids[-1:]) == ending else ids
+    text = decoded(tokenizer, [answer])[0]
+    ends = token_ends(tokenizer, ids, text)
     parsed = parse_ratings(text, names)
     correct, is_complete = correct_characters(text, names)
     aspect_T, correct_T = [], []

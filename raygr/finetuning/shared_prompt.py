@@ -19,6 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 GROUPED = "grouped"  # `grouped_attention` as transformers knows it
+FULL, WINDOW = "full_attention", "sliding_attention"  # kinds of layers in a model's configuration
+LayerMasks = Tensor | dict[str, Tensor]  # for all layers, or by their kind
 
 
 class Rows(NamedTuple):
@@ -77,8 +79,10 @@ def prefill(model: PeftModel, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
     keys_values = [expanded(layer, len(prompts)) for layer in cache.layers]
     if rest_BL.shape[1]:
         cache = continued(keys_values)
-        position_L = len(shared) + torch.arange(rest_BL.shape[1], device=device)
-        forward(model, rest_BL, cache, causal_mask(visible_BP, rest_BL.shape[1]), position_L.expand_as(rest_BL))
+        position_BP = positions(visible_BP)
+        position_BL = position_BP[:, len(shared) :]
+        mask = layer_masks(model, causal_mask(visible_BP, rest_BL.shape[1]), position_BL, position_BP)
+        forward(model, rest_BL, cache, mask, position_BL)
         keys_values = [(layer.keys, layer.values) for layer in cache.layers]
     return Prefilled(keys_values, visible_BP, visible_BP.sum(1), torch.tensor([p[-1] for p in prompts], device=device))
 
@@ -96,10 +100,9 @@ def expanded(layer: DynamicLayer, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def forward(
-    model: PeftModel, ids_BN: Tensor, cache: Cache, mask_BNK: Tensor | None = None, position_BN: Tensor | None = None
+    model: PeftModel, ids_BN: Tensor, cache: Cache, mask: LayerMasks | None = None, position_BN: Tensor | None = None
 ) -> None:
     """Fills the cache; one place's logits are the fewest that a model computes."""
-    mask = None if mask_BNK is None else mask_BNK[:, None]
     model.get_base_model()(
         input_ids=ids_BN,
         attention_mask=mask,
@@ -123,6 +126,30 @@ def causal_mask(visible_BP: Tensor, queries: int) -> Tensor:
     places = torch.arange(visible_BP.shape[1], device=visible_BP.device)
     earlier_NP = places <= places[-queries:, None]
     return (earlier_NP & visible_BP[:, None]) | (places == places[-queries:, None])
+
+
+def positions(visible_BP: Tensor) -> Tensor:
+    """Positions of the places of a prompt, (B, P)."""
+    return torch.arange(visible_BP.shape[1], device=visible_BP.device).expand_as(visible_BP)
+
+
+def layer_kinds(model: PeftModel) -> set[str]:
+    """Kinds of the model's layers; none where all are alike and the configuration does not list them."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
+def layer_masks(model: PeftModel, mask_BNK: Tensor, position_BN: Tensor, position_BK: Tensor) -> LayerMasks:
+    """The mask as transformers' models take it; layers with a window see only the last positions of what they may.
+
+    `position_BN` are those of the places that look, `position_BK` those of the places that are seen.
+    """
+    # not every configuration has the name
+    kinds, window = layer_kinds(model), getattr(model.config.get_text_config(), "sliding_window", None)
+    if window is None or kinds == {FULL}:
+        return mask_BNK[:, None]
+    near_BNK = position_BN[:, :, None] - position_BK[:, None] < window
+    windowed = (mask_BNK & near_BNK)[:, None]
+    return {FULL: mask_BNK[:, None], WINDOW: windowed} if kinds else windowed
 
 
 def continued(keys_values: list[tuple[Tensor, Tensor]]) -> DynamicCache:
@@ -166,11 +193,12 @@ def completion_logits(model: PeftModel, prefilled: Prefilled, rows: Rows) -> Ten
     b, r, t = inputs.ids_BRT.shape
     prompt_BNP = prefilled.visible_BP[:, None].expand(-1, r * t, -1)
     mask = torch.cat([prompt_BNP, own_mask(inputs)], dim=2)
-    position_BRT = prefilled.length_B[:, None, None] + places_before(inputs.kept_BRT)
+    position_BN = (prefilled.length_B[:, None, None] + places_before(inputs.kept_BRT)).flatten(1)
+    position_BK = torch.cat([positions(prefilled.visible_BP), position_BN], dim=1)
     output = model.get_base_model()(
         input_ids=inputs.ids_BRT.flatten(1),
-        attention_mask=mask[:, None],
-        position_ids=position_BRT.flatten(1),
+        attention_mask=layer_masks(model, mask, position_BN, position_BK),
+        position_ids=position_BN,
         past_key_values=continued(prefilled.keys_values),
         use_cache=True,
     )
@@ -188,11 +216,11 @@ def packed_logits(model: PeftModel, prompts: Sequence[tuple[int, ...]], rows: Ro
     mask[:, p:, :p] = visible_BP[:, None]
     mask[:, p:, p:] = own_mask(inputs)
     position_BRT = visible_BP.sum(1)[:, None, None] + places_before(inputs.kept_BRT)
-    position_BP = torch.arange(p, device=ids_BP.device).expand(b, -1)
+    position_BK = torch.cat([positions(visible_BP), position_BRT.flatten(1)], dim=1)
     output = model.get_base_model()(
         input_ids=torch.cat([ids_BP, inputs.ids_BRT.flatten(1)], dim=1),
-        attention_mask=mask[:, None],
-        position_ids=torch.cat([position_BP, position_BRT.flatten(1)], dim=1),
+        attention_mask=layer_masks(model, mask, position_BK, position_BK),
+        position_ids=position_BK,
         use_cache=False,
         logits_to_keep=torch.arange(p, p + r * t, device=ids_BP.device),
     )
@@ -237,6 +265,7 @@ class Decoding:
         self.length_BR = prefilled.length_B[:, None].repeat(1, rows)
         visible_BRP = prefilled.visible_BP[:, None].expand(-1, rows, -1)
         self.seen_BRK = visible_BRP  # which of the K places in the cache each row reads
+        self.position_BK = positions(prefilled.visible_BP)
 
     def feed(self, ids_BRS: Tensor, kept_BRS: Tensor, wanted: int) -> Tensor:
         """Logits behind the last `wanted` of the S new places of every row, (B, R, wanted, V) in fp32."""
@@ -244,10 +273,12 @@ class Decoding:
         own_BNN = own_mask(Rows(ids_BRS, kept_BRS))
         mask = torch.cat([self.seen_BRK.repeat_interleave(s, dim=1), own_BNN], dim=2)
         place_RS = torch.arange(r * s, device=ids_BRS.device).view(r, s)
+        position_BN = (self.length_BR[:, :, None] + places_before(kept_BRS)).flatten(1)
+        self.position_BK = torch.cat([self.position_BK, position_BN], dim=1)
         output = self.model.get_base_model()(
             input_ids=ids_BRS.flatten(1),
-            attention_mask=mask[:, None],
-            position_ids=(self.length_BR[:, :, None] + places_before(kept_BRS)).flatten(1),
+            attention_mask=layer_masks(self.model, mask, position_BN, self.position_BK),
+            position_ids=position_BN,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=place_RS[:, s - wanted :].flatten(),

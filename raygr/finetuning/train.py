@@ -25,11 +25,12 @@ from raygr.cluster import connect
 from raygr.config import FinetuneConfig
 from raygr.finetuning.adapters import check_start, save_adapter
 from raygr.finetuning.inputs import PROFILE, load_inputs, prompt_settings
+from raygr.finetuning.judging import keep_best_by
 from raygr.finetuning.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
 from raygr.finetuning.policy import load_adapter
 from raygr.finetuning.rewards import Reward
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
-from raygr.workers import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu
+from raygr.workers import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,12 @@ WATCHED_EVERY = 2.0  # seconds; rounds are long here, and watching takes from th
 
 
 def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Run:
-    """Tunes one adapter; the best by held-out reward is kept.
+    """Tunes one adapter; the best by the held-out metric of `keep_best_by` is kept.
 
     `reward` is one's own task: (user_GA, items_CA, relevant_C) -> (G,) in [-1, 1], of standardised vectors;
     the workers must be able to import the module that it comes from.
     """
-    if runs.is_finished(config.output):
-        raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    runs.check_unfinished(config.output)
     note = adapter_note(config)
     on_workers = with_absolute_paths(config)
     if on_workers.adapter:
@@ -52,9 +52,12 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     inputs = load_inputs(config)
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
-    placed = placement(config.workers, use_gpu=wants_gpu(config.workers, config.use_gpu))
+    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
+    cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
+    placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
     teacher = None if config.teacher == PROFILE else config.teacher
-    used = [path for path in (config.data, config.item_scores, config.aspects, config.adapter, teacher) if path]
+    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.model]
+    used = [path for path in read if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
     settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
     run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
@@ -69,9 +72,10 @@ def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
     """Where a fresh adapter was best before its first step: it changes nothing, and scoring refuses it."""
     if best_step == 0 and not config.warm_start_epochs and not config.adapter:
         logger.warning(
-            "finetune: no evaluation's held-out reward was above the bare model's, so %s/%s is the untouched adapter, "
+            "finetune: no evaluation's held-out %s was above the bare model's, so %s/%s is the untouched adapter, "
             "which changes no score: score without it, or tune again with a warm start (teacher, "
             "warm_start_epochs), more epochs or another learning_rate",
+            keep_best_by(config),
             config.output,
             ADAPTER,
         )
@@ -102,7 +106,7 @@ def adapter_note(config: FinetuneConfig) -> AdapterNote:
 def tune_per_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes the run's files."""
     config: FinetuneConfig = settings["config"]
-    share = Share(*begin_worker(config.threads))
+    share = Share(*begin_worker())
     # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
     inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
     tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])

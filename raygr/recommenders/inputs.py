@@ -8,6 +8,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -17,13 +18,22 @@ from raygr.config import ConfigError, TrainConfig
 from raygr.data.batches import Targets, Windows, evaluation_targets, training_windows
 from raygr.data.candidates import candidate_weights, sample_candidates
 from raygr.data.prepared import Interactions, read_ids, read_interactions
-from raygr.data.vectors import AlignedScores, Vectors, align_items, filled_with_mean, named, read_vectors, rows_by_id
-from raygr.embeddings import standardise
+from raygr.data.vectors import (
+    AlignedScores,
+    Vectors,
+    align_items,
+    check_read,
+    check_same_data,
+    named,
+    read_vectors,
+    rows_by_id,
+)
+from raygr.embeddings import standardise, standardised_like
 from raygr.evaluation import AVERAGE, TIE_RULE
 from raygr.recommenders.losses import OwnedItems, owned_items
 from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
 
-NOTED_MISSING = 0.05  # share of items without complete scores that is worth a warning; all are counted in run.json
+NOTED_MISSING = 0.05  # share of subjects without complete scores that is worth a warning; run.json counts them all
 SHORTEST_HISTORY = 3  # one interaction to train on, one for validation, one for test
 
 
@@ -33,6 +43,8 @@ class UserVectors(NamedTuple):
     training_UA: np.ndarray
     evaluation_UA: np.ndarray
     prompt_U: np.ndarray
+    without_scores: int
+    """Users with at least one missing score, which is 0 in the vector, the mean of the others."""
 
 
 class Inputs(NamedTuple):
@@ -91,7 +103,7 @@ def load_inputs(config: TrainConfig) -> Inputs:
         list_scores_IA=read_list_scores(config),
         user_vectors=users,
         protocol=protocol_stamp(config, prepared, candidates),
-        warnings=score_warnings(scores),
+        warnings=score_warnings(scores) + user_warnings(users, windows),
     )
 
 
@@ -203,7 +215,7 @@ def check_examples(config: TrainConfig, windows: Windows, targets: dict[str, Tar
 def read_item_scores(config: TrainConfig) -> AlignedScores | None:
     if config.item_scores is None:
         return None
-    vectors = read_vectors(config.item_scores, column=config.score_column, aspects=config.aspects)
+    vectors = read_vectors(config.item_scores, subjects="items", column=config.score_column, aspects=config.aspects)
     ids_I = read_ids(config.data, ITEMS, "item")
     return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
 
@@ -211,7 +223,7 @@ def read_item_scores(config: TrainConfig) -> AlignedScores | None:
 def read_list_scores(config: TrainConfig) -> np.ndarray | None:
     if config.list_scores is None:
         return None
-    vectors = read_vectors(config.list_scores, column=config.score_column, aspects=None)
+    vectors = read_vectors(config.list_scores, subjects="items", column=config.score_column, aspects=None)
     ids_I = read_ids(config.data, ITEMS, "item")
     return align_items(vectors, ids_I, missing=config.missing_scores, control="none", seed=0).scores_IA
 
@@ -219,15 +231,30 @@ def read_list_scores(config: TrainConfig) -> np.ndarray | None:
 def score_warnings(scores: AlignedScores | None) -> list[str]:
     if scores is None:
         return []
+    items = len(scores.scores_IA)
     flat = [name for name, is_flat in zip(scores.aspects, standardise(scores.scores_IA)[1], strict=True) if is_flat]
     notes = {
         f"aspects without any spread, which add nothing: {', '.join(flat)}": len(flat),
-        f"{scores.missing} items without complete scores took the mean": (
-            scores.missing > NOTED_MISSING * len(scores.scores_IA)
-        ),
+        f"{scores.missing} of {items} items ({scores.missing / items:.0%}) have no complete scores: what is missing "
+        "adds nothing to them": scores.missing > NOTED_MISSING * items,
         f"{scores.unknown} scored ids are not in the data": scores.unknown,
     }
     return [text for text, count in notes.items() if count]
+
+
+def user_warnings(users: UserVectors | None, windows: Windows) -> list[str]:
+    if users is None:
+        return []
+    count, missing = len(users.prompt_U), users.without_scores
+    untrained = count - len(np.unique(windows.user_E))
+    notes = {
+        f"{missing} of {count} users ({missing / count:.0%}) have no complete scores: what is missing adds nothing to "
+        "them": missing > NOTED_MISSING * count,
+        f"{untrained} of {count} users have no interaction to train on after their prompt": (
+            users.prompt_U.any() and untrained > NOTED_MISSING * count
+        ),
+    }
+    return [text for text, is_worth_it in notes.items() if is_worth_it]
 
 
 def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedScores | None) -> UserVectors | None:
@@ -247,62 +274,64 @@ def profile_vectors(config: TrainConfig, data: Interactions, scores: AlignedScor
     is_train_N = data.split_N == TRAIN
     count_U = np.bincount(data.user_N[is_train_N], minlength=data.users)
     full_UA = profiles_of(is_train_N, data, scores)
+    missing = int(np.isnan(full_UA).any(axis=1).sum())
+    vectors_UA, _ = standardise(full_UA)
     if config.user_guided_train == "all":
-        vectors_UA = standardised_like(full_UA, full_UA)
-        return UserVectors(vectors_UA, vectors_UA, np.zeros(data.users, np.int64))
+        return UserVectors(vectors_UA, vectors_UA, np.zeros(data.users, np.int64), missing)
     prompt_U = prompt_lengths(count_U, config.prompt_fraction)
     rank_N = np.arange(len(data.user_N)) - np.searchsorted(data.user_N, data.user_N)
     prompt_UA = profiles_of(is_train_N & (rank_N < prompt_U[data.user_N]), data, scores)
-    return UserVectors(standardised_like(prompt_UA, full_UA), standardised_like(full_UA, full_UA), prompt_U)
+    # mean and deviation of the full profiles, so that training and evaluation share one scale
+    return UserVectors(standardised_like(prompt_UA, full_UA)[0], vectors_UA, prompt_U, missing)
 
 
 def profiles_of(kept_N: np.ndarray, data: Interactions, scores: AlignedScores) -> np.ndarray:
-    standardised_IA, _ = standardise(scores.scores_IA)
     rows = (data.user_N[kept_N], data.item_N[kept_N], data.rating_N[kept_N])
-    return user_profiles(*rows, standardised_IA=standardised_IA, users=data.users)
-
-
-def standardised_like(vectors_UA: np.ndarray, reference_UA: np.ndarray) -> np.ndarray:
-    """Mean and deviation come from `reference_UA`, so that training and evaluation share one scale."""
-    spread_A = reference_UA.std(axis=0)
-    return np.where(spread_A < 1e-8, 0.0, (vectors_UA - reference_UA.mean(axis=0)) / np.maximum(spread_A, 1e-8))
+    return user_profiles(*rows, scores_IA=scores.scores_IA, users=data.users)
 
 
 def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
     """Scores of the user prompts, refused where a prompt has seen what is to be predicted."""
-    vectors = read_vectors(config.user_score_run, column=config.score_column, aspects=scores.aspects)
+    vectors = read_vectors(config.user_score_run, subjects="users", column=config.score_column, aspects=scores.aspects)
     users = runs.read_table(runs.join(config.data, USERS)).sort_by("user_index")
     ids_U = users["user_id"].to_numpy().astype(str)
-    allowed_U = users["cutoff_position"].to_numpy()
     values_UA, _ = rows_by_id(vectors, ids_U)
-    cutoff_U = cutoffs_by_user(vectors, ids_U, source=config.user_score_run)
-    check_cutoffs(cutoff_U, allowed_U, ids_U)
-    standardised_UA, _ = standardise(filled_with_mean(values_UA, vectors.aspects))
-    knows_all = config.user_guided_train == "all"
-    prompt_U = np.zeros(len(ids_U), np.int64) if knows_all else cutoff_U + 1
-    if not knows_all and (prompt_U > allowed_U).all():
+    check_read(values_UA, vectors.aspects, "user")
+    cutoff_U = checked_cutoffs(vectors, users, config)
+    standardised_UA, _ = standardise(values_UA)
+    missing = int(np.isnan(values_UA).any(axis=1).sum())
+    if config.user_guided_train == "all":
+        return UserVectors(standardised_UA, standardised_UA, np.zeros(len(ids_U), np.int64), missing)
+    scored_U = cutoff_U >= 0
+    if (cutoff_U >= users["cutoff_position"].to_numpy())[scored_U].all():
         raise ConfigError(
             "the user prompts hold the whole train part, so nothing is left to train on after them: "
-            "set user_guided_train: all, or score users with an earlier cut-off"
+            "set user_guided_train: all, or score users with an earlier cut-off (cutoff_fraction of score)"
         )
-    return UserVectors(standardised_UA, standardised_UA, prompt_U)
+    return UserVectors(standardised_UA, standardised_UA, cutoff_U + 1, missing)
 
 
-def cutoffs_by_user(vectors: Vectors, ids_U: np.ndarray, *, source: str | None) -> np.ndarray:
-    """Position of the newest interaction that each user's prompt knows; -1 for users without scores."""
+def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> np.ndarray:
+    """Position of the newest interaction that each user's prompt knows, -1 for users without scores.
+
+    ConfigError where it lies after the train part, or where the scores are of other data.
+    """
     if vectors.cutoffs_S is None:
-        raise ConfigError(f"{source}: user scores must be a score run, which says what each prompt has seen")
-    row_of = dict(zip(vectors.ids_S.tolist(), vectors.cutoffs_S.tolist(), strict=True))
-    return np.array([row_of.get(user, -1) for user in ids_U.tolist()], dtype=np.int64)
-
-
-def check_cutoffs(cutoff_U: np.ndarray, allowed_U: np.ndarray, ids_U: np.ndarray) -> None:
-    late_U = cutoff_U > allowed_U
+        raise ConfigError(
+            f"{config.user_score_run}: user scores must be a score run, which says what each prompt has seen"
+        )
+    check_same_data(vectors, config.data, source=config.user_score_run)
+    ids = users["user_id"].to_pylist()
+    rows = dict(zip(vectors.ids_S.tolist(), zip(vectors.cutoffs_S, vectors.cutoff_times_S, strict=True), strict=True))
+    cutoff_U, time_U = np.array([rows.get(user, (-1, -1)) for user in ids], dtype=np.int64).T
+    late_U = (cutoff_U > users["cutoff_position"].to_numpy()) | (time_U > users["cutoff"].fill_null(-1).to_numpy())
     if late_U.any():
+        ids_U = np.array(ids)
         raise ConfigError(
             f"the prompts of {late_U.sum()} users hold interactions after the train part ({named(ids_U[late_U])}): "
             "their scores know what is to be predicted; score the users of this very prepare run"
         )
+    return cutoff_U
 
 
 def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndarray) -> dict[str, Tensor]:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from raygr import runs
 from raygr.data.batches import is_last_of_user
-from raygr.rankings import cold_metrics, ranking_metrics, read_rankings
+from raygr.data.candidates import CANDIDATES as CANDIDATES_OF_A_USER
+from raygr.rankings import Ranking, candidates_of, cold_metrics, ranking_metrics, read_rankings
+from raygr.recommenders.base_part import base_moved
 from raygr.recommenders.inputs import Inputs
 from raygr.recommenders.lists import list_metrics
 from raygr.recommenders.loop import CHOSEN_BY, Training, score_shares, target_ranks
@@ -45,6 +47,9 @@ def write_outputs(training: Training) -> None:
     save_weights(training, runs.join(config.output, MODEL))
     metrics = run_metrics(training) | part_metrics(table, config.targets, config.cold_below)
     metrics["lists"] = list_metrics(training)
+    metrics["warnings"] += chance_warnings(read_rankings(table, part=TEST, targets=config.targets), items=inputs.items)
+    for text in metrics["warnings"]:
+        logger.warning("%s", text)
     runs.write_json(metrics, runs.join(config.output, METRICS))
     logger.info("test NDCG@10 %s", {name: round(found[CHOSEN_BY], 4) for name, found in metrics[TEST].items()})
 
@@ -103,12 +108,26 @@ def run_metrics(training: Training) -> dict[str, Any]:
     return {
         "protocol": inputs.protocol,
         "shares": shares,
+        "base_moved": base_moved(training),
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
         "seconds_per_epoch": sum(seconds) / len(seconds),
         "warnings": inputs.warnings + share_warnings(inputs, shares),
     }
+
+
+def chance_warnings(test: dict[str, Ranking], *, items: int) -> list[str]:
+    """The rankings in which a recommender that knows nothing would do as well; `items` of the catalogue."""
+    found = []
+    for name, ranking in test.items():
+        sampled = np.full(len(ranking.user_E), CANDIDATES_OF_A_USER + 1)
+        among_E = items - ranking.position_E if candidates_of(name) == "full" else sampled
+        chance = ranking_metrics(ranking._replace(among_E=np.maximum(among_E, 1)))[CHOSEN_BY]
+        value = ranking_metrics(ranking)[CHOSEN_BY]
+        if value <= chance:
+            found.append(f"test NDCG@10 among {name} candidates is {value:.4f}, no better than chance ({chance:.4f})")
+    return found
 
 
 def share_warnings(inputs: Inputs, shares: dict[str, float] | None) -> list[str]:

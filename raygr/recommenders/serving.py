@@ -181,7 +181,7 @@ def open_recommender(config: TrainConfig, run: str, *, list_scores: str | None, 
 
 
 def guided_rows(list_scores: str, config: TrainConfig, item_ids_I: np.ndarray) -> Tensor:
-    vectors = read_vectors(list_scores, column=config.score_column, aspects=None)
+    vectors = read_vectors(list_scores, subjects="items", column=config.score_column, aspects=None)
     scores = align_items(vectors, item_ids_I, missing=config.missing_scores, control="none", seed=0)
     return torch.from_numpy(standardise(scores.scores_IA)[0])
 

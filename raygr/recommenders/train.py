@@ -30,7 +30,16 @@ from raygr.recommenders.loop import (
 )
 from raygr.recommenders.outputs import write_outputs
 from raygr.schema import EVENTS, HISTORY, TEST, VALIDATION
-from raygr.workers import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu
+from raygr.workers import (
+    begin_worker,
+    check_at_once,
+    last_checkpoint,
+    placement,
+    report,
+    run_workers,
+    wants_gpu,
+    worker_cpus,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +59,19 @@ def train(
     So many runs `at_once` share the machine's cores, and each takes its share of a GPU. A sweep learns of its trials'
     evaluations by Ray Train's callbacks.
     """
-    if runs.is_finished(config.output):
-        raise runs.RunError(f"{config.output} is a finished run: choose another output, or delete the folder")
+    runs.check_unfinished(config.output)
     inputs = load_inputs(config)
     used, learnable = inputs.windows.targets(), inputs.windows.learnable
     logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", used, learnable, 100 * used / learnable)
     connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share)
-    placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share)
+    use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share, threads=config.threads)
+    shared = gpu_share if use_gpu else None
+    cpus = worker_cpus(config.workers, config.threads, gpu_share=shared, at_once=at_once)
+    placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share, cpus=cpus)
     read = [config.data, config.item_scores, config.user_score_run, config.list_scores]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="train", config=config, inputs=used)
-    settings = {"config": with_absolute_paths(config), "at_once": at_once}
+    settings = {"config": with_absolute_paths(config)}
     run_workers(train_loop_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY, callbacks=callbacks)
     runs.finish_run(run, inputs=used, counts=row_counts(inputs))
     return run
@@ -77,6 +87,8 @@ def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainC
             train_one(config)
         return
     connect()  # before there are threads that would each start a Ray
+    for config in configs:
+        check_at_once(config.workers, min(at_once, len(configs)), config.threads)
     with ThreadPoolExecutor(at_once) as pool:
         started = [pool.submit(train_one, config) for config in configs]
         try:
@@ -101,13 +113,14 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
         "test_targets": len(inputs.targets[TEST].user_E),
         "items_without_scores": inputs.scores.missing if inputs.scores else 0,
         "scored_ids_not_in_data": inputs.scores.unknown if inputs.scores else 0,
+        "users_without_scores": inputs.user_vectors.without_scores if inputs.user_vectors else 0,
     }
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes the run's files."""
     config: TrainConfig = settings["config"]
-    share = Share(*begin_worker(config.threads, at_once=settings["at_once"]))
+    share = Share(*begin_worker())
     training = start_training(config, load_inputs(config), ray.train.torch.get_device(), share)
     state = last_checkpoint(training.device)
     if state is not None:
