@@ -51,9 +51,10 @@ def reference_rankings(run: str, data: str, rankings: Mapping[str, Ranking]) -> 
 
 def read_candidates(run: str, name: str) -> np.ndarray:
     """(U, C) item_index."""
-    table = runs.read_table(runs.join(run, CANDIDATES)).filter(pc.field("candidates") == name).sort_by("user_index")
-    items = table["items"].combine_chunks()
-    return items.flatten().to_numpy().astype(np.int64).reshape(len(table), -1)
+    table = runs.read_table(runs.join(run, CANDIDATES)).filter(pc.field("candidates") == name)
+    # chunk by chunk: all of them may be more than 32-bit offsets can count
+    items = [chunk.flatten().to_numpy() for chunk in table["items"].chunks]
+    return np.concatenate(items).astype(np.int64).reshape(len(table), -1)
 
 
 def popularity_ranks(

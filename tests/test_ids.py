@@ -91,14 +91,18 @@ def test_vectors_keep_ids_with_other_line_ends(tmp_path: Path):
     ids = ["a\u2028b", "c\x85d", "e\x0bf\x1cg", " h "]
     np.save(tmp_path / "v.npy", np.arange(8.0).reshape(4, 2))
     write_id_lines(ids, str(tmp_path / "v.ids.txt"))
-    assert read_vectors(str(tmp_path / "v.npy"), column="expected", aspects=None).ids_S.tolist() == ids
+    assert (
+        read_vectors(str(tmp_path / "v.npy"), subjects="items", column="expected", aspects=None).ids_S.tolist() == ids
+    )
 
 
 @pytest.mark.parametrize("kind", ["decimal", "float", "large_string", "string_view", "dictionary", "int64"])
 def test_tables_and_raw_files_read_all_of_them(tmp_path: Path, kind: str):
     ids = SAME_IDS[kind].slice(0, 2)
     pq.write_table(pa.table({"id": ids, "a": [1.0, 2.0]}), tmp_path / "v.parquet")
-    assert read_vectors(str(tmp_path / "v.parquet"), column="expected", aspects=None).ids_S.tolist() == ["7", "12"]
+    assert read_vectors(
+        str(tmp_path / "v.parquet"), subjects="items", column="expected", aspects=None
+    ).ids_S.tolist() == ["7", "12"]
     path = str(tmp_path / "r.parquet")
     pq.write_table(pa.table({"user_id": ids, "item_id": ids, "timestamp": [1_600_000_000, 1_600_000_001]}), path)
     config = PrepareConfig(output="o", reviews=(path,), format="table")

@@ -11,15 +11,18 @@ from toy_data import interaction_arrays, write_prepared
 
 from raygr import runs
 from raygr.compare import TrainRun, check_protocol
-from raygr.config import ConfigError, PrepareConfig, TrainConfig
+from raygr.compare_references import popularity_ranks
+from raygr.config import ConfigError, FinetuneConfig, PrepareConfig, TrainConfig
 from raygr.data.interactions import assign, from_scan, reduce
+from raygr.data.prepared import read_interactions
 from raygr.finetuning.inputs import cut_histories
+from raygr.rankings import Ranking
 from raygr.recommenders.inputs import Inputs, load_inputs
 from raygr.recommenders.lists import list_metrics
 from raygr.recommenders.loop import Share, Training, item_scores, start_training, target_ranks
-from raygr.recommenders.losses import PairLoss, StepNegatives, owned_matrix, step_loss
-from raygr.recommenders.objective import epoch_draws, summed_loss, whole_batch
-from raygr.recommenders.outputs import save_weights
+from raygr.recommenders.losses import PairLoss, StepNegatives, owned_pairs, step_loss
+from raygr.recommenders.objective import epoch_draws, renumbered, summed_loss, whole_batch
+from raygr.recommenders.outputs import chance_warnings, save_weights
 from raygr.recommenders.serving import load_recommender
 from raygr.schema import MODEL, TEST, TRAIN
 
@@ -111,10 +114,10 @@ def test_candidates_hold_what_a_user_has_had_but_never_a_target(tmp_path: Path):
 def test_negatives_are_anything_but_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str):
     seen: dict[int, set[int]] = {}
 
-    def noted(state_ND, rows_ID, target_N, negative, is_spared_NK=None):
+    def noted(state_ND, rows_ID, target_N, negative, is_spared_NK=None, *, expected_K=None):
         for place, target in enumerate(target_N.tolist()):
             others = negative[place : place + 1] if is_spared_NK is None else negative[~is_spared_NK[place]]
-            seen.setdefault(target, set()).update(others.tolist())
+            seen.setdefault(int(whole.item_J[target - 1]), set()).update(whole.item_J[others - 1].tolist())
         return state_ND.sum()
 
     monkeypatch.setattr(f"raygr.recommenders.objective.{loss}", noted)
@@ -124,15 +127,16 @@ def test_negatives_are_anything_but_the_target(tmp_path: Path, monkeypatch: pyte
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
     draws = epoch_draws(0, 1, 0)
     for _ in range(30 if loss == "bce" else 5):
-        whole = whole_batch(config, training.inputs, torch.arange(1), torch.arange(1, 5) / 4, draws.common)
-        summed_loss(config, training.inputs, training.model, whole, whole.batch, draws)
+        whole = whole_batch(config, training.inputs, torch.arange(1), torch.arange(1, 5) / 4, draws)
+        whole = renumbered(whole, training.inputs.items)
+        summed_loss(config, training.inputs, training.model, whole, whole.batch)
     assert seen == {1: {2, 3, 4}, 2: {1, 3, 4}, 3: {1, 2, 4}}  # 4 is the test's alone
 
 
 def test_pairwise_negatives_are_anything_but_the_target(training: Training):
     state_LBD, rows_ID = torch.ones(1, 2, 1), torch.tensor([[1.0], [2.0], [3.0]])
-    owned = owned_matrix(training.inputs.owned, torch.arange(2))[:, :4]
-    assert owned[:, 1:].sum() == 0  # nothing is owned
+    owned = owned_pairs(training.inputs.owned, torch.arange(2), torch.tensor([1, 2, 3]))
+    assert len(owned.item_P) == 0  # nothing is owned
     negatives = StepNegatives(torch.tensor([[1, 2]]), torch.tensor([1, 2, 3]), owned)
     found = step_loss(PairLoss("bpr"), state_LBD, rows_ID, torch.tensor([[1, 2]]), negatives)
     log_sigmoid = torch.nn.functional.logsigmoid
@@ -152,13 +156,26 @@ def test_what_was_bought_is_recommended_again(training: Training):
         assert sorted(found) == sorted(f"i{item}" for item in range(1, ITEMS + 1))
 
 
+def test_popularity_and_chance_rank_what_was_seen_too(training: Training):
+    """Item 1 is bought less than item 2, which its user has had as well."""
+    found = read_interactions(training.config.data)
+    last = Ranking(*(np.array([value]) for value in (0, 5, 1.0, 3)))
+    train_count_I = np.bincount([1] * 3 + [2] * 4, minlength=ITEMS + 1)[1:]
+    rank_E, among_E = popularity_ranks(found, last, train_count_I, None)
+    assert (rank_E.tolist(), among_E.tolist()) == ([2.0], [ITEMS])
+    third = {"full": last._replace(rank_E=np.array([3.0]))}  # better than chance among ten, and not among five
+    assert [len(chance_warnings(third, items=10, repeats=repeats)) for repeats in (True, False)] == [0, 1]
+
+
 def test_lists_hold_targets_that_the_user_has_had(tmp_path: Path):
     found = list_metrics(started(tmp_path, list_length=ITEMS))
     assert found["ranked"]["recall"] == 1.0
 
 
 def test_candidates_of_the_fine_tune_hold_what_came_before_the_cut():
-    histories = cut_histories(interaction_arrays([(0, item, None, TRAIN) for item in (1, 2, 3, 1)]), keep_out=2)
+    config = FinetuneConfig(output="o", data="d", item_scores="s", aspects="a", keep_out=2)
+    data = interaction_arrays([(0, item, 4.0, TRAIN) for item in (1, 2, 3, 1)])
+    histories = cut_histories(config, data, (1, 5))
     assert histories.own_items(0).tolist() == [0, 1, 2, 0]
     repeated = histories._replace(data=histories.data._replace(repeats=True))
     assert repeated.own_items(0).tolist() == [2, 0]  # the judged ones

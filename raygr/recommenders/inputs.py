@@ -349,13 +349,12 @@ def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> n
 def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndarray) -> dict[str, Tensor]:
     """(U, 100) item_index each, none of them the user's own; where items come back, none of the user's targets."""
     is_own_N = (data.split_N != TRAIN) | (not data.repeats)
-    pair_P = np.unique(data.user_N[is_own_N] * (data.items + 1) + data.item_N[is_own_N])
-    user_P, item_P = np.divmod(pair_P, data.items + 1)
+    user_N, item_N = data.user_N[is_own_N], data.item_N[is_own_N]
     sets = {}
     for name in config.candidates:
         if name != "full":
             weight_I = candidate_weights(name, train_count_I)
             seed = [config.candidate_seed, *name.encode()]  # each set by numbers of its own
-            drawn_UC = sample_candidates(user_P, item_P, weight_I=weight_I, users=data.users, seed=seed)
+            drawn_UC = sample_candidates(user_N, item_N, weight_I=weight_I, users=data.users, seed=seed)
             sets[name] = torch.from_numpy(drawn_UC)
     return sets

@@ -48,7 +48,8 @@ def write_outputs(training: Training) -> None:
     save_weights(training, runs.join(config.output, MODEL))
     metrics = run_metrics(training) | part_metrics(table, config.targets, config.cold_below)
     metrics["lists"] = list_metrics(training)
-    metrics["warnings"] += chance_warnings(read_rankings(table, part=TEST, targets=config.targets), items=inputs.items)
+    rankings = read_rankings(table, part=TEST, targets=config.targets)
+    metrics["warnings"] += chance_warnings(rankings, items=inputs.items, repeats=inputs.repeats)
     for text in metrics["warnings"]:
         logger.warning("%s", text)
     runs.write_json(metrics, runs.join(config.output, METRICS))
@@ -120,12 +121,16 @@ def run_metrics(training: Training) -> dict[str, Any]:
     }
 
 
-def chance_warnings(test: dict[str, Ranking], *, items: int) -> list[str]:
-    """The rankings in which a recommender that knows nothing would do as well; `items` of the catalogue."""
+def chance_warnings(test: dict[str, Ranking], *, items: int, repeats: bool = False) -> list[str]:
+    """The rankings in which a recommender that knows nothing would do as well; `items` of the catalogue.
+
+    `repeats`: items that were seen are ranked like any other.
+    """
     found = []
     for name, ranking in test.items():
         sampled = np.full(len(ranking.user_E), CANDIDATES_OF_A_USER + 1)
-        among_E = items - ranking.position_E if candidates_of(name) == "full" else sampled
+        unseen_E = items - (0 if repeats else 1) * ranking.position_E
+        among_E = unseen_E if candidates_of(name) == "full" else sampled
         chance = ranking_metrics(ranking._replace(among_E=np.maximum(among_E, 1)))[CHOSEN_BY]
         value = ranking_metrics(ranking)[CHOSEN_BY]
         if value <= chance:
