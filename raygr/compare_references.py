@@ -73,9 +73,9 @@ def popularity_ranks(
     for example_B in torch.arange(len(user_E)).split(TARGETS_AT_ONCE):
         target_B = items_N[targets.target_at_E[example_B]].numpy()
         if candidates_UC is None:
-            # where items come back, those that were seen are ranked like any other
-            seen = seen_pairs(items_N, targets, example_B[:0] if found.repeats else example_B)
-            seen = (column.numpy() for column in seen)
+            # where items come back, none is left out
+            seen_by_B = example_B[:0] if found.repeats else example_B
+            seen = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
             parts.append(catalogue_ranks(target_B, *seen, train_count_I, sorted_I))
         else:
             others_BC = candidates_UC[user_E[example_B]]

@@ -157,6 +157,9 @@ class ScoreConfig:
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
     """The only thing that cuts a subject's text; what it cuts is counted in `run.json` and warned of."""
+    cutoff_fraction: float = Field(default=1.0, gt=0, le=1)
+    """users: the first part of a user's train interactions that the prompt may show, at least one of them. Below 1 the
+    recommender can be trained on the rest alone (`user_guided_train: after_prompt`)."""
     max_subjects: int | None = Field(default=None, ge=1)
     """Score the first so many subjects only; null scores all."""
     store: Place | None = None

@@ -149,7 +149,8 @@ def subjects_of_users(users: tuple[str, ...] | str | None, data: str) -> pa.Tabl
 
 def read_users(path: str) -> list[str]:
     if not runs.exists(path):
-        raise FileNotFoundError(f"users: no file {path}; ids themselves are a list: users=[{path.rpartition('/')[2]}]")
+        name = path.rpartition("/")[2]
+        raise FileNotFoundError(f"users: no file {path}; ids themselves are a list: users=[{name}]")
     return [one for one in read_id_lines(path) if one]
 
 

@@ -17,8 +17,8 @@ from raygr.aspects.batch_files import (
     numbered,
     read_answer,
     request_line,
-    request_lines,
     write_file,
+    write_requests,
 )
 from raygr.aspects.store import ScoreStore
 from raygr.cli import main
@@ -44,16 +44,17 @@ def write_lines(path: Path, lines: list[Any]) -> str:
     return str(path)
 
 
-def test_a_request_is_one_line_for_every_reader(monkeypatch: pytest.MonkeyPatch):
+def test_a_request_is_one_line_for_every_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """JSON allows U+2028 and its like in a string, but str.splitlines and other readers end a line there."""
     odd = "a\u2028b\u2029c\x85d"
-    monkeypatch.setattr("raygr.aspects.batch_files.user_message", lambda row, settings: odd)
     monkeypatch.setattr("raygr.aspects.batch_files.system_text", lambda aspects, subjects: odd)
-    rows = [{"prompt_ids": [1], "shared_tokens": 0, "prompt_sha256": digest} for digest in "aba"]
-    settings, request = SimpleNamespace(aspects=None, subjects="items"), Request("m", 9, 0.0, RequestConfig())
-    lines = "".join(request_lines(pa.Table.from_pylist(rows), settings, request)).splitlines()
-    assert [json.loads(line)["custom_id"] for line in lines] == ["a", "b"]
-    assert [message["content"] for message in json.loads(lines[0])["body"]["messages"]] == [odd, odd]
+    monkeypatch.setattr("raygr.aspects.batch_files.user_message", lambda row, settings: odd)
+    settings = SimpleNamespace(aspects=None, subjects=None)
+    rows = [{"prompt_ids": [1], "shared_tokens": 0, "prompt_sha256": digest} for digest in "ab"]
+    write_requests(pa.Table.from_pylist(rows), str(tmp_path / "p.jsonl"), settings=settings, request=request())
+    lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+    said = [[message["content"] for message in json.loads(line)["body"]["messages"]] for line in lines]
+    assert said == [[odd, odd]] * 2
 
 
 def test_answers_and_the_lines_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -245,7 +245,7 @@ def test_ids_with_other_line_ends_survive_export_and_come_back(tmp_path: Path):
     path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
     found = export(ExportConfig(output=str(tmp_path / "export"), train=path))
     for name in ("user_vectors.parquet", "user_vectors.npy"):
-        assert read_vectors(found.file(name), subjects="items", column="expected", aspects=None).ids_S.tolist() == ids
+        assert read_vectors(found.file(name), subjects="users", column="expected", aspects=None).ids_S.tolist() == ids
     write_id_lines(ids[:3], str(tmp_path / "users.txt"))
     config = RecommendConfig(output="x", train=path, users=str(tmp_path / "users.txt"))
     assert read_subjects(config, read_train_config(path))["subject_id"].to_pylist() == ids[:3]

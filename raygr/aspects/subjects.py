@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from raygr import runs
 from raygr.aspects.aspects import AspectSet
+from raygr.aspects.profiles import prompt_lengths
 from raygr.aspects.prompts import Item, Prompt, PromptEncoder, Review, item_from_row, prompt_sha256
 from raygr.aspects.small_model import ModelError
 from raygr.balance import log_rows
@@ -48,6 +49,8 @@ class PromptSettings:
     max_prompt_tokens: int
     item_rating: Literal["train", "none", "all"]
     best_rating: float
+    cutoff_fraction: float = 1.0
+    """users: the first part of the train interactions, which the prompt knows."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -91,8 +94,9 @@ def user_prompt(reviews: pa.Table, *, settings: PromptSettings, items: pa.Table,
 
 
 def history_of(reviews: pa.Table, items: pa.Table, settings: PromptSettings) -> list[Review]:
-    """One user's REVIEW rows, oldest first; `items` as for `user_prompt`."""
-    ordered = reviews.sort_by("position").to_pylist()
+    """What the prompt knows of one user's REVIEW rows, oldest first; `items` as for `user_prompt`."""
+    known = prompt_lengths(np.array([len(reviews)]), settings.cutoff_fraction)[0]
+    ordered = reviews.sort_by("position").slice(0, known).to_pylist()
     rows = items.take(pa.array([review["item_index"] - 1 for review in ordered])).to_pylist()
     return [
         review_of(review, item_from_row(row, settings.item_rating)) for review, row in zip(ordered, rows, strict=True)

@@ -88,6 +88,7 @@ class Training:
 
 def build_model(config: TrainConfig, inputs: Inputs) -> Recommender:
     torch.manual_seed(config.seed)
+    torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns where nobody has said so
     users = inputs.user_vectors
     user_side = config.user_side if users else "off"
     fusion = Fusion(config.fusion, config.add_map, config.linear_map, user_side, config.guided_weight)

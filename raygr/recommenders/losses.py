@@ -5,8 +5,8 @@ its sampled form and the published BCE with one negative (Kang and McAuley 2018)
 and BPR (Hidasi et al. 2016) and BPR-max (Hidasi and Karatzoglou 2018) take steps side by side (L, B, D): the other
 histories' targets at the same step are negatives, as in a session-parallel batch, and further ones are shared by
 the whole batch. Unlike there, a user's own train items, the target among them, are never negatives (of data that keep
-repeat purchases, the target alone); a position whose user has no other item counts 0. `rows_ID` may be the rows of a
-batch's items alone: ids are then places in these.
+repeat purchases, the target alone is none); a position whose user has no other item counts 0. `rows_ID` may be the rows
+of a batch's items alone: ids are then places in these.
 Shape suffixes: `N` positions in the loss, `L` steps, `B` own histories, `M` all histories of the batch, `K` shared
 negatives, `J` all negatives of a position, `D` width, `I` items, `U` users, `P` owned (user, item) pairs.
 """

@@ -92,19 +92,20 @@ def whole_batch(config: TrainConfig, inputs: Inputs, content: Tensor, popularity
             masking = Masking(config.mask_rate, config.mask_last_rate, config.max_history, inputs.items + 1)
             batch = masked_batch(inputs.items_N, inputs.windows, content, masking=masking, generator=draws.masks)
     if config.loss == "bce":
-        batch.negative_BL[batch.in_loss_BL] = single_negatives(inputs, batch, draws.negatives)
+        batch.negative_BL[batch.in_loss_BL] = one_negative_each(inputs, batch, draws.negatives)
     shared_K = shared_negatives(popularity_I, config.negatives, generator=draws.negatives)
     return WholeBatch(batch, shared_K, expected_counts(popularity_I, shared_K))
 
 
-def single_negatives(inputs: Inputs, batch: Batch, generator: torch.Generator) -> Tensor:
-    """One for each position in the loss: what its user has not, or anything but the target where items come back."""
+def one_negative_each(inputs: Inputs, batch: Batch, generator: torch.Generator) -> Tensor:
+    """For every position in the loss, in the order of `in_loss_BL`."""
     if not inputs.repeats:
         return sample_negatives(inputs.owned, batch.user_B[batch.in_loss_BL.nonzero()[:, 0]], generator=generator)
-    target_N = batch.target_BL[batch.in_loss_BL].numpy()
-    position_N = np.arange(len(target_N))  # each drawn for as a user who has the target alone
-    owned = owned_items(position_N, target_N, users=len(target_N), items=inputs.items)
-    return sample_negatives(owned, torch.from_numpy(position_N), generator=generator)
+    # anything but the target: each position is drawn for as a user who has it alone
+    target_N = batch.target_BL[batch.in_loss_BL]
+    place_N = torch.arange(len(target_N))
+    owned = owned_items(place_N.numpy(), target_N.numpy(), users=len(target_N), items=inputs.items)
+    return sample_negatives(owned, place_N, generator=generator)
 
 
 def renumbered(whole: WholeBatch, items: int) -> WholeBatch:

@@ -64,8 +64,8 @@ def train(
     inputs = load_inputs(config)
     counts = row_counts(inputs)
     log_users(counts)
-    used, learnable = inputs.windows.targets(), inputs.windows.learnable
-    logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", used, learnable, 100 * used / learnable)
+    learned, there = counts["train_targets_used"], counts["train_targets"]
+    logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", learned, there, 100 * learned / there)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share, threads=config.threads)
     shared = gpu_share if use_gpu else None
