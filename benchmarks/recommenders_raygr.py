@@ -22,6 +22,7 @@ def settings(job: dict) -> TrainConfig:
         blocks=job["blocks"],
         heads=job["heads"],
         max_history=job["history"],
+        windows="last",  # what the others have
         dropout=job["dropout"],
         batch_size=job["batch"],
         learning_rate=job["adagrad_rate"] if is_lanes else job["learning_rate"],

@@ -21,6 +21,16 @@ SKIPPED_LINES = "|".join(
         "Found multiple active Ray instances",
     ]
 )
+# Tracebacks of Ray's processes, whose last line is the message that the command ends with; hidden unless --debug.
+TRACEBACKS = "|".join(
+    [
+        "^Exception raised in creation task",
+        r"^Traceback \(most recent call last\)",
+        "^  ",
+        r"^[A-Za-z_.]+(Error|Exception)\b",
+        "There are infinite retries remaining",
+    ]
+)
 # What a user can mend, a model or file that is not at hand among it: printed as it is, and the exit code is 2.
 USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
 LONGEST_MESSAGE = 600  # characters of an error that was not written for users
@@ -75,8 +85,10 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
 def run(stage: str, parsed: argparse.Namespace) -> int:
     """Runs the stage that the parsed command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    if not parsed.debug:
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", SKIPPED_LINES)
+    if parsed.debug:
+        logging.getLogger("raygr").setLevel(logging.DEBUG)  # cluster.py leaves Ray's logs as they are then
+    else:
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{SKIPPED_LINES}|{TRACEBACKS}")
     try:
         if stage == "pipeline":
             pipeline(load_config(PipelineConfig, parsed.config, parsed.set), dry_run=parsed.dry_run)

@@ -51,9 +51,10 @@ def reference_rankings(run: str, data: str, rankings: Mapping[str, Ranking]) -> 
 
 def read_candidates(run: str, name: str) -> np.ndarray:
     """(U, C) item_index."""
-    table = runs.read_table(runs.join(run, CANDIDATES)).filter(pc.field("candidates") == name).sort_by("user_index")
-    items = table["items"].combine_chunks()
-    return items.flatten().to_numpy().astype(np.int64).reshape(len(table), -1)
+    table = runs.read_table(runs.join(run, CANDIDATES)).filter(pc.field("candidates") == name)
+    # chunk by chunk: all of them may be more than 32-bit offsets can count
+    items = [chunk.flatten().to_numpy() for chunk in table["items"].chunks]
+    return np.concatenate(items).astype(np.int64).reshape(len(table), -1)
 
 
 def popularity_ranks(
@@ -72,7 +73,9 @@ def popularity_ranks(
     for example_B in torch.arange(len(user_E)).split(TARGETS_AT_ONCE):
         target_B = items_N[targets.target_at_E[example_B]].numpy()
         if candidates_UC is None:
-            seen = (column.numpy() for column in seen_pairs(items_N, targets, example_B))
+            # where items come back, none is left out
+            seen_by_B = example_B[:0] if found.repeats else example_B
+            seen = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
             parts.append(catalogue_ranks(target_B, *seen, train_count_I, sorted_I))
         else:
             others_BC = candidates_UC[user_E[example_B]]

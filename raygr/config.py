@@ -51,8 +51,9 @@ class PrepareConfig:
     """`table` only: our name -> the file's; ours are user_id, item_id, rating, timestamp, review_title,
     review_text for reviews and item_id, title, description, categories, details for metadata."""
     rating_range: tuple[float, float] = (1.0, 5.0)
-    keep_duplicate: Literal["first", "last"] = "first"
-    """Which of several interactions of one user with one item stays."""
+    keep_duplicate: Literal["first", "last", "all"] = "first"
+    """Which of several interactions of one user with one item stays; `all` is for repeat purchases: items that a user
+    has had may be targets, so they are ranked, recommended and drawn as negatives like any other."""
     filter: Literal["k_core", "items_then_users", "users_then_items"] = "k_core"
     """Minimum counts until nothing more falls out, or in one pass in the named order."""
     min_user_interactions: int = Field(default=5, ge=1)
@@ -156,6 +157,9 @@ class ScoreConfig:
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
     """The only thing that cuts a subject's text; what it cuts is counted in `run.json` and warned of."""
+    cutoff_fraction: float = Field(default=1.0, gt=0, le=1)
+    """users: the first part of a user's train interactions that the prompt may show, at least one of them. Below 1 the
+    recommender can be trained on the rest alone (`user_guided_train: after_prompt`)."""
     max_subjects: int | None = Field(default=None, ge=1)
     """Score the first so many subjects only; null scores all."""
     store: Place | None = None
@@ -326,7 +330,7 @@ class TrainConfig:
     """top1, bpr and bpr_max take the other histories' targets at the same step as negatives."""
     negatives: int = Field(default=0, ge=0)
     """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
-    and bpr_max. A user's own train items are never its negatives."""
+    and bpr_max. A user's own train items are never its negatives; of data that keep repeat purchases, the target."""
     negative_alpha: float = Field(default=0.0, ge=0)
     """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity. sampled_cross_entropy
     weighs each by one over its expected count in the draw, which makes up for it."""

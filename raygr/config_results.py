@@ -1,12 +1,31 @@
 """The dataclasses of the jobs around training (text vectors, comparing, serving); config.py reads them, as its own."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from raygr.config import STRICT, Model, Place, Shipped
+
+
+def id_text(value: object) -> str:
+    """Whole numbers are ids, as YAML reads those of MovieLens; ValueError for what may have been another id."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{value!r} is no id: ids are text or whole numbers, anything else in quotes")
+
+
+def ids_or_file(value: object) -> object:
+    """A list of ids, a single whole number, or the name of a file."""
+    if isinstance(value, list | tuple):
+        return tuple(map(id_text, value))
+    return value if value is None or isinstance(value, str) else (id_text(value),)
+
+
+Id = Annotated[str, BeforeValidator(id_text)]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -81,12 +100,13 @@ class RecommendConfig:
     output: Place
     train: Place
     """A train run; its data and scores must be where they were."""
-    users: tuple[str, ...] | Place | None = None
-    """User ids, or a file of one id per line; null recommends to all. Their whole histories count, test part too."""
+    users: Annotated[tuple[str, ...] | Place | None, BeforeValidator(ids_or_file)] = None
+    """User ids (in quotes where they start with a zero), or a file of one id per line; null recommends to all. Their
+    whole histories count, test part too."""
     histories: Place | None = None
-    """In place of users: Parquet or JSON lines of history_id and item_ids (strings, oldest first)."""
+    """In place of users: Parquet or JSON lines of history_id and item_ids (a list, oldest first)."""
     n: int = Field(default=10, ge=1)
-    """Items of a list; items of the history are never in it."""
+    """Items of a list; items of the history are never in it, unless the data keep repeat purchases."""
     mmr_weight: float | None = Field(default=None, ge=0, le=1)
     """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
     mmr_scores: Place | None = None
@@ -108,9 +128,9 @@ class ExplainConfig:
     output: Place
     train: Place
     """A train run with item scores on 1..10; its data and scores must be where they were."""
-    item: str | None = None
+    item: Id | None = None
     """An item id; null picks one that one user rated high and another low."""
-    users: tuple[str, ...] = Field(default=(), max_length=4)
+    users: tuple[Id, ...] = Field(default=(), max_length=4)
     """User ids; none picks two who rated the item highest and lowest."""
     aspects: tuple[str, ...] | None = None
     """Those shown one by one, the others as one sum; null shows all."""

@@ -94,7 +94,9 @@ def explain_user(
     if np.isnan(value_A).any():
         raise ValueError(f"user {user_id} has no values to compare with item {item_id}: they would be {values.meaning}")
     first, end = np.searchsorted(found.user_N, [user, user + 1])
-    at = next(iter(first + np.flatnonzero(found.item_N[first:end] == item)), None)
+    at = next(
+        reversed(first + np.flatnonzero(found.item_N[first:end] == item)), None
+    )  # the last, where items come back
     histories = recommender.up_to(np.array([user]), np.array([end if at is None else at]))
     history = int(histories.length_B[0])
     if not history:
@@ -112,7 +114,7 @@ def explain_user(
         history=history,
         score=float(score_1),
         rank=float(rank_1),
-        ranked=len(recommender.item_ids_I) - history,
+        ranked=len(recommender.item_ids_I) - (0 if found.repeats else history),
         base_part=float(parts.base_BC),
         base_part_at_mean=float(at_mean_1I[0, item - 1]),
         base_moved=relative_change(at_mean_1I, as_is_1I),

@@ -5,7 +5,6 @@
 vector index ranks as the model does. User vectors are the states after whole histories. Shape suffixes: `D` width.
 """
 
-import io
 import logging
 
 import numpy as np
@@ -13,6 +12,8 @@ import pyarrow as pa
 
 from raygr import runs
 from raygr.config_results import ExportConfig
+from raygr.data.ids import check_lines, write_id_lines
+from raygr.data.list_columns import list_column
 from raygr.recommenders.serving import Recommender, load_recommender
 from raygr.schema import ITEM_VECTORS, USER_VECTORS, VECTOR_SCHEMA
 
@@ -23,6 +24,8 @@ USERS_AT_ONCE = 1024
 
 def export(config: ExportConfig) -> runs.Run:
     recommender = load_recommender(config.train)
+    for ids in (recommender.item_ids_I, recommender.user_ids_U):
+        check_lines(ids.tolist())
     run = runs.start_run(config.output, job="export", config=config)
     write_vectors(run, ITEM_VECTORS, recommender.item_ids_I, recommender.rows_ID.numpy())
     write_vectors(run, USER_VECTORS, recommender.user_ids_U, user_vectors(recommender))
@@ -40,13 +43,9 @@ def user_vectors(recommender: Recommender) -> np.ndarray:
 
 
 def write_vectors(run: runs.Run, name: str, ids: np.ndarray, vectors: np.ndarray) -> None:
-    count, width = vectors.shape
-    lists = pa.ListArray.from_arrays(
-        pa.array(np.arange(count + 1) * width, pa.int32()), pa.array(vectors.astype(np.float32).ravel())
-    )
-    runs.write_table(pa.table([pa.array(ids, pa.string()), lists], schema=VECTOR_SCHEMA), run.file(f"{name}.parquet"))
-    runs.write_text("".join(f"{one}\n" for one in ids), run.file(f"{name}.ids.txt"))
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(vectors, dtype=np.float32))
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    runs.write_table(pa.table([pa.array(ids), list_column(vectors)], schema=VECTOR_SCHEMA), run.file(f"{name}.parquet"))
+    write_id_lines(ids.tolist(), run.file(f"{name}.ids.txt"))
     filesystem, inner = runs.filesystem_of(run.file(f"{name}.npy"))
-    filesystem.pipe_file(inner, buffer.getvalue())
+    with filesystem.open(inner, "wb") as file:
+        np.save(file, vectors)

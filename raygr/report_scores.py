@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raygr.balance import log_rows
 from raygr.data.vectors import read_vectors
 from raygr.runs import join, read_table
 from raygr.schema import SCORES
@@ -33,9 +34,13 @@ def read_scores(run: str) -> ScoreMatrix:
     A run has one list of aspects; rows with another list than the first row's are left out.
     """
     table = read_table(join(run, SCORES), ["subject_id", "aspects", "expected", "reason"])
+    read = len(table)
     table = table.filter(pc.equal(table["reason"], "ok"))
     lists = table["aspects"].to_pylist()
     aspects = lists[0] if lists else []
+    other = sum(names != aspects for names in lists)
+    dropped = {"not_read_in_full": read - len(lists), "of_other_aspects": other}
+    log_rows(f"subjects of {run}", read=read, kept=len(lists) - other, dropped=dropped)
     table = table.filter(pa.array([names == aspects for names in lists], pa.bool_()))
     values = pc.list_flatten(table["expected"]).cast(pa.float64()).to_numpy()
     return ScoreMatrix(table["subject_id"].to_pylist(), aspects, values.reshape(-1, len(aspects) or 1))

@@ -2,14 +2,24 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from toy_data import walks, write_prepared
 
 from raygr import runs
 from raygr.aspects.aspects import load_aspects
-from raygr.aspects.batch_files import Request, import_answers, numbered, read_answer, request_line, write_file
+from raygr.aspects.batch_files import (
+    Request,
+    import_answers,
+    numbered,
+    read_answer,
+    request_line,
+    write_file,
+    write_requests,
+)
 from raygr.aspects.store import ScoreStore
 from raygr.cli import main
 from raygr.config import ConfigError, RequestConfig, ScoreConfig
@@ -32,6 +42,28 @@ def write_lines(path: Path, lines: list[Any]) -> str:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")
     return str(path)
+
+
+def test_a_request_is_one_line_for_every_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """JSON allows U+2028 and its like in a string, but str.splitlines and other readers end a line there."""
+    odd = "a\u2028b\u2029c\x85d"
+    monkeypatch.setattr("raygr.aspects.batch_files.system_text", lambda aspects, subjects: odd)
+    monkeypatch.setattr("raygr.aspects.batch_files.user_message", lambda row, settings: odd)
+    settings = SimpleNamespace(aspects=None, subjects=None)
+    rows = [{"prompt_ids": [1], "shared_tokens": 0, "prompt_sha256": digest} for digest in "ab"]
+    write_requests(pa.Table.from_pylist(rows), str(tmp_path / "p.jsonl"), settings=settings, request=request())
+    lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+    said = [[message["content"] for message in json.loads(line)["body"]["messages"]] for line in lines]
+    assert said == [[odd, odd]] * 2
+
+
+def test_answers_and_the_lines_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    path = write_lines(
+        tmp_path / "a.jsonl", [answer_line("a", answer_text(7)), answer_line("b", None, status=500), "x"]
+    )
+    import_answers([path], ScoreStore(str(tmp_path / "store")), asked={"a", "b"}, names=NAMES)
+    assert f"answers of {path}: 1 of 3 kept; left out: 1 failed, 1 not json" in caplog.messages
 
 
 def test_every_line_is_filed_or_counted_by_its_reason(tmp_path: Path):

@@ -19,14 +19,29 @@ def wrapped(cause: Exception) -> Exception:
     return RayTaskError("map", text, cause, proctitle="ray::Map", pid=1, ip="127.0.0.1").as_instanceof_cause()
 
 
-def of_user_code(cause: Exception) -> Exception:
-    error = UserCodeException("text of a traceback\n" * 100)
-    error.__cause__ = cause
-    return error
+FRAME = '  File "engine.py", line 1, in score\n    raise it\n    ^^^^^^^^\n'
+CAUSED = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+
+
+def of_user_code(*errors: str) -> Exception:
+    """As Ray Data raises what a function of ours raised, which does not travel: its text alone does."""
+    place, last = (
+        "\x1b[36mray::Map()\x1b[39m (pid=7)\n",
+        "ray.exceptions.UserCodeException: UDF failed.\nTo change retries",
+    )
+    text = CAUSED.join([*(f"{place}{FRAME * 50}{one}" for one in errors), place + last])
+    return RayTaskError("map", text, UserCodeException("UDF failed"), pid=1, ip="127.0.0.1").as_instanceof_cause()
+
+
+def of_an_actor(error: str) -> Exception:
+    """That failed to start."""
+    return ActorDiedError(RayTaskError("init", f"ray::Engine.__init__()\n{FRAME * 50}{error}", KeyError("rope")))
 
 
 REFUSED = ConfigError("model: gone is not there")
-TRACEBACK = "ray::Engine.__init__()\n  File engine.py, line 1\n    raise\nKeyError: 'rope'\n"
+PYDANTIC = (
+    "pydantic_core.ValidationError: 1 error for ModelConfig\n  dtype is none\n    See https://errors.pydantic.dev"
+)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +52,15 @@ TRACEBACK = "ray::Engine.__init__()\n  File engine.py, line 1\n    raise\nKeyErr
         (OSError(30, "Read-only file system", "/ro"), "[Errno 30] Read-only file system: '/ro'", 2),
         (KeyError("rope"), "KeyError: 'rope' (--debug shows the traceback)", 1),
         (wrapped(REFUSED), "model: gone is not there", 2),
-        (wrapped(of_user_code(REFUSED)), "model: gone is not there", 2),
-        (of_user_code(wrapped(REFUSED)), "model: gone is not there", 2),
+        (of_user_code("raygr.data.refusals.InputError: a.csv: no rows"), "a.csv: no rows", 2),
+        (of_user_code("KeyError: 1", "raygr.config.ConfigError: a.csv: no rows"), "a.csv: no rows", 2),
+        (of_user_code("FileNotFoundError: [Errno 2] m.csv"), "[Errno 2] m.csv", 2),
+        (of_user_code("TypeError: bad call"), "TypeError: bad call (--debug", 1),
         (WorkerGroupError("text\n" * 99, {0: wrapped(REFUSED)}), "model: gone is not there", 2),
         (ControllerError(REFUSED), "model: gone is not there", 2),
-        (ActorDiedError(RayTaskError("init", TRACEBACK, KeyError("rope"))), "KeyError: 'rope'", 1),
+        (of_an_actor("KeyError: 'rope'"), "KeyError: 'rope' (--debug", 1),
+        (of_an_actor("ValueError: max_model_len is too large"), "max_model_len is too large", 2),
+        (of_an_actor(PYDANTIC), "ValidationError: 1 error for ModelConfig dtype is none See https", 1),
         (TypeError("a\n" * 2000), "TypeError: a a", 1),
     ],
 )

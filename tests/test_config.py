@@ -23,7 +23,7 @@ from raygr.config import (
     load_config,
 )
 from raygr.config_reproduce import EXPERIMENTS
-from raygr.config_results import ExplainConfig
+from raygr.config_results import ExplainConfig, RecommendConfig
 from raygr.files import model_place
 from raygr.pipeline import STAGES, checked_stage
 
@@ -126,6 +126,25 @@ def test_fields_that_change_no_result_are_fields():
     for kind in [*STAGES.values(), ExplainConfig]:
         names = {name.partition(".")[0] for name in getattr(kind, "SPEED", ())}
         assert names <= {field.name for field in dataclasses.fields(kind)}
+
+
+def test_whole_numbers_are_ids(tmp_path):
+    needed = ["output=o", "train=t"]
+    given = {"[101,102]": ("101", "102"), "['007',8]": ("007", "8"), "12": ("12",), "/u.txt": "/u.txt"}
+    for text, ids in given.items():
+        assert load_config(RecommendConfig, None, [*needed, f"users={text}"]).users == ids
+    file = tmp_path / "recommend.yaml"
+    file.write_text("output: o\ntrain: t\nusers:\n- 101\n- a b\n")
+    assert load_config(RecommendConfig, str(file), []).users == ("101", "a b")
+    explained = load_config(ExplainConfig, None, [*needed, "item=12", "users=[1,2]"])
+    assert (explained.item, explained.users) == ("12", ("1", "2"))
+
+
+@pytest.mark.parametrize("text", ["[1.5]", "[true]", "1.5", "[null]"])
+def test_what_may_have_been_another_id_is_refused(text):
+    for kind in (RecommendConfig, ExplainConfig):
+        with pytest.raises(ConfigError, match=r"users.*(is no id: ids are text or whole|valid tuple)"):
+            load_config(kind, None, ["output=o", "train=t", f"users={text}"])
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

@@ -103,7 +103,7 @@ def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
     config = settings(toy, tiny_model, teacher="profile", warm_start_epochs=1, evaluate_every=3)
     run = finetune(config)
     record = runs.read_run(run.path, job="finetune")
-    assert record["inputs"].keys() == {config.data, config.item_scores, config.aspects}
+    assert record["inputs"].keys() == {config.data, config.item_scores, config.aspects, config.model}
     assert record["counts"]["users"]["train"] == 9 and record["counts"]["steps"] == 6
     lines = [json.loads(line) for line in Path(run.file(STEPS)).read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["warm_start"] * 3 + ["reinforcement"] * 6

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raygr.config import PrepareConfig, load_config
@@ -59,7 +60,7 @@ def check_contract(run: Run) -> dict[str, pa.Table]:
     assert reviews.sort_by(numbers).select(INTERACTION_SCHEMA.names).equals(rows)
     assert not any(items[name].null_count for name in ("title", "description", "categories", "details"))
     counts, sizes = counts_of(run), read_json(run.file("statistics.json"))
-    for part in ("reviews", "items"):
+    for part in ("reviews", "items", "users", "reviewed_items"):
         extra = counts[part]["without_metadata"] if part == "items" else 0
         assert counts[part]["kept"] - extra == counts[part]["read"] - sum(counts[part]["by_reason"].values())
     assert (sizes["users"], sizes["items"], sizes["reviews"]) == (users.num_rows, items.num_rows, rows.num_rows)
@@ -177,6 +178,65 @@ def test_bad_metadata_is_refused_too(local_ray, tmp_path):
         run_prepare(loose(tmp_path, reviews=[reviews], metadata=[str(tmp_path / "m.jsonl")]))
 
 
+def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(local_ray, tmp_path):
+    """Ids 0001 in the reviews, and 1, an integer column, in the metadata."""
+    (tmp_path / "r.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u,{i:04d},{i}\n" for i in range(1, 9)))
+    pq.write_table(pa.table({"item_id": list(range(1, 9)), "title": ["t"] * 8}), tmp_path / "m.parquet")
+    config = loose(tmp_path, reviews=[str(tmp_path / "r.csv")], metadata=[str(tmp_path / "m.parquet")], format="table")
+    with pytest.raises(InputError, match=r"8 of 8 items have none, such as '0001', '0002', .* such as '1', '2', "):
+        run_prepare(config)
+    assert not (tmp_path / "run" / "reviews").exists()
+
+
+def test_metadata_that_match_little_are_warned_of(caplog):
+    reduced, _ = reduce(from_scan(random_scan(200)), loose(Path("x"), reviews=["x"]))
+    kept = interactions.assign(reduced, loose(Path("x"), reviews=["x"]))
+    items = kept.item_ids.to_pylist()
+    prepare.check_matched(kept, pa.chunked_array([pa.array(items)]), matched=len(items))
+    assert not caplog.text
+    prepare.check_matched(kept, pa.chunked_array([pa.array([*items[:3], "1"])]), matched=3)
+    assert f"metadata: {len(items) - 3} of {len(items)} items have none, such as {items[3]!r}" in caplog.text
+
+
+def test_what_is_left_out_is_said_by_reason(local_ray, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [review(user, item, time) for time, (user, item) in enumerate(["ax", "ax", "ay", "az", "bx", "bx", "cw"])]
+    rows += [{**review("a", "q", 9), "rating": 11}]
+    metadata = [{"parent_asin": "x", "title": "X"}, {"parent_asin": "y", "title": " "}, {"parent_asin": "x"}]
+    config = loose(
+        tmp_path, reviews=[write_lines(tmp_path / "r.jsonl", rows)],
+        metadata=[write_lines(tmp_path / "m.jsonl", metadata)],
+        max_bad_fraction=0.5, max_text_chars=9,
+    )  # fmt: skip
+    check_contract(run_prepare(config))
+    for line in (
+        "reviews: 5 of 8 kept; left out: 1 rating out of range, 2 duplicate",
+        "of each user and item the first stays; keep_duplicate: all keeps repeats",
+        "users: 3 of 3 kept",
+        "reviewed items: 4 of 4 kept",
+        "rows of metadata: 2 of 3 kept; left out: 1 duplicate",
+        "2 of 4 items have no metadata",
+        "3 of 4 items have no title or text",
+        "2 of 3 users have no test interaction",
+        "5 review texts were cut to 9 characters",
+    ):
+        assert line in caplog.messages
+
+
+def test_repeats_are_kept_when_asked_for(local_ray, tmp_path):
+    """220 of 2,000 orders of a shop went as duplicates without a word."""
+    rows = [f"u{n % 4},i{n % 3},{1_700_000_000 + n}\n" for n in range(48)]
+    (tmp_path / "orders.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    run = run_prepare(loose(tmp_path, reviews=[str(tmp_path / "orders.csv")], format="table", keep_duplicate="all"))
+    tables = check_contract(run)
+    assert tables["interactions.parquet"].num_rows == 48 and counts_of(run)["reviews"]["by_reason"] == {}
+
+
+def test_rows_that_a_second_reading_does_not_find_are_an_error():
+    with pytest.raises(InputError, match="reviews: 5 rows to write, 4 found again"):
+        prepare.check_written(4, 5, what="reviews")
+
+
 def test_what_cannot_be_prepared_says_what_to_change(local_ray, tmp_path):
     missing = loose(tmp_path, reviews=[str(tmp_path / "no*.gz")])
     with pytest.raises(InputError, match="no file matches"):
@@ -230,7 +290,7 @@ def as_events(data: interactions.Interactions) -> list[tuple]:
 
 def plain_reduce(rows: list[tuple], config: PrepareConfig) -> list[tuple]:
     ordered = rows if config.keep_duplicate == "first" else rows[::-1]
-    kept = list({(r[3], r[4]): r for r in reversed(ordered)}.values())
+    kept = rows if config.keep_duplicate == "all" else list({(r[3], r[4]): r for r in reversed(ordered)}.values())
     by_user = defaultdict(list)
     for row in sorted(kept):
         by_user[row[3]].append(row)
@@ -249,7 +309,7 @@ def plain_reduce(rows: list[tuple], config: PrepareConfig) -> list[tuple]:
 
 
 @pytest.mark.parametrize("filter", ["k_core", "items_then_users", "users_then_items"])
-@pytest.mark.parametrize("keep", ["first", "last"])
+@pytest.mark.parametrize("keep", ["first", "last", "all"])
 @pytest.mark.parametrize("last", [None, 7])
 def test_reduce_against_loops(filter, keep, last):
     scan = random_scan()
@@ -258,7 +318,7 @@ def test_reduce_against_loops(filter, keep, last):
     kept, dropped = reduce(from_scan(scan), config)
     assert as_events(kept) == plain_reduce(events(scan), config)
     assert 0 < len(kept) < 600
-    assert sum(dropped.values()) == 600 - len(kept)
+    assert sum(one.interactions for one in dropped.values()) == 600 - len(kept)
 
 
 def test_one_pass_filters_and_the_k_core_differ_on_a_chain():

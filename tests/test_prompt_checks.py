@@ -9,7 +9,7 @@ import pytest
 from toy_data import typed, walks, write_prepared
 
 from raygr import runs
-from raygr.aspects.asking import prompt_settings
+from raygr.aspects.asking import check_settings, prompt_settings
 from raygr.aspects.chosen_subjects import chosen_prompts, subjects_of, whole_texts
 from raygr.aspects.prompt_checks import check_prompts, first_difference
 from raygr.aspects.subjects import PromptSettings, encoder_of
@@ -124,6 +124,18 @@ def test_left_out_reviews_are_counted_and_warned_of(shop, caplog):
     assert counts["reviews_used"] + counts["reviews_left_out"] == 60  # all train reviews
     assert 0 < counts["reviews_left_out"] == pc.sum(prompts["reviews_left_out"]).as_py()
     assert f"left out the oldest reviews of 10 of 10 users: {counts['reviews_left_out']} of 60 reviews" in caplog.text
+
+
+def test_an_earlier_cutoff_shows_the_first_part_and_says_so(shop):
+    """Eight interactions of which six are train: half of them are positions 0 to 2, whose words the prompt holds."""
+    prompts, settings = asked(shop, subjects="users", cutoff_fraction=0.5)
+    assert prompts["cutoff_position"].to_pylist() == [2] * 10
+    for user, ids in enumerate(prompts["prompt_ids"].to_pylist()):
+        text = encoder_of(settings).tokenizer.decode(ids)
+        assert [at for at in range(8) if f"words of u{user} at {at}\n" in text + "\n"] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="cutoff_fraction is for subjects: users"):
+        items = ScoreConfig(output="o", data=shop, subjects="items", aspects=ASPECTS, cutoff_fraction=0.5)
+        check_settings(items, "probe", exchanges=False)
 
 
 def test_the_texts_of_users_are_read_in_the_order_asked_for(shop):

@@ -1,5 +1,6 @@
 """All recommenders and losses in the one loop: they learn, resume, split over workers, and their scores split."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from toy_data import cycles, random_scores, walks, write_csv, write_prepared
 
 from raygr.config import ConfigError, TrainConfig
+from raygr.recommenders import loop
 from raygr.recommenders.inputs import load_inputs
 from raygr.recommenders.loop import (
     Share,
@@ -23,7 +25,7 @@ from raygr.recommenders.loop import (
     train_epoch,
     training_rounds,
 )
-from raygr.recommenders.objective import epoch_contents, epoch_draws, whole_batch
+from raygr.recommenders.objective import WholeBatch, epoch_contents, epoch_draws, whole_batch
 from raygr.recommenders.optimizer import build_optimizers, learning_rate
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
@@ -228,6 +230,142 @@ def test_user_vectors_are_trained_only_where_asked(toy: Path, changes: dict[str,
     assert torch.equal(vectors[0], frozen.model.embedding.users_UA)
     # a step of .01 in units of the table, whose deviation is sqrt(2 / (20 + 16))
     assert 0.001 < (vectors[1] - vectors[0]).abs().mean() < 1
+
+
+SAMPLED = {"loss": "sampled_cross_entropy", "negatives": 16}
+
+
+def learned_in_an_epoch(config: TrainConfig) -> list[tuple[int, int]]:
+    """(user, item) of every target in the loss."""
+    inputs, draws = load_inputs(config), epoch_draws(0, 1, 0)
+    pairs = []
+    for content in epoch_contents(config, inputs, 1):
+        batch = whole_batch(config, inputs, content, torch.ones(ITEMS), draws).batch
+        row_N = batch.in_loss_BL.nonzero()[:, 0]
+        pairs += zip(batch.user_B[row_N].tolist(), batch.target_BL[batch.in_loss_BL].tolist(), strict=True)
+    return sorted(pairs)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "gru4rec sessions", "gru4rec plus", "sasrec sampled"])
+@pytest.mark.parametrize("known", ["all", "after_prompt"])
+def test_histories_longer_than_a_window_are_learned_whole(toy: Path, name: str, known: str):
+    """10 train interactions in windows of 4: every one but the first, or those behind a prompt of 5, once."""
+    changes = guided(toy, user_guided_train=known) | RECOMMENDERS[name]
+    learned = learned_in_an_epoch(settings(toy, max_history=4, **changes))
+    first = 5 if known == "after_prompt" else 1
+    assert learned == sorted((u, i) for u, history in enumerate(cycles(20, ITEMS, 12)) for i in history[first:10])
+    newest = learned_in_an_epoch(settings(toy, max_history=4, windows="last", **changes))
+    assert newest == sorted((u, i) for u, history in enumerate(cycles(20, ITEMS, 12)) for i in history[6:10])
+
+
+def test_streams_of_random_numbers_do_not_move_each_other(toy: Path):
+    """Masks are the same whatever negatives are drawn, and negatives whatever is masked; no two share a seed."""
+    draws = epoch_draws(0, 1, 0)
+    seeds = {draws.dropout_seed, draws.masks.initial_seed(), draws.negatives.initial_seed(), *range(20)}
+    assert len(seeds) == 23 and epoch_draws(0, 1, 1).dropout_seed != draws.dropout_seed
+
+    def drawn(**changes: Any) -> tuple[list, list]:
+        config = settings(toy, model="bert4rec", loss="sampled_cross_entropy", **changes)
+        inputs, draws = load_inputs(config), epoch_draws(0, 1, 0)
+        contents = epoch_contents(config, inputs, 1)
+        found = [whole_batch(config, inputs, one, torch.ones(ITEMS).cumsum(0) / ITEMS, draws) for one in contents]
+        return [one.batch.in_loss_BL.tolist() for one in found], [one.shared_K.tolist() for one in found]
+
+    few, more, denser = drawn(negatives=4), drawn(negatives=5), drawn(negatives=4, mask_rate=0.5)
+    assert few[0] == more[0] != denser[0]
+    assert few[1] == denser[1] != more[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "bce"},
+        {"model": "bert4rec", **SAMPLED},
+        {"model": "gru4rec", "loss": "bpr_max", "negatives": 16},
+        {"fusion": "concat", "base_width": 14, **SAMPLED},
+        {"fusion": "add", "optimizer": "sparse_adam", **SAMPLED},
+    ],
+    ids=str,
+)
+def test_a_batchs_items_alone_give_the_gradient_of_the_whole_table(toy: Path, changes: dict, monkeypatch: Any):
+    write_prepared(toy / "prepare2", cycles(20, ITEMS, 12), items=ITEMS + 5)  # five that no batch touches
+    config = settings(toy, **(guided(toy) if "fusion" in changes else {}), **changes, data=str(toy / "prepare2"))
+    loss, gradients = gradient(config, Share())
+    everything = torch.arange(1, ITEMS + 6)
+    monkeypatch.setattr(loop, "renumbered", lambda whole, items: whole._replace(item_J=everything))
+    whole_loss, whole_gradients = gradient(config, Share())
+    torch.testing.assert_close(loss, whole_loss)
+    for found, expected in zip(gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sparse_rows_of_adagrad_learn_what_dense_ones_do(toy: Path, monkeypatch: Any):
+    config = settings(toy, optimizer="adagrad", max_grad_norm=0.5, **SAMPLED)
+    sparse = begun(config)
+    one_epoch(sparse)
+    assert sparse.model.embedding.base_ID.grad.is_sparse
+    monkeypatch.setattr(loop, "has_sparse_rows", lambda config: False)
+    dense = begun(config)
+    one_epoch(dense)
+    assert not dense.model.embedding.base_ID.grad.is_sparse
+    # not those of all weights: the keys' bias changes no score, and Adagrad makes whole steps of its rounding errors
+    rows = [training.model.embedding.base_ID for training in (sparse, dense)]
+    torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-6)
+
+
+def test_sparse_adam_moves_a_batchs_rows_as_adam_does_at_first_and_no_others(toy: Path):
+    """Rows without a gradient yet stand still in both; then only Adam moves them on."""
+    moved = {}
+    for optimizer in ("adam", "sparse_adam"):
+        config = settings(toy, optimizer=optimizer, batch_size=2, loss="sampled_cross_entropy", negatives=1)
+        training = begun(config)
+        draws, tables = epoch_draws(0, 1, 0), [training.model.embedding.base_ID.detach().clone()]
+        for example in (0, 10):  # items 1 to 10, then 11 to 20, and the shared one
+            whole = whole_batch(config, training.inputs, torch.tensor([example]), training.popularity_I, draws)
+            whole = WholeBatch(whole.batch, torch.tensor([20]), whole.expected_K)
+            accumulate_gradients(training, whole)
+            loop.take_step(training, 0.01)
+            tables.append(training.model.embedding.base_ID.detach().clone())
+        moved[optimizer] = [(after != before).any(1) for before, after in itertools.pairwise(tables)]
+        moved[optimizer].append(tables[1])
+    torch.testing.assert_close(moved["sparse_adam"][2], moved["adam"][2])
+    first, second = torch.arange(1, 21) <= 10, torch.arange(1, 21) > 10
+    assert torch.equal(moved["adam"][0], first | (torch.arange(1, 21) == 20))
+    assert torch.equal(moved["sparse_adam"][0], moved["adam"][0])
+    assert moved["adam"][1].all() and torch.equal(moved["sparse_adam"][1], second)
+
+
+def test_a_worker_without_examples_adds_zeros_to_the_same_rows(toy: Path, monkeypatch: Any):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)
+    config = settings(toy, optimizer="sparse_adam", **SAMPLED)
+    sizes = []
+    for share in (Share(0, 9), Share(8, 9)):  # batches of eight
+        training = begun(config, share)
+        content, draws = epoch_contents(config, training.inputs, 1)[0], epoch_draws(0, 1, share.rank)
+        accumulate_gradients(training, whole_batch(config, training.inputs, content, training.popularity_I, draws))
+        rows = training.model.embedding.base_ID.grad
+        sizes.append((rows.indices().tolist(), sum(p.grad.numel() for p in training.model.parameters())))
+        assert (rows.values() == 0).all() == (share.rank == 8)
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "bce"},
+        SAMPLED,
+        {"model": "gru4rec", "loss": "bpr_max", "negatives": 4},
+        {"model": "gru4rec", "loss": "top1", "session_parallel": True},
+        {"model": "bert4rec", "loss": "bce"},
+    ],
+    ids=str,
+)
+def test_a_user_who_has_every_item_is_trained_beside_others(tmp_path: Path, changes: dict):
+    everything = [*range(1, 9), 1, 2]  # all eight, and two again as validation and test
+    write_prepared(tmp_path / "prepare", [everything, [1, 2, 3, 4, 5], everything[::-1]], items=8)
+    training = begun(settings(tmp_path, **changes))
+    one_epoch(training)
+    assert all(parameter.isfinite().all() for parameter in training.model.parameters())
 
 
 def test_published_schedule_by_hand():

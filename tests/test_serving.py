@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,9 +16,19 @@ from raygr import runs
 from raygr.compare import compare
 from raygr.config import ConfigError, TrainConfig
 from raygr.config_results import CompareConfig, ExportConfig, RecommendConfig
+from raygr.data.ids import write_id_lines
 from raygr.data.vectors import read_vectors
 from raygr.export import export
-from raygr.recommend import RecommendingActor, actor_settings, read_subjects, recommendations
+from raygr.recommend import (
+    RecommendingActor,
+    actor_settings,
+    contiguous,
+    list_counts,
+    read_subjects,
+    recommend,
+    recommendations,
+    without_lists,
+)
 from raygr.recommenders.inputs import load_inputs
 from raygr.recommenders.loop import Share, start_training
 from raygr.recommenders.outputs import write_outputs
@@ -29,9 +41,9 @@ USERS, ITEMS, LENGTH = 14, 30, 9
 HISTORIES = walks(USERS, ITEMS, LENGTH, seed=7)
 
 
-def trained(folder: Path, **changes: Any) -> str:
+def trained(folder: Path, *, user_ids: list[str] | None = None, **changes: Any) -> str:
     """A finished train run of a model with random weights, but learned maps that matter."""
-    write_prepared(folder / "prepare", HISTORIES, items=ITEMS)
+    write_prepared(folder / "prepare", HISTORIES, items=ITEMS, user_ids=user_ids)
     scores_IA = random_scores(ITEMS, 2, seed=3)
     path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ["a", "b"])
     guided = {"item_scores": path, "user_scores": "profile", "user_guided_train": "all"}
@@ -194,7 +206,9 @@ def test_wrong_histories_are_named_with_file_and_row(run: str, tmp_path: Path):
         ('{"history_id": "a", "item_ids": ["i3"]}\n{"history_id": "b", "item_ids": []}\n', "history in row 2 is empty"),
         ('{"history_id": "a", "item_ids": ["i3", "zz"]}\n', "no item zz"),
         ('{"history_id": "a", "items": ["i3"]}\n', "no column item_ids; it has history_id, items"),
-        ('{"history_id": 7, "item_ids": ["i3"]}\n', "history_id is int64, not string .*quotes"),
+        ('{"history_id": 7.5, "item_ids": ["i3"]}\n', "history_id: row 1 has no id.*text or whole numbers"),
+        ('{"history_id": "a", "item_ids": ["i3", true]}\n', "item_ids: row 1 has no id"),
+        ('{"history_id": "a", "item_ids": ["i3"]}\n{"history_id": "a", "item_ids": ["i4"]}\n', "a is there more than"),
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"h\.jsonl: .*{message}"):
@@ -226,6 +240,25 @@ def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):
         np.testing.assert_array_equal(vectors.values_SA.astype(np.float32), expected)
 
 
+def test_ids_with_other_line_ends_survive_export_and_come_back(tmp_path: Path):
+    ids = ["a\u2028b", "c\x85d", " e ", *(f"u{user}" for user in range(3, USERS))]
+    path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
+    found = export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    for name in ("user_vectors.parquet", "user_vectors.npy"):
+        assert read_vectors(found.file(name), subjects="users", column="expected", aspects=None).ids_S.tolist() == ids
+    write_id_lines(ids[:3], str(tmp_path / "users.txt"))
+    config = RecommendConfig(output="x", train=path, users=str(tmp_path / "users.txt"))
+    assert read_subjects(config, read_train_config(path))["subject_id"].to_pylist() == ids[:3]
+
+
+def test_an_id_with_a_line_break_is_refused_before_anything_is_exported(tmp_path: Path):
+    ids = ["a\nb", *(f"u{user}" for user in range(1, USERS))]
+    path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
+    with pytest.raises(ValueError, match=r"'a\\nb' \(1 such\) holds a line break"):
+        export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    assert not (tmp_path / "export").exists()
+
+
 def test_an_actor_writes_one_part_per_batch_and_the_same_one_again(run: str, recommender: Recommender, tmp_path: Path):
     scores = str(Path(run).parent / "s.csv")
     config = RecommendConfig(output=str(tmp_path), train=run, n=3, mmr_weight=0.2, mmr_scores=scores)
@@ -233,16 +266,110 @@ def test_an_actor_writes_one_part_per_batch_and_the_same_one_again(run: str, rec
     actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
     subjects = read_subjects(config, train_config)
     for first, last in ((0, 10), (10, USERS), (10, USERS)):
-        assert actor(subjects.slice(first, last - first))["recommended"].tolist() == [3 * (last - first)]
+        assert actor(subjects.slice(first, last - first))["subjects"].tolist() == [last - first]
     assert sorted(path.name for path in (tmp_path / "recommendations").iterdir()) == [
-        "part-000000000.parquet",
-        "part-000000010.parquet",
+        "part-000000000-000000009.parquet",
+        "part-000000010-000000013.parquet",
     ]
     table = runs.read_table(str(tmp_path / "recommendations"))
     guided = load_recommender(run, list_scores=scores)
     expected = [one.item_id for user in range(USERS) for one in guided.recommend(f"u{user}", n=3, mmr_weight=0.2)]
     refined = [one.item_id for user in range(USERS) for one in recommender.recommend(f"u{user}", n=3, mmr_weight=0.2)]
     assert table["item_id"].to_pylist() == expected != refined
+
+
+@pytest.mark.parametrize("name", ["large", "view", "dictionary", "fixed", "polars", "pandas"])
+def test_histories_of_any_writer_are_read(run: str, tmp_path: Path, name: str):
+    path, ids = str(tmp_path / "h.parquet"), pa.array(["a", "b"])
+    lists = [["i3", "i4"], ["i5", "i3"]]
+    match name:
+        case "polars":
+            polars.DataFrame({"history_id": ["a", "b"], "item_ids": lists}).write_parquet(path)
+        case "pandas":
+            pandas.DataFrame({"history_id": ["a", "b"], "item_ids": lists}).to_parquet(path)
+        case _:
+            text, listed = {
+                "large": (pa.large_string(), pa.large_list(pa.large_string())),
+                "view": (pa.string_view(), pa.list_(pa.string_view())),
+                "dictionary": (pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+                "fixed": (pa.string(), pa.list_(pa.string(), 2)),
+            }[name]
+            pq.write_table(pa.table({"history_id": ids.cast(text), "item_ids": pa.array(lists).cast(listed)}), path)
+    config = RecommendConfig(output="x", train=run, histories=path)
+    subjects = read_subjects(config, read_train_config(run))
+    assert subjects["subject_id"].to_pylist() == ["a", "b"]
+    assert subjects["items"].to_pylist() == [[3, 4], [5, 3]]
+
+
+def test_a_list_of_histories_without_ids_or_lists_is_refused(run: str, tmp_path: Path):
+    path = str(tmp_path / "h.parquet")
+    for columns, message in [
+        ({"history_id": ["a"], "item_ids": ["i3"]}, "item_ids is string, not a list"),
+        ({"history_id": ["a", None], "item_ids": [["i3"], ["i4"]]}, "history_id: row 2 has no id, but None"),
+        ({"history_id": ["a", "b"], "item_ids": [["i3"], ["i4", None]]}, "item_ids: row 2 has no id, but None"),
+        ({"history_id": ["a"], "item_ids": [[True]]}, "item_ids: values of type bool are no ids"),
+    ]:
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(ValueError, match=rf"h\.parquet: {message}"):
+            read_subjects(RecommendConfig(output="x", train=run, histories=path), read_train_config(run))
+
+
+def test_a_user_named_twice_has_one_list_and_that_is_said(run: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    config = RecommendConfig(output="x", train=run, users=("u3", "u2", "u3"))
+    assert read_subjects(config, read_train_config(run))["subject_id"].to_pylist() == ["u3", "u2"]
+    assert "users asked for: 2 of 3 kept; left out: 1 named twice" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"no file .*u3; ids themselves are a list: users=\[u3\]"):
+        read_subjects(RecommendConfig(output="x", train=run, users="u3"), read_train_config(run))
+
+
+def test_an_interrupted_run_keeps_its_parts_and_goes_on(
+    run: str, recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[list[int]] = []
+
+    def write_here(config: RecommendConfig, train_config: TrainConfig, subjects: pa.Table) -> None:
+        """Two batches, then a crash in the first attempt."""
+        actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
+        for first in range(0, len(subjects), config.batch_size):
+            if len(asked) == 2:
+                asked.append([])
+                raise KeyboardInterrupt
+            batch = subjects.slice(first, config.batch_size)
+            asked.append(batch["row"].to_pylist())
+            actor(batch)
+
+    monkeypatch.setattr("raygr.recommend.write_lists", write_here)
+    config = RecommendConfig(output=str(tmp_path / "out"), train=run, n=3, batch_size=5)
+    with pytest.raises(KeyboardInterrupt):
+        recommend(config)
+    folder = tmp_path / "out" / "recommendations"
+    (folder / "part-000000010-000000013.parquet.part").write_bytes(b"half")
+    found = recommend(config)
+    assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [], [10, 11, 12, 13]]
+    assert len(list(folder.iterdir())) == 3
+    expected = [one.item_id for user in range(USERS) for one in recommender.recommend(f"u{user}", n=3)]
+    assert runs.read_table(str(folder))["item_id"].to_pylist() == expected
+    counts = runs.read_run(found.path, job="recommend")["counts"]
+    assert counts == {"subjects": USERS, "with_list": USERS, "recommendations": USERS * 3}
+
+
+def test_subjects_with_a_part_have_their_lists_whatever_the_size_of_the_batches(tmp_path: Path):
+    subjects = pa.table({"row": list(range(10))})
+    assert len(without_lists(subjects, str(tmp_path / "not there"))) == 10
+    (tmp_path / "part-000000002-000000004.parquet").write_bytes(b"")
+    left = without_lists(subjects, str(tmp_path))
+    assert left["row"].to_pylist() == [0, 1, 5, 6, 7, 8, 9]
+    assert [part["row"].to_pylist() for part in contiguous(left.slice(1, 4))] == [[1], [5, 6, 7]]
+
+
+def test_who_has_no_item_left_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    rows = {"subject_id": ["a", "a"], "rank": [1, 2], "item_id": ["x", "y"], "score": [1.0, 0.5]}
+    runs.write_table(pa.table(rows), str(tmp_path / "r" / "part-0.parquet"))
+    counts = list_counts(2, str(tmp_path / "r"))
+    assert counts == {"subjects": 2, "with_list": 1, "recommendations": 2}
+    assert "subjects: 1 of 2 kept; left out: 1 no item left" in caplog.text
 
 
 def test_nobody_to_recommend_to_is_refused(run: str):
@@ -267,8 +394,6 @@ def test_trained_runs_are_compared(run: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_stage_writes_a_part_per_batch(run: str, recommender: Recommender, tmp_path: Path, local_ray: Any):
-    from raygr.recommend import recommend
-
     config = RecommendConfig(output=str(tmp_path / "out"), train=run, n=3, batch_size=5, workers=2, mmr_weight=0.5)
     found = recommend(config)
     table = runs.read_table(found.file("recommendations"))
@@ -282,4 +407,4 @@ def test_the_stage_writes_a_part_per_batch(run: str, recommender: Recommender, t
     rows = [(row["subject_id"], row["rank"], row["item_id"]) for row in table.to_pylist()]
     assert rows == expected
     counts = runs.read_run(found.path, job="recommend")["counts"]
-    assert counts == {"subjects": USERS, "recommendations": USERS * 3}
+    assert counts == {"subjects": USERS, "with_list": USERS, "recommendations": USERS * 3}

@@ -120,7 +120,7 @@ def test_vectors_in_one_list_column(tmp_path: Path):
     assert (vectors.ids_S.tolist(), vectors.aspects) == (["b", "a"], ("v0", "v1"))
     assert vectors.values_SA.tolist() == [[0.5, -1], [2, 3]]
     pq.write_table(pa.table({"id": ["b", "a"], "vector": [[0.5, -1.0], [2.0]]}), path)
-    with pytest.raises(ValueError, match=r"vectors\.parquet: the lists of column 'vector' are not all of one length"):
+    with pytest.raises(ValueError, match=r"vectors\.parquet: column 'vector': the lists are not all of one length"):
         read(str(path))
 
 

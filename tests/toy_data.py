@@ -58,13 +58,21 @@ def walks(users: int, items: int, length: int, *, seed: int) -> list[list[int]]:
 
 
 def write_prepared(
-    folder: Path, histories: list[list[int]], *, items: int, ratings: list[list[float]] | None = None, tests: int = 1
+    folder: Path,
+    histories: list[list[int]],
+    *,
+    items: int,
+    ratings: list[list[float]] | None = None,
+    tests: int = 1,
+    keep_duplicate: str = "first",
+    user_ids: list[str] | None = None,
 ) -> str:
     """A prepare run whose users' last `tests` interactions are test.
 
-    item_id is "i" + item_index and user_id "u" + user_index.
+    item_id is "i" + item_index and user_id "u" + user_index, unless `user_ids` are given.
     """
-    run = runs.start_run(str(folder), job="prepare", config={"split": "leave_one_out", "rating_range": [1, 5]})
+    config = {"split": "leave_one_out", "rating_range": [1, 5], "keep_duplicate": keep_duplicate}
+    run = runs.start_run(str(folder), job="prepare", config=config)
     rows = [
         row
         for user, history in enumerate(histories)
@@ -77,7 +85,8 @@ def write_prepared(
     item_rows = [(i, f"i{i}", f"title {i}", "", "", "", None, 0, None, 0) for i in range(1, items + 1)]
     runs.write_table(typed(list(zip(*item_rows, strict=True)), ITEM_SCHEMA), run.file(f"{ITEMS}/part-0.parquet"))
     cutoffs = [max(len(history) - tests - 2, -1) for history in histories]
-    user_table = [(u, f"u{u}", len(h), cutoffs[u], cutoffs[u]) for u, h in enumerate(histories)]
+    ids = user_ids or [f"u{u}" for u in range(len(histories))]
+    user_table = [(u, ids[u], len(h), cutoffs[u], cutoffs[u]) for u, h in enumerate(histories)]
     runs.write_table(typed(list(zip(*user_table, strict=True)), USER_SCHEMA), run.file(USERS))
     runs.finish_run(run, inputs=[], counts={})
     return str(folder)

@@ -55,6 +55,7 @@ def prompt_settings(config: ScoreConfig) -> PromptSettings:
         max_prompt_tokens=config.max_prompt_tokens,
         item_rating=config.item_rating,
         best_rating=prepared["config"]["rating_range"][1],
+        cutoff_fraction=config.cutoff_fraction,
     )
 
 
@@ -70,6 +71,8 @@ def check_settings(config: ScoreConfig, mode: str, *, exchanges: bool) -> None:
             f"answered_by: not set, so that another LLM's answers would be filed as those of {config.model}: "
             "set it to the name of the LLM that answers"
         )
+    if config.cutoff_fraction < 1 and config.subjects == "items":
+        raise ConfigError("cutoff_fraction is for subjects: users")
     if config.answered_by and config.adapter:
         raise ConfigError(f"answered_by: {config.answered_by} and adapter are two ways to score: set one of them")
 

@@ -12,7 +12,6 @@ Answers are read by the rules of parsing.py. A service gives no probabilities, s
 """
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -25,12 +24,13 @@ from raygr.aspects.parsing import read_completion
 from raygr.aspects.prompts import system_text, user_lead_in
 from raygr.aspects.store import ScoreStore, StoredScore
 from raygr.aspects.subjects import PromptSettings, encoder_of
+from raygr.balance import log_rows
 from raygr.config import RequestConfig
-
-logger = logging.getLogger(__name__)
 
 FILED, KNOWN = "filed", "known_before"
 NOT_JSON, NO_ID, UNKNOWN_PROMPT, REPEATED, FAILED = "not_json", "no_custom_id", "unknown_prompt", "repeated", "failed"
+# Characters that some readers end a line at, though JSON allows them inside a string.
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 ANSWERS_AT_ONCE = 4096  # answers of one file of the store
 # finish_reason, stop_reason or finishReason of an answer that was cut off at the token limit
 CUT = ("length", "max_tokens", "MAX_TOKENS", "model_length", "model_context_window_exceeded")
@@ -94,7 +94,7 @@ def request_lines(prompts: pa.Table, settings: PromptSettings, request: Request)
             written.add(row["prompt_sha256"])
             system = system_text(settings.aspects, settings.subjects)
             line = request_line(row["prompt_sha256"], system, user_message(row, settings), request)
-            yield json.dumps(line, ensure_ascii=False) + "\n"
+            yield json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n"
 
 
 def request_line(digest: str, system: str, user: str, request: Request) -> dict[str, Any]:
@@ -140,7 +140,8 @@ def import_answers(
     known = store.ratings_known()
     for path in paths:
         file_answers(path, store, asked, known, names, counts)
-    logger.info("score: answers of %s: %s", ", ".join(paths), json.dumps(counts))
+    others = {reason: count for reason, count in counts.items() if reason != FILED}
+    log_rows(f"answers of {', '.join(paths)}", read=counts.total(), kept=counts[FILED], dropped=others)
     if not counts[FILED] and not counts[KNOWN]:
         raise ValueError(f"{', '.join(paths)}: no line answers a prompt of this run ({json.dumps(counts)})")
     return dict(counts)

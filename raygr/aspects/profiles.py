@@ -36,5 +36,5 @@ def rating_weights(user_N: np.ndarray, rating_N: np.ndarray, users: int) -> np.n
 
 
 def prompt_lengths(train_count_U: np.ndarray, fraction: float) -> np.ndarray:
-    """How many of each user's first train interactions make the `after_prompt` vector: at least one of them."""
+    """How many of each user's first train interactions make a vector or prompt of the first part: at least one."""
     return np.minimum(np.maximum((train_count_U * fraction).astype(np.int64), 1), train_count_U)

@@ -31,7 +31,14 @@ from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environme
 from raygr.aspects.prompt_checks import CHECKED_COLUMNS, check_prompts
 from raygr.aspects.quality import log_quality, score_quality
 from raygr.aspects.store import REFUSED_BY_ENGINE, ScoreStore
-from raygr.aspects.subjects import PROMPT_SCHEMA, PromptSettings, encoder_of, item_prompts, user_prompt
+from raygr.aspects.subjects import (
+    PROMPT_SCHEMA,
+    PromptSettings,
+    encoder_of,
+    item_prompts,
+    subjects_left_out,
+    user_prompt,
+)
 from raygr.cluster import Node, cluster_nodes, connect
 from raygr.config import ConfigError, ScoreConfig
 
@@ -82,7 +89,8 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     runs.write_json(quality | speed(totals), run.file(schema.QUALITY))
     log_quality(quality)
     counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
-    counts |= {"prompts": scoring.prompt_counts} | ({"answers": filed} if filed else {})
+    counts |= {"left_out": subjects_left_out(config, asked=len(scores)), "prompts": scoring.prompt_counts}
+    counts |= {"answers": filed} if filed else {}
     inputs = [config.data, config.aspects, config.adapter, config.model, *answers]
     runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
     return run

@@ -11,9 +11,14 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from raygr import runs
 from raygr.aspects.aspects import AspectSet
+from raygr.aspects.profiles import prompt_lengths
 from raygr.aspects.prompts import Item, Prompt, PromptEncoder, Review, item_from_row, prompt_sha256
 from raygr.aspects.small_model import ModelError
+from raygr.balance import log_rows
+from raygr.config import ScoreConfig
+from raygr.schema import ITEMS, USERS
 
 PROMPT_SCHEMA = pa.schema(
     [
@@ -44,6 +49,8 @@ class PromptSettings:
     max_prompt_tokens: int
     item_rating: Literal["train", "none", "all"]
     best_rating: float
+    cutoff_fraction: float = 1.0
+    """users: the first part of the train interactions, which the prompt knows."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -87,8 +94,9 @@ def user_prompt(reviews: pa.Table, *, settings: PromptSettings, items: pa.Table,
 
 
 def history_of(reviews: pa.Table, items: pa.Table, settings: PromptSettings) -> list[Review]:
-    """One user's REVIEW rows, oldest first; `items` as for `user_prompt`."""
-    ordered = reviews.sort_by("position").to_pylist()
+    """What the prompt knows of one user's REVIEW rows, oldest first; `items` as for `user_prompt`."""
+    known = prompt_lengths(np.array([len(reviews)]), settings.cutoff_fraction)[0]
+    ordered = reviews.sort_by("position").slice(0, known).to_pylist()
     rows = items.take(pa.array([review["item_index"] - 1 for review in ordered])).to_pylist()
     return [
         review_of(review, item_from_row(row, settings.item_rating)) for review, row in zip(ordered, rows, strict=True)
@@ -105,6 +113,22 @@ def review_of(row: dict, item: Item) -> Review:
         title=row["review_title"],
         text=row["review_text"],
     )
+
+
+def subjects_left_out(config: ScoreConfig, *, asked: int) -> dict[str, int]:
+    """Of the data's items or users: how many are not asked about, by reason."""
+    if config.subjects == "items":
+        read, silent = runs.read_table(runs.join(config.data, ITEMS), ["item_index"]).num_rows, 0
+    else:
+        users = runs.read_table(runs.join(config.data, USERS), ["user_index", "cutoff_position"])
+        is_silent = (users["cutoff_position"].to_numpy() < 0) & (
+            users["user_index"].to_numpy() < (config.max_subjects or len(users))
+        )
+        read, silent = len(users), int(is_silent.sum())
+    beyond = max(0, read - config.max_subjects) if config.max_subjects else 0
+    dropped = {"beyond_max_subjects": beyond, "without_train_interaction": silent}
+    log_rows(config.subjects, read=read, kept=asked, dropped=dropped)
+    return dropped
 
 
 def prompt_row(subject_id: str, prompt: Prompt, *, cutoff: int | None) -> dict:

@@ -23,6 +23,7 @@ from raygr.aspects.aspects import load_aspects
 from raygr.aspects.prompts import Prompt, PromptEncoder, item_from_row
 from raygr.aspects.small_model import model_folder
 from raygr.aspects.subjects import load_tokenizer
+from raygr.balance import log_rows
 from raygr.config import ConfigError
 from raygr.config_results import VectorsConfig
 from raygr.schema import ITEMS
@@ -68,6 +69,7 @@ def vectors(config: VectorsConfig) -> runs.Run:
     found = principal_components(means_ID, config.width)
     columns = {f"pc{place}": column for place, column in enumerate(found.scores_IK.T, start=1)}
     runs.write_table(pa.table({"item_id": ids, **columns}), run.file(VECTORS))
+    log_rows("items", read=len(ids) + empty, kept=len(ids), dropped={"without_text": empty})
     counts = {"items": len(ids), "without_text": empty, "explained": found.explained_K.tolist()}
     runs.finish_run(run, inputs=used, counts=counts)
     logger.info(

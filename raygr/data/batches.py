@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEW_SHARE = 1.0  # of a window's length, which its new targets may be; the rest is context
+NEW_SHARE = 0.5  # of a window's length for targets that no earlier one has; what lies before is their context
 
 
 class Windows(NamedTuple):

@@ -1,9 +1,10 @@
 """Sampled candidate sets: 100 items per user, never one of the user's own items, so never a target.
 
 Items are drawn one after another by their weights, and those that the user has, or that were drawn before, are passed
-over: the weighted sample without replacement. Nothing is stored for the next run, because a seed draws the same sets
-again in less time than a training takes to begin. Shape suffixes: `N` interactions, `U` users, `I` items,
-`C` candidates, `R` users at a time, `K` draws, `P` owned (user, item) pairs.
+over: the weighted sample without replacement. Where the data keep repeat purchases, own items are those of the held-out
+parts: what a user has had competes too. Nothing is stored for the next run, because a seed draws the same sets again in
+less time than a training takes to begin. Shape suffixes: `N` interactions, `U` users, `I` items, `C` candidates,
+`R` users at a time, `K` draws, `P` owned (user, item) pairs.
 """
 
 from collections.abc import Sequence

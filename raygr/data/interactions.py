@@ -6,6 +6,7 @@ and items are numbered by their ids in byte order, so the numbers do not depend 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,15 @@ def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     return place[codes], ids.take(pa.array(order))
 
 
-def reduce(data: Interactions, config: PrepareConfig) -> tuple[Interactions, dict[str, int]]:
+class Dropped(NamedTuple):
+    """What one step of `reduce` leaves out; a user or an item where its last interaction goes."""
+
+    interactions: int
+    users: int
+    items: int
+
+
+def reduce(data: Interactions, config: PrepareConfig) -> tuple[Interactions, dict[str, Dropped]]:
     """The interactions that stay, with the counts of the others by reason; InputError where none does."""
     steps = {
         "duplicate": lambda kept: distinct(kept, keep=config.keep_duplicate),
@@ -77,21 +86,32 @@ def reduce(data: Interactions, config: PrepareConfig) -> tuple[Interactions, dic
         "too_few_interactions": lambda kept: enough(kept, config),
     }
     dropped = {}
+    before = sizes(data)
     for reason, step in steps.items():
-        kept = data.take(step(data))
-        dropped[reason] = len(data) - len(kept)
-        data = kept
+        data = data.take(step(data))
+        after = sizes(data)
+        dropped[reason] = Dropped(*(b - a for b, a in zip(before, after, strict=True)))
+        before = after
     if len(data) == 0:
+        counts = ", ".join(f"{one.interactions} {reason}" for reason, one in dropped.items() if one.interactions)
         raise InputError(
-            f"no interaction is left (dropped: {dropped}): lower min_user_interactions="
+            f"no interaction is left (dropped: {counts}): lower min_user_interactions="
             f"{config.min_user_interactions} or min_item_interactions={config.min_item_interactions}, "
             f"or take another filter than {config.filter}"
         )
     return data, dropped
 
 
+def sizes(data: Interactions) -> tuple[int, int, int]:
+    """Interactions, and the users and items that have any."""
+    users = np.count_nonzero(np.bincount(data.user))
+    return len(data), int(users), int(np.count_nonzero(np.bincount(data.item)))
+
+
 def distinct(data: Interactions, *, keep: str) -> np.ndarray:
-    """Mask of the first or last interaction of each (user, item) in chronological order."""
+    """Mask of the first, last or all interactions of each (user, item) in chronological order."""
+    if keep == "all":
+        return np.ones(len(data), bool)
     pair = data.user.astype(np.int64) * len(data.item_ids) + data.item
     order = np.argsort(pair, kind="stable")
     changes = np.diff(pair[order]) != 0

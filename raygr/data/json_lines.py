@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from raygr.data.ids import EXACT_FLOATS
 from raygr.data.raw_files import Lines
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -97,9 +98,11 @@ def words(value: object) -> Iterable[str]:
 
 
 def as_id(value: object) -> str | None:
-    """Strings and whole numbers are ids; anything else is a missing one."""
+    """Strings and whole numbers (7.0 is 7) are ids; anything else is a missing one."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_FLOATS:
+        return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raygr.config import PrepareConfig
 from raygr.data import tables
+from raygr.data.ids import bad_id_reason, id_strings
 from raygr.data.json_lines import as_id, as_number, as_text, decode_block, decode_line, decode_loosely
 from raygr.data.raw_files import Columns, Lines, lost_rest, read_lines
 from raygr.data.refusals import Refusal, cut_snippet, limited_snippets
@@ -84,7 +85,7 @@ def amazon_item_ids(lines: Lines) -> pa.Table:
         elif record is not None:
             refused.append(Refusal(row, record, cut_snippet(lines.lines[row - lines.first])))
     raw = [lines.lines[row - lines.first] for row in rows]
-    known = item_rows(np.array(rows, np.int64), pa.array(ids, pa.string()), raw, np.zeros(len(rows), bool))
+    known = item_rows(np.array(rows, np.int64), pa.array(ids, pa.string()), raw, np.full(len(rows), ""))
     return pa.concat_tables([known, refused_rows(refused)])
 
 
@@ -92,13 +93,15 @@ def table_item_ids(columns: Columns) -> pa.Table:
     refused = refused_rows(columns.refused)
     if not len(columns.rows):
         return refused
-    ids, invalid = tables.as_strings(columns.table["item_id"])
-    return pa.concat_tables([item_rows(columns.rows, ids, tables.row_texts(columns.table), invalid), refused])
+    column = columns.table["item_id"]
+    ids, is_bad = id_strings(column)
+    bad = np.where(is_bad, bad_id_reason(column.type), "")
+    return pa.concat_tables([item_rows(columns.rows, ids, tables.row_texts(columns.table), bad), refused])
 
 
-def item_rows(rows: np.ndarray, ids: pa.Array, raw: Any, invalid: np.ndarray) -> pa.Table:
-    """SCAN_SCHEMA of metadata rows; `raw` holds what a refused row shows, `invalid` marks ids that are no UTF-8."""
-    named = np.select([invalid, is_empty(ids)], ["invalid_utf8", "missing_item"], default="").tolist()
+def item_rows(rows: np.ndarray, ids: pa.Array, raw: Any, bad: np.ndarray) -> pa.Table:
+    """SCAN_SCHEMA of metadata rows; `raw` holds what a refused row shows, `bad` why its id is none, or ""."""
+    named = np.where((bad == "") & is_empty(ids), "missing_item", bad).tolist()
     reasons = [name or None for name in named]
     filled = {"item_id": ids, "row": rows, "reason": reasons, "snippet": limited_snippets(reasons, raw)}
     nothing = pa.nulls(len(rows))

@@ -91,6 +91,12 @@ def bare_items(numbers: pa.Table) -> pa.Table:
     return pa.table({name: columns[name] for name in ITEM_SCHEMA.names}).cast(ITEM_SCHEMA)
 
 
+def count_without_text(items: pa.Table) -> int:
+    """Items of ITEM_SCHEMA whose title and other texts are all blank."""
+    together = pc.binary_join_element_wise(*(items[name] for name in metadata.TEXT_NAMES), "")
+    return pc.sum(pc.equal(pc.utf8_trim_whitespace(together), "")).as_py() or 0
+
+
 def statistics(kept: Kept) -> dict[str, float]:
     """Sizes as in the paper's Table 1, history lengths, and the filled share of the user-item matrix."""
     users, items, rows = len(kept.user_ids), len(kept.item_ids), len(kept.row)

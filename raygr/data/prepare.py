@@ -9,6 +9,7 @@ takes one CPU and one file, so that a run cannot wait for itself however few CPU
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from raygr.balance import log_prepared
 from raygr.cluster import connect
 from raygr.config import PrepareConfig
 from raygr.data import interactions, metadata, parts, reviews, splits
@@ -38,6 +40,7 @@ from raygr.schema import (
 
 PART_BYTES = 64 << 20
 PART_ROWS = 500_000
+SHOWN_IDS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +55,15 @@ def prepare(config: PrepareConfig) -> Run:
     for name in (ITEMS, REVIEWS):
         remove_parts(run, name)
     connect()
-    kept, review_counts, user_counts = keep_interactions(review_files, config)
+    kept, counts = keep_interactions(review_files, config)
+    matched, counts["items"] = match_metadata(kept, metadata_files, config)
     write_interactions(kept, run)
     write_users(kept, run)
-    review_counts["text_cut"] = write_reviews(kept, review_files, run, config)
-    item_counts = write_items(kept, metadata_files, run, config)
+    counts["reviews"] |= write_reviews(kept, review_files, run, config)
+    counts["items"] |= write_items(kept, matched, metadata_files, run, config)
     write_json(parts.statistics(kept), run.file(STATISTICS))
-    counts = {"reviews": review_counts, "items": item_counts, "users": user_counts, "interactions": part_sizes(kept)}
     finish_run(run, inputs=[*review_files, *metadata_files], counts=counts)
+    log_prepared(counts, config)
     logger.info("prepared %s: %s", run.path, parts.statistics(kept))
     return run
 
@@ -67,18 +71,35 @@ def prepare(config: PrepareConfig) -> Run:
 # --- first pass: ids -------------------------------------------------------------------------
 
 
-def keep_interactions(files: list[str], config: PrepareConfig) -> tuple[Kept, dict[str, Any], dict[str, int]]:
-    """The kept interactions, with the counts of reviews and of users."""
+def keep_interactions(files: list[str], config: PrepareConfig) -> tuple[Kept, dict[str, Any]]:
+    """The kept interactions, with the counts of reviews, users, reviewed items and parts."""
     scan, tally = scan_files(files, reviews.read_ids, config, encode=("user_id", "item_id"))
     tally.check(config.max_bad_fraction, what="reviews")
     everything = interactions.from_scan(scan)
     reduced, dropped = interactions.reduce(everything, config)
     kept = interactions.assign(reduced, config)
     record = tally.record()
-    record["by_reason"] |= {reason: count for reason, count in dropped.items() if count}
-    tested = np.unique(kept.user_index[kept.part == splits.TEST_PART])
-    users = {"read": len(everything.user_ids), "kept": len(kept.user_ids), "no_test": len(kept.user_ids) - len(tested)}
-    return kept, {"kept": len(kept.row), **record}, users
+    record["by_reason"] |= {reason: one.interactions for reason, one in dropped.items() if one.interactions}
+    without = {f"no_{splits.PARTS[part]}": users_without(kept, part) for part in (splits.TRAIN_PART, splits.TEST_PART)}
+    return kept, {
+        "reviews": {"kept": len(kept.row), **record},
+        "users": {
+            "read": len(everything.user_ids),
+            "kept": len(kept.user_ids),
+            "by_reason": {reason: one.users for reason, one in dropped.items() if one.users},
+            **without,
+        },
+        "reviewed_items": {
+            "read": len(everything.item_ids),
+            "kept": len(kept.item_ids),
+            "by_reason": {reason: one.items for reason, one in dropped.items() if one.items},
+        },
+        "interactions": part_sizes(kept),
+    }
+
+
+def users_without(kept: Kept, part: int) -> int:
+    return len(kept.user_ids) - len(np.unique(kept.user_index[kept.part == part]))
 
 
 def scan_files(
@@ -137,8 +158,8 @@ def scan_file(
 # --- second pass: texts ----------------------------------------------------------------------
 
 
-def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> int:
-    """Writes reviews/ and returns how many texts were cut."""
+def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> dict[str, int]:
+    """Writes reviews/ and counts the texts that were cut; InputError where a file lost rows since it was scanned."""
     table = parts.kept_table(kept)
     if not reviews.has_text(config):
         empty = pa.array([""] * PART_ROWS, pa.string())
@@ -146,33 +167,36 @@ def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig)
             rows = table.slice(start, PART_ROWS)
             texts = empty.slice(0, rows.num_rows)
             write_table(parts.review_part(rows, texts, texts), part_path(run.file(REVIEWS), 0, start // PART_ROWS))
-        return 0
+        return {"text_cut": 0}
     order = np.lexsort((kept.row, kept.file))
     arguments = {"kept": ray.put(table.take(pa.array(order))), "folder": run.file(REVIEWS), "config": config}
-    return sum_column("text_cut", stream_files(files, write_review_file, arguments, config))
+    totals = summed(stream_files(files, write_review_file, arguments, config))
+    check_written(totals.pop("written"), table.num_rows, what="reviews")
+    return totals
 
 
 def write_review_file(
     batch: pa.Table, *, kept: ray.ObjectRef, folder: str, config: PrepareConfig
 ) -> Iterator[pa.Table]:
-    """Writes the kept reviews of one raw file as parts; yields how many texts were cut."""
+    """Writes the kept reviews of one raw file as parts; yields how many, and how many texts were cut."""
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
     rows = parts.rows_of_file(ray.get(kept), file)
-    cut = 0
+    cut = written = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal cut
+        nonlocal cut, written
         numbers = rows["row"].to_numpy()
         for texts in reviews.read_texts(path, config, numbers):
             chosen = rows.take(pa.array(np.searchsorted(numbers, texts["row"].to_numpy())))
             titles, cut_titles = parts.cut_texts(texts["review_title"], config.max_text_chars)
             bodies, cut_bodies = parts.cut_texts(texts["review_text"], config.max_text_chars)
             cut += cut_titles + cut_bodies
+            written += len(chosen)
             yield parts.review_part(chosen, titles, bodies)
 
     if rows.num_rows:
         write_parts(tables(), folder, file)
-    yield pa.table({"text_cut": [cut]})
+    yield pa.table({"text_cut": [cut], "written": [written]})
 
 
 def part_path(folder: str, file: int, number: int) -> str:
@@ -193,30 +217,44 @@ def write_parts(tables: Iterator[pa.Table], folder: str, file: int) -> None:
         write_table(rest, part_path(folder, file, number))
 
 
-def sum_column(name: str, tables: Iterator[pa.Table]) -> int:
-    return sum(pc.sum(table[name]).as_py() for table in tables)
+def summed(tables: Iterator[pa.Table]) -> Counter[str]:
+    """The sum of each column."""
+    totals: Counter[str] = Counter()
+    for table in tables:
+        totals.update({name: pc.sum(table[name]).as_py() for name in table.column_names})
+    return totals
+
+
+def check_written(written: int, expected: int, *, what: str) -> None:
+    """The second reading of the raw files must find the rows of the first."""
+    if written != expected:
+        raise InputError(f"{what}: {expected} rows to write, {written} found again: did a file change meanwhile?")
 
 
 # --- items -----------------------------------------------------------------------------------
 
 
-def write_items(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> dict[str, Any]:
-    """Writes items/ and returns its counts."""
+def write_items(kept: Kept, rows: pa.Table, files: list[str], run: Run, config: PrepareConfig) -> dict[str, int]:
+    """Writes items/ from the metadata `rows` of `match_metadata`, and counts the texts that were cut or not there."""
     numbers = parts.item_numbers(kept)
-    rows, record = match_metadata(kept, files, config)
     arguments = {"numbers": ray.put(numbers), "rows": ray.put(rows), "folder": run.file(ITEMS), "config": config}
-    record["text_cut"] = sum_column("text_cut", stream_files(files, write_item_file, arguments, config))
+    totals = summed(stream_files(files, write_item_file, arguments, config))
+    check_written(totals.pop("written", 0), rows.num_rows, what="metadata")
     bare = np.setdiff1d(numbers["item_index"].to_numpy(), rows["item_index"].to_numpy())
     if len(bare):
         write_table(parts.bare_items(numbers.take(pa.array(bare - 1))), part_path(run.file(ITEMS), len(files), 0))
-    return {"kept": len(kept.item_ids), "without_metadata": len(bare), **record}
+    return {"text_cut": totals["text_cut"], "without_text": totals["without_text"] + len(bare)}
 
 
 def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple[pa.Table, dict[str, Any]]:
-    """The first metadata row of each kept item as (item_index, file, row), sorted by (file, row), and counts."""
+    """The first metadata row of each kept item as (item_index, file, row), sorted by (file, row), and counts.
+
+    InputError where no kept item has one.
+    """
+    items = len(kept.item_ids)
     if not files:
         nothing = pa.schema([("item_index", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]).empty_table()
-        return nothing, {"read": 0, "by_reason": {}, "examples": {}}
+        return nothing, {"kept": items, "without_metadata": items, "read": 0, "by_reason": {}, "examples": {}}
     scan, tally = scan_files(files, metadata.read_item_ids, config, encode=())
     tally.check(config.max_bad_fraction, what="metadata")
     index = pc.index_in(scan["item_id"], value_set=kept.item_ids).fill_null(-1).to_numpy() + 1
@@ -225,32 +263,51 @@ def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple
     order = order[index[order] > 0]
     _, first = np.unique(index[order], return_index=True)
     chosen = order[np.sort(first)]
-    record = tally.record()
+    check_matched(kept, scan["item_id"], matched=len(chosen))
+    record = {"kept": items, "without_metadata": items - len(chosen), **tally.record()}
     dropped = {"item_not_kept": int((index == 0).sum()), "duplicate": len(order) - len(chosen)}
     record["by_reason"] |= {reason: count for reason, count in dropped.items() if count}
     return pa.table({"item_index": index[chosen], "file": file[chosen], "row": row[chosen]}), record
 
 
+def check_matched(kept: Kept, metadata_ids: pa.ChunkedArray, *, matched: int) -> None:
+    """InputError where no item has metadata, a warning where most have none: ids may be written in two ways."""
+    items = len(kept.item_ids)
+    if 2 * matched >= items:
+        return
+    has_none = pc.invert(pc.is_in(kept.item_ids, value_set=metadata_ids))
+    ours, theirs = (
+        ", ".join(map(repr, ids.slice(0, SHOWN_IDS).to_pylist()))
+        for ids in (kept.item_ids.filter(has_none), metadata_ids.unique())
+    )
+    text = f"metadata: {items - matched} of {items} items have none, such as {ours}; ids there are such as {theirs}"
+    if not matched:
+        raise InputError(f"{text}: name the column that holds the same ids, written in the same way")
+    logger.warning("%s", text)
+
+
 def write_item_file(
     batch: pa.Table, *, numbers: ray.ObjectRef, rows: ray.ObjectRef, folder: str, config: PrepareConfig
 ) -> Iterator[pa.Table]:
-    """Writes the items of one metadata file as parts; yields how many texts were cut."""
+    """Writes the items of one metadata file as parts; yields how many, those without text, and the texts cut."""
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
     chosen, known = parts.rows_of_file(ray.get(rows), file), ray.get(numbers)
-    cut = 0
+    cut = written = without_text = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal cut
+        nonlocal cut, written, without_text
         places = chosen["row"].to_numpy()
         for texts in metadata.read_item_texts(path, config, places):
             found = chosen["item_index"].to_numpy()[np.searchsorted(places, texts["row"].to_numpy())]
             table, cut_here = parts.item_part(known.take(pa.array(found - 1)), texts, config.max_text_chars)
             cut += cut_here
+            written += len(table)
+            without_text += parts.count_without_text(table)
             yield table
 
     if chosen.num_rows:
         write_parts(tables(), folder, file)
-    yield pa.table({"text_cut": [cut]})
+    yield pa.table({"text_cut": [cut], "written": [written], "without_text": [without_text]})
 
 
 # --- ids and numbers -------------------------------------------------------------------------

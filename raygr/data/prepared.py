@@ -22,6 +22,8 @@ class Interactions(NamedTuple):
     split_N: np.ndarray
     users: int
     items: int
+    repeats: bool = False
+    """Repeat purchases were kept: an item that a user has had may be a target."""
 
 
 def read_interactions(data: str) -> Interactions:
@@ -32,7 +34,8 @@ def read_interactions(data: str) -> Interactions:
     items = runs.read_table(runs.join(data, ITEMS), ["item_index"]).num_rows
     users = runs.read_table(runs.join(data, USERS), ["user_index"]).num_rows
     split_N = table["split"].to_numpy().astype(str)
-    found = Interactions(user_N, item_N, rating_N, split_N, users, items)
+    repeats = runs.read_run(data, job="prepare")["config"].get("keep_duplicate") == "all"
+    found = Interactions(user_N, item_N, rating_N, split_N, users, items, repeats)
     check_interactions(found, position_N, data)
     return found
 

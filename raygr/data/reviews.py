@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from raygr.config import PrepareConfig
 from raygr.data import tables
+from raygr.data.ids import bad_id_reason, id_strings
 from raygr.data.json_lines import as_id, as_number, as_text, decode_block, decode_line, without_html
 from raygr.data.raw_files import Columns, Lines, lost_rest, read_lines
 from raygr.data.refusals import Refusal, cut_snippet, limited_snippets
@@ -129,8 +130,8 @@ def table_ids(columns: Columns, config: PrepareConfig) -> pa.Table:
     if not len(columns.rows):
         return refused
     table, implicit = columns.table, config.format == "table"
-    users, bad_user = tables.as_strings(table["user_id"])
-    items, bad_item = tables.as_strings(table["item_id"])
+    users, bad_user = id_strings(table["user_id"])
+    items, bad_item = id_strings(table["item_id"])
     known = scan_rows(
         columns.rows,
         users=users,
@@ -140,7 +141,8 @@ def table_ids(columns: Columns, config: PrepareConfig) -> pa.Table:
         rating_range=config.rating_range,
         clock=False,
         raw=tables.row_texts(table),
-        invalid_utf8=bad_user | bad_item,
+        bad_ids=bad_user | bad_item,
+        bad_ids_are=bad_id_reason(table["user_id"].type, table["item_id"].type),
     )
     return pa.concat_tables([known, refused])
 
@@ -155,7 +157,8 @@ def scan_rows(
     rating_range: tuple[float, float],
     clock: bool,
     raw: Sequence[bytes | str],
-    invalid_utf8: np.ndarray | bool = False,
+    bad_ids: np.ndarray | bool = False,
+    bad_ids_are: str = "invalid_utf8",
 ) -> pa.Table:
     """SCAN_SCHEMA of rows whose fields could be read; all arguments have one value per row.
 
@@ -166,7 +169,7 @@ def scan_rows(
     low, high = rating_range
     outside = ((ratings < low) | (ratings > high)) & (ratings != -np.inf)
     conditions = {
-        "invalid_utf8": np.broadcast_to(invalid_utf8, len(rows)),
+        bad_ids_are: np.broadcast_to(bad_ids, len(rows)),
         "missing_user": is_empty(users),
         "missing_item": is_empty(items),
         "rating_not_a_number": np.isnan(ratings),

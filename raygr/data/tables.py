@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.config import ConfigError, PrepareConfig
-from raygr.data.json_lines import as_text, decode_loosely
+from raygr.data.json_lines import as_id, as_text, decode_loosely
 from raygr.data.raw_files import (
     Columns,
     csv_header,
@@ -146,7 +146,7 @@ def json_columns(path: str, wanted: Mapping[str, str]) -> Iterator[Columns]:
         values = [decode_object(line) for line in lines.lines]
         good = [i for i, v in enumerate(values) if isinstance(v, dict)]
         bad = {i: v for i, v in enumerate(values) if isinstance(v, str)}
-        table = {ours: text_column([values[i].get(theirs) for i in good]) for ours, theirs in wanted.items()}
+        table = {ours: json_column(ours, [values[i].get(theirs) for i in good]) for ours, theirs in wanted.items()}
         refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in bad.items()]
         yield Columns(lines.first + np.array(good, np.int64), pa.table(table), refused)
 
@@ -164,6 +164,11 @@ def decode_object(line: bytes) -> dict[str, object] | str | None:
     except (msgspec.DecodeError, RecursionError):
         values = decode_loosely(text)
     return values if isinstance(values, dict) else "malformed_json"
+
+
+def json_column(name: str, values: Sequence[object]) -> pa.Array:
+    """Ids, or the text of any values."""
+    return pa.array(map(as_id, values), pa.string()) if name in ("user_id", "item_id") else text_column(values)
 
 
 def text_column(values: Sequence[object]) -> pa.Array:

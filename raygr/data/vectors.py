@@ -14,6 +14,7 @@ import pyarrow.csv as pacsv
 
 from raygr import runs
 from raygr.config import ConfigError
+from raygr.data.ids import complete_ids, read_id_lines
 from raygr.schema import SCORES
 
 NAMED_IDS = 5  # ids that an error message shows
@@ -102,16 +103,19 @@ def shown_duplicates(subject_N: np.ndarray, cell_N: np.ndarray) -> str:
 
 def read_vector_file(path: str) -> Vectors:
     """A file whose first column is the id and whose others are numbers, or one list of numbers, without gaps."""
-    table = widened(read_any_table(path), path)
+    table = read_any_table(path)
     if table.num_columns < 2:
         raise ValueError(f"{path}: expected an id column and at least one numeric column")
-    ids_S = table.column(0).cast(pa.string()).to_numpy(zero_copy_only=False).astype(str)
+    id_name, *aspects = table.column_names
+    ids_S = complete_ids(table[id_name], f"{path}: column {id_name!r}").to_numpy().astype(str)
     unique, counts = np.unique(ids_S, return_counts=True)
     if len(unique) < len(ids_S):
         raise ValueError(f"{path}: id {named(unique[counts > 1])} is there more than once")
-    aspects = tuple(table.column_names[1:])
+    if len(aspects) == 1 and is_list(table.schema.field(1).type):
+        values_SA = list_rows(table.column(1), f"{path}: column {aspects[0]!r}")
+        return Vectors(ids_S, tuple(f"v{place}" for place in range(values_SA.shape[1])), values_SA)
     values_SA = np.stack([numbers(table[name], f"{path}: column {name!r}") for name in aspects], axis=1)
-    return Vectors(ids_S, aspects, values_SA)
+    return Vectors(ids_S, tuple(aspects), values_SA)
 
 
 def read_any_table(path: str) -> pa.Table:
@@ -133,38 +137,34 @@ def table_of_array(vectors: np.ndarray, path: str) -> pa.Table:
     names = path.removesuffix(".npy") + ".ids.txt"
     if not runs.exists(names):
         raise FileNotFoundError(f"{path} holds no ids: write one per line, in the order of its rows, into {names}")
-    filesystem, inner = runs.filesystem_of(names)
-    ids = filesystem.cat_file(inner).decode("utf-8").splitlines()
+    ids = read_id_lines(names)
     if vectors.ndim != 2 or len(vectors) != len(ids):
         raise ValueError(f"{path} has shape {vectors.shape}, {names} has {len(ids)} ids: expected a row per id")
     return pa.table({"id": ids, **{f"v{place}": column for place, column in enumerate(vectors.T)}})
 
 
-def widened(table: pa.Table, path: str) -> pa.Table:
-    """A column of lists as one column per place; other tables as they are."""
-    if table.num_columns != 2 or not is_list(table.schema.field(1).type):
-        return table
-    lists = table.column(1).combine_chunks()
-    lengths = pc.list_value_length(lists)
+def list_rows(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    """Lists of one length as rows."""
+    lengths = pc.list_value_length(column)
     if lengths.null_count or len(pc.unique(lengths)) > 1:
-        raise ValueError(f"{path}: the lists of column {table.column_names[1]!r} are not all of one length")
-    values = lists.flatten()
-    width = len(values) // max(len(lists), 1)
-    places = pa.array(np.arange(len(lists)) * width)
-    columns = {f"v{place}": values.take(pc.add(places, place)) for place in range(width)}
-    return pa.table({table.column_names[0]: table.column(0), **columns})
+        raise ValueError(f"{where}: the lists are not all of one length")
+    width = lengths[0].as_py() if len(lengths) else 0
+    # chunk by chunk: all values together may be more than 32-bit offsets can count
+    values = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
+    return numbers(values, where, width=width).reshape(len(column), width)
 
 
 def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def numbers(column: pa.ChunkedArray, where: str) -> np.ndarray:
+def numbers(column: pa.ChunkedArray, where: str, *, width: int = 1) -> np.ndarray:
+    """float64 of a column with so many values in each row."""
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise ValueError(f"{where} is {column.type}, not numeric (the first column must be the id)")
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
+        row = int(np.flatnonzero(~np.isfinite(values))[0]) // width + 1
         raise ValueError(f"{where} has an empty or infinite value in row {row}; leave out the id instead")
     return values
 

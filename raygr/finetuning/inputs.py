@@ -41,7 +41,7 @@ class Problem(NamedTuple):
     prompt_ids: tuple[int, ...]
     """The chat prompt up to where the answer starts, with reviews before the cut only."""
     candidate_C: np.ndarray
-    """The target (the last train interaction) first, then items the user has in no part, drawn uniformly."""
+    """The target (the last train interaction) first, then items that are not the user's own, drawn uniformly."""
     judged_K: np.ndarray
     """Train interactions kept out of the prompt, the target last."""
     liked_K: np.ndarray
@@ -82,9 +82,10 @@ class Histories(NamedTuple):
         """Places of the train interactions behind the cut."""
         return slice(self.start_U[user] + self.cut_U[user], self.start_U[user] + self.train_U[user])
 
-    def items(self, user: int) -> np.ndarray:
-        """Rows of the user's items, of all parts."""
-        return self.data.item_N[self.start_U[user] : self.start_U[user + 1]] - 1
+    def own_items(self, user: int) -> np.ndarray:
+        """Rows of the user's items, of all parts; where items come back, of those behind the cut alone."""
+        first = self.start_U[user] + (self.cut_U[user] if self.data.repeats else 0)
+        return self.data.item_N[first : self.start_U[user + 1]] - 1
 
 
 class Chosen(NamedTuple):
@@ -225,11 +226,11 @@ def has_both(histories: Histories, user: int) -> bool:
 
 def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> np.ndarray:
     """The target and `candidates` others, the same for every reward and every number of users."""
-    others = np.setdiff1d(np.arange(histories.data.items), histories.items(user))
+    others = np.setdiff1d(np.arange(histories.data.items), histories.own_items(user))
     if len(others) < config.candidates:
         raise ConfigError(
             f"candidates: {config.candidates} are more than the {len(others)} items that the user with "
-            f"{len(histories.items(user))} interactions has not"
+            f"{len(histories.own_items(user))} interactions has not"
         )
     drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidates, replace=False)
     target = histories.data.item_N[histories.judged(user).stop - 1] - 1

@@ -57,7 +57,10 @@ class Inputs(NamedTuple):
     windows: Windows
     targets: dict[str, Targets]
     """validation and test."""
+    repeats: bool
+    """Items that a user has had may be targets: they are ranked and drawn like any other."""
     owned: OwnedItems
+    """Never drawn as the user's negatives, which the target of a position is not either."""
     candidates: dict[str, Tensor]
     """Candidate set's name -> (U, 100) item_index; `full` needs none."""
     train_count_I: np.ndarray
@@ -96,13 +99,14 @@ def load_inputs(config: TrainConfig) -> Inputs:
         first_U=np.searchsorted(data.user_N, np.arange(data.users + 1)),
         windows=windows,
         targets=targets,
-        owned=owned_items(data.user_N[is_train_N], data.item_N[is_train_N], users=data.users, items=data.items),
+        repeats=data.repeats,
+        owned=never_negative(data),
         candidates=candidates,
         train_count_I=train_count_I,
         scores=scores,
         list_scores_IA=read_list_scores(config),
         user_vectors=users,
-        protocol=protocol_stamp(config, prepared, candidates),
+        protocol=protocol_stamp(config, prepared, candidates, seen="ranked" if data.repeats else "filtered"),
         warnings=score_warnings(scores) + user_warnings(users, windows),
     )
 
@@ -115,7 +119,15 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, **{name: runs.absolute(path) for name, path in named.items() if path})
 
 
-def protocol_stamp(config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor]) -> dict[str, Any]:
+def never_negative(data: Interactions) -> OwnedItems:
+    """The train items of each user; of none where items come back, because they then compete with the target."""
+    kept_N = (data.split_N == TRAIN) & (not data.repeats)
+    return owned_items(data.user_N[kept_N], data.item_N[kept_N], users=data.users, items=data.items)
+
+
+def protocol_stamp(
+    config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor], *, seen: str
+) -> dict[str, Any]:
     """Two runs with the same stamp may be compared."""
     drawn = {name: hashlib.sha256(items_UC.numpy().tobytes()).hexdigest()[:12] for name, items_UC in candidates.items()}
     return {
@@ -123,7 +135,7 @@ def protocol_stamp(config: TrainConfig, prepared: dict[str, Any], candidates: di
         "targets": sorted(config.targets),
         "average": AVERAGE,
         "candidates": sorted(config.candidates),
-        "seen": "filtered",
+        "seen": seen,
         "ties": TIE_RULE,
         "data": runs.fingerprint(config.data),
         # sampled sets by their content: another numpy may draw others from the same seed
@@ -335,11 +347,14 @@ def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> n
 
 
 def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndarray) -> dict[str, Tensor]:
+    """(U, 100) item_index each, none of them the user's own; where items come back, none of the user's targets."""
+    is_own_N = (data.split_N != TRAIN) | (not data.repeats)
+    user_N, item_N = data.user_N[is_own_N], data.item_N[is_own_N]
     sets = {}
     for name in config.candidates:
         if name != "full":
             weight_I = candidate_weights(name, train_count_I)
             seed = [config.candidate_seed, *name.encode()]  # each set by numbers of its own
-            drawn_UC = sample_candidates(data.user_N, data.item_N, weight_I=weight_I, users=data.users, seed=seed)
+            drawn_UC = sample_candidates(user_N, item_N, weight_I=weight_I, users=data.users, seed=seed)
             sets[name] = torch.from_numpy(drawn_UC)
     return sets

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raygr.data.batches import is_last_of_user, seen_pairs
+from raygr.data.batches import is_last_of_user
 from raygr.diversity import (
     Lists,
     intra_list_diversity,
@@ -21,7 +21,7 @@ from raygr.diversity import (
 )
 from raygr.embeddings import standardise
 from raygr.evaluation import metric_values
-from raygr.recommenders.loop import TARGETS_AT_ONCE, Training, item_scores
+from raygr.recommenders.loop import TARGETS_AT_ONCE, Training, item_scores, left_out
 from raygr.schema import TEST
 
 
@@ -35,7 +35,7 @@ def list_metrics(training: Training) -> dict[str, Any]:
     last_E = torch.from_numpy(is_last_of_user(targets.user_E.numpy())).nonzero()[:, 0]
     for example_B in last_E.split(TARGETS_AT_ONCE):
         relevance_BI = scaled_relevance(
-            item_scores(training, targets, example_B, rows_ID).float(), *on_device(training, example_B)
+            item_scores(training, targets, example_B, rows_ID).float(), *left_out(training, targets, example_B)
         )
         ranked = top_lists(relevance_BI, config.list_length)
         reranked = mmr_lists(relevance_BI, unit_ID, weight=config.mmr_weight, length=config.list_length)
@@ -47,11 +47,6 @@ def list_metrics(training: Training) -> dict[str, Any]:
         for name, parts in found.items()
     }
     return {"length": config.list_length, "mmr_weight": config.mmr_weight, "scores": config.list_scores, **means}
-
-
-def on_device(training: Training, example_B: Tensor) -> tuple[Tensor, Tensor]:
-    row_N, item_N = seen_pairs(training.inputs.items_N, training.inputs.targets[TEST], example_B)
-    return row_N.to(training.device), item_N.to(training.device)
 
 
 def list_space(training: Training) -> Tensor:

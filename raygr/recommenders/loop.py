@@ -88,6 +88,7 @@ class Training:
 
 def build_model(config: TrainConfig, inputs: Inputs) -> Recommender:
     torch.manual_seed(config.seed)
+    torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns where nobody has said so
     users = inputs.user_vectors
     user_side = config.user_side if users else "off"
     fusion = Fusion(config.fusion, config.add_map, config.linear_map, user_side, config.guided_weight)
@@ -283,11 +284,17 @@ def batch_ranks(
     inputs, device = training.inputs, training.device
     target_B = inputs.items_N[targets.target_at_E[example_B]].to(device)
     if candidate_set == "full":
-        seen_row_N, seen_item_N = seen_pairs(inputs.items_N, targets, example_B)
-        return full_ranks(scores_BI, target_B, seen_row_N.to(device), seen_item_N.to(device))
+        return full_ranks(scores_BI, target_B, *left_out(training, targets, example_B))
     return candidate_ranks(
         scores_BI, target_B, inputs.candidates[candidate_set][targets.user_E[example_B]].long().to(device)
     )
+
+
+def left_out(training: Training, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(row in the batch, item_index) of what no list holds: the seen items; nothing where items come back."""
+    inputs, device = training.inputs, training.device
+    pairs = seen_pairs(inputs.items_N, targets, example_B[:0] if inputs.repeats else example_B)
+    return pairs[0].to(device), pairs[1].to(device)
 
 
 def item_scores(training: Training, targets: Targets, example_B: Tensor, rows_ID: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ All return the sum over positions, so that a caller divides by the count of all 
 its sampled form and the published BCE with one negative (Kang and McAuley 2018) take packed positions (N, D). TOP1
 and BPR (Hidasi et al. 2016) and BPR-max (Hidasi and Karatzoglou 2018) take steps side by side (L, B, D): the other
 histories' targets at the same step are negatives, as in a session-parallel batch, and further ones are shared by
-the whole batch. Unlike there, a user's own train items, the target among them, are never negatives; a position whose
-user has no other item counts 0. `rows_ID` may be the rows of a batch's items alone: ids are then places in these.
+the whole batch. Unlike there, a user's own train items, the target among them, are never negatives (of data that keep
+repeat purchases, the target alone is none); a position whose user has no other item counts 0. `rows_ID` may be the rows
+of a batch's items alone: ids are then places in these.
 Shape suffixes: `N` positions in the loss, `L` steps, `B` own histories, `M` all histories of the batch, `K` shared
 negatives, `J` all negatives of a position, `D` width, `I` items, `U` users, `P` owned (user, item) pairs.
 """
@@ -183,8 +184,12 @@ def step_loss(
         batch_is_owned_LBM = is_owned(negatives.owned, rows_B, item_LM.flatten()).unflatten(1, item_LM.shape)
         batch_is_owned_LBM = batch_is_owned_LBM.transpose(0, 1)
         is_owned_LBJ = torch.cat([batch_is_owned_LBM, shared_is_owned_BK.expand(len(state_LBD), -1, -1)], dim=2)
+        batch_is_target_LBM = negatives.batch_LM[part][:, None] == target_LB[part][:, :, None]
+        shared_is_target_LBK = negatives.shared_K == target_LB[part][:, :, None]
+        # the target is no negative of its own, although nothing is owned where items come back
+        is_spared_LBJ = is_owned_LBJ | torch.cat([batch_is_target_LBM, shared_is_target_LBK], dim=2)
         kept_LB = target_LB[part] > 0
-        return pair_losses(loss, target_score_LB[kept_LB], scores_LBJ[kept_LB], ~is_owned_LBJ[kept_LB]).sum()
+        return pair_losses(loss, target_score_LB[kept_LB], scores_LBJ[kept_LB], ~is_spared_LBJ[kept_LB]).sum()
 
     table_ID = padded(rows_ID.float())
     rows = (table_ID[target_LB], table_ID[negatives.batch_LM], table_ID[negatives.shared_K])

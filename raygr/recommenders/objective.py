@@ -23,6 +23,7 @@ from raygr.recommenders.losses import (
     cross_entropy,
     expected_counts,
     is_owned,
+    owned_items,
     owned_pairs,
     sample_negatives,
     sampled_cross_entropy,
@@ -91,10 +92,20 @@ def whole_batch(config: TrainConfig, inputs: Inputs, content: Tensor, popularity
             masking = Masking(config.mask_rate, config.mask_last_rate, config.max_history, inputs.items + 1)
             batch = masked_batch(inputs.items_N, inputs.windows, content, masking=masking, generator=draws.masks)
     if config.loss == "bce":
-        user_N = batch.user_B[batch.in_loss_BL.nonzero()[:, 0]]
-        batch.negative_BL[batch.in_loss_BL] = sample_negatives(inputs.owned, user_N, generator=draws.negatives)
+        batch.negative_BL[batch.in_loss_BL] = one_negative_each(inputs, batch, draws.negatives)
     shared_K = shared_negatives(popularity_I, config.negatives, generator=draws.negatives)
     return WholeBatch(batch, shared_K, expected_counts(popularity_I, shared_K))
+
+
+def one_negative_each(inputs: Inputs, batch: Batch, generator: torch.Generator) -> Tensor:
+    """For every position in the loss, in the order of `in_loss_BL`."""
+    if not inputs.repeats:
+        return sample_negatives(inputs.owned, batch.user_B[batch.in_loss_BL.nonzero()[:, 0]], generator=generator)
+    # anything but the target: each position is drawn for as a user who has it alone
+    target_N = batch.target_BL[batch.in_loss_BL]
+    place_N = torch.arange(len(target_N))
+    owned = owned_items(place_N.numpy(), target_N.numpy(), users=len(target_N), items=inputs.items)
+    return sample_negatives(owned, place_N, generator=generator)
 
 
 def renumbered(whole: WholeBatch, items: int) -> WholeBatch:
@@ -130,9 +141,10 @@ def summed_loss(config: TrainConfig, inputs: Inputs, model: Recommender, whole: 
         case "sampled_cross_entropy":
             pairs = owned_pairs(inputs.owned, own.user_B, whole.item_J)
             is_owned_BK = is_owned(pairs, len(own.user_B), whole.shared_K).to(device)
-            is_owned_NK = is_owned_BK[own.in_loss_BL.nonzero()[:, 0].to(device)]
             negative_K, expected_K = whole.shared_K.to(device), whole.expected_K.to(device)
-            return sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, is_owned_NK, expected_K=expected_K)
+            # the target is no negative of its own, although nothing is owned where items come back
+            is_spared_NK = is_owned_BK[own.in_loss_BL.nonzero()[:, 0].to(device)] | (negative_K == target_N[:, None])
+            return sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, is_spared_NK, expected_K=expected_K)
         case "bce":
             return bce(state_ND, rows_ID, target_N, own.negative_BL[own.in_loss_BL].to(device))
 

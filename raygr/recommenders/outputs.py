@@ -16,6 +16,7 @@ from torch import Tensor
 from raygr import runs
 from raygr.data.batches import is_last_of_user
 from raygr.data.candidates import CANDIDATES as CANDIDATES_OF_A_USER
+from raygr.data.list_columns import list_column
 from raygr.rankings import Ranking, candidates_of, cold_metrics, ranking_metrics, read_rankings
 from raygr.recommenders.base_part import base_moved
 from raygr.recommenders.inputs import Inputs
@@ -47,7 +48,8 @@ def write_outputs(training: Training) -> None:
     save_weights(training, runs.join(config.output, MODEL))
     metrics = run_metrics(training) | part_metrics(table, config.targets, config.cold_below)
     metrics["lists"] = list_metrics(training)
-    metrics["warnings"] += chance_warnings(read_rankings(table, part=TEST, targets=config.targets), items=inputs.items)
+    rankings = read_rankings(table, part=TEST, targets=config.targets)
+    metrics["warnings"] += chance_warnings(rankings, items=inputs.items, repeats=inputs.repeats)
     for text in metrics["warnings"]:
         logger.warning("%s", text)
     runs.write_json(metrics, runs.join(config.output, METRICS))
@@ -61,8 +63,8 @@ def rank_table(inputs: Inputs, part: str, candidate_set: str, rank_E: np.ndarray
         "user_index": user_E,
         "position": (targets.target_at_E - targets.first_seen_E).numpy(),
         "last": is_last_of_user(user_E),
-        "part": [part] * len(target_E),
-        "candidates": [candidate_set] * len(target_E),
+        "part": pa.repeat(part, len(target_E)),
+        "candidates": pa.repeat(candidate_set, len(target_E)),
         "target": target_E,
         "rank": rank_E,
         "target_train_count": inputs.train_count_I[target_E - 1],
@@ -74,10 +76,12 @@ def candidate_table(candidates: dict[str, Tensor]) -> pa.Table:
     """CANDIDATE rows of every sampled set."""
     tables = []
     for name, items_UC in candidates.items():
-        users, count = items_UC.shape
-        offsets = pa.array(np.arange(users + 1) * count, pa.int32())
-        items = pa.ListArray.from_arrays(offsets, pa.array(items_UC.numpy().ravel(), pa.int32()))
-        columns = [pa.array(np.arange(users), pa.int32()), pa.array([name] * users), items]
+        users = len(items_UC)
+        columns = [
+            np.arange(users, dtype=np.int32),
+            pa.repeat(name, users),
+            list_column(items_UC.numpy().astype(np.int32)),
+        ]
         tables.append(pa.table(columns, schema=CANDIDATE_SCHEMA))
     return pa.concat_tables(tables)
 
@@ -117,12 +121,16 @@ def run_metrics(training: Training) -> dict[str, Any]:
     }
 
 
-def chance_warnings(test: dict[str, Ranking], *, items: int) -> list[str]:
-    """The rankings in which a recommender that knows nothing would do as well; `items` of the catalogue."""
+def chance_warnings(test: dict[str, Ranking], *, items: int, repeats: bool = False) -> list[str]:
+    """The rankings in which a recommender that knows nothing would do as well; `items` of the catalogue.
+
+    `repeats`: items that were seen are ranked like any other.
+    """
     found = []
     for name, ranking in test.items():
         sampled = np.full(len(ranking.user_E), CANDIDATES_OF_A_USER + 1)
-        among_E = items - ranking.position_E if candidates_of(name) == "full" else sampled
+        unseen_E = items - (0 if repeats else 1) * ranking.position_E
+        among_E = unseen_E if candidates_of(name) == "full" else sampled
         chance = ranking_metrics(ranking._replace(among_E=np.maximum(among_E, 1)))[CHOSEN_BY]
         value = ranking_metrics(ranking)[CHOSEN_BY]
         if value <= chance:

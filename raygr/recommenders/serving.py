@@ -4,8 +4,9 @@
     recommender.recommend("U17", n=5)                      # after the user's whole history
     recommender.recommend(["I3", "I250", "I41"], n=5)      # after a history, oldest item first
 
-Items of the history are never recommended. Somebody who is no user of the data has no guided vector of their own:
-the average one stands in for it. Shape suffixes: `B` histories, `I` items, `D` width, `N` items of a list.
+Items of the history are never recommended, unless the data keep repeat purchases (`keep_duplicate: all`). Somebody who
+is no user of the data has no guided vector of their own: the average one stands in for it. Shape suffixes: `B`
+histories, `I` items, `D` width, `N` items of a list.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ from torch import Tensor
 
 from raygr import runs
 from raygr.config import TrainConfig, check_config
-from raygr.data.batches import Targets, seen_pairs
+from raygr.data.batches import Targets
 from raygr.data.prepared import read_ids
 from raygr.data.vectors import align_items, named, read_vectors
 from raygr.diversity import Lists, mmr_lists, scaled_relevance, top_lists, unit_rows
 from raygr.embeddings import RefinedEmbedding, ScoreParts, standardise
 from raygr.evaluation import full_ranks
 from raygr.recommenders.inputs import load_inputs, with_absolute_paths
-from raygr.recommenders.loop import Share, Training, encoder_states, item_scores, start_training, user_states
+from raygr.recommenders.loop import Share, Training, encoder_states, item_scores, left_out, start_training, user_states
 from raygr.schema import ITEMS, MODEL, USERS
 
 
@@ -95,12 +96,11 @@ class Recommender:
 
     @torch.inference_mode()
     def lists(self, histories: Histories, n: int, *, mmr_weight: float | None = None) -> tuple[Lists, Tensor]:
-        """The best unseen items of each history, and their scores (B, N)."""
+        """The best items of each history, unseen ones where none come back, and their scores (B, N)."""
         training, targets = self.aimed(histories)
         example_B = torch.arange(len(histories.length_B))
         scores_BI = item_scores(training, targets, example_B, self.rows_ID).float()
-        seen = (column.to(training.device) for column in seen_pairs(training.inputs.items_N, targets, example_B))
-        relevance_BI = scaled_relevance(scores_BI, *seen)
+        relevance_BI = scaled_relevance(scores_BI, *left_out(training, targets, example_B))
         if mmr_weight is None:
             lists = top_lists(relevance_BI, n)
         else:
@@ -115,13 +115,13 @@ class Recommender:
 
     @torch.inference_mode()
     def score_and_rank(self, histories: Histories, item: int) -> tuple[Tensor, Tensor]:
-        """<state, item> of an item_index after each history, and its rank among the unseen items: (B,) each."""
+        """<state, item> of an item_index after each history, its rank among what `lists` may hold: (B,) each."""
         training, targets = self.aimed(histories)
         example_B = torch.arange(len(histories.length_B))
         scores_BI = item_scores(training, targets, example_B, self.rows_ID).float()
         target_B = torch.full_like(example_B, item).to(training.device)
-        seen = (column.to(training.device) for column in seen_pairs(training.inputs.items_N, targets, example_B))
-        return scores_BI[:, item - 1], full_ranks(scores_BI, target_B, *seen)
+        rank_B = full_ranks(scores_BI, target_B, *left_out(training, targets, example_B))
+        return scores_BI[:, item - 1], rank_B
 
     @torch.inference_mode()
     def split_scores(self, histories: Histories, item_C: Tensor) -> ScoreParts:

@@ -15,6 +15,7 @@ import ray
 import ray.train.torch
 
 from raygr import runs
+from raygr.balance import log_rows
 from raygr.cluster import connect
 from raygr.config import TrainConfig
 from raygr.recommenders.events import EventFile
@@ -61,8 +62,10 @@ def train(
     """
     runs.check_unfinished(config.output)
     inputs = load_inputs(config)
-    used, learnable = inputs.windows.targets(), inputs.windows.learnable
-    logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", used, learnable, 100 * used / learnable)
+    counts = row_counts(inputs)
+    log_users(counts)
+    learned, there = counts["train_targets_used"], counts["train_targets"]
+    logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", learned, there, 100 * learned / there)
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share, threads=config.threads)
     shared = gpu_share if use_gpu else None
@@ -73,7 +76,7 @@ def train(
     run = runs.start_run(config.output, job="train", config=config, inputs=used)
     settings = {"config": with_absolute_paths(config)}
     run_workers(train_loop_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY, callbacks=callbacks)
-    runs.finish_run(run, inputs=used, counts=row_counts(inputs))
+    runs.finish_run(run, inputs=used, counts=counts)
     return run
 
 
@@ -102,9 +105,13 @@ def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainC
 
 
 def row_counts(inputs: Inputs) -> dict[str, Any]:
+    users = len(inputs.first_U) - 1
     return {
         "items": inputs.items,
         "interactions": len(inputs.items_N),
+        "users": users,
+        "users_without_training_target": users - len(inputs.windows.user_E.unique()),
+        "users_without_test_target": users - len(inputs.targets[TEST].user_E.unique()),
         "training_users": len(inputs.windows.user_E.unique()),
         "train_windows": len(inputs.windows.user_E),
         "train_targets": inputs.windows.learnable,
@@ -115,6 +122,14 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
         "scored_ids_not_in_data": inputs.scores.unknown if inputs.scores else 0,
         "users_without_scores": inputs.user_vectors.without_scores if inputs.user_vectors else 0,
     }
+
+
+def log_users(counts: dict[str, Any]) -> None:
+    """Who is left out of training and of the test."""
+    for what in ("training", "test"):
+        without = counts[f"users_without_{what}_target"]
+        dropped = {f"without_a_{what}_target_behind_a_history": without}
+        log_rows(f"users of the {what}", read=counts["users"], kept=counts["users"] - without, dropped=dropped)
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:

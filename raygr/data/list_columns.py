@@ -1,0 +1,19 @@
+"""Matrices as Arrow columns of lists, in chunks that 32-bit offsets can count."""
+
+import numpy as np
+import pyarrow as pa
+
+VALUES_IN_CHUNK = 1 << 30  # a chunk's offsets are 32-bit: below 2**31 values
+
+
+def list_column(rows: np.ndarray) -> pa.ChunkedArray:
+    """Each row of (N, W) as one list, without copying the values of a contiguous array."""
+    count, width = rows.shape
+    step = max(1, VALUES_IN_CHUNK // max(1, width))
+    kind = pa.list_(pa.from_numpy_dtype(rows.dtype))
+    return pa.chunked_array([list_chunk(rows[first : first + step]) for first in range(0, count, step)], kind)
+
+
+def list_chunk(rows: np.ndarray) -> pa.ListArray:
+    count, width = rows.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), pa.array(rows.ravel()))
