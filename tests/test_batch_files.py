@@ -280,9 +280,11 @@ def test_a_score_run_by_another_llm(tmp_path: Path, local_ray: Any, capsys: pyte
     assert main([*command, "--import-answers", answers, refused]) == 2
     assert "2 prompts have no answer of gpt-4o-mini yet" in capsys.readouterr().err
     smaller = [*command, "--set", "requests.requests_per_file=2", "--set", "requests.model=big"]
-    assert main([*smaller, "--export-prompts", requests]) == 0
+    assert main([*smaller, "--export-prompts", requests]) == 2
+    assert f"{requests} is there already" in capsys.readouterr().err
+    assert main([*smaller, "--export-prompts", str(tmp_path / "left.jsonl")]) == 0
     paths = capsys.readouterr().out.split()
-    assert paths == [requests, str(tmp_path / "requests-2.jsonl")]
+    assert paths == [str(tmp_path / "left.jsonl"), str(tmp_path / "left-2.jsonl")]
     left = [json.loads(line) for path in paths for line in Path(path).read_text().splitlines()]
     assert sorted(line["custom_id"] for line in left) == sorted(ids[3:])  # the refused one among them
     assert {line["body"]["model"] for line in left} == {"big"}
