@@ -10,6 +10,7 @@ takes one CPU and one file, so that a run cannot wait for itself however few CPU
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
 from raygr.cluster import connect
 from raygr.config import PrepareConfig
 from raygr.data import interactions, metadata, parts, reviews, splits
 from raygr.data.interactions import Kept
-from raygr.data.raw_files import expand_files
+from raygr.data.raw_files import error_text, expand_files
 from raygr.data.refusals import InputError, Tally
 from raygr.data.tables import check_columns
 from raygr.runs import Run, finish_run, join, remove_folder, start_run, write_json, write_table
@@ -53,7 +55,7 @@ def prepare(config: PrepareConfig) -> Run:
     kept, review_counts, user_counts = keep_interactions(review_files, config)
     write_interactions(kept, run)
     write_users(kept, run)
-    review_counts["text_cut"] = write_reviews(kept, review_files, run, config)
+    review_counts |= write_reviews(kept, review_files, run, config)
     item_counts = write_items(kept, metadata_files, run, config)
     write_json(parts.statistics(kept), run.file(STATISTICS))
     counts = {"reviews": review_counts, "items": item_counts, "users": user_counts, "interactions": part_sizes(kept)}
@@ -74,7 +76,8 @@ def remove_parts(run: Run) -> None:
 def keep_interactions(files: list[str], config: PrepareConfig) -> tuple[Kept, dict[str, Any], dict[str, int]]:
     """The kept interactions, with the counts of reviews and of users."""
     scan, tally = scan_files(files, reviews.read_ids, config, encode=("user_id", "item_id"))
-    tally.check(config.max_bad_fraction, what="reviews")
+    tally.check(config.max_bad_fraction, what="reviews", allow_broken_files=config.allow_broken_files)
+    logger.log(logging.WARNING if len(tally.time_forms) > 1 else logging.INFO, "reviews: %s", tally.times())
     everything = interactions.from_scan(scan)
     reduced, dropped = interactions.reduce(everything, config)
     kept = interactions.assign(reduced, config)
@@ -97,7 +100,7 @@ def scan_files(
     for rows in stream_files(files, scan_file, {"read": read, "config": config}, config):
         tally.add(rows)
         good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
-        good = good.drop_columns(["reason", "snippet"]).combine_chunks()
+        good = good.drop_columns(["reason", "snippet", "time_form"]).combine_chunks()
         for name in encode:
             place = good.column_names.index(name)
             good = good.set_column(place, name, good[name].dictionary_encode())
@@ -105,6 +108,15 @@ def scan_files(
     if not tally.read:
         raise InputError(f"no rows in {', '.join(files)}: the files are empty")
     return pa.concat_tables(usable), tally
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """What goes wrong inside is an InputError that begins with the file."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{path}: {error_text(error)}") from error
 
 
 def stream_files(
@@ -125,24 +137,28 @@ def stream_files(
         num_cpus=1,
         compute=ray.data.TaskPoolStrategy(size=config.parallelism),
     )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if batch.num_rows:
-            yield batch
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            if batch.num_rows:
+                yield batch
+    except RayTaskError as error:
+        raise InputError(error_text(error.cause)) from error
 
 
 def scan_file(
     batch: pa.Table, *, read: Callable[[str, PrepareConfig], Iterator[pa.Table]], config: PrepareConfig
 ) -> Iterator[pa.Table]:
     for file, path in zip(batch["file"].to_pylist(), batch["path"].to_pylist(), strict=True):
-        for rows in read(path, config):
-            yield rows.append_column("file", pa.array(np.full(rows.num_rows, file, np.int32)))
+        with naming(path):
+            for rows in read(path, config):
+                yield rows.append_column("file", pa.array(np.full(rows.num_rows, file, np.int32)))
 
 
 # --- second pass: texts ----------------------------------------------------------------------
 
 
-def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> int:
-    """Writes reviews/ and returns how many texts were cut."""
+def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> dict[str, int]:
+    """Writes reviews/ and returns how many texts were cut, and how many hold repaired bytes."""
     table = parts.kept_table(kept)
     if not reviews.has_text(config):
         empty = pa.array([""] * PART_ROWS, pa.string())
@@ -150,33 +166,35 @@ def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig)
             rows = table.slice(start, PART_ROWS)
             texts = empty.slice(0, rows.num_rows)
             write_table(parts.review_part(rows, texts, texts), part_path(run.file(REVIEWS), 0, start // PART_ROWS))
-        return 0
+        return {"text_cut": 0, "text_repaired": 0}
     order = np.lexsort((kept.row, kept.file))
     arguments = {"kept": ray.put(table.take(pa.array(order))), "folder": run.file(REVIEWS), "config": config}
-    return sum_column("text_cut", stream_files(files, write_review_file, arguments, config))
+    return text_counts("reviews", stream_files(files, write_review_file, arguments, config))
 
 
 def write_review_file(
     batch: pa.Table, *, kept: ray.ObjectRef, folder: str, config: PrepareConfig
 ) -> Iterator[pa.Table]:
-    """Writes the kept reviews of one raw file as parts; yields how many texts were cut."""
+    """Writes the kept reviews of one raw file as parts; yields how many texts were cut, and repaired."""
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
     rows = parts.rows_of_file(ray.get(kept), file)
-    cut = 0
+    cut = repaired = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal cut
+        nonlocal cut, repaired
         numbers = rows["row"].to_numpy()
         for texts in reviews.read_texts(path, config, numbers):
             chosen = rows.take(pa.array(np.searchsorted(numbers, texts["row"].to_numpy())))
             titles, cut_titles = parts.cut_texts(texts["review_title"], config.max_text_chars)
             bodies, cut_bodies = parts.cut_texts(texts["review_text"], config.max_text_chars)
             cut += cut_titles + cut_bodies
+            repaired += pc.sum(texts["repaired"]).as_py() or 0
             yield parts.review_part(chosen, titles, bodies)
 
     if rows.num_rows:
-        write_parts(tables(), folder, file)
-    yield pa.table({"text_cut": [cut]})
+        with naming(path):
+            write_parts(tables(), folder, file)
+    yield pa.table({"text_cut": [cut], "text_repaired": [repaired]})
 
 
 def part_path(folder: str, file: int, number: int) -> str:
@@ -197,8 +215,18 @@ def write_parts(tables: Iterator[pa.Table], folder: str, file: int) -> None:
         write_table(rest, part_path(folder, file, number))
 
 
-def sum_column(name: str, tables: Iterator[pa.Table]) -> int:
-    return sum(pc.sum(table[name]).as_py() for table in tables)
+def text_counts(what: str, tables: Iterator[pa.Table]) -> dict[str, int]:
+    """The sums over all files, said where bytes had to be repaired."""
+    counts = {"text_cut": 0, "text_repaired": 0}
+    for table in tables:
+        counts = {name: count + pc.sum(table[name]).as_py() for name, count in counts.items()}
+    if counts["text_repaired"]:
+        logger.warning(
+            "%s: %d rows have texts that are no UTF-8 (read as Windows-1252) or hold U+FFFD; encoding: names another",
+            what,
+            counts["text_repaired"],
+        )
+    return counts
 
 
 # --- items -----------------------------------------------------------------------------------
@@ -209,7 +237,7 @@ def write_items(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -
     numbers = parts.item_numbers(kept)
     rows, record = match_metadata(kept, files, config)
     arguments = {"numbers": ray.put(numbers), "rows": ray.put(rows), "folder": run.file(ITEMS), "config": config}
-    record["text_cut"] = sum_column("text_cut", stream_files(files, write_item_file, arguments, config))
+    record |= text_counts("metadata", stream_files(files, write_item_file, arguments, config))
     bare = np.setdiff1d(numbers["item_index"].to_numpy(), rows["item_index"].to_numpy())
     if len(bare):
         write_table(parts.bare_items(numbers.take(pa.array(bare - 1))), part_path(run.file(ITEMS), len(files), 0))
@@ -222,7 +250,7 @@ def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple
         nothing = pa.schema([("item_index", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]).empty_table()
         return nothing, {"read": 0, "by_reason": {}, "examples": {}}
     scan, tally = scan_files(files, metadata.read_item_ids, config, encode=())
-    tally.check(config.max_bad_fraction, what="metadata")
+    tally.check(config.max_bad_fraction, what="metadata", allow_broken_files=config.allow_broken_files)
     index = pc.index_in(scan["item_id"], value_set=kept.item_ids).fill_null(-1).to_numpy() + 1
     file, row = scan["file"].to_numpy(), scan["row"].to_numpy()
     order = np.lexsort((row, file))
@@ -238,23 +266,25 @@ def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple
 def write_item_file(
     batch: pa.Table, *, numbers: ray.ObjectRef, rows: ray.ObjectRef, folder: str, config: PrepareConfig
 ) -> Iterator[pa.Table]:
-    """Writes the items of one metadata file as parts; yields how many texts were cut."""
+    """Writes the items of one metadata file as parts; yields how many texts were cut, and repaired."""
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
     chosen, known = parts.rows_of_file(ray.get(rows), file), ray.get(numbers)
-    cut = 0
+    cut = repaired = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal cut
+        nonlocal cut, repaired
         places = chosen["row"].to_numpy()
         for texts in metadata.read_item_texts(path, config, places):
             found = chosen["item_index"].to_numpy()[np.searchsorted(places, texts["row"].to_numpy())]
             table, cut_here = parts.item_part(known.take(pa.array(found - 1)), texts, config.max_text_chars)
             cut += cut_here
+            repaired += pc.sum(texts["repaired"]).as_py() or 0
             yield table
 
     if chosen.num_rows:
-        write_parts(tables(), folder, file)
-    yield pa.table({"text_cut": [cut]})
+        with naming(path):
+            write_parts(tables(), folder, file)
+    yield pa.table({"text_cut": [cut], "text_repaired": [repaired]})
 
 
 # --- ids and numbers -------------------------------------------------------------------------
