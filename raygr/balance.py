@@ -34,6 +34,14 @@ def log_prepared(counts: Mapping[str, Any], config: PrepareConfig) -> None:
         "%d of %d items have no title or text": (items["without_text"], items["kept"]),
         "%d of %d users have no train interaction": (users["no_train"], users["kept"]),
         "%d of %d users have no test interaction": (users["no_test"], users["kept"]),
+        "%d of %d reviews have texts that are no UTF-8 (read as Windows-1252) or hold U+FFFD: set `encoding`": (
+            reviews["text_repaired"],
+            reviews["kept"],
+        ),
+        "%d of %d items have texts that are no UTF-8 (read as Windows-1252) or hold U+FFFD: set `encoding`": (
+            items["text_repaired"],
+            items["kept"],
+        ),
         "%d review texts were cut to %d characters": (reviews["text_cut"], config.max_text_chars),
         "%d item texts were cut to %d characters": (items["text_cut"], config.max_text_chars),
     }

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from raygr.config import PrepareConfig
 from raygr.data import splits
 from raygr.data.refusals import InputError
-from raygr.data.reviews import YEAR_1990_MS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +215,7 @@ def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, confi
     if config.split == "leave_one_out":
         part = splits.leave_one_out(position, length)
         hint = "keep users of three interactions or more (min_user_interactions)"
-    elif timestamp.max() < YEAR_1990_MS:
+    elif config.timestamps == "position":
         files = ", ".join(config.reviews)
         raise InputError(f"split=temporal needs times, but {files} has positions inside each user: use leave_one_out")
     else:

@@ -19,6 +19,7 @@ from raygr.data.raw_files import Lines
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+PYTHON_DICT = re.compile(r"\s*\{\s*(?:u?'|u\")")
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
@@ -55,12 +56,12 @@ def decode_line(
 
 
 def decode_loosely(text: str) -> object:
-    """JSON with lone surrogates or NaN, or a Python literal (the metadata of 2014); None where neither."""
+    """JSON with lone surrogates or NaN, or a Python literal (metadata of 2014, u'...' of Python 2), else None."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
-    if not text.startswith("{'"):
+    if not PYTHON_DICT.match(text):
         return None
     try:
         return ast.literal_eval(text)
@@ -76,6 +77,11 @@ def as_text(value: object) -> str:
     return " ".join(words(value))
 
 
+def without_surrogates(text: str) -> str:
+    """A lone surrogate (an emoji cut in two) cannot be written as UTF-8: it becomes "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def without_html(text: str) -> str:
     """Tags to spaces, then entities to characters: `<b>A&amp;B</b>` is ` A&B `."""
     return html.unescape(TAG.sub(" ", text)) if "<" in text or "&" in text else text
@@ -83,8 +89,7 @@ def without_html(text: str) -> str:
 
 def words(value: object) -> Iterable[str]:
     if isinstance(value, str):
-        # A lone surrogate (an emoji cut in two) cannot be written as UTF-8.
-        yield from without_html(value.encode("utf-8", "replace").decode("utf-8")).split()
+        yield from without_html(without_surrogates(value)).split()
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             text = as_text(inner)
@@ -100,7 +105,7 @@ def words(value: object) -> Iterable[str]:
 def as_id(value: object) -> str | None:
     """Strings and whole numbers (7.0 is 7) are ids; anything else is a missing one."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return without_surrogates(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_FLOATS:
         return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None

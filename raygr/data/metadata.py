@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from raygr.config import PrepareConfig
-from raygr.data import tables
+from raygr.data import tables, values
 from raygr.data.ids import bad_id_reason, id_strings
 from raygr.data.json_lines import as_id, as_number, as_text, decode_block, decode_line, decode_loosely
-from raygr.data.raw_files import Columns, Lines, lost_rest, read_lines
+from raygr.data.raw_files import Columns, Lines, read_json_lines
 from raygr.data.refusals import Refusal, cut_snippet, limited_snippets
 from raygr.data.reviews import SCAN_SCHEMA, is_empty, refused_rows, within
 
@@ -26,6 +26,7 @@ ITEM_TEXT_SCHEMA = pa.schema(
         *((name, pa.string()) for name in TEXT_NAMES),
         ("rating", pa.float32()),  # the metadata's own average; null where it has none
         ("rating_count", pa.int32()),
+        ("repaired", pa.bool_()),  # a text was no UTF-8, or holds U+FFFD
     ]
 )
 
@@ -51,6 +52,7 @@ class ItemTexts(msgspec.Struct, gc=False):
     rating_number: Any = None
 
 
+MAX_COUNT, MAX_RATING = 2**31 - 1, 1e6
 IDS, TEXTS = msgspec.json.Decoder(ItemId), msgspec.json.Decoder(ItemTexts)
 
 
@@ -65,16 +67,16 @@ def repair_texts(values: Mapping[str, Any]) -> ItemTexts:
 def read_item_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
     """SCAN_SCHEMA of every metadata row of one file, in bounded tables."""
     if config.format == "amazon":
-        for lines in read_lines(path):
+        for lines in read_json_lines(path):
             yield amazon_item_ids(lines)
         return
-    for columns in tables.item_columns(path, config):
+    for columns in tables.item_columns(path, config, ("item_id",)):
         yield table_item_ids(columns)
 
 
 def amazon_item_ids(lines: Lines) -> pa.Table:
-    if lines.broken:
-        return refused_rows([lost_rest(lines.first, lines.broken)])
+    if lines.refused:
+        return refused_rows(lines.refused)
     ids: list[str | None] = []
     rows: list[int] = []
     refused: list[Refusal] = []
@@ -96,7 +98,7 @@ def table_item_ids(columns: Columns) -> pa.Table:
     column = columns.table["item_id"]
     ids, is_bad = id_strings(column)
     bad = np.where(is_bad, bad_id_reason(column.type), "")
-    return pa.concat_tables([item_rows(columns.rows, ids, tables.row_texts(columns.table), bad), refused])
+    return pa.concat_tables([item_rows(columns.rows, ids, values.RowTexts(columns.table), bad), refused])
 
 
 def item_rows(rows: np.ndarray, ids: pa.Array, raw: Any, bad: np.ndarray) -> pa.Table:
@@ -111,10 +113,10 @@ def item_rows(rows: np.ndarray, ids: pa.Array, raw: Any, bad: np.ndarray) -> pa.
 def read_item_texts(path: str, config: PrepareConfig, rows: np.ndarray) -> Iterator[pa.Table]:
     """ITEM_TEXT_SCHEMA of the rows with these sorted numbers, uncut, in bounded tables."""
     if config.format == "amazon":
-        for lines in read_lines(path):
+        for lines in read_json_lines(path):
             yield amazon_item_texts(lines, rows)
         return
-    for columns in tables.item_columns(path, config):
+    for columns in tables.item_columns(path, config, ("item_id", *TEXT_NAMES)):
         yield table_item_texts(columns, rows)
 
 
@@ -122,9 +124,16 @@ def amazon_item_texts(lines: Lines, rows: np.ndarray) -> pa.Table:
     kept = within(rows, lines.first, lines.first + len(lines.lines))
     decoded = [decode_line(lines.lines[row - lines.first], TEXTS, repair_texts) for row in kept.tolist()]
     texts = [[text_of(record) for record in decoded] for text_of in (title, description, categories, details)]
-    ratings = [as_number(record.average_rating) for record in decoded]
-    counts = [as_number(record.rating_number) for record in decoded]
-    return pa.table([kept, *texts, ratings, [c if c is None else int(c) for c in counts]], schema=ITEM_TEXT_SCHEMA)
+    ratings = [within_or_none(record.average_rating, MAX_RATING) for record in decoded]
+    counts = [within_or_none(record.rating_number, MAX_COUNT) for record in decoded]
+    counts = [count if count is None else int(count) for count in counts]
+    return pa.table([kept, *texts, ratings, counts, np.zeros(len(kept), bool)], schema=ITEM_TEXT_SCHEMA)
+
+
+def within_or_none(value: Any, highest: float) -> float | None:
+    """The number that it is; one that is negative or too large is as unknown as none."""
+    number = as_number(value)
+    return number if number is not None and 0 <= number <= highest else None
 
 
 def title(record: ItemTexts) -> str:
@@ -153,6 +162,7 @@ def table_item_texts(columns: Columns, rows: np.ndarray) -> pa.Table:
     chosen = np.isin(columns.rows, rows, assume_unique=True)
     table = columns.table.filter(chosen) if len(chosen) else columns.table
     kept = columns.rows[chosen]
-    texts = [tables.as_texts(table, name, len(kept)) for name in TEXT_NAMES]
+    texts, repaired = zip(*(values.as_texts(table, name, len(kept)) for name in TEXT_NAMES), strict=True)
     nothing = [None] * len(kept)
-    return pa.table([kept, *texts, nothing, nothing], schema=ITEM_TEXT_SCHEMA)
+    columns = [kept, *texts, nothing, nothing, np.logical_or.reduce(repaired)]
+    return pa.table(columns, schema=ITEM_TEXT_SCHEMA)

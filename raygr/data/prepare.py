@@ -11,6 +11,7 @@ takes one CPU and one file, so that a run cannot wait for itself however few CPU
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
 from raygr.balance import log_prepared
 from raygr.cluster import connect
 from raygr.config import PrepareConfig
 from raygr.data import interactions, metadata, parts, reviews, splits
 from raygr.data.interactions import Kept
-from raygr.data.raw_files import expand_files
+from raygr.data.raw_files import error_text, expand_files
 from raygr.data.refusals import InputError, Tally
 from raygr.data.tables import check_columns
 from raygr.runs import Run, finish_run, join, remove_parts, start_run, write_json, write_table
@@ -74,7 +76,8 @@ def prepare(config: PrepareConfig) -> Run:
 def keep_interactions(files: list[str], config: PrepareConfig) -> tuple[Kept, dict[str, Any]]:
     """The kept interactions, with the counts of reviews, users, reviewed items and parts."""
     scan, tally = scan_files(files, reviews.read_ids, config, encode=("user_id", "item_id"))
-    tally.check(config.max_bad_fraction, what="reviews")
+    tally.check(config.max_bad_fraction, what="reviews", allow_broken_files=config.allow_broken_files)
+    logger.log(logging.WARNING if len(tally.time_forms) > 1 else logging.INFO, "reviews: %s", tally.times())
     everything = interactions.from_scan(scan)
     reduced, dropped = interactions.reduce(everything, config)
     kept = interactions.assign(reduced, config)
@@ -114,7 +117,7 @@ def scan_files(
     for rows in stream_files(files, scan_file, {"read": read, "config": config}, config):
         tally.add(rows)
         good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
-        good = good.drop_columns(["reason", "snippet"]).combine_chunks()
+        good = good.drop_columns(["reason", "snippet", "time_form"]).combine_chunks()
         for name in encode:
             place = good.column_names.index(name)
             good = good.set_column(place, name, good[name].dictionary_encode())
@@ -122,6 +125,15 @@ def scan_files(
     if not tally.read:
         raise InputError(f"no rows in {', '.join(files)}: the files are empty")
     return pa.concat_tables(usable), tally
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """What goes wrong inside is an InputError that begins with the file."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{path}: {error_text(error)}") from error
 
 
 def stream_files(
@@ -142,24 +154,31 @@ def stream_files(
         num_cpus=1,
         compute=ray.data.TaskPoolStrategy(size=config.parallelism),
     )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if batch.num_rows:
-            yield batch
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            if batch.num_rows:
+                yield batch
+    except RayTaskError as error:
+        raise InputError(error_text(error.cause)) from error
 
 
 def scan_file(
     batch: pa.Table, *, read: Callable[[str, PrepareConfig], Iterator[pa.Table]], config: PrepareConfig
 ) -> Iterator[pa.Table]:
     for file, path in zip(batch["file"].to_pylist(), batch["path"].to_pylist(), strict=True):
-        for rows in read(path, config):
-            yield rows.append_column("file", pa.array(np.full(rows.num_rows, file, np.int32)))
+        with naming(path):
+            for rows in read(path, config):
+                yield rows.append_column("file", pa.array(np.full(rows.num_rows, file, np.int32)))
 
 
 # --- second pass: texts ----------------------------------------------------------------------
 
 
 def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> dict[str, int]:
-    """Writes reviews/ and counts the texts that were cut; InputError where a file lost rows since it was scanned."""
+    """Writes reviews/ and counts the texts that were cut, and those with repaired bytes.
+
+    InputError where a file lost rows since it was scanned.
+    """
     table = parts.kept_table(kept)
     if not reviews.has_text(config):
         empty = pa.array([""] * PART_ROWS, pa.string())
@@ -167,7 +186,7 @@ def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig)
             rows = table.slice(start, PART_ROWS)
             texts = empty.slice(0, rows.num_rows)
             write_table(parts.review_part(rows, texts, texts), part_path(run.file(REVIEWS), 0, start // PART_ROWS))
-        return {"text_cut": 0}
+        return {"text_cut": 0, "text_repaired": 0}
     order = np.lexsort((kept.row, kept.file))
     arguments = {"kept": ray.put(table.take(pa.array(order))), "folder": run.file(REVIEWS), "config": config}
     totals = summed(stream_files(files, write_review_file, arguments, config))
@@ -178,25 +197,27 @@ def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig)
 def write_review_file(
     batch: pa.Table, *, kept: ray.ObjectRef, folder: str, config: PrepareConfig
 ) -> Iterator[pa.Table]:
-    """Writes the kept reviews of one raw file as parts; yields how many, and how many texts were cut."""
+    """Writes the kept reviews of one raw file as parts; yields how many, and how many texts were cut and repaired."""
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
     rows = parts.rows_of_file(ray.get(kept), file)
-    cut = written = 0
+    cut = repaired = written = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal cut, written
+        nonlocal cut, repaired, written
         numbers = rows["row"].to_numpy()
         for texts in reviews.read_texts(path, config, numbers):
             chosen = rows.take(pa.array(np.searchsorted(numbers, texts["row"].to_numpy())))
             titles, cut_titles = parts.cut_texts(texts["review_title"], config.max_text_chars)
             bodies, cut_bodies = parts.cut_texts(texts["review_text"], config.max_text_chars)
             cut += cut_titles + cut_bodies
+            repaired += pc.sum(texts["repaired"]).as_py() or 0
             written += len(chosen)
             yield parts.review_part(chosen, titles, bodies)
 
     if rows.num_rows:
-        write_parts(tables(), folder, file)
-    yield pa.table({"text_cut": [cut], "written": [written]})
+        with naming(path):
+            write_parts(tables(), folder, file)
+    yield pa.table({"text_cut": [cut], "text_repaired": [repaired], "written": [written]})
 
 
 def part_path(folder: str, file: int, number: int) -> str:
@@ -256,7 +277,7 @@ def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple
         nothing = pa.schema([("item_index", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]).empty_table()
         return nothing, {"kept": items, "without_metadata": items, "read": 0, "by_reason": {}, "examples": {}}
     scan, tally = scan_files(files, metadata.read_item_ids, config, encode=())
-    tally.check(config.max_bad_fraction, what="metadata")
+    tally.check(config.max_bad_fraction, what="metadata", allow_broken_files=config.allow_broken_files)
     index = pc.index_in(scan["item_id"], value_set=kept.item_ids).fill_null(-1).to_numpy() + 1
     file, row = scan["file"].to_numpy(), scan["row"].to_numpy()
     order = np.lexsort((row, file))
@@ -292,22 +313,25 @@ def write_item_file(
     """Writes the items of one metadata file as parts; yields how many, those without text, and the texts cut."""
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
     chosen, known = parts.rows_of_file(ray.get(rows), file), ray.get(numbers)
-    cut = written = without_text = 0
+    cut = repaired = written = without_text = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal cut, written, without_text
+        nonlocal cut, repaired, written, without_text
         places = chosen["row"].to_numpy()
         for texts in metadata.read_item_texts(path, config, places):
             found = chosen["item_index"].to_numpy()[np.searchsorted(places, texts["row"].to_numpy())]
             table, cut_here = parts.item_part(known.take(pa.array(found - 1)), texts, config.max_text_chars)
             cut += cut_here
+            repaired += pc.sum(texts["repaired"]).as_py() or 0
             written += len(table)
             without_text += parts.count_without_text(table)
             yield table
 
     if chosen.num_rows:
-        write_parts(tables(), folder, file)
-    yield pa.table({"text_cut": [cut], "written": [written], "without_text": [without_text]})
+        with naming(path):
+            write_parts(tables(), folder, file)
+    counts = {"text_cut": cut, "text_repaired": repaired, "written": written, "without_text": without_text}
+    yield pa.table({name: [count] for name, count in counts.items()})
 
 
 # --- ids and numbers -------------------------------------------------------------------------

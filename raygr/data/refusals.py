@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -10,7 +11,22 @@ import pyarrow.compute as pc
 EXAMPLES_PER_REASON = 3
 SNIPPET_CHARS = 120
 
-FATAL_REASONS = ("missing_columns", "unreadable_parquet")  # a whole file lost to a wrong setting
+FATAL_REASONS = ("missing_columns", "not_json_lines", "misnamed_file")  # a whole file lost to a wrong setting
+BROKEN = "broken_"  # begins the reasons of files that break off, by their compression or "parquet"
+
+# What a reason can be mended by, or what would have been read.
+MENDS = {
+    "missing_columns": "columns, item_columns, delimiter and header say how a table is read",
+    "time_not_read": "times are read as ISO 8601 dates, dates that name their month, or seconds, milliseconds, "
+    "microseconds or nanoseconds since 1970; with timestamps: position as whole numbers",
+    "time_out_of_range": "outside 1990 to 2100 in every unit, or in the one that the format declares; numbers that are "
+    "only an order need timestamps: position",
+    "date_as_number": "20250306 could be seconds or an order as well: write 2025-03-06",
+    "rating_out_of_range": "rating_range says what is valid",
+    "rating_not_a_number": "a rating is a number such as 4 or 4.5",
+    "invalid_utf8": "encoding names another, such as cp1252",
+    "unclosed_quote": "a quote that does not close before the next rows",
+}
 
 
 class InputError(ValueError):
@@ -41,10 +57,13 @@ class Tally:
         self.read = 0
         self.by_reason: Counter[str] = Counter()
         self.examples: dict[str, list[Example]] = {}
+        self.time_forms: Counter[str] = Counter()
+        self.time_range: tuple[int, int] | None = None
 
     def add(self, rows: pa.Table) -> None:
         """Counts scanned rows; a non-null `reason` is a refusal, `file` a place in `files`."""
         self.read += rows.num_rows
+        self._add_times(rows)
         bad = rows.filter(pc.is_valid(rows["reason"]))
         if bad.num_rows == 0:
             return
@@ -54,16 +73,39 @@ class Tally:
         for row in shown.to_pylist():
             self._show(row["reason"], Example(self.files[row["file"]], row["row"] + 1, row["snippet"]))
 
+    def _add_times(self, rows: pa.Table) -> None:
+        good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
+        times = good["timestamp"].drop_null()
+        if len(times) == 0:
+            return
+        low, high = pc.min_max(times).as_py().values()
+        known = self.time_range or (low, high)
+        self.time_range = min(low, known[0]), max(high, known[1])
+        for entry in good["time_form"].drop_null().value_counts().to_pylist():
+            self.time_forms[entry["values"]] += entry["counts"]
+
+    def times(self) -> str:
+        """The range of the usable rows' times, and how many came in which form, in one line; "" without any."""
+        if self.time_range is None:
+            return ""
+        shown = map(str if self.time_forms["positions"] else iso_time, self.time_range)
+        forms = [f"{count} in {form}" for form, count in sorted(self.time_forms.items())]
+        mixed = f" ({', '.join(forms)}: is this one clock?)" if len(forms) > 1 else ""
+        return f"{'positions' if self.time_forms['positions'] else 'times'} from {' to '.join(shown)}{mixed}"
+
     def _show(self, reason: str, example: Example) -> None:
         # Ray delivers files in any order; sorting makes the examples the same in every run.
         self.examples[reason] = sorted([*self.examples.get(reason, []), example])[:EXAMPLES_PER_REASON]
 
-    def check(self, max_bad_fraction: float, *, what: str) -> None:
-        """InputError where nothing was read, a whole file was refused, or too many rows were."""
+    def check(self, max_bad_fraction: float, *, what: str, allow_broken_files: bool = False) -> None:
+        """InputError where nothing was read, a file or its rest was lost, or too many rows were refused."""
         bad = self.by_reason.total()
         fatal = [reason for reason in FATAL_REASONS if self.by_reason[reason]]
         if fatal:
             raise InputError(f"{what}: {', '.join(fatal)}; check format and columns\n{self.table()}")
+        broken = [reason for reason in sorted(self.by_reason) if reason.startswith(BROKEN)]
+        if broken and not allow_broken_files:
+            raise InputError(f"{what}: {self.broken_files(broken)}; allow_broken_files: true goes on without the rest")
         if self.read == bad:
             raise InputError(
                 f"{what}: no usable row among {self.read} read; check the files and format\n{self.table()}"
@@ -74,18 +116,30 @@ class Tally:
                 f"check format, or raise it\n{self.table()}"
             )
 
+    def broken_files(self, reasons: Sequence[str]) -> str:
+        """The files that break off, and where; the first ones only where they are many."""
+        examples = [f"{e.file} {e.snippet}" for reason in reasons for e in self.examples[reason]]
+        more = sum(self.by_reason[reason] for reason in reasons) - len(examples)
+        return "; ".join(examples) + (f"; and {more} more files" if more else "")
+
     def table(self) -> str:
-        """The counts with their examples, one line each."""
+        """The counts with what mends them and examples, one line each."""
         lines = []
         for reason, count in sorted(self.by_reason.items()):
-            lines.append(f"  {reason}: {count}")
+            mend = MENDS.get(reason)
+            lines.append(f"  {reason}: {count}" + (f" ({mend})" if mend else ""))
             lines += [f"    {e.file}:{e.line}: {e.snippet}" for e in self.examples.get(reason, [])]
         return "\n".join(lines)
 
     def record(self) -> Mapping[str, Any]:
         """For run.json: examples as {file, line, snippet}."""
         examples = {reason: [e._asdict() for e in shown] for reason, shown in sorted(self.examples.items())}
-        return {"read": self.read, "by_reason": dict(sorted(self.by_reason.items())), "examples": examples}
+        times = {"times": self.times()} if self.time_range else {}
+        return {"read": self.read, "by_reason": dict(sorted(self.by_reason.items())), "examples": examples, **times}
+
+
+def iso_time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def cut_snippet(raw: bytes | str) -> str:

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.config import PrepareConfig
-from raygr.data import tables
+from raygr.data import tables, values
 from raygr.data.ids import bad_id_reason, id_strings
 from raygr.data.json_lines import as_id, as_number, as_text, decode_block, decode_line, without_html
-from raygr.data.raw_files import Columns, Lines, lost_rest, read_lines
+from raygr.data.raw_files import Columns, Lines, read_json_lines
 from raygr.data.refusals import Refusal, cut_snippet, limited_snippets
+from raygr.data.times import DATE_AS_NUMBER, DECLARED, FORMS, NOT_READ, OUT_OF_RANGE, Times, checked
 
 SCAN_SCHEMA = pa.schema(
     [
@@ -27,14 +28,21 @@ SCAN_SCHEMA = pa.schema(
         ("item_id", pa.string()),
         ("rating", pa.float32()),  # null for implicit data
         ("timestamp", pa.int64()),  # milliseconds, or the position
+        ("time_form", pa.string()),  # of times.FORMS; null where the format declares its unit
         ("row", pa.int64()),  # in its file, from 0
         ("reason", pa.string()),  # null for a usable row
         ("snippet", pa.string()),  # of the first refused rows
     ]
 )
-TEXT_SCHEMA = pa.schema([("row", pa.int64()), ("review_title", pa.string()), ("review_text", pa.string())])
-
-YEAR_1990_MS, YEAR_2100_MS = 631_152_000_000, 4_102_444_800_000
+REVIEW_IDS = ("user_id", "item_id", "rating", "timestamp")
+REVIEW_TEXTS = ("review_title", "review_text")
+TEXT_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        *((name, pa.string()) for name in REVIEW_TEXTS),
+        ("repaired", pa.bool_()),  # a text was no UTF-8, or holds U+FFFD
+    ]
+)
 
 
 class ReviewIds(msgspec.Struct, gc=False):
@@ -86,16 +94,16 @@ def has_text(config: PrepareConfig) -> bool:
 def read_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
     """SCAN_SCHEMA of every raw row of one file, in bounded tables."""
     if config.format == "amazon":
-        for lines in read_lines(path):
+        for lines in read_json_lines(path):
             yield amazon_ids(lines, config.rating_range)
         return
-    for columns in tables.review_columns(path, config):
+    for columns in tables.review_columns(path, config, REVIEW_IDS):
         yield table_ids(columns, config)
 
 
 def amazon_ids(lines: Lines, rating_range: tuple[float, float]) -> pa.Table:
-    if lines.broken:
-        return refused_rows([lost_rest(lines.first, lines.broken)])
+    if lines.refused:
+        return refused_rows(lines.refused)
     decoded = decode_block(lines, IDS, repair_ids)
     at = np.array([i for i, r in enumerate(decoded) if isinstance(r, ReviewIds)], np.int64)
     records = [decoded[i] for i in at]
@@ -106,7 +114,6 @@ def amazon_ids(lines: Lines, rating_range: tuple[float, float]) -> pa.Table:
         ratings=floats([r.rating if r.overall is None else r.overall for r in records]),
         times=amazon_times(records),
         rating_range=rating_range,
-        clock=True,
         raw=[lines.lines[i] for i in at] if len(at) < len(decoded) else lines.lines,
     )
     reasons = {i: r for i, r in enumerate(decoded) if isinstance(r, str)}
@@ -114,10 +121,12 @@ def amazon_ids(lines: Lines, rating_range: tuple[float, float]) -> pa.Table:
     return pa.concat_tables([known, refused_rows(refused)]) if refused else known
 
 
-def amazon_times(records: Sequence[ReviewIds]) -> np.ndarray:
-    """Milliseconds; NaN where there is no number."""
+def amazon_times(records: Sequence[ReviewIds]) -> Times:
+    """Seconds of 2018 and 2014, milliseconds of 2023: the field says which."""
     seconds = floats([r.unixReviewTime for r in records])
-    return np.where(np.isnan(seconds), floats([r.timestamp for r in records]), seconds * 1000)
+    is_seconds = ~np.isnan(seconds)
+    milliseconds = np.where(is_seconds, seconds * 1000, floats([r.timestamp for r in records]))
+    return checked(milliseconds, np.where(np.isnan(milliseconds), NOT_READ, DECLARED))
 
 
 def floats(values: Sequence[float | None]) -> np.ndarray:
@@ -136,11 +145,10 @@ def table_ids(columns: Columns, config: PrepareConfig) -> pa.Table:
         columns.rows,
         users=users,
         items=items,
-        ratings=tables.as_ratings(table, implicit=implicit),
-        times=tables.as_milliseconds(table["timestamp"]),
+        ratings=values.as_ratings(table, implicit=implicit),
+        times=values.as_times(table["timestamp"], config.timestamps),
         rating_range=config.rating_range,
-        clock=False,
-        raw=tables.row_texts(table),
+        raw=values.RowTexts(table),
         bad_ids=bad_user | bad_item,
         bad_ids_are=bad_id_reason(table["user_id"].type, table["item_id"].type),
     )
@@ -153,17 +161,15 @@ def scan_rows(
     users: Sequence[str | None] | pa.Array,
     items: Sequence[str | None] | pa.Array,
     ratings: np.ndarray,
-    times: np.ndarray,
+    times: Times,
     rating_range: tuple[float, float],
-    clock: bool,
     raw: Sequence[bytes | str],
     bad_ids: np.ndarray | bool = False,
     bad_ids_are: str = "invalid_utf8",
 ) -> pa.Table:
     """SCAN_SCHEMA of rows whose fields could be read; all arguments have one value per row.
 
-    `ratings`: NaN is no number, -inf an absent one that is allowed. `clock`: times are milliseconds,
-    never positions.
+    `ratings`: NaN is no number, -inf an absent one that is allowed.
     """
     users, items = pa.array(users, pa.string()), pa.array(items, pa.string())
     low, high = rating_range
@@ -174,8 +180,7 @@ def scan_rows(
         "missing_item": is_empty(items),
         "rating_not_a_number": np.isnan(ratings),
         "rating_out_of_range": outside,
-        "time_not_a_number": np.isnan(times),
-        "time_wrong_unit": (times < (YEAR_1990_MS if clock else 0)) | (times > YEAR_2100_MS),
+        **{FORMS[code]: times.form == code for code in (NOT_READ, OUT_OF_RANGE, DATE_AS_NUMBER)},
     }
     reasons, snippets = first_reasons(conditions, raw)
     return pa.table(
@@ -183,7 +188,8 @@ def scan_rows(
             users,
             items,
             pa.array(ratings.astype(np.float32), mask=~np.isfinite(ratings)),
-            np.where(np.isnan(times) | (np.abs(times) > 2.0**62), 0, times).astype(np.int64),
+            np.where(times.form > DATE_AS_NUMBER, times.milliseconds, 0).astype(np.int64),
+            form_names(times.form),
             rows,
             reasons,
             snippets,
@@ -201,6 +207,10 @@ def first_reasons(conditions: Mapping[str, np.ndarray], raw: Sequence[bytes | st
         return empty, empty
     reasons = [names[i] for i in which]
     return pa.array(reasons, pa.string()), pa.array(limited_snippets(reasons, raw), pa.string())
+
+
+def form_names(form: np.ndarray) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(form.astype(np.int8), FORMS, mask=form <= DECLARED).cast(pa.string())
 
 
 def is_empty(ids: pa.Array) -> np.ndarray:
@@ -222,10 +232,10 @@ def refused_rows(refused: Sequence[Refusal]) -> pa.Table:
 def read_texts(path: str, config: PrepareConfig, rows: np.ndarray) -> Iterator[pa.Table]:
     """TEXT_SCHEMA of the rows with these sorted numbers, uncut, in bounded tables."""
     if config.format == "amazon":
-        for lines in read_lines(path):
+        for lines in read_json_lines(path):
             yield amazon_texts(lines, rows)
         return
-    for columns in tables.review_columns(path, config):
+    for columns in tables.review_columns(path, config, ("item_id", *REVIEW_TEXTS)):
         yield table_texts(columns, rows)
 
 
@@ -234,7 +244,7 @@ def amazon_texts(lines: Lines, rows: np.ndarray) -> pa.Table:
     decoded = [decode_line(lines.lines[row - lines.first], TEXT, repair_text) for row in kept.tolist()]
     titles = [without_html(r.title or r.summary or "") for r in decoded]
     texts = [without_html(r.text or r.reviewText or "") for r in decoded]
-    return pa.table([kept, titles, texts], schema=TEXT_SCHEMA)
+    return pa.table([kept, titles, texts, np.zeros(len(kept), bool)], schema=TEXT_SCHEMA)
 
 
 def within(rows: np.ndarray, start: int, end: int) -> np.ndarray:
@@ -246,5 +256,5 @@ def table_texts(columns: Columns, rows: np.ndarray) -> pa.Table:
     chosen = np.isin(columns.rows, rows, assume_unique=True)
     table = columns.table.filter(chosen) if len(chosen) else columns.table
     kept = columns.rows[chosen]
-    texts = [tables.as_texts(table, name, len(kept)) for name in ("review_title", "review_text")]
-    return pa.table([kept, *texts], schema=TEXT_SCHEMA)
+    texts, repaired = zip(*(values.as_texts(table, name, len(kept)) for name in REVIEW_TEXTS), strict=True)
+    return pa.table([kept, *texts, np.logical_or.reduce(repaired)], schema=TEXT_SCHEMA)

@@ -1,10 +1,12 @@
 """Reviews and metadata that come as columns: MovieLens' files, and Parquet, CSV or JSON lines with named columns.
 
 Each `*_columns` yields bounded batches under our column names; optional columns may be absent.
-Values keep the file's type (CSV: bytes) until the `as_*` functions, one bad value costing its row only.
+Values keep the file's type (CSV: bytes) until the functions of values.py.
 """
 
+import codecs
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -12,20 +14,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.config import ConfigError, PrepareConfig
-from raygr.data.json_lines import as_id, as_text, decode_loosely
+from raygr.data.csv_files import csv_form, read_csv
+from raygr.data.json_lines import as_id, as_text, decode_loosely, without_surrogates
 from raygr.data.raw_files import (
     Columns,
-    csv_header,
     file_kind,
     lost_rest,
     no_columns,
-    parquet_header,
-    read_csv,
+    parquet_schema,
     read_delimited,
-    read_lines,
+    read_json_lines,
     read_parquet,
 )
 from raygr.data.refusals import Refusal, cut_snippet
+from raygr.data.values import as_texts
 
 REVIEW_NAMES = ("user_id", "item_id", "rating", "timestamp", "review_title", "review_text")
 ITEM_NAMES = ("item_id", "title", "description", "categories", "details")
@@ -69,23 +71,27 @@ UITEM_GENRES = (
 )
 UITEM_FIRST_GENRE = 5
 
-NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?\s*$"
-YEAR_1990_S, YEAR_2100_S = 631_152_000, 4_102_444_800
+JSON_KINDS = ("json", "jsonl", "ndjson")
+# Of these one value is one id or number.
+PLAIN_NAMES = ("user_id", "item_id", "rating", "timestamp")
 
 
-def review_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
-    """REVIEW_NAMES of one file, as far as it has them; refused as a whole without its ids and times."""
+def review_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
+    """Of REVIEW_NAMES at least the `names` that one file has; it is refused as a whole without its ids and times."""
+    required = ("user_id", "item_id", "timestamp")
     if config.format == "movielens" and file_kind(path) in DELIMITERS:
         wanted = {"user_id": 0, "item_id": 1, "rating": 2, "timestamp": 3}
         return read_delimited(path, delimiter=DELIMITERS[file_kind(path)], wanted=wanted)
     if config.format == "movielens":
-        return named_columns(path, MOVIELENS_RATINGS, required=("user_id", "item_id", "rating", "timestamp"))
-    required = asked_for(REVIEW_NAMES, config, always=("user_id", "item_id", "timestamp"))
-    return named_columns(path, aliases(REVIEW_NAMES, config.columns), required=required)
+        return named_columns(path, MOVIELENS_RATINGS, required=(*required, "rating"))
+    return table_columns(path, REVIEW_NAMES, config.columns, config, required=required, read=names)
 
 
-def item_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
-    """ITEM_NAMES of one metadata file; MovieLens' plot is the description, its genres the categories."""
+def item_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
+    """Of ITEM_NAMES at least the `names` that one metadata file has.
+
+    MovieLens' plot is the description, its genres the categories.
+    """
     match config.format, file_kind(path):
         case "movielens", "item":
             return map(join_genre_flags, read_delimited(path, delimiter="|", wanted=uitem_positions()))
@@ -95,60 +101,163 @@ def item_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
         case "movielens", _:
             return map(movie_items, named_columns(path, MOVIELENS_MOVIES, required=("item_id", "title")))
         case _:
-            required = asked_for(ITEM_NAMES, config, always=("item_id",))
-            return named_columns(path, aliases(ITEM_NAMES, config.columns), required=required)
+            shared = config.columns if config.header else {}  # positions are of reviews alone
+            columns = {**shared, **config.item_columns}
+            own_id = {"item_id": "item_id"} if "item_id" not in config.item_columns else {}
+            return table_columns(path, ITEM_NAMES, columns, config, required=("item_id",), read=names, instead=own_id)
 
 
-def asked_for(names: Sequence[str], config: PrepareConfig, *, always: Sequence[str]) -> list[str]:
-    """Of our names for one kind of file: those that it must have, and those that `columns` says it has."""
-    return [name for name in names if name in always or name in config.columns]
+def table_columns(
+    path: str,
+    names: Sequence[str],
+    columns: Mapping[str, str | int],
+    config: PrepareConfig,
+    *,
+    required: Sequence[str],
+    read: Sequence[str],
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Columns]:
+    """Of our `names` those to `read` that a file has as `columns` call them; `instead` is another name of some."""
+    is_named = not any(isinstance(theirs, int) for theirs in columns.values())
+    known = {ours: (columns.get(ours, ours), *([instead[ours]] if ours in instead else [])) for ours in names}
+    aliases = {ours: theirs for ours, theirs in known.items() if is_named or ours in columns}
+    asked = [ours for ours in names if ours in required or ours in columns]
+    return named_columns(path, aliases, required=asked, read=read, delimiter=config.delimiter, encoding=config.encoding)
 
 
 def check_columns(config: PrepareConfig) -> None:
-    """ConfigError where `columns` names what we have not, or belongs to another format."""
-    if config.columns and config.format != "table":
-        raise ConfigError(f"columns are for format: table, not for {config.format}")
-    ours = dict.fromkeys([*REVIEW_NAMES, *ITEM_NAMES])
-    unknown = [name for name in config.columns if name not in ours]
-    if unknown:
-        raise ConfigError(f"columns: no {', '.join(unknown)} among our names, which are {', '.join(ours)}")
+    """ConfigError where a setting of tables names what we have not, has no effect, or contradicts another."""
+    settings = ("columns", "item_columns", "delimiter", "encoding")
+    given = [name for name, value in zip(settings, table_settings(config), strict=True) if value]
+    given += [] if config.header else ["header"]
+    if given and config.format != "table":
+        raise ConfigError(f"{given[0]}: only for format: table, not for {config.format}")
+    for setting, columns, ours in (
+        ("columns", config.columns, [*REVIEW_NAMES, *ITEM_NAMES]),
+        ("item_columns", config.item_columns, ITEM_NAMES),
+    ):
+        unknown = [name for name in columns if name not in ours]
+        if unknown:
+            known = ", ".join(dict.fromkeys(ours))
+            raise ConfigError(f"{setting}: no {', '.join(unknown)} among our names, which are {known}")
+        if len({isinstance(theirs, int) for theirs in columns.values()}) > 1:
+            raise ConfigError(f"{setting}: names and positions cannot be mixed: {dict(columns)}")
+    check_header(config)
+    try:
+        codecs.lookup(config.encoding or "utf-8")
+    except LookupError as error:
+        raise ConfigError(f"encoding: {error}") from None
 
 
-def aliases(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    return {name: (columns.get(name, name),) for name in names}
+def table_settings(config: PrepareConfig) -> tuple[object, ...]:
+    return config.columns, config.item_columns, config.delimiter, config.encoding
 
 
-def named_columns(path: str, names: Mapping[str, Sequence[str]], *, required: Sequence[str]) -> Iterator[Columns]:
-    """Columns of a Parquet, CSV or JSON-lines file by their first alias that the file has."""
-    if file_kind(path) in ("json", "jsonl"):
-        yield from json_columns(path, {ours: theirs[0] for ours, theirs in names.items()})
+def check_header(config: PrepareConfig) -> None:
+    """ConfigError unless positions and `header: false` stand together."""
+    has_positions = any(isinstance(theirs, int) for theirs in config.columns.values())
+    missing = [name for name in ("user_id", "item_id", "timestamp") if name not in config.columns]
+    if config.header and has_positions:
+        raise ConfigError("columns: positions are of files without a line of names: set header: false")
+    if not config.header and (missing or not has_positions):
+        raise ConfigError(
+            "header: false needs positions from 0 in columns, such as {user_id: 0, item_id: 1, timestamp: 3}"
+        )
+
+
+def named_columns(
+    path: str,
+    names: Mapping[str, Sequence[str | int]],
+    *,
+    required: Sequence[str],
+    read: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> Iterator[Columns]:
+    """Columns of a Parquet, CSV or JSON-lines file by their first alias that the file has; null `read`s them all."""
+    read = list(names) if read is None else read
+    if file_kind(path) in JSON_KINDS:
+        yield from json_columns(path, names, required=required, read=read, encoding=encoding)
         return
-    is_parquet = file_kind(path) == "parquet"
-    header = parquet_header(path) if is_parquet else csv_header(path)
-    if header is None:
-        yield no_columns([Refusal(0, "unreadable_parquet", "not a Parquet file")])
-        return
-    wanted = {ours: alias for ours, options in names.items() for alias in options if alias in header}
-    missing = ["/".join(names[name]) for name in required if name not in wanted]
-    if missing and header:
-        snippet = cut_snippet(f"no {', '.join(missing)} among {', '.join(header)}")
-        yield no_columns([Refusal(0, "missing_columns", snippet)])
-    elif header:
-        yield from (read_parquet if is_parquet else read_csv)(path, wanted)
-
-
-def json_columns(path: str, wanted: Mapping[str, str]) -> Iterator[Columns]:
-    """Columns of JSON lines as text; null and absent values are null."""
-    for lines in read_lines(path):
-        if lines.broken:
-            yield no_columns([lost_rest(lines.first, lines.broken)])
+    if file_kind(path) == "parquet":
+        schema = parquet_schema(path)
+        if isinstance(schema, Refusal):
+            yield no_columns([schema])
             return
+        header, broken = schema.names, None
+    else:
+        form = csv_form(path, [a for aliases in names.values() for a in aliases], delimiter, encoding)
+        schema, header, broken = None, form.names, form.broken
+    wanted = {ours: alias for ours, aliases in names.items() for alias in aliases[::-1] if alias in header}
+    problem = column_problem(names, required, wanted, header, schema)
+    if not header:
+        yield no_columns([lost_rest(0, broken)] if broken else [])
+    elif problem:
+        yield no_columns([Refusal(0, "missing_columns", cut_snippet(problem))])
+    else:
+        wanted = {ours: theirs for ours, theirs in wanted.items() if ours in read}
+        yield from read_parquet(path, wanted) if schema else read_csv(path, wanted, form)
+
+
+def column_problem(
+    names: Mapping[str, Sequence[str | int]],
+    required: Sequence[str],
+    wanted: Mapping[str, str | int],
+    header: Sequence[str | int],
+    schema: pa.Schema | None,
+) -> str | None:
+    """Why the columns that are wanted cannot be read, or None."""
+    missing = ["/".join(map(str, names[name])) for name in required if name not in wanted]
+    if missing:
+        return f"no {', '.join(missing)} among {', '.join(map(str, header))}"
+    twice = [theirs for theirs in wanted.values() if list(header).count(theirs) > 1]
+    if twice:
+        return f"{twice[0]} stands twice among {', '.join(map(str, header))}"
+    if schema is None:
+        return None
+    nested = [theirs for ours, theirs in wanted.items() if ours in PLAIN_NAMES and is_nested(schema.field(theirs))]
+    return f"{nested[0]} is a {schema.field(nested[0]).type}" if nested else None
+
+
+def is_nested(field: pa.Field) -> bool:
+    return pa.types.is_nested(field.type)
+
+
+def json_columns(
+    path: str,
+    names: Mapping[str, Sequence[str | int]],
+    *,
+    required: Sequence[str],
+    read: Sequence[str],
+    encoding: str | None,
+) -> Iterator[Columns]:
+    """Columns of JSON lines as text; null and absent values are null. Names that no row has are missing columns."""
+    missing = {ours: names[ours] for ours in required}
+    keys: Sequence[str] = ()
+    for lines in read_json_lines(path, encoding):
         values = [decode_object(line) for line in lines.lines]
         good = [i for i, v in enumerate(values) if isinstance(v, dict)]
         bad = {i: v for i, v in enumerate(values) if isinstance(v, str)}
-        table = {ours: json_column(ours, [values[i].get(theirs) for i in good]) for ours, theirs in wanted.items()}
+        rows = [values[i] for i in good]
+        table = {ours: json_column(ours, picked(rows, theirs)) for ours, theirs in names.items() if ours in read}
         refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in bad.items()]
-        yield Columns(lines.first + np.array(good, np.int64), pa.table(table), refused)
+        yield Columns(lines.first + np.array(good, np.int64), pa.table(table), [*lines.refused, *refused])
+        keys = keys or list(rows[0] if rows else ())
+        missing = {ours: theirs for ours, theirs in missing.items() if not has_any(rows, theirs)}
+    if missing and keys:
+        shown = ", ".join("/".join(map(str, theirs)) for theirs in missing.values())
+        yield no_columns([Refusal(0, "missing_columns", cut_snippet(f"no {shown} among {', '.join(keys)}"))])
+
+
+def has_any(rows: Sequence[Mapping[str, object]], names: Sequence[str | int]) -> bool:
+    return any(name in row for row in rows for name in names)
+
+
+def picked(rows: Sequence[Mapping[str, object]], names: Sequence[str | int]) -> list[object]:
+    """Each row's value under the first of the names that it has."""
+    if len(names) == 1:
+        return [row.get(names[0]) for row in rows]
+    return [next((row[name] for name in names if name in row), None) for row in rows]
 
 
 def decode_object(line: bytes) -> dict[str, object] | str | None:
@@ -172,7 +281,11 @@ def json_column(name: str, values: Sequence[object]) -> pa.Array:
 
 
 def text_column(values: Sequence[object]) -> pa.Array:
-    return pa.array([None if v is None else v if isinstance(v, str) else as_text(v) for v in values], pa.string())
+    texts = [None if v is None else v if isinstance(v, str) else as_text(v) for v in values]
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([None if text is None else without_surrogates(text) for text in texts], pa.string())
 
 
 def uitem_positions() -> dict[str, int]:
@@ -196,7 +309,7 @@ def movie_items(columns: Columns) -> Columns:
     count = len(columns.rows)
     if not count:
         return columns
-    texts = {name: as_texts(columns.table, name, count) for name in MOVIELENS_MOVIES}
+    texts = {name: as_texts(columns.table, name, count)[0] for name in MOVIELENS_MOVIES}
     credits = [
         pc.if_else(pc.equal(texts[n], ""), "", pc.binary_join_element_wise(label, texts[n], " "))
         for n, label in (("director", "Director:"), ("actors", "Actors:"))
@@ -209,82 +322,3 @@ def movie_items(columns: Columns) -> Columns:
         "details": pc.utf8_trim_whitespace(pc.binary_join_element_wise(*credits, " ")),
     }
     return columns._replace(table=pa.table(items))
-
-
-def as_strings(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """Ids as strings, and which of them are no UTF-8."""
-    flat = column.combine_chunks()
-    try:
-        return flat.cast(pa.string()), np.zeros(len(flat), bool)
-    except pa.ArrowInvalid:
-        values = [v if v is None else decode_or_none(v) for v in flat.to_pylist()]
-        invalid = [v is not None and text is None for v, text in zip(flat.to_pylist(), values, strict=True)]
-        return pa.array(values, pa.string()), np.array(invalid)
-
-
-def decode_or_none(value: bytes) -> str | None:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
-def as_texts(table: pa.Table, name: str, count: int) -> pa.Array:
-    """A text column without nulls, "" where the file has no such column; bytes that are no UTF-8 become U+FFFD."""
-    if name not in table.column_names:
-        return pa.array([""] * count, pa.string())
-    flat = table[name].combine_chunks()
-    if pa.types.is_nested(flat.type):
-        return pa.array([as_text(v) for v in flat.to_pylist()], pa.string())
-    try:
-        return flat.cast(pa.string()).fill_null("")
-    except pa.ArrowInvalid:
-        return pa.array([(v or b"").decode("utf-8", "replace") for v in flat.to_pylist()], pa.string())
-
-
-def as_numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """float64 with NaN where a value is null, empty or no number."""
-    flat = column.combine_chunks()
-    if not (pa.types.is_string(flat.type) or pa.types.is_binary(flat.type) or pa.types.is_large_string(flat.type)):
-        return flat.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    strings, _ = as_strings(column)
-    written = pc.match_substring_regex(strings, NUMBER)
-    cleaned = pc.if_else(written, pc.utf8_trim_whitespace(strings), None)
-    return cleaned.cast(pa.float64()).to_numpy(zero_copy_only=False)
-
-
-def as_ratings(table: pa.Table, *, implicit: bool) -> np.ndarray:
-    """Ratings with NaN for no number and, where `implicit`, -inf for an absent one."""
-    if "rating" not in table.column_names:
-        return np.full(table.num_rows, -np.inf)
-    numbers = as_numbers(table["rating"])
-    if not implicit:
-        return numbers
-    absent = [v in (None, "", b"") for v in table["rating"].to_pylist()] if np.isnan(numbers).any() else False
-    return np.where(absent, -np.inf, numbers)
-
-
-def as_milliseconds(column: pa.ChunkedArray) -> np.ndarray:
-    """Times: Parquet timestamps, numbers in seconds of 1990..2100 scaled, other numbers as they are."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("ms")).cast(pa.int64())
-        return as_numbers(column)
-    times = as_numbers(column)
-    return np.where((times >= YEAR_1990_S) & (times <= YEAR_2100_S), times * 1000, times)
-
-
-def row_texts(table: pa.Table) -> Sequence[str]:
-    """Rows as they would stand in a CSV file, made only when one is looked at."""
-    return RowTexts(table)
-
-
-class RowTexts(Sequence[str]):
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __getitem__(self, row: int) -> str:
-        values = self.table.slice(row, 1).to_pylist()[0].values()
-        return ",".join(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
