@@ -183,6 +183,7 @@ def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(local_ra
     (tmp_path / "r.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u,{i:04d},{i}\n" for i in range(1, 9)))
     pq.write_table(pa.table({"item_id": list(range(1, 9)), "title": ["t"] * 8}), tmp_path / "m.parquet")
     config = loose(tmp_path, reviews=[str(tmp_path / "r.csv")], metadata=[str(tmp_path / "m.parquet")], format="table")
+    config = dataclasses.replace(config, timestamps="position")
     with pytest.raises(InputError, match=r"8 of 8 items have none, such as '0001', '0002', .* such as '1', '2', "):
         run_prepare(config)
     assert not (tmp_path / "run" / "reviews").exists()
@@ -254,7 +255,7 @@ def test_what_cannot_be_prepared_says_what_to_change(local_ray, tmp_path):
     (tmp_path / "p.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u,{i},{i}\n" for i in range(9)))
     with pytest.raises(InputError, match=r"needs times, but .*p\.csv has positions"):
         run_prepare(loose(tmp_path, reviews=[str(tmp_path / "p.csv")], format="table", split="temporal",
-                          output=str(tmp_path / "d")))  # fmt: skip
+                          timestamps="position", output=str(tmp_path / "d")))  # fmt: skip
 
 
 # --- reductions against plain loops ---------------------------------------------------------------
@@ -393,11 +394,12 @@ def test_all_beauty_with_temporal_split(local_ray, shared_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "ratings", "rows"), [("ml-1m", "interactions", 999_611), ("ml-100k", "ratings", 99_287)]
+    ("name", "ratings", "rows", "timestamps"),
+    [("ml-1m", "interactions", 999_611, "position"), ("ml-100k", "ratings", 99_287, "time")],
 )
-def test_movielens(local_ray, shared_data, tmp_path, name, ratings, rows):
+def test_movielens(local_ray, shared_data, tmp_path, name, ratings, rows, timestamps):
     folder = shared_data / name
-    config = PrepareConfig(output=str(tmp_path / "run"), format="movielens",
+    config = PrepareConfig(output=str(tmp_path / "run"), format="movielens", timestamps=timestamps,
                            reviews=(f"{folder}/{ratings}.csv.gz",), metadata=(f"{folder}/movies.csv.gz",))  # fmt: skip
     run = run_prepare(config)
     assert read_json(run.file("statistics.json"))["reviews"] == rows

@@ -264,7 +264,8 @@ def write_items(kept: Kept, rows: pa.Table, files: list[str], run: Run, config: 
     bare = np.setdiff1d(numbers["item_index"].to_numpy(), rows["item_index"].to_numpy())
     if len(bare):
         write_table(parts.bare_items(numbers.take(pa.array(bare - 1))), part_path(run.file(ITEMS), len(files), 0))
-    return {"text_cut": totals["text_cut"], "without_text": totals["without_text"] + len(bare)}
+    totals["without_text"] += len(bare)
+    return {name: totals[name] for name in ("text_cut", "text_repaired", "without_text")}
 
 
 def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple[pa.Table, dict[str, Any]]:
