@@ -310,3 +310,67 @@ def test_extension_before_compression():
 )
 def test_html_becomes_plain_text(raw, plain):
     assert as_text(raw) == plain
+
+
+def test_a_lone_surrogate_costs_nothing_in_a_json_table(tmp_path):
+    line = b'{"user_id": "a", "item_id": "x", "timestamp": 1500000000, "review_text": "bad \\ud800"}'
+    path = write_lines(tmp_path / "t.jsonl", [line])
+    assert not reasons(scan(path, config("table")))
+    assert texts(path, config("table"), [0])[0]["review_text"] == "bad ?"
+
+
+def test_a_column_that_no_json_row_has_is_missing(tmp_path):
+    row = {"user_id": "a", "item_id": "x", "timestamp": 1_500_000_000, "stars": 4}
+    rows = scan(write_lines(tmp_path / "t.jsonl", [row]), config("table", rating="strs"))
+    assert reasons(rows) == {"missing_columns": 1}
+    assert rows[-1]["snippet"] == "no strs among user_id, item_id, timestamp, stars"
+
+
+def test_counts_out_of_range_are_unknown(tmp_path):
+    path = write_lines(tmp_path / "m.jsonl", [{"parent_asin": "P", "rating_number": 3_000_000_000}])
+    assert texts(path, config(), [0], read_item_texts)[0]["rating_count"] is None
+
+
+def test_half_stars_of_movielens_are_ratings(tmp_path):
+    (tmp_path / "ratings.dat").write_text("1::7::0.5::1600000000\n")
+    assert scan(str(tmp_path / "ratings.dat"), config("movielens"))[0]["rating"] == 0.5
+
+
+def test_columns_of_metadata_apart(tmp_path):
+    (tmp_path / "m.csv").write_text("id,name\nx,N\n")
+    settings = PrepareConfig(output="o", reviews=("r",), format="table", columns={"item_id": "product_id"},
+                             item_columns={"item_id": "id", "title": "name"})  # fmt: skip
+    assert scan(str(tmp_path / "m.csv"), settings, read_item_ids)[0]["item_id"] == "x"
+    assert texts(str(tmp_path / "m.csv"), settings, [0], read_item_texts)[0]["title"] == "N"
+
+
+def test_json_of_other_kinds(tmp_path):
+    python2 = b"{u'user_id': u'a', u'item_id': u'x', u'timestamp': 1500000000}"
+    assert scan(write_lines(tmp_path / "t.ndjson", [python2]), config("table"))[0]["user_id"] == "a"
+    rows = scan(write_lines(tmp_path / "t.json", [b'[{"user_id": "a"}]']), config("table"))
+    assert (reasons(rows), rows[0]["snippet"][:12]) == ({"not_json_lines": 1}, "a JSON array")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason", "snippet"),
+    [
+        ("a.csv.bz2", b"no bzip2 at all", "broken_bz2", "breaks off after row 0 (OSError"),
+        ("a.csv.zip", b"no zip at all", "broken_zip", "breaks off after row 0 (BadZipFile"),
+        ("a.csv", gzip.compress(b"user_id\n"), "misnamed_file", "a gzip file by its first bytes"),
+        ("a.parquet", b"<html>", "broken_parquet", "cannot be read as Parquet"),
+    ],
+)
+def test_a_bad_file_is_one_refusal_with_its_reason(tmp_path, name, data, reason, snippet):
+    (tmp_path / name).write_bytes(data)
+    [row] = scan(str(tmp_path / name), config("table"))
+    assert (row["reason"], row["snippet"][: len(snippet)]) == (reason, snippet)
+
+
+def test_parquet_columns_that_are_nested_views_or_finer_than_milliseconds(tmp_path):
+    plain = {"item_id": ["x"], "timestamp": pa.array([1_500_000_000_123_456_789], pa.timestamp("ns", "Europe/Berlin"))}
+    pq.write_table(pa.table({"user_id": [{"a": 1}], **plain}), tmp_path / "a.parquet")
+    assert "user_id is a struct" in scan(str(tmp_path / "a.parquet"), config("table"))[0]["snippet"]
+    for ids in (pa.array(["1"], pa.string_view()), pa.array(["1"]).dictionary_encode(), pa.array([1.0])):
+        pq.write_table(pa.table({"user_id": ids, **plain}), tmp_path / "b.parquet")
+        [row] = scan(str(tmp_path / "b.parquet"), config("table"))
+        assert (row["user_id"], row["timestamp"], row["reason"]) == ("1", 1_500_000_000_123, None)
