@@ -328,7 +328,8 @@ def test_sparse_adam_moves_a_batchs_rows_as_adam_does_at_first_and_no_others(toy
             tables.append(training.model.embedding.base_ID.detach().clone())
         moved[optimizer] = [(after != before).any(1) for before, after in itertools.pairwise(tables)]
         moved[optimizer].append(tables[1])
-    torch.testing.assert_close(moved["sparse_adam"][2], moved["adam"][2])
+    # of a step of 0.01; the two add their 1e-8 to the root at different places
+    torch.testing.assert_close(moved["sparse_adam"][2], moved["adam"][2], atol=5e-4, rtol=0)
     first, second = torch.arange(1, 21) <= 10, torch.arange(1, 21) > 10
     assert torch.equal(moved["adam"][0], first | (torch.arange(1, 21) == 20))
     assert torch.equal(moved["sparse_adam"][0], moved["adam"][0])
