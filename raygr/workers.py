@@ -145,7 +145,7 @@ def run_workers(
 
 
 def fit(trainer: ray.train.torch.TorchTrainer) -> None:
-    """Runs the trainer outside the main thread, where Ray Train would answer Ctrl-C by ending the process wordlessly."""
+    """Runs the trainer outside the main thread, where Ray Train would answer Ctrl-C by a wordless end."""
     with ThreadPoolExecutor(1) as pool:
         fitting = pool.submit(trainer.fit)
         try:
