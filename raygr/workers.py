@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,24 @@ def run_workers(
         ),
     )
     try:
-        trainer.fit()
+        fit(trainer)
     except ray.train.WorkerGroupError as error:
         refused = [one for one in error.worker_failures.values() if isinstance(one, ValueError)]
         if not refused:
             raise
         # what a user can mend, such as a learning rate under which training diverges: as it would be without Ray
         raise ValueError(str(refused[0])) from error
+
+
+def fit(trainer: ray.train.torch.TorchTrainer) -> None:
+    """Runs the trainer outside the main thread, where Ray Train would answer Ctrl-C by a wordless end."""
+    with ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(trainer.fit)
+        try:
+            fitting.result()
+        except KeyboardInterrupt:
+            ray.shutdown()  # nothing else ends what the thread waits for
+            raise
 
 
 def begin_worker() -> tuple[int, int]:

@@ -1,15 +1,20 @@
 """What a training worker does to its process, and the room that workers are given."""
 
+import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
+import ray.train.torch
 
 from raygr import workers
 from raygr.cluster import Node
 from raygr.config import ConfigError
-from raygr.workers import check_at_once, placement, wants_gpu, worker_cpus
+from raygr.workers import begin_worker, check_at_once, placement, wants_gpu, worker_cpus
 
 FAULTS = """
 import resource, sys, torch
@@ -36,6 +41,21 @@ def test_freed_memory_is_used_again_without_the_kernel():
     assert plain > 24 * 10_000
     # a few tensors, until one fits where another lay
     assert page_faults("kept") < plain / 2
+
+
+def test_ctrl_c_ends_a_training_as_an_interrupt(monkeypatch):
+    """Ray Train's own handler ends the process with code 1 and no word, where it is left to register itself."""
+    ended = threading.Event()
+    monkeypatch.setattr(workers.ray, "shutdown", ended.set)
+
+    class Trainer:
+        def fit(self):
+            assert threading.current_thread() is not threading.main_thread()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert ended.wait(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.fit(Trainer())
 
 
 # --- room --------------------------------------------------------------------------------------
@@ -103,29 +123,21 @@ def test_runs_at_once_that_do_not_fit_are_refused(monkeypatch):
         check_at_once(workers=2, at_once=3, threads=None)
 
 
-THREADS = """
-import sys, torch
-import ray, ray.train.torch
-from raygr.workers import begin_worker, placement
-
-def loop():
-    begin_worker()
-    print("threads", torch.get_num_threads(), flush=True)
-
-ray.init(address="local", num_cpus=3, include_dashboard=False)
-run = ray.train.RunConfig(name="t", storage_path=sys.argv[1])
-ray.train.torch.TorchTrainer(loop, scaling_config=placement(1, use_gpu=False, cpus=3), run_config=run).fit()
-"""
-
-
 @pytest.mark.slow
-def test_a_worker_computes_on_what_it_reserved(tmp_path):
-    """In a Ray of its own, of three CPUs: what a worker takes is said by Ray alone."""
-    command = [
-        sys.executable,
-        "-c",
-        THREADS,
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert "threads 3" in done.stdout, done.stderr[-2000:]
+def test_a_worker_computes_on_what_it_reserved(local_ray, tmp_path):
+    """And not on all of the node's cores, which others may have reserved."""
+
+    def loop(settings: dict) -> None:
+        import torch
+
+        begin_worker()
+        Path(settings["file"]).write_text(str(torch.get_num_threads()))
+
+    trainer = ray.train.torch.TorchTrainer(
+        loop,
+        train_loop_config={"file": str(tmp_path / "threads")},
+        scaling_config=placement(1, use_gpu=False, cpus=1),
+        run_config=ray.train.RunConfig(name="t", storage_path=str(tmp_path)),
+    )
+    trainer.fit()
+    assert (tmp_path / "threads").read_text() == "1"
