@@ -28,7 +28,8 @@ def log_prepared(counts: Mapping[str, Any], config: PrepareConfig) -> None:
         one = counts[name]
         log_rows(name.replace("_", " "), read=one["read"], kept=one["kept"], dropped=one["by_reason"])
     described = items["kept"] - items["without_metadata"]
-    log_rows("rows of metadata", read=items["read"], kept=described, dropped=items["by_reason"])
+    if config.metadata:
+        log_rows("rows of metadata", read=items["read"], kept=described, dropped=items["by_reason"])
     notes = {
         "%d of %d items have no metadata": (items["without_metadata"], items["kept"]),
         "%d of %d items have no title or text": (items["without_text"], items["kept"]),

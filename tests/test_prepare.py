@@ -231,6 +231,7 @@ def test_repeats_are_kept_when_asked_for(local_ray, tmp_path):
     run = run_prepare(loose(tmp_path, reviews=[str(tmp_path / "orders.csv")], format="table", keep_duplicate="all"))
     tables = check_contract(run)
     assert tables["interactions.parquet"].num_rows == 48 and counts_of(run)["reviews"]["by_reason"] == {}
+    assert read_json(run.file("statistics.json"))["density"] == 1.0  # each of 12 pairs four times
 
 
 def test_rows_that_a_second_reading_does_not_find_are_an_error():

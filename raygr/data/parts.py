@@ -101,11 +101,12 @@ def statistics(kept: Kept) -> dict[str, float]:
     """Sizes as in the paper's Table 1, history lengths, and the filled share of the user-item matrix."""
     users, items, rows = len(kept.user_ids), len(kept.item_ids), len(kept.row)
     lengths = np.bincount(kept.user_index, minlength=users)
+    pairs = len(np.unique(kept.user_index.astype(np.int64) * items + kept.item_index - 1))
     return {
         "users": users,
         "items": items,
         "reviews": rows,
         "mean_history": float(lengths.mean()),
         "median_history": float(np.median(lengths)),
-        "density": rows / (users * items),
+        "density": pairs / (users * items),
     }
