@@ -4,6 +4,7 @@ vLLM's CPU kernels gather an adapter's matrices for every token, which costs sev
 Shape suffix: `R` the rating tokens.
 """
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,7 +23,10 @@ class Merged(NamedTuple):
 
 
 def merged_model(model: str, adapter: str, prompt: Sequence[int], rating_ids: Sequence[int]) -> Merged:
-    """`model` is a folder or hub name, `adapter` a folder in PEFT's format; fp32."""
+    """`model` is a folder or hub name, `adapter` a folder in PEFT's format; fp32, since rounding would eat small changes.
+
+    OSError where the temporary folder has no room for it.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +39,19 @@ def merged_model(model: str, adapter: str, prompt: Sequence[int], rating_ids: Se
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     bare_R = log_probs()
     loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+    check_room(sum(weight.numel() * weight.element_size() for weight in loaded.parameters()))
     folder = tempfile.TemporaryDirectory(prefix="raygr-merged-")
     loaded.save_pretrained(folder.name)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder.name)
     return Merged(folder, log_probs(), bare_R)
+
+
+def check_room(needed: int) -> None:
+    """Bytes of one actor's model; several actors of a machine each write their own."""
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OSError(
+            f"{place} has {free / 1e9:.1f} GB free, and the model with its adapter takes {needed / 1e9:.1f} GB for each "
+            "actor while it starts: set TMPDIR to a larger disk"
+        )
