@@ -23,7 +23,7 @@ class Merged(NamedTuple):
 
 
 def merged_model(model: str, adapter: str, prompt: Sequence[int], rating_ids: Sequence[int]) -> Merged:
-    """`model` is a folder or hub name, `adapter` a folder in PEFT's format; fp32, since rounding would eat small changes.
+    """`model` is a folder or hub name, `adapter` a folder in PEFT's format; fp32: rounding eats small changes.
 
     OSError where the temporary folder has no room for it.
     """
@@ -52,6 +52,6 @@ def check_room(needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
-            f"{place} has {free / 1e9:.1f} GB free, and the model with its adapter takes {needed / 1e9:.1f} GB for each "
-            "actor while it starts: set TMPDIR to a larger disk"
+            f"{place} has {free / 1e9:.1f} GB free, and the model with its adapter takes {needed / 1e9:.1f} GB for "
+            "each actor while it starts: set TMPDIR to a larger disk"
         )
