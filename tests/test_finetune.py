@@ -121,7 +121,7 @@ def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
 
 
 def test_the_adapter_is_for_the_user_prompt_it_was_tuned_with(toy: Path, tiny_model: str, local_ray: Any):
-    run = finetune(settings(toy, tiny_model, epochs=1))
+    run = finetune(settings(toy, tiny_model, epochs=0, teacher="profile", warm_start_epochs=1))
     folder, aspects = adapter_folder(run.path), load_aspects(str(toy / "aspects.yaml"))
     note = read_note(folder)
     assert (note.rollouts, note.aspects, note.model) == ("slots", ("pace", "tension level"), tiny_model)
@@ -157,7 +157,7 @@ def test_an_adapter_that_never_got_better_is_said_to_be_untouched(toy: Path, tin
         return torch.zeros(len(user_GA))
 
     with caplog.at_level(logging.WARNING, logger="raygr.finetuning.train"):
-        run = finetune(settings(toy, tiny_model, epochs=1), reward=nothing)
+        run = finetune(settings(toy, tiny_model, epochs=1, keep_best_by="reward"), reward=nothing)
     assert runs.read_run(run.path, job="finetune")["counts"]["best_step"] == 0
     assert all((values == 0).all() for name, values in adapter_tensors(run.file("adapter")).items() if "lora_B" in name)
     [said] = [record.getMessage() for record in caplog.records]
