@@ -320,9 +320,9 @@ def test_sparse_adam_moves_a_batchs_rows_as_adam_does_at_first_and_no_others(toy
         config = settings(toy, optimizer=optimizer, batch_size=2, loss="sampled_cross_entropy", negatives=1)
         training = begun(config)
         draws, tables = epoch_draws(0, 1, 0), [training.model.embedding.base_ID.detach().clone()]
-        for example in (0, 10):  # items 1 to 10, then 11 to 20, and the shared one
+        for example, negative in ((0, 20), (10, 1)):  # items 1 to 10 and 20, then 11 to 20 and 1
             whole = whole_batch(config, training.inputs, torch.tensor([example]), training.popularity_I, draws)
-            whole = WholeBatch(whole.batch, torch.tensor([20]), whole.expected_K)
+            whole = WholeBatch(whole.batch, torch.tensor([negative]), whole.expected_K)
             accumulate_gradients(training, whole)
             loop.take_step(training, 0.01)
             tables.append(training.model.embedding.base_ID.detach().clone())
@@ -330,10 +330,10 @@ def test_sparse_adam_moves_a_batchs_rows_as_adam_does_at_first_and_no_others(toy
         moved[optimizer].append(tables[1])
     # of a step of 0.01; the two add their 1e-8 to the root at different places
     torch.testing.assert_close(moved["sparse_adam"][2], moved["adam"][2], atol=5e-4, rtol=0)
-    first, second = torch.arange(1, 21) <= 10, torch.arange(1, 21) > 10
-    assert torch.equal(moved["adam"][0], first | (torch.arange(1, 21) == 20))
+    item_I = torch.arange(1, 21)
+    assert torch.equal(moved["adam"][0], (item_I <= 10) | (item_I == 20))
     assert torch.equal(moved["sparse_adam"][0], moved["adam"][0])
-    assert moved["adam"][1].all() and torch.equal(moved["sparse_adam"][1], second)
+    assert moved["adam"][1].all() and torch.equal(moved["sparse_adam"][1], (item_I > 10) | (item_I == 1))
 
 
 def test_a_worker_without_examples_adds_zeros_to_the_same_rows(toy: Path, monkeypatch: Any):
