@@ -102,8 +102,8 @@ def test_a_pipeline_beside_another_cluster_leaves_only_our_own_lines():
     log = re.sub(r"\x1b\[\d+m", "", result.stderr + result.stdout)
     assert result.returncode == 0, log
     ours = re.compile(
-        r"\d\d:\d\d:\d\d (plan:|prepare|train|pipeline|Ray on this machine: |"
-        r"(reviews|users|reviewed items|rows of metadata)( of the \w+)?: |\d+ of \d+ (items|users) )|\(RayTrainWorker pid=\d+\) (epoch|test) "
+        r"\d\d:\d\d:\d\d (plan:|prepare|train|pipeline|Ray on this machine: |\d+ of \d+ (items|users) |"
+        r"(reviews|users|reviewed items|rows of metadata)( of the \w+)?: )|\(RayTrainWorker pid=\d+\) (epoch|test) "
     )
     assert [line for line in log.splitlines() if not ours.match(line)] == []
     assert len(re.findall(r"epoch +\d+/2 ", log)) == 2

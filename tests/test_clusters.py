@@ -147,13 +147,9 @@ def run_on_two_nodes(folder: Path, script: str, *, config: dict, head_cpus: int,
 def test_scoring_goes_on_when_a_node_is_lost(folder: Path, tokenizer):
     data = write_prepared(folder / "prepare", cycles(8, ITEMS, 12), items=ITEMS)
     settings = {"output": str(folder / "scores"), "data": data, "subjects": "items", "aspects": ASPECTS}
-    # generate: every prompt is another one, where probe would cut the short titles off
     settings |= {"store": str(folder / "store"), "mode": "generate", "actors": 2, "batch_size": BATCH}
     config = ScoreConfig(**settings)
-    run = runs.start_run(config.output, job="score", config=config, inputs=[data, ASPECTS])
     prompts = item_prompts(runs.read_table(f"{data}/items"), settings=prompt_settings(config))
-    runs.write_table(prompts, run.file("prompts/part-0.parquet"))
-    runs.write_json({"prompts": ITEMS}, run.file("prompts.json"))
 
     log = run_on_two_nodes(folder, SCORE, config=settings, head_cpus=4, other_cpus=2)
 
