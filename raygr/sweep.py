@@ -9,6 +9,8 @@ checkpoint. Tune's own files are in tune/.
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +72,10 @@ def sweep(config: SweepConfig) -> runs.Run:
     )
     tuner = started_tuner(config, settings, at_once=at_once, callbacks=callbacks)
     controllers = controller_queue()  # lives as long as this name
+    on_interrupt = signal.getsignal(signal.SIGINT)
     ended = ended_trials(config, tuner.fit(), expected=trials_of(config, points))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own, and a later stage would not hear Ctrl-C
     controllers.shutdown()
     counts = write_results(config, run, ended)
     used = {path for one in trained for path in (one.data, one.item_scores, one.user_score_run, one.list_scores)}

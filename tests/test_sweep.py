@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,7 +111,9 @@ def test_trials_finish_stop_early_and_fail_beside_each_other(toy: Path, local_ra
     space = {"learning_rate": [0.01, 1e-12, 1e30, 0.02]}
     early = {"stop_early": True, "grace_epochs": 3, "max_failures": 1}
     config = settings(toy, space, train={"epochs": 30, "patience": 30}, **early)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     run = sweep.sweep(config)
+    assert signal.getsignal(signal.SIGINT) is on_interrupt
     record = runs.read_run(run.path, job="sweep")
     assert record["counts"]["trials"] == {"all": 4, "finished": 2, "stopped_early": 1, "failed": 1}
     table = pd.read_parquet(run.file("results.parquet")).set_index("learning_rate")
