@@ -28,6 +28,8 @@ def id_strings(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray
         return of_decimals(flat)
     if is_binary(kind):
         return of_bytes(flat)
+    if is_text(kind) and not is_utf8(flat):
+        return of_bytes(flat.cast(pa.binary()))
     if is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
         return flat.cast(pa.string()), np.zeros(len(flat), bool)
     raise ValueError(f"values of type {kind} are no ids: write text or whole numbers")
@@ -45,6 +47,15 @@ def is_text(kind: pa.DataType) -> bool:
 def is_binary(kind: pa.DataType) -> bool:
     plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     return plain or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def is_utf8(texts: pa.Array) -> bool:
+    """False where a file calls bytes text that are none: Arrow does not look when it reads Parquet."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def of_floats(values: np.ndarray) -> tuple[pa.Array, np.ndarray]:

@@ -7,19 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygr.data.ids import decode_or_none
+from raygr.data.ids import decode_or_none, is_text, is_utf8
 from raygr.data.json_lines import as_text
 from raygr.data.times import NUMBER, Times, read_times
 
 
 def plain(column: pa.ChunkedArray) -> pa.Array:
-    """The column in one piece, as plain values: no dictionary, and text or bytes of the usual width."""
+    """The column in one piece, as plain values: no dictionary, text or bytes of the usual width, text that is UTF-8."""
     flat = column.combine_chunks()
     kind = flat.type
     if pa.types.is_dictionary(kind):
         return plain(pa.chunked_array([flat.dictionary_decode()]))
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return flat.cast(pa.string())
+    if is_text(kind):
+        return flat.cast(pa.string() if is_utf8(flat) else pa.binary())
     if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
         return flat.cast(pa.binary())
     return flat
