@@ -66,7 +66,7 @@ def test_damaged_json_lines_cost_their_own_rows_alone(tmp_path_factory, seed, bl
     lines = [json.dumps(dict(zip(NAMES, row, strict=True))).encode() for row in whole]
     hit = {draw.randrange(len(lines)) for _ in range(draw.randrange(3))}
     for n in hit:
-        at = draw.randrange(len(lines[n]))
+        at = draw.randrange(1, len(lines[n]))  # a blank line is no row
         changed = bytes([draw.randrange(256)])
         lines[n] = draw.choice([lines[n][:at], lines[n][:at] + changed + lines[n][at + 1 :], lines[n] + lines[n]])
     path.write_bytes(b"\n".join(lines) + b"\n")
