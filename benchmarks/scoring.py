@@ -4,7 +4,7 @@
 
 free        plain vLLM: the paper's prompt, one free completion per item, nothing of raygr's engine
 structured  mode generate: the format forced, expected ratings with an exact ten
-probe       mode probe: aligned prefixes, one short tail per aspect, an exact ten
+probe       mode probe: prefixes out of the cache as far as whole blocks go, one short tail per aspect, an exact ten
 
 Each way has its own process (vLLM binds its process's threads), one after the other; seconds are those of
 scoring, without loading. `distinct` tokens are those that any engine must compute at least once. `peak_share` is the
