@@ -57,6 +57,15 @@ def test_a_request_is_one_line_for_every_reader(tmp_path: Path, monkeypatch: pyt
     assert said == [[odd, odd]] * 2
 
 
+def test_no_file_of_an_earlier_export_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A third file of a batch that was paid for, where the first two have been moved away."""
+    monkeypatch.setattr("raygr.aspects.batch_files.request_lines", lambda *given: iter(["a\n", "b\n", "c\n"]))
+    (tmp_path / "p-3.jsonl").write_text("paid for")
+    with pytest.raises(runs.RunError, match=r"p-3\.jsonl is there already"):
+        write_requests(None, str(tmp_path / "p.jsonl"), settings=None, request=request(requests_per_file=1))
+    assert (tmp_path / "p-3.jsonl").read_text() == "paid for"
+
+
 def test_answers_and_the_lines_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     path = write_lines(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 
+from raygr import runs
 from raygr.aspects.parsing import read_completion
 from raygr.aspects.prompts import system_text, user_lead_in
 from raygr.aspects.store import ScoreStore, StoredScore
@@ -61,8 +62,14 @@ def write_requests(prompts: pa.Table, path: str, *, settings: PromptSettings, re
     line, paths = next(lines, None), []
     while line is not None or not paths:
         paths.append(numbered(path, len(paths) + 1))
+        check_free(paths[-1])
         line = write_file(paths[-1], line, lines, request.layout)
     return paths
+
+
+def check_free(path: str) -> None:
+    if runs.exists(path):
+        raise runs.RunError(f"{path} is there already: export to another file, or move that one away")
 
 
 def write_file(path: str, line: str | None, lines: Iterator[str], layout: RequestConfig) -> str | None:

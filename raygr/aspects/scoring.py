@@ -26,7 +26,7 @@ from raygr import runs, schema
 from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
 from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, store_of, way_of_asking
 from raygr.aspects.aspects import AspectSet
-from raygr.aspects.batch_files import Request, import_answers, numbered, write_requests
+from raygr.aspects.batch_files import Request, check_free, import_answers, numbered, write_requests
 from raygr.aspects.engine import EngineSettings, ScoringEngine, engine_environment, require_vllm
 from raygr.aspects.prompt_checks import CHECKED_COLUMNS, check_prompts
 from raygr.aspects.quality import log_quality, score_quality
@@ -103,9 +103,8 @@ def export_prompts(config: ScoreConfig, path: str) -> list[str]:
     of a batch that was paid for.
     """
     path = runs.absolute(path)
-    for file in (path, numbered(path, 2)):
-        if runs.exists(file):
-            raise runs.RunError(f"{file} is there already: export to another file, or move that one away")
+    for file in (path, numbered(path, 2)):  # known before any work; write_requests looks at each
+        check_free(file)
     scoring = start_scoring(config, exchanges=True)
     prompts = runs.read_table(scoring.run.file(PROMPTS))
     known = scoring.store.known(retry_failed=config.retry_failed, unread=False)
