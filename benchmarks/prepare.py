@@ -75,8 +75,8 @@ def generate(folder: Path, rows: int) -> None:
 def run_raygr(folder: Path, output: Path, parallelism: int) -> None:
     import ray
 
-    from raygr.config import PrepareConfig
-    from raygr.data.prepare import prepare
+    from raygr.prepare.config import PrepareConfig
+    from raygr.prepare.stage import prepare
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=1 << 30)

@@ -16,10 +16,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raygr import runs
-from raygr.config import TrainConfig, load_config
+from raygr import files, runs
+from raygr.config import load_config
 from raygr.pipeline import SideBySide, run_stages
 from raygr.schema import HISTORY, METRICS
+from raygr.train.config import TrainConfig
 
 CONFIGS, RESULTS = Path("configs/ml-1m"), Path(__file__).parent / "results" / "quality"
 SETS = ("full", "uniform-100", "popularity-100")
@@ -59,7 +60,7 @@ def main() -> None:
         some = names[first : first + parsed.at_once]
         run_stages([("train", configs[name]) for name in some], SideBySide(parsed.at_once, parsed.gpu_share))
         for name in some:
-            runs.write_json(result_of(configs[name].output), str(result_file(name)))
+            files.write_json(result_of(configs[name].output), str(result_file(name)))
     there = [name for name in REFERENCES if result_file(name).exists()]
     print(table({name: json.loads(result_file(name).read_text()) for name in there}))
 
@@ -78,7 +79,7 @@ def result_of(output: str) -> dict[str, Any]:
     lines = [json.loads(line) for line in Path(output, HISTORY).read_text().splitlines()]
     return {
         "run": runs.read_run(output, job="train"),
-        "metrics": runs.read_json(runs.join(output, METRICS)),
+        "metrics": files.read_json(files.join(output, METRICS)),
         "training_seconds": sum(line["seconds"] for line in lines),
         "evaluation_seconds": sum(line.get("evaluation_seconds", 0.0) for line in lines),
     }

@@ -118,7 +118,7 @@ SETTINGS += ("mask_rate", "negatives", "epochs", "patience", "budget", "threads"
 
 def make_job(arguments: argparse.Namespace) -> dict:
     """What all sides read: settings and interactions. raygr's reads the latter from its own prepare run."""
-    from raygr.data.prepared import read_interactions
+    from raygr.data.interactions import read_interactions
     from raygr.schema import TRAIN, VALIDATION
 
     data = read_interactions(arguments.data)

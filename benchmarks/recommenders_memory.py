@@ -43,13 +43,13 @@ def write(folder: Path, users: int, history: int, items: int) -> None:
 def measure(folder: str, history: int) -> list[int]:
     import torch
 
-    from raygr.config import TrainConfig
-    from raygr.data.batches import Targets
-    from raygr.recommenders.inputs import load_inputs
-    from raygr.recommenders.loop import Share, accumulate_gradients, start_training, take_step, target_ranks
-    from raygr.recommenders.objective import epoch_contents, epoch_draws, whole_batch
+    from raygr.distributed import keep_freed_memory
     from raygr.schema import VALIDATION
-    from raygr.workers import keep_freed_memory
+    from raygr.train.batches import Targets
+    from raygr.train.config import TrainConfig
+    from raygr.train.inputs import load_inputs
+    from raygr.train.loop import Share, accumulate_gradients, start_training, take_step, target_ranks
+    from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
     keep_freed_memory()
     config = TrainConfig(output="none", data=f"{folder}/prepare", base_width=64, max_history=history)

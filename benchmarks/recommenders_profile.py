@@ -12,10 +12,10 @@ import os
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from raygr.config import TrainConfig
-from raygr.recommenders.inputs import load_inputs
-from raygr.recommenders.loop import Share, start_training, train_epoch
-from raygr.workers import keep_freed_memory
+from raygr.distributed import keep_freed_memory
+from raygr.train.config import TrainConfig
+from raygr.train.inputs import load_inputs
+from raygr.train.loop import Share, start_training, train_epoch
 
 SHOWN = 8
 

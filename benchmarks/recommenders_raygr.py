@@ -3,11 +3,11 @@
 import torch
 from recommenders_orders import Orders, read_job
 
-from raygr.config import TrainConfig
-from raygr.recommenders.inputs import load_inputs
-from raygr.recommenders.loop import Share, start_training, target_ranks, train_epoch
+from raygr.distributed import keep_freed_memory
 from raygr.schema import VALIDATION
-from raygr.workers import keep_freed_memory
+from raygr.train.config import TrainConfig
+from raygr.train.inputs import load_inputs
+from raygr.train.loop import Share, start_training, target_ranks, train_epoch
 
 
 def settings(job: dict) -> TrainConfig:

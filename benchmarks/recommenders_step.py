@@ -45,10 +45,10 @@ def main() -> None:
 def measure(items: int, optimizer: str, parsed: argparse.Namespace) -> tuple[float, int]:
     import torch
 
-    from raygr.config import TrainConfig
-    from raygr.recommenders.loop import Share, accumulate_gradients, start_training, take_step
-    from raygr.recommenders.objective import epoch_contents, epoch_draws, whole_batch
-    from raygr.workers import keep_freed_memory
+    from raygr.distributed import keep_freed_memory
+    from raygr.train.config import TrainConfig
+    from raygr.train.loop import Share, accumulate_gradients, start_training, take_step
+    from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
     torch.set_num_threads(parsed.threads)
     keep_freed_memory()
@@ -72,9 +72,9 @@ def made_up_inputs(items: int, *, histories: int):
     import numpy as np
     import torch
 
-    from raygr.data.batches import training_windows
-    from raygr.recommenders.inputs import Inputs
-    from raygr.recommenders.losses import owned_items
+    from raygr.models.losses import owned_items
+    from raygr.train.batches import training_windows
+    from raygr.train.inputs import Inputs
 
     user_N = np.repeat(np.arange(histories), HISTORY + 1)
     item_N = np.random.default_rng(0).integers(1, items + 1, len(user_N))

@@ -57,7 +57,7 @@ def run_peak() -> dict:
 
 
 def run_apart(arguments: list[str]) -> dict:
-    from raygr.aspects.engine import engine_environment
+    from raygr.score.engine import engine_environment
 
     cores = sorted(os.sched_getaffinity(0))
     environment = engine_environment(threads=cores, bind=True, on_gpu=False, tensor_parallel_size=1)
@@ -71,7 +71,7 @@ def matmul_peak() -> dict:
     import torch
     from transformers import AutoConfig
 
-    from raygr.aspects.small_model import model_folder
+    from raygr.score.default_model import model_folder
 
     shape = AutoConfig.from_pretrained(model_folder("smollm2"))
     width, inner = shape.hidden_size, shape.intermediate_size
@@ -95,17 +95,17 @@ def measure(way: str, data: str, items: int) -> dict:
     """One way on `ROUNDS` x `items` items; the figures are the last round's."""
     from transformers import AutoTokenizer
 
-    from raygr import runs
-    from raygr.aspects.answers import aspect_tails, format_regex, rating_tokens
-    from raygr.aspects.aspects import load_aspects
-    from raygr.aspects.engine import EngineSettings, ScoringEngine, TokenCounts
-    from raygr.aspects.prompts import PromptEncoder, item_from_row
-    from raygr.aspects.small_model import model_folder
+    from raygr import files
+    from raygr.score.answer_format import aspect_tails, format_regex, rating_tokens
+    from raygr.score.aspects import load_aspects
+    from raygr.score.default_model import model_folder
+    from raygr.score.engine import EngineSettings, ScoringEngine, TokenCounts
+    from raygr.score.prompts import PromptEncoder, item_from_row
 
     aspects, model = load_aspects("configs/aspects/movies.yaml"), model_folder("smollm2")
     tokenizer = AutoTokenizer.from_pretrained(model)
     encoder = PromptEncoder(tokenizer, aspects, "items", max_prompt_tokens=1024)
-    rows = runs.read_table(runs.join(data, "items")).slice(0, items * ROUNDS).to_pylist()
+    rows = files.read_table(files.join(data, "items")).slice(0, items * ROUNDS).to_pylist()
     prompts = [encoder.item_prompt(item_from_row(row, "train")) for row in rows]
     tails = aspect_tails(tokenizer, aspects)
     settings = EngineSettings(
@@ -155,7 +155,7 @@ def plain_generation(engine, batch: list[list[int]], counts) -> int:
     """What `vllm.LLM.generate` does with the paper's prompt: sampled text and no log-probabilities."""
     from vllm import SamplingParams
 
-    from raygr.aspects.parsing import parse_ratings
+    from raygr.score.answer_parsing import parse_ratings
 
     sampling = SamplingParams(temperature=0.0, max_tokens=engine.settings.max_completion_tokens)
     outputs = engine.run(batch, [sampling] * len(batch))

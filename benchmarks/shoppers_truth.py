@@ -16,15 +16,16 @@ import numpy as np
 import torch
 
 from raygr import runs
-from raygr.aspects.subjects import load_tokenizer
-from raygr.compare_tables import markdown_rows
-from raygr.config import FinetuneConfig, check_config
-from raygr.data.shopper_words import ASPECT_PHRASES, DISLIKED, LIKED
-from raygr.data.vectors import read_vectors, rows_by_id
-from raygr.finetuning.inputs import Problem, load_inputs
-from raygr.finetuning.judging import METRICS, Judge, fitted, moments, user_metrics
-from raygr.report_tuning import METRICS as HEADINGS
-from raygr.report_tuning import read_evaluations, user_mean
+from raygr.compare.tables import markdown_rows
+from raygr.config import check_config
+from raygr.data.vector_tables import read_vectors, rows_by_id
+from raygr.finetune.config import FinetuneConfig
+from raygr.finetune.examples import Problem, load_inputs
+from raygr.finetune.metrics import METRICS, Judge, fitted, moments, user_metrics
+from raygr.report.tuning import METRICS as HEADINGS
+from raygr.report.tuning import read_evaluations, user_mean
+from raygr.score.subjects import load_tokenizer
+from raygr.simulate.review_texts import ASPECT_PHRASES, DISLIKED, LIKED
 
 SHOWN = ("auc", "mrr", "personal_auc", "personal_mrr", "common_auc")
 RUNS = ["outputs/shoppers/warm", "outputs/shoppers/tuned"]

@@ -19,16 +19,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raygr import runs
-from raygr.compare_tables import markdown_rows
-from raygr.config import PrepareConfig, TrainConfig, load_config, override
-from raygr.evaluation import metric_values
-from raygr.figures import BLUE, GREY, LIGHT, ORANGE, STYLE, save_figure
-from raygr.gain_words import gain_text
-from raygr.gains import gains as metric_gains
+from raygr import files
+from raygr.compare.gain_words import gain_text
+from raygr.compare.tables import markdown_rows
+from raygr.config import load_config, override
+from raygr.metrics.gains import gains as metric_gains
+from raygr.metrics.rank_tables import Ranking, read_rankings
+from raygr.metrics.ranking import metric_values
 from raygr.pipeline import SideBySide, run_stages
-from raygr.rankings import Ranking, read_rankings
+from raygr.prepare.config import PrepareConfig
+from raygr.report.charts import BLUE, GREY, LIGHT, ORANGE, STYLE, save_figure
 from raygr.schema import RANKS, TEST
+from raygr.train.config import TrainConfig
 
 OUTPUTS, RESULTS = Path("outputs/ml-1m/users"), Path(__file__).parent / "results" / "users.json"
 FIGURE = "docs/results/ml-1m-users"
@@ -77,8 +79,8 @@ def main() -> None:
     ]
     run_stages([("train", config) for config in trainings], SideBySide(parsed.at_once, parsed.gpu_share))
     rows = [row for size in parsed.sizes for row in gains(size, parsed.seeds)]
-    runs.write_json([row._asdict() for row in rows], str(RESULTS))
-    runs.write_text(markdown(rows, parsed.seeds), f"{FIGURE}.md")
+    files.write_json([row._asdict() for row in rows], str(RESULTS))
+    files.write_text(markdown(rows, parsed.seeds), f"{FIGURE}.md")
     save_figure(draw(rows), FIGURE)
 
 
@@ -125,7 +127,7 @@ def gains(size: str, seeds: Sequence[int]) -> list[GainRow]:
 
 def ranking_of(run: str) -> Ranking:
     """One target per user, in the order of the users."""
-    return read_rankings(runs.read_table(runs.join(run, RANKS)), part=TEST, targets=("last",))["full"]
+    return read_rankings(files.read_table(files.join(run, RANKS)), part=TEST, targets=("last",))["full"]
 
 
 def markdown(rows: Sequence[GainRow], seeds: Sequence[int]) -> str:

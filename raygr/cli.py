@@ -6,12 +6,13 @@ import os
 import sys
 import traceback
 
-from raygr.config import ConfigError, PipelineConfig, ScoreConfig, load_config, override
-from raygr.config_reproduce import EXPERIMENTS
-from raygr.config_results import ExplainConfig, RecommendConfig
+from raygr.config import ConfigError, PipelineConfig, load_config
 from raygr.files import exists, shipped
-from raygr.pipeline import STAGES, make_room, pipeline, run_alone
+from raygr.pipeline import make_room, pipeline, run_alone
+from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
 from raygr.runs import RunError
+from raygr.score.config import ScoreConfig
+from raygr.stages import STAGES
 
 # Lines of Ray's own processes that say nothing to anyone; read when Ray is imported.
 SKIPPED_LINES = "|".join(
@@ -33,6 +34,7 @@ TRACEBACKS = "|".join(
 )
 # What a user can mend, a model or file that is not at hand among it: printed as it is, and the exit code is 2.
 USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
+COMMANDS = {**STAGES, "reproduce": ReproduceConfig, "pipeline": PipelineConfig}
 LONGEST_MESSAGE = 600  # characters of an error that was not written for users
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `raygr` command; the exit code is 0 only for a finished stage."""
     parser = argparse.ArgumentParser(prog="raygr", description="LLM scores inside the recommender you already run.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for name, config in [*STAGES.items(), ("pipeline", PipelineConfig)]:
+    for name, config in COMMANDS.items():
         add_flags(stages.add_parser(name, help=first_line(config), description=config.__doc__), stage=name)
     parsed = parser.parse_args(arguments)
     return run(parsed.stage, parsed)
@@ -75,25 +77,23 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
         exchange.add_argument(
             "--import-answers", metavar="FILE", nargs="+", help="answers to them, before the rest is scored"
         )
-    if stage == "recommend":
-        parser.add_argument("--explain", action="store_true", help="why an item suits users or not, in place of lists")
-        parser.add_argument("--item", metavar="ID", help="to explain; without it one is picked")
-        parser.add_argument("--user", metavar="ID", action="append", default=[], help="to explain it for; repeatable")
-        parser.add_argument("--aspects", metavar="NAME", nargs="+", help="shown one by one; without it all are")
 
 
 def run(stage: str, parsed: argparse.Namespace) -> int:
     """Runs the stage that the parsed command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     if parsed.debug:
-        logging.getLogger("raygr").setLevel(logging.DEBUG)  # cluster.py leaves Ray's logs as they are then
+        logging.getLogger("raygr").setLevel(logging.DEBUG)  # ray_setup.py leaves Ray's logs as they are then
     else:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{SKIPPED_LINES}|{TRACEBACKS}")
     try:
         if stage == "pipeline":
             pipeline(load_config(PipelineConfig, parsed.config, parsed.set), dry_run=parsed.dry_run)
-        elif stage == "recommend":
-            print(recommend_or_explain(parsed))
+        elif stage == "reproduce":
+            from raygr.reproduce.stage import reproduce  # torch, which other commands do without
+
+            config = load_config(ReproduceConfig, *config_source(stage, parsed))
+            print(run_alone(stage, config, reproduce, force=parsed.force))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
             print(exchange(config, parsed) if exchanges(parsed) else run_alone(stage, config, force=parsed.force))
@@ -116,7 +116,7 @@ def failed(stage: str, message: str, code: int, *, debug: bool) -> int:
 def in_words(error: Exception) -> tuple[str, int]:
     """What went wrong, and the exit code: 2 for what a user can mend, 1 for anything else."""
     if "ray" in sys.modules:
-        from raygr.cluster import cause_of
+        from raygr.ray_setup import cause_of
 
         error = cause_of(error)
     if isinstance(error, USER_ERRORS):
@@ -145,28 +145,17 @@ def exchanges(parsed: argparse.Namespace) -> bool:
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
     """Prompts for another LLM, or its answers; the paths that were written. With --show-prompts the prompts."""
     if parsed.show_prompts:
-        from raygr.aspects.asking import prompt_settings
-        from raygr.aspects.chosen_subjects import show_prompts
+        from raygr.score.asking import prompt_settings
+        from raygr.score.chosen_subjects import show_prompts
 
         return show_prompts(config.data, prompt_settings(config), parsed.show_prompts)
-    from raygr.aspects.scoring import export_prompts, score
+    from raygr.score.stage import export_prompts, score
 
     if parsed.force:
         make_room("score", config)
     if parsed.export_prompts:
         return "\n".join(export_prompts(config, parsed.export_prompts))
     return score(config, answers=parsed.import_answers or ()).path
-
-
-def recommend_or_explain(parsed: argparse.Namespace) -> str:
-    """Lists, or with --explain a case study; the path that was written."""
-    flags = {"item": parsed.item, "users": parsed.user, "aspects": parsed.aspects}
-    given = [override(name, value) for name, value in flags.items() if value]
-    if not parsed.explain:
-        if given:
-            raise ConfigError("--item, --user and --aspects belong to --explain")
-        return run_alone("recommend", load_config(RecommendConfig, parsed.config, parsed.set), force=parsed.force)
-    return run_alone("explain", load_config(ExplainConfig, parsed.config, [*parsed.set, *given]), force=parsed.force)
 
 
 def first_line(config: type) -> str:

@@ -10,16 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from raygr import runs
-from raygr.aspects.answers import aspect_tails, rating_tokens
-from raygr.aspects.asking import PROMPTS, PROMPTS_DONE, prompt_settings, way_of_asking
-from raygr.aspects.aspects import AspectSet, load_aspects
-from raygr.aspects.chat import encode_plain
-from raygr.aspects.chosen_subjects import chosen_prompts, subjects_of
-from raygr.aspects.small_model import model_folder
-from raygr.aspects.subjects import PromptSettings, encoder_of
-from raygr.config import FinetuneConfig, ScoreConfig
-from raygr.config_results import VectorsConfig
+from raygr import files, runs
+from raygr.finetune.config import FinetuneConfig
+from raygr.score.answer_format import aspect_tails, rating_tokens
+from raygr.score.asking import PROMPTS, PROMPTS_DONE, prompt_settings, way_of_asking
+from raygr.score.aspects import AspectSet, load_aspects
+from raygr.score.chat_template import encode_plain
+from raygr.score.chosen_subjects import chosen_prompts, subjects_of
+from raygr.score.config import ScoreConfig
+from raygr.score.default_model import model_folder
+from raygr.score.subjects import PromptSettings, encoder_of
+from raygr.vectors.config import VectorsConfig
 
 SAMPLED = 128  # subjects whose prompts are made for an estimate
 
@@ -46,9 +47,9 @@ def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
     known = store.known(retry_failed=config.retry_failed) if store else set()
     encoder = encoder_of(settings)
     subjects = subjects_of(config.data, config.subjects, config.max_subjects)
-    if runs.exists(runs.join(config.output, PROMPTS_DONE)):
+    if files.exists(files.join(config.output, PROMPTS_DONE)):
         columns = ["prompt_sha256", "prompt_tokens"]
-        prompts, sampled = runs.read_table(runs.join(config.output, PROMPTS), columns), None
+        prompts, sampled = files.read_table(files.join(config.output, PROMPTS), columns), None
     else:
         drawn = draw(subjects)
         prompts = chosen_prompts(config.data, settings, drawn)
@@ -94,9 +95,9 @@ def vectors_estimate(config: VectorsConfig) -> Estimate:
 
 def finetune_estimate(config: FinetuneConfig) -> Estimate:
     """Prompts and answers of all passes over the users and of the evaluations of those held out."""
-    from raygr.data.prepared import read_interactions
-    from raygr.finetuning.inputs import check_settings, choose_users, cut_histories, user_prompts
-    from raygr.finetuning.inputs import prompt_settings as settings_of
+    from raygr.data.interactions import read_interactions
+    from raygr.finetune.examples import check_settings, choose_users, cut_histories, user_prompts
+    from raygr.finetune.examples import prompt_settings as settings_of
 
     check_settings(config)
     prepared = runs.read_run(config.data, job="prepare")

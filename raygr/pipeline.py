@@ -9,64 +9,17 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic_core import to_jsonable_python
 
 from raygr import runs
-from raygr.config import (
-    ConfigError,
-    FinetuneConfig,
-    PipelineConfig,
-    PrepareConfig,
-    ScoreConfig,
-    SimulateConfig,
-    TrainConfig,
-    check_config,
-)
-from raygr.config_reproduce import ReproduceConfig
-from raygr.config_results import (
-    CompareConfig,
-    ExplainConfig,
-    ExportConfig,
-    RecommendConfig,
-    ReportConfig,
-    SweepConfig,
-    VectorsConfig,
-)
+from raygr.config import ConfigError, PipelineConfig, check_config
 from raygr.plan import FINISHED, check_plan, is_done, is_in_the_way, plan_lines, plan_stages
+from raygr.stages import STAGES, StageConfig, run_stage
+from raygr.train.config import TrainConfig
 
 logger = logging.getLogger(__name__)
-
-StageConfig = (
-    SimulateConfig
-    | PrepareConfig
-    | ScoreConfig
-    | VectorsConfig
-    | FinetuneConfig
-    | TrainConfig
-    | SweepConfig
-    | CompareConfig
-    | RecommendConfig
-    | ExplainConfig
-    | ExportConfig
-    | ReportConfig
-    | ReproduceConfig
-)
-STAGES: dict[str, type[StageConfig]] = {
-    "simulate": SimulateConfig,
-    "prepare": PrepareConfig,
-    "score": ScoreConfig,
-    "vectors": VectorsConfig,
-    "finetune": FinetuneConfig,
-    "train": TrainConfig,
-    "sweep": SweepConfig,
-    "compare": CompareConfig,
-    "recommend": RecommendConfig,
-    "export": ExportConfig,
-    "report": ReportConfig,
-    "reproduce": ReproduceConfig,
-}
 
 
 class SideBySide(NamedTuple):
@@ -79,43 +32,8 @@ class SideBySide(NamedTuple):
 ALONE = SideBySide()
 
 
-def run_stage(config: StageConfig) -> runs.Run:
-    """The finished run of one stage. Imports only what the stage needs: vLLM and Ray are heavy."""
-    match config:
-        case SimulateConfig():
-            from raygr.data.shoppers import simulate as stage
-        case PrepareConfig():
-            from raygr.data.prepare import prepare as stage
-        case ScoreConfig():
-            from raygr.aspects.scoring import score as stage
-        case VectorsConfig():
-            from raygr.aspects.text_vectors import vectors as stage
-        case FinetuneConfig():
-            from raygr.finetuning.train import finetune as stage
-        case TrainConfig():
-            from raygr.recommenders.train import train as stage
-        case SweepConfig():
-            from raygr.sweep import sweep as stage
-        case CompareConfig():
-            from raygr.compare import compare as stage
-        case RecommendConfig():
-            from raygr.recommend import recommend as stage
-        case ExplainConfig():
-            from raygr.explain import explain_run as stage
-        case ExportConfig():
-            from raygr.export import export as stage
-        case ReportConfig():
-            from raygr.report import report as stage
-        case ReproduceConfig():
-            from raygr.reproduce import reproduce as stage
-    try:
-        return stage(config)
-    finally:
-        runs.unlock(config.output)  # for a process that lives on after a failure
-
-
-def run_alone(job: str, config: StageConfig, *, force: bool = False) -> str:
-    """Path of the stage's run, which is left as it is where it is finished already.
+def run_alone(job: str, config: Any, run: Callable[[Any], runs.Run] = run_stage, *, force: bool = False) -> str:
+    """Path of the run that `run` makes of `config`; a finished one stays as it is.
 
     `force` runs it in any case: what is finished there, or was started otherwise, is set aside under another name.
     """
@@ -124,10 +42,10 @@ def run_alone(job: str, config: StageConfig, *, force: bool = False) -> str:
         return config.output
     if force:
         make_room(job, config)
-    return run_stage(config).path
+    return run(config).path
 
 
-def make_room(job: str, config: StageConfig) -> None:
+def make_room(job: str, config: Any) -> None:
     """Renames the output's folder where a run is in the way there; RunError while another process works in it."""
     if not is_in_the_way(job, config):
         return
@@ -168,7 +86,7 @@ def run_stages(stages: list[tuple[str, StageConfig]], side_by_side: SideBySide =
 
 
 def train_side_by_side(configs: list[TrainConfig], side_by_side: SideBySide) -> None:
-    from raygr.recommenders.train import train, train_all
+    from raygr.train.stage import train, train_all
 
     placed = partial(train, at_once=side_by_side.at_once, gpu_share=side_by_side.gpu_share)
     train_all(lambda config: run_logged("train", config, placed), configs, side_by_side.at_once)

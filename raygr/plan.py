@@ -9,9 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic_core import to_jsonable_python
 
-from raygr import runs
-from raygr.config import ConfigError, FinetuneConfig, ScoreConfig
-from raygr.config_results import CompareConfig, VectorsConfig
+from raygr import files, records, runs
+from raygr.compare.config import CompareConfig
+from raygr.config import ConfigError
+from raygr.finetune.config import FinetuneConfig
+from raygr.score.config import ScoreConfig
+from raygr.vectors.config import VectorsConfig
 
 State = Literal["finished, skipped", "unfinished, resumed", "to run", "refused"]
 FINISHED, RESUMED, TO_RUN, REFUSED = "finished, skipped", "unfinished, resumed", "to run", "refused"
@@ -66,18 +69,18 @@ def stage_state(job: str, config: Any, made: Sequence[Made]) -> tuple[State, str
     except runs.RunError as error:
         return REFUSED, str(error)
     if runs.is_finished(config.output):
-        reason = unlike(runs.RUN_FILE, job, config, made)
+        reason = unlike(files.RUN_FILE, job, config, made)
         return (REFUSED, f"finished {reason}; {way_out(config)}") if reason else (FINISHED, "")
-    absent = [path for path in named_inputs(config) if not maker(path, made) and not runs.exists(path)]
+    absent = [path for path in named_inputs(config) if not maker(path, made) and not files.exists(path)]
     if absent:
         return REFUSED, f"{', '.join(absent)}: not there, and no earlier stage makes it"
     try:
-        if not runs.exists(runs.join(config.output, runs.STARTED_FILE)) or not runs.has_work(config.output):
+        if not files.exists(files.join(config.output, files.STARTED_FILE)) or not runs.has_work(config.output):
             runs.check_folder(config.output, settings_of(job, config), runs.speed_fields(config))
             return TO_RUN, ""
     except runs.RunError as error:
         return REFUSED, str(error)
-    reason = unlike(runs.STARTED_FILE, job, config, made)
+    reason = unlike(files.STARTED_FILE, job, config, made)
     return (REFUSED, f"started {reason}; {way_out(config)}") if reason else (RESUMED, "")
 
 
@@ -87,19 +90,19 @@ def settings_of(job: str, config: Any) -> dict[str, Any]:
 
 def unlike(file: str, job: str, config: Any, made: Sequence[Made] = ()) -> str:
     """How this stage differs from the one that left run.json or started.json in its folder; "" where it does not."""
-    inputs = runs.read_record(config.output, file)["inputs"]
+    inputs = records.read_record(config.output, file)["inputs"]
     makers = {path: found for path in inputs if (found := maker(path, made))}
     if makers:
         texts = [f"{path}, which stage {one.number} ({one.job}) makes anew" for path, one in makers.items()]
         return f"from {' and '.join(texts)}"
-    return runs.unlike(config.output, file, settings_of(job, config), runs.speed_fields(config))
+    return records.unlike(config.output, file, settings_of(job, config), runs.speed_fields(config))
 
 
 def is_done(job: str, config: Any) -> bool:
     """Whether the run is finished; RunError where one is, of another configuration or of other inputs."""
     if not runs.is_finished(config.output):
         return False
-    reason = unlike(runs.RUN_FILE, job, config)
+    reason = unlike(files.RUN_FILE, job, config)
     if reason:
         raise runs.RunError(f"{config.output} is finished {reason}; {way_out(config)}")
     return True
@@ -109,14 +112,14 @@ def is_in_the_way(job: str, config: Any) -> bool:
     """Whether the output holds a finished run, or one that was started otherwise and cannot be gone on with."""
     if runs.is_finished(config.output):
         return True
-    started = runs.exists(runs.join(config.output, runs.STARTED_FILE)) and runs.has_work(config.output)
-    return started and bool(unlike(runs.STARTED_FILE, job, config))
+    started = files.exists(files.join(config.output, files.STARTED_FILE)) and runs.has_work(config.output)
+    return started and bool(unlike(files.STARTED_FILE, job, config))
 
 
 def way_out(config: Any) -> str:
     hint = "rename the folder to redo it, as --force of a single stage does, or name another output"
-    own_store = isinstance(config, ScoreConfig) and config.store is None and runs.join(config.output, "store")
-    if own_store and runs.exists(own_store):
+    own_store = isinstance(config, ScoreConfig) and config.store is None and files.join(config.output, "store")
+    if own_store and files.exists(own_store):
         return f"{hint} (the LLM's answers are in {own_store}: move it out and set `store` to it to keep them)"
     return hint
 

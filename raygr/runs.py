@@ -19,23 +19,18 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from raygr.files import (  # noqa: F401 (other modules take what they need of files from here)
+from raygr.files import (
     IN_JOB,
     RUN_FILE,
     STARTED_FILE,
     absolute,
-    arrow_filesystem,
     exists,
     filesystem_of,
     fingerprint,
     is_relative,
     join,
-    read_json,
-    read_table,
     some,
     write_json,
-    write_table,
-    write_text,
 )
 from raygr.locks import lock, unlock
 from raygr.records import read_record, strings, unlike

@@ -101,7 +101,7 @@ CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the 
     [("user_index", pa.int32()), ("candidates", pa.string()), ("items", pa.list_(pa.int32()))]
 )
 
-# A finetune run; its adapter/ is named in aspects/adapters.py. One JSON line per step; evaluations of the held-out
+# A finetune run; its adapter/ is named in score/adapters.py. One JSON line per step; evaluations of the held-out
 # users as means, and per user with columns stage, step, user_index, user_id and one per metric.
 STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
 
@@ -126,5 +126,5 @@ COMPARISON = "comparison.json"
 ITEM_VECTORS, USER_VECTORS = "item_vectors", "user_vectors"
 VECTOR_SCHEMA = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32()))])
 
-# An explanation (`raygr recommend --explain`): .json, .svg and .png.
+# An explanation (`raygr explain`): .json, .svg and .png.
 EXPLANATION = "explanation"

@@ -39,7 +39,7 @@ def tokenizer():
     """That of the packaged model; tests that need it skip where it is missing."""
     from transformers import AutoTokenizer
 
-    from raygr.aspects.small_model import ModelError, small_model_folder
+    from raygr.score.default_model import ModelError, small_model_folder
 
     try:
         return AutoTokenizer.from_pretrained(small_model_folder())

@@ -9,8 +9,8 @@ from ray.train import ControllerError, WorkerGroupError
 
 from raygr import cli
 from raygr.config import ConfigError
-from raygr.recommenders import train
 from raygr.runs import RunError
+from raygr.train import stage
 
 
 def wrapped(cause: Exception) -> Exception:
@@ -52,7 +52,7 @@ PYDANTIC = (
         (OSError(30, "Read-only file system", "/ro"), "[Errno 30] Read-only file system: '/ro'", 2),
         (KeyError("rope"), "KeyError: 'rope' (--debug shows the traceback)", 1),
         (wrapped(REFUSED), "model: gone is not there", 2),
-        (of_user_code("raygr.data.refusals.InputError: a.csv: no rows"), "a.csv: no rows", 2),
+        (of_user_code("raygr.prepare.bad_rows.InputError: a.csv: no rows"), "a.csv: no rows", 2),
         (of_user_code("KeyError: 1", "raygr.config.ConfigError: a.csv: no rows"), "a.csv: no rows", 2),
         (of_user_code("FileNotFoundError: [Errno 2] m.csv"), "[Errno 2] m.csv", 2),
         (of_user_code("TypeError: bad call"), "TypeError: bad call (--debug", 1),
@@ -68,7 +68,7 @@ def test_an_error_is_one_message_whatever_ray_wraps_around_it(monkeypatch, capsy
     def fail(config):
         raise error
 
-    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(stage, "train", fail)
     command = ["train", "--set", f"output={tmp_path}/o", "--set", f"data={tmp_path}/d"]
     assert cli.main(command) == code
     said = capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_an_interrupted_stage_says_so_in_one_line(monkeypatch, capsys, tmp_path)
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train", interrupt)
+    monkeypatch.setattr(stage, "train", interrupt)
     assert cli.main(["train", "--set", f"output={tmp_path}/o", "--set", f"data={tmp_path}/d"]) == 130
     assert capsys.readouterr().err == "raygr train: interrupted; the same command goes on from here\n"
 

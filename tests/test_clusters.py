@@ -18,11 +18,12 @@ import pyarrow as pa
 import pytest
 from toy_data import cycles, write_prepared
 
-from raygr import runs
-from raygr.aspects.asking import prompt_settings
-from raygr.aspects.small_model import cache_folder
-from raygr.aspects.subjects import item_prompts
-from raygr.config import ScoreConfig, TrainConfig
+from raygr import files, runs
+from raygr.score.asking import prompt_settings
+from raygr.score.config import ScoreConfig
+from raygr.score.default_model import cache_folder
+from raygr.score.subjects import item_prompts
+from raygr.train.config import TrainConfig
 
 ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
 CHECKOUT = Path(__file__).parent.parent
@@ -72,14 +73,14 @@ class StandIn:
         self.store = store
         self.node = ray.get_runtime_context().get_node_id()
         threads, cores = os.environ["OMP_NUM_THREADS"], os.environ["VLLM_CPU_OMP_THREADS_BIND"]
-        runs.write_text(f"{threads} {cores}", f"{output}/threads/{self.node}")
+        files.write_text(f"{threads} {cores}", f"{output}/threads/{self.node}")
 
     def __call__(self, batch):
         time.sleep(0.5)
         hashes = list(batch["prompt_sha256"])
         ratings = [1 + int(digest[:8], 16) % 10 for digest in hashes]
         self.store.write(hashes, [StoredScore((r,) * 12, (float(r),) * 12, "ok", "") for r in ratings])
-        runs.write_text("", f"{output}/nodes/{self.node}/{hashes[0]}")
+        files.write_text("", f"{output}/nodes/{self.node}/{hashes[0]}")
         names = ("subjects", "tokens_given", "tokens_computed", "engine_seconds")
         return {name: np.array([len(hashes)]) for name in names}
 
@@ -149,13 +150,13 @@ def test_scoring_goes_on_when_a_node_is_lost(folder: Path, tokenizer):
     settings = {"output": str(folder / "scores"), "data": data, "subjects": "items", "aspects": ASPECTS}
     settings |= {"store": str(folder / "store"), "mode": "generate", "actors": 2, "batch_size": BATCH}
     config = ScoreConfig(**settings)
-    prompts = item_prompts(runs.read_table(f"{data}/items"), settings=prompt_settings(config))
+    prompts = item_prompts(files.read_table(f"{data}/items"), settings=prompt_settings(config))
 
     log = run_on_two_nodes(folder, SCORE, config=settings, head_cpus=4, other_cpus=2)
 
     assert "node lost" in log
     assert runs.is_finished(config.output)
-    rows = runs.read_table(f"{config.output}/scores")
+    rows = files.read_table(f"{config.output}/scores")
     ratings = [[1 + int(digest[:8], 16) % 10] * 12 for digest in prompts["prompt_sha256"].to_pylist()]
     expected = pa.table({"subject_id": prompts["subject_id"], "ratings": pa.array(ratings, pa.list_(pa.int8()))})
     assert rows.select(["subject_id", "ratings"]).sort_by("subject_id").equals(expected.sort_by("subject_id"))
@@ -180,7 +181,7 @@ def test_training_goes_on_when_a_node_is_lost_and_another_comes(folder: Path):
     straight = straight_losses(TrainConfig(**settings | {"workers": 1}))
     # two workers sum the gradient of one in another order
     assert [line["loss"] for line in lines] == pytest.approx(straight, rel=1e-3)
-    ranks = runs.read_table(f"{folder}/train/ranks.parquet")
+    ranks = files.read_table(f"{folder}/train/ranks.parquet")
     assert ranks.filter(pa.compute.equal(ranks["part"], "test")).num_rows == 20
 
 
@@ -188,8 +189,8 @@ def straight_losses(config: TrainConfig) -> list[float]:
     """Of the same training without Ray, in this process."""
     import torch
 
-    from raygr.recommenders.inputs import load_inputs
-    from raygr.recommenders.loop import Share, start_training, training_rounds
+    from raygr.train.inputs import load_inputs
+    from raygr.train.loop import Share, start_training, training_rounds
 
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
     for _ in training_rounds(training):

@@ -12,20 +12,17 @@ import yaml
 from pydantic_core import to_jsonable_python
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raygr.config import (
-    ConfigError,
-    PipelineConfig,
-    PrepareConfig,
-    RequestConfig,
-    ScoreConfig,
-    TrainConfig,
-    check_config,
-    load_config,
-)
-from raygr.config_reproduce import EXPERIMENTS
-from raygr.config_results import ExplainConfig, RecommendConfig
+from raygr.cli import COMMANDS
+from raygr.config import ConfigError, PipelineConfig, check_config, load_config
+from raygr.explain.config import ExplainConfig
 from raygr.files import model_place
-from raygr.pipeline import STAGES, checked_stage
+from raygr.pipeline import checked_stage
+from raygr.prepare.config import PrepareConfig
+from raygr.recommend.config import RecommendConfig
+from raygr.reproduce.config import EXPERIMENTS
+from raygr.score.config import RequestConfig, ScoreConfig
+from raygr.stages import STAGES
+from raygr.train.config import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -63,6 +60,7 @@ PATHS = {
     "sweep": {"train": {}, "space": {}},
     "compare": {"arms": {"base": ["~/t"]}},
     "recommend": {"train": "~/t", "users": "~/u.txt", "histories": "~/h", "mmr_scores": "~/s"},
+    "explain": {"train": "~/t"},
     "export": {"train": "~/t"},
     "report": {"title": "", "data": "~/p", "comparison": "~/c", "item_scores": "~/s", "user_scores": "~/u"}
     | {"reference_scores": "~/r.csv", "finetune": ["~/f"]},
@@ -72,7 +70,7 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("job", STAGES)
+@pytest.mark.parametrize("job", PATHS)
 def test_the_home_folder_is_known_in_every_path_and_relative_ones_are_absolute(job, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -80,7 +78,7 @@ def test_the_home_folder_is_known_in_every_path_and_relative_ones_are_absolute(j
     written = json.dumps({"output": "~/o"} | PATHS[job])
     for prefix, meant in (("~/", f"{tmp_path}/home/"), ("here/", f"{tmp_path}/here/"), ("s3://b/", "s3://b/")):
         settings = json.loads(written.replace("~/", prefix))
-        found = json.dumps(to_jsonable_python(check_config(STAGES[job], settings, source="test")))
+        found = json.dumps(to_jsonable_python(check_config(COMMANDS[job], settings, source="test")))
         assert found.count(f'"{meant}') == written.count('"~/')
 
 
@@ -88,7 +86,7 @@ def test_words_in_place_of_paths_stay_words():
     settings = PATHS["finetune"] | {"output": "o", "teacher": "profile"}
     assert check_config(STAGES["finetune"], settings, source="test").teacher == "profile"
     settings = PATHS["reproduce"] | {"output": "o", "user_scores": "none"}
-    assert check_config(STAGES["reproduce"], settings, source="test").user_scores == "none"
+    assert check_config(COMMANDS["reproduce"], settings, source="test").user_scores == "none"
 
 
 def test_paths_inside_a_job_stay_relative(monkeypatch):
@@ -123,7 +121,7 @@ def test_a_model_is_a_folder_or_a_name(monkeypatch, tmp_path):
 
 
 def test_fields_that_change_no_result_are_fields():
-    for kind in [*STAGES.values(), ExplainConfig]:
+    for kind in STAGES.values():
         names = {name.partition(".")[0] for name in getattr(kind, "SPEED", ())}
         assert names <= {field.name for field in dataclasses.fields(kind)}
 
@@ -194,7 +192,7 @@ def literals_of(kind) -> set[str]:
 
 def test_no_other_value_is_a_word_that_yaml_reads_as_something_else():
     """Such as no, on, null: the field would refuse its own documented value."""
-    for config in [*STAGES.values(), PipelineConfig, RequestConfig, ExplainConfig]:
+    for config in [*STAGES.values(), PipelineConfig, RequestConfig]:
         for name, kind in typing.get_type_hints(config, include_extras=True).items():
             unlike = {word for word in literals_of(kind) if yaml.safe_load(word) != word}
             assert unlike <= ({"off"} if name == "user_side" else set()), f"{config.__name__}.{name}"

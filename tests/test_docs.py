@@ -12,19 +12,24 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from raygr.aspects.aspects import load_aspects
-from raygr.cli import add_flags, config_source
-from raygr.config import ConfigError, PipelineConfig, PrepareConfig, ScoreConfig, TrainConfig, load_config, override
-from raygr.config_reproduce import EXPERIMENTS, ReproduceConfig
-from raygr.config_results import ExplainConfig, SweepConfig
-from raygr.gain_words import interval_text
-from raygr.pipeline import STAGES, checked_stage
+from raygr.cli import COMMANDS, add_flags, config_source
+from raygr.compare.gain_words import interval_text
+from raygr.config import ConfigError, PipelineConfig, load_config
+from raygr.explain.config import ExplainConfig
+from raygr.pipeline import checked_stage
+from raygr.prepare.config import PrepareConfig
+from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
+from raygr.score.aspects import load_aspects
+from raygr.score.config import ScoreConfig
+from raygr.stages import STAGES
+from raygr.sweep.config import SweepConfig
+from raygr.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/**/*.md")), ROOT / "configs/paper/README.md"]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
-KINDS: dict[str, Any] = {**STAGES, "pipeline": PipelineConfig}
+KINDS: dict[str, Any] = COMMANDS
 TRAIN_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -113,9 +118,6 @@ def config_of(command: Command) -> Any:
     """Its checked configuration, without what a file of the reader's would say."""
     parsed = parsed_flags(command)
     kind, (file, settings) = KINDS[command.stage], config_source(command.stage, parsed)
-    if command.stage == "recommend" and parsed.explain:
-        kind, given = ExplainConfig, {"item": parsed.item, "users": parsed.user, "aspects": parsed.aspects}
-        settings = [*settings, *(override(name, value) for name, value in given.items() if value)]
     return load_config(kind, None if has_own_file(command) else file, settings)
 
 
@@ -197,7 +199,7 @@ def test_yaml_blocks_are_valid(tmp_path):
 
 
 def test_explained_aspects_are_those_that_the_page_scores():
-    commands = [one for one in commands_of(README) if one.stage in ("score", "recommend") and one.whole]
+    commands = [one for one in commands_of(README) if one.stage in ("score", "explain") and one.whole]
     configs = [config_of(command) for command in commands if not has_own_file(command)]
     files = [config.aspects for config in configs if isinstance(config, ScoreConfig)]
     scored = {aspect.name for file in files for aspect in load_aspects(file).aspects}

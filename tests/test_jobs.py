@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from raygr import runs
-from raygr.aspects.small_model import cache_folder
+from raygr.score.default_model import cache_folder
 
 CHECKOUT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")

@@ -13,17 +13,19 @@ import yaml
 from pydantic_core import to_jsonable_python
 from toy_data import walks, write_prepared
 
-from raygr import estimates, pipeline, runs
-from raygr.aspects.asking import prompt_settings, way_of_asking
-from raygr.aspects.aspects import load_aspects
-from raygr.aspects.chosen_subjects import chosen_prompts
-from raygr.aspects.store import StoredScore
-from raygr.aspects.subjects import item_prompts, user_prompt
+from raygr import estimates, files, pipeline, runs
 from raygr.cli import main
-from raygr.config import PipelineConfig, ScoreConfig, check_config
+from raygr.config import PipelineConfig, check_config
 from raygr.estimates import answer_tokens, finetune_estimate, score_estimate, vectors_estimate
-from raygr.pipeline import STAGES, checked_stage
+from raygr.pipeline import checked_stage
 from raygr.plan import FINISHED, REFUSED, RESUMED, TO_RUN, StagePlan, plan_stages
+from raygr.score.asking import prompt_settings, way_of_asking
+from raygr.score.aspects import load_aspects
+from raygr.score.chosen_subjects import chosen_prompts
+from raygr.score.config import ScoreConfig
+from raygr.score.store import StoredScore
+from raygr.score.subjects import item_prompts, user_prompt
+from raygr.stages import STAGES
 
 ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 test
 
@@ -70,7 +72,7 @@ def begin(entry: Mapping[str, Any], inputs: list[str]) -> runs.Run:
     [(job, settings)] = entry.items()
     config = check_config(STAGES[job], settings, source="test")
     run = runs.start_run(config.output, job=job, config=config, inputs=inputs)
-    runs.write_text("", run.file("epochs.jsonl"))
+    files.write_text("", run.file("epochs.jsonl"))
     return run
 
 
@@ -193,7 +195,7 @@ def test_a_job_of_a_cluster_writes_nowhere_in_its_own_folder(tmp_path: Path, mon
 
 
 def all_items(config: ScoreConfig) -> pa.Table:
-    return item_prompts(runs.read_table(f"{config.data}/items"), settings=prompt_settings(config))
+    return item_prompts(files.read_table(f"{config.data}/items"), settings=prompt_settings(config))
 
 
 def file_answers(config: ScoreConfig, hashes: list[str]) -> None:
@@ -225,9 +227,9 @@ def test_probe_asks_each_aspect_with_a_tail_and_tells_a_ten_from_a_one(shop: Pat
 
 def test_equal_prompts_are_asked_once(shop: Path, tokenizer):
     part = f"{shop}/prepare/items/part-0.parquet"
-    items = runs.read_table(part)
+    items = files.read_table(part)
     titles = pa.array(["the same"] * 3 + items["title"].to_pylist()[3:])
-    runs.write_table(items.set_column(items.column_names.index("title"), "title", titles), part)
+    files.write_table(items.set_column(items.column_names.index("title"), "title", titles), part)
     assert score_estimate(score_config(shop), adapter_is_known=True).prompts == ITEMS - 2
 
 
@@ -257,8 +259,8 @@ def test_the_prompts_that_an_interrupted_run_wrote_are_counted(shop: Path, token
     config = score_config(shop)
     begin(score_stage(shop), [])
     prompts = all_items(config)
-    runs.write_table(prompts, f"{config.output}/prompts/part-0.parquet")
-    runs.write_json({"prompts": ITEMS}, f"{config.output}/prompts.json")
+    files.write_table(prompts, f"{config.output}/prompts/part-0.parquet")
+    files.write_json({"prompts": ITEMS}, f"{config.output}/prompts.json")
     file_answers(config, prompts["prompt_sha256"].to_pylist()[:10])
     found = score_estimate(config, adapter_is_known=True)
     assert (found.prompts, found.sampled) == (ITEMS - 10, None)
@@ -283,10 +285,10 @@ def test_many_subjects_are_estimated_from_some(shop: Path, tokenizer, monkeypatc
 def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
     config = score_config(shop, subjects="users", max_subjects=7)
     settings = prompt_settings(config)
-    reviews = runs.read_table(f"{shop}/prepare/reviews")
+    reviews = files.read_table(f"{shop}/prepare/reviews")
     reviews = reviews.filter(pa.compute.equal(reviews["split"], "train"))
-    items = runs.read_table(f"{shop}/prepare/items").sort_by("item_index")
-    ids = runs.read_table(f"{shop}/prepare/users.parquet")["user_id"].combine_chunks()
+    items = files.read_table(f"{shop}/prepare/items").sort_by("item_index")
+    ids = files.read_table(f"{shop}/prepare/users.parquet")["user_id"].combine_chunks()
     whole = [
         user_prompt(
             reviews.filter(pa.compute.equal(reviews["user_index"], u)), settings=settings, items=items, user_ids=ids

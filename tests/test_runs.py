@@ -20,10 +20,12 @@ import pytest
 from huggingface_hub import constants
 from pydantic_core import to_jsonable_python
 
-from raygr import locks, runs
-from raygr.config import PrepareConfig, ScoreConfig, TrainConfig
-from raygr.data.prepare import prepare
+from raygr import files, locks, records, runs
+from raygr.prepare.config import PrepareConfig
+from raygr.prepare.stage import prepare
 from raygr.records import changed_inputs
+from raygr.score.config import ScoreConfig
+from raygr.train.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,8 @@ def test_a_finished_run_is_refused_and_names_the_folder(tmp_path):
 def begun(folder: str, *, job: str = "train", config: object, inputs: Sequence[str] = ()) -> runs.Run:
     """A run that was interrupted after it had written a file."""
     run = runs.start_run(folder, job=job, config=config, inputs=inputs)
-    runs.write_text("", run.file("epochs.jsonl"))
-    runs.unlock(folder)
+    files.write_text("", run.file("epochs.jsonl"))
+    locks.unlock(folder)
     return run
 
 
@@ -95,10 +97,10 @@ def test_reading_an_unfinished_or_foreign_run_says_what_to_do(tmp_path):
 def test_a_fingerprint_follows_the_content(tmp_path):
     file = tmp_path / "data.txt"
     file.write_text("a" * 10)
-    before = runs.fingerprint(str(file))
-    assert runs.fingerprint(str(file)) == before
+    before = files.fingerprint(str(file))
+    assert files.fingerprint(str(file)) == before
     file.write_text("a" * 9 + "b")
-    assert runs.fingerprint(str(file)) != before
+    assert files.fingerprint(str(file)) != before
 
 
 def test_inputs_that_are_runs_are_fingerprinted_by_their_record(tmp_path):
@@ -107,16 +109,16 @@ def test_inputs_that_are_runs_are_fingerprinted_by_their_record(tmp_path):
     run = runs.start_run(str(tmp_path / "train"), job="train", config=Settings())
     runs.finish_run(run, inputs=[data.path], counts={})
     record = runs.read_run(run.path, job="train")
-    assert record["inputs"] == {data.path: runs.fingerprint(data.path)}
+    assert record["inputs"] == {data.path: files.fingerprint(data.path)}
     assert record["packages"]["torch"] and record["seconds"] >= 0
 
 
 def test_tables_and_json_live_on_any_fsspec_file_system():
     table = pa.table({"a": [1, 2]})
-    runs.write_table(table, "memory://runs-test/part.parquet")
-    assert runs.read_table("memory://runs-test/part.parquet").equals(table)
-    runs.write_json({"x": (1, 2)}, "memory://runs-test/x.json")
-    assert runs.read_json("memory://runs-test/x.json") == {"x": [1, 2]}
+    files.write_table(table, "memory://runs-test/part.parquet")
+    assert files.read_table("memory://runs-test/part.parquet").equals(table)
+    files.write_json({"x": (1, 2)}, "memory://runs-test/x.json")
+    assert files.read_json("memory://runs-test/x.json") == {"x": [1, 2]}
 
 
 # --- nobody's files ------------------------------------------------------------------------------
@@ -193,8 +195,8 @@ def test_a_start_that_wrote_nothing_does_not_block_the_corrected_one(tmp_path):
     runs.start_run(folder, job="train", config=Settings(), inputs=[str(scores)])
     scores.write_text("b")
     runs.start_run(folder, job="train", config=Settings(width=48), inputs=[str(scores)])
-    started = runs.read_json(f"{folder}/started.json")
-    assert started["config"] == {"width": 48} and started["inputs"] == {str(scores): runs.fingerprint(str(scores))}
+    started = files.read_json(f"{folder}/started.json")
+    assert started["config"] == {"width": 48} and started["inputs"] == {str(scores): files.fingerprint(str(scores))}
 
 
 def scoring(folder: Path, **changes: Any) -> ScoreConfig:
@@ -265,12 +267,12 @@ def test_where_nothing_can_be_locked_a_holder_that_renews_no_more_is_gone(holder
     monkeypatch.setattr(runs, "ENDING_SECONDS", 0)
     folder = f"memory://{tmp_path.name}"
     now = {"job": "train", "since": time.time()} | holder | {"renewed": time.time() + holder["renewed"]}
-    runs.write_json(now, f"{folder}/.lock")
+    files.write_json(now, f"{folder}/.lock")
     if is_free:
         run = runs.start_run(folder, job="train", config={})
-        assert runs.read_json(f"{folder}/.lock")["pid"] == os.getpid()
+        assert files.read_json(f"{folder}/.lock")["pid"] == os.getpid()
         runs.finish_run(run, inputs=[], counts={})
-        assert not runs.exists(f"{folder}/.lock")
+        assert not files.exists(f"{folder}/.lock")
     else:
         with pytest.raises(runs.RunError, match=f"another raygr train .pid {holder['pid']} on {holder['host']}"):
             runs.start_run(folder, job="train", config={})
@@ -282,9 +284,9 @@ def test_where_nothing_can_be_locked_a_holder_that_renews_no_more_is_gone(holder
 def written_before(folder: Path, *, output: str, data: str) -> None:
     """A train run of a raygr that recorded paths as they were typed."""
     config = to_jsonable_python(TrainConfig(output=output, data=data)) | {"output": output, "data": data}
-    inputs = {data: runs.fingerprint(f"{folder}/p")}
+    inputs = {data: files.fingerprint(f"{folder}/p")}
     for file in ("run.json", "started.json"):
-        runs.write_json({"job": "train", "config": config, "inputs": inputs}, f"{folder}/out/t/{file}")
+        files.write_json({"job": "train", "config": config, "inputs": inputs}, f"{folder}/out/t/{file}")
 
 
 def prepared(folder: Path) -> str:
@@ -302,9 +304,9 @@ def test_relative_paths_of_old_records_mean_places_beside_the_run(tmp_path, monk
     assert not changed_inputs(record["inputs"])
     config = TrainConfig(output=f"{tmp_path}/out/t", data=data)
     settings = {"job": "train", "config": to_jsonable_python(config)}
-    assert runs.unlike(config.output, "run.json", settings, frozenset()) == ""
+    assert records.unlike(config.output, "run.json", settings, frozenset()) == ""
     other = {"job": "train", "config": settings["config"] | {"data": f"{tmp_path}/q"}}
-    assert "data: " in runs.unlike(config.output, "run.json", other, frozenset())
+    assert "data: " in records.unlike(config.output, "run.json", other, frozenset())
 
 
 def test_a_project_that_was_moved_reads_its_own_runs(tmp_path):
@@ -318,14 +320,14 @@ def test_a_project_that_was_moved_reads_its_own_runs(tmp_path):
     assert list(record["inputs"]) == [f"{tmp_path}/there/p"] and not changed_inputs(record["inputs"])
     now = TrainConfig(output=f"{tmp_path}/there/t", data=f"{tmp_path}/there/p")
     settings = {"job": "train", "config": to_jsonable_python(now)}
-    assert runs.unlike(now.output, "run.json", settings, frozenset()) == ""
+    assert records.unlike(now.output, "run.json", settings, frozenset()) == ""
 
 
 def test_a_run_resumes_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = TrainConfig(output="t", data="p")
     begun(first.output, config=first)
-    started = runs.read_json(f"{tmp_path}/t/started.json")
+    started = files.read_json(f"{tmp_path}/t/started.json")
     assert (started["config"]["output"], started["config"]["data"]) == (f"{tmp_path}/t", f"{tmp_path}/p")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
@@ -341,7 +343,7 @@ def test_a_model_is_an_input_by_its_content_or_its_commit(tmp_path, monkeypatch)
     reference = tmp_path / "hub/models--org--name/refs/main"
     reference.parent.mkdir(parents=True)
     reference.write_text("1234")
-    inputs = {name: runs.fingerprint(name) for name in (str(model), "org/name", "smollm2")}
+    inputs = {name: files.fingerprint(name) for name in (str(model), "org/name", "smollm2")}
     assert (inputs["org/name"], inputs["smollm2"]) == ("1234", "")
     assert changed_inputs(inputs) == []
     (model / "tokenizer.json").write_text("b")
@@ -353,8 +355,8 @@ def test_a_model_is_an_input_by_its_content_or_its_commit(tmp_path, monkeypatch)
 
 def test_ray_gets_any_fsspec_file_system(tmp_path):
     for folder in (f"memory://{tmp_path.name}", f"file://{tmp_path}"):
-        filesystem, inner = runs.arrow_filesystem(folder)
+        filesystem, inner = files.arrow_filesystem(folder)
         with filesystem.open_output_stream(f"{inner}/a.txt") as file:
             file.write(b"a")
-        assert runs.exists(f"{folder}/a.txt")
-    assert runs.arrow_filesystem(str(tmp_path)) == (None, str(tmp_path))
+        assert files.exists(f"{folder}/a.txt")
+    assert files.arrow_filesystem(str(tmp_path)) == (None, str(tmp_path))

@@ -17,16 +17,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from raygr.aspects.answers import RatingTokens
-from raygr.aspects.aspects import Aspect, AspectSet
-from raygr.aspects.small_model import model_folder
-from raygr.config import FinetuneConfig
-from raygr.finetuning.inputs import Inputs, Problem
-from raygr.finetuning.rollouts import AnswerTemplate, answer_template
+from raygr.finetune.config import FinetuneConfig
+from raygr.finetune.examples import Inputs, Problem
+from raygr.finetune.sampling import AnswerTemplate, answer_ids, answer_template
+from raygr.score.answer_format import RatingTokens
+from raygr.score.aspects import Aspect, AspectSet
+from raygr.score.default_model import model_folder
 
 NAMES = ("tension level", "humor")
 # pieces (50, 51) and (60,); digits 1..9 are tokens 1..9, "0" is token 10, the end of turn 99
 SPLIT = AnswerTemplate(((50, 51), (60,)), (99,), RatingTokens(tuple(range(1, 10)), (1, 10)))
+JOINED = SPLIT._replace(ratings=RatingTokens(SPLIT.ratings.digits, (11,)))
+PROMPTS = [(5, 6, 7, 8, 9), (5, 6, 7, 20, 21, 22, 23), (5, 6, 7, 30)]
 SMALL_VOCABULARY = 128  # enough for SPLIT, and quick
 
 
@@ -135,3 +137,21 @@ def toy_inputs(
 def toy_config(**changes: object) -> FinetuneConfig:
     config = FinetuneConfig(output="", data="", item_scores="", aspects="", lora_rank=4, candidates=10, epochs=1)
     return replace(config, **changes)
+
+
+def naive_rating_log_probs(model, prompt: tuple[int, ...], answer: AnswerTemplate, before: tuple[int, ...]):
+    """log P(1..10) of the next rating by whole forward passes."""
+    piece = answer.pieces[len(before)]
+    start = [*prompt, *answer_ids(AnswerTemplate(answer.pieces[: len(before)], (), answer.ratings), before), *piece]
+    with torch.no_grad():
+        at_slot = model(torch.tensor([start])).logits[0, -1].double().log_softmax(-1)
+        behind = model(torch.tensor([[*start, answer.ratings.ten[0]]])).logits[0, -1].double().log_softmax(-1)
+    digits = at_slot[list(answer.ratings.digits)].numpy()
+    if answer.ratings.ten_is_split:
+        zero = behind[answer.ratings.ten[1]].exp().item()
+        return np.log([digits_1(digits) * (1 - zero), *np.exp(digits[1:]), digits_1(digits) * zero])
+    return np.append(digits, at_slot[answer.ratings.ten[0]].item())
+
+
+def digits_1(digits: np.ndarray) -> float:
+    return float(np.exp(digits[0]))

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raygr import runs
-from raygr.aspects.aspects import Aspect, AspectSet
-from raygr.data.prepared import Interactions
+from raygr import files, runs
+from raygr.data.interactions import Interactions
 from raygr.schema import (
     INTERACTION_SCHEMA,
     INTERACTIONS,
@@ -23,6 +22,7 @@ from raygr.schema import (
     USERS,
     VALIDATION,
 )
+from raygr.score.aspects import Aspect, AspectSet
 
 TWO = AspectSet(
     category="movies",
@@ -79,15 +79,15 @@ def write_prepared(
         for row in user_rows(user, history, (ratings or {0: None})[user if ratings else 0], tests)
     ]
     columns = list(zip(*rows, strict=True))
-    runs.write_table(typed(columns, INTERACTION_SCHEMA), run.file(INTERACTIONS))
+    files.write_table(typed(columns, INTERACTION_SCHEMA), run.file(INTERACTIONS))
     texts = [(*row, "", f"words of u{row[0]} at {row[2]}") for row in rows]
-    runs.write_table(typed(list(zip(*texts, strict=True)), REVIEW_SCHEMA), run.file(f"{REVIEWS}/part-0.parquet"))
+    files.write_table(typed(list(zip(*texts, strict=True)), REVIEW_SCHEMA), run.file(f"{REVIEWS}/part-0.parquet"))
     item_rows = [(i, f"i{i}", f"title {i}", "", "", "", None, 0, None, 0) for i in range(1, items + 1)]
-    runs.write_table(typed(list(zip(*item_rows, strict=True)), ITEM_SCHEMA), run.file(f"{ITEMS}/part-0.parquet"))
+    files.write_table(typed(list(zip(*item_rows, strict=True)), ITEM_SCHEMA), run.file(f"{ITEMS}/part-0.parquet"))
     cutoffs = [max(len(history) - tests - 2, -1) for history in histories]
     ids = user_ids or [f"u{u}" for u in range(len(histories))]
     user_table = [(u, ids[u], len(h), cutoffs[u], cutoffs[u]) for u, h in enumerate(histories)]
-    runs.write_table(typed(list(zip(*user_table, strict=True)), USER_SCHEMA), run.file(USERS))
+    files.write_table(typed(list(zip(*user_table, strict=True)), USER_SCHEMA), run.file(USERS))
     runs.finish_run(run, inputs=[], counts={})
     return str(folder)
 
@@ -142,7 +142,7 @@ def write_score_run(
         )
         for subject, values in scores.items()
     ]
-    runs.write_table(typed(list(zip(*rows, strict=True)), SCORE_SCHEMA), run.file(f"{SCORES}/part-0.parquet"))
+    files.write_table(typed(list(zip(*rows, strict=True)), SCORE_SCHEMA), run.file(f"{SCORES}/part-0.parquet"))
     runs.finish_run(run, inputs=[data] if data else [], counts={})
     return str(folder)
 

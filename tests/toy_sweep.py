@@ -5,9 +5,10 @@ from typing import Any
 
 from toy_data import cycles, random_scores, write_csv, write_prepared
 
-from raygr.config import TrainConfig, check_config
-from raygr.config_results import SweepConfig
-from raygr.sweep_space import search_points, train_config
+from raygr.config import check_config
+from raygr.sweep.config import SweepConfig
+from raygr.sweep.space import search_points, train_config
+from raygr.train.config import TrainConfig
 
 ITEMS, ASPECTS = 20, ["pace", "tension", "humour", "length"]
 SMALL = {"base_width": 16, "batch_size": 8, "max_history": 10, "epochs": 4, "dropout": 0.0, "fusion": "concat"}

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygr import runs
+from raygr import files
 
 EXACT_FLOATS = 2.0**53  # from here on a float cannot tell neighbouring whole numbers apart
 
@@ -111,7 +111,7 @@ def complete_ids(column: pa.ChunkedArray, where: str, *, length: np.ndarray | No
 
 def read_id_lines(path: str) -> list[str]:
     """One id per line, as `write_id_lines` writes them. Only line feeds end a line: an id may hold U+2028 or U+0085."""
-    filesystem, inner = runs.filesystem_of(path)
+    filesystem, inner = files.filesystem_of(path)
     with filesystem.open(inner, "rb", compression="infer") as file:
         text = file.read().decode("utf-8-sig")
     lines = text.replace("\r\n", "\n").split("\n")
@@ -120,7 +120,7 @@ def read_id_lines(path: str) -> list[str]:
 
 def write_id_lines(ids: Sequence[str], path: str) -> None:
     """For `read_id_lines`; the ids must pass `check_lines`."""
-    runs.write_text("".join(f"{one}\n" for one in ids), path)
+    files.write_text("".join(f"{one}\n" for one in ids), path)
 
 
 def check_lines(ids: Sequence[str]) -> None:

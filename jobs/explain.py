@@ -1,0 +1,8 @@
+"""raygr explain as a Ray job: `ray job submit -- python jobs/explain.py --config FILE --set name=value`."""
+
+import sys
+
+from raygr.cli import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job("explain"))

@@ -1,0 +1,198 @@
+"""What the training stages ask of Ray Train: workers that survive a kill, their set-up, checkpoints out and in.
+
+The loops themselves know no Ray; `train` and `finetune` hand theirs over as `loop`.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from raygr import files, runs
+from raygr.config import ConfigError
+from raygr.ray_setup import Node, cluster_nodes
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "training.pt"
+RESTARTS = 2
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, threads: int | None = None) -> bool:
+    """Whether workers run on GPUs, each on its share of one; ConfigError where they do not fit.
+
+    `threads` are the CPUs that each reserves, on one node; null needs one.
+    """
+    nodes = cluster_nodes()
+    if slots(nodes, threads or 1) < workers:
+        each = f"{workers * (threads or 1)} CPUs" if (threads or 1) > 1 else "as many CPUs"
+        name = f"{workers} of {threads} threads each" if (threads or 1) > 1 else f"{workers}"
+        raise ConfigError(f"workers: {name} need {each}, Ray has {in_words(node.cpus for node in nodes)}")
+    enough = slots(nodes, threads or 1, gpu_share) >= workers
+    if use_gpu and not enough:
+        each = "as many GPUs" if gpu_share == 1 else f"{gpu_share:g} of a GPU each"
+        raise ConfigError(
+            f"use_gpu: {workers} workers need {each}, Ray has {in_words(node.gpus for node in nodes if node.gpus)}"
+        )
+    if not (enough if use_gpu is None else use_gpu):
+        if use_gpu is None and any(node.gpus for node in nodes):
+            logger.warning("workers: %d do not fit the GPUs that Ray has, so they run on CPUs", workers)
+        return False
+    if workers > 1 and int(1 / gpu_share) > 1:
+        raise ConfigError(
+            f"gpu_share: {gpu_share:g} may put two of a run's {workers} workers on one GPU, where NCCL refuses to let "
+            "them talk: set workers: 1 or gpu_share: 1"
+        )
+    return True
+
+
+def slots(nodes: Sequence[Node], cpus: int, gpu_share: float | None = None) -> int:
+    """Workers of so many CPUs each, and a share of a GPU, that fit on the nodes."""
+    return sum(
+        int(node.cpus) // cpus
+        if gpu_share is None
+        else min(int(node.cpus) // cpus, workers_on_gpus(node.gpus, gpu_share))
+        for node in nodes
+    )
+
+
+def in_words(amounts: Iterable[float]) -> str:
+    """What the nodes have, such as "4", or "6 (2 + 4)" of two nodes."""
+    found = [int(amount) for amount in amounts if amount]
+    return f"{sum(found)}" + (f" ({' + '.join(map(str, found))})" if len(found) > 1 else "")
+
+
+def workers_on_gpus(gpus: float, gpu_share: float) -> int:
+    """Workers that so many GPUs have room for; no worker's share is taken from two of them."""
+    return int(gpus) * int(1 / gpu_share)
+
+
+def check_at_once(workers: int, at_once: int, threads: int | None) -> None:
+    """ConfigError where so many runs do not fit beside each other: those too many would wait without a word."""
+    nodes = cluster_nodes()
+    if slots(nodes, threads or 1) < workers * at_once:
+        needed = workers * at_once * (threads or 1)
+        raise ConfigError(
+            f"at_once: {at_once} train runs need {needed} CPUs, Ray has {in_words(node.cpus for node in nodes)}"
+        )
+
+
+def worker_cpus(workers: int, threads: int | None, *, gpu_share: float | None = None, at_once: int = 1) -> int:
+    """CPUs that each worker reserves and computes on: `threads`, or where null an equal share of the nodes'.
+
+    So many runs `at_once` share them. `gpu_share` is None for workers on CPUs.
+    """
+    if threads:
+        return threads
+    nodes = cluster_nodes()
+    most = int(max(node.cpus for node in nodes))
+    return max((cpus for cpus in range(1, most + 1) if slots(nodes, cpus, gpu_share) >= workers * at_once), default=1)
+
+
+def placement(workers: int, *, use_gpu: bool, gpu_share: float = 1.0, cpus: int = 1) -> ray.train.ScalingConfig:
+    """So many CPUs for each worker, and its share of a GPU."""
+    resources = {"CPU": cpus, "GPU": gpu_share} if use_gpu else {"CPU": cpus}
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def run_workers(
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    run: runs.Run,
+    *,
+    placed: ray.train.ScalingConfig,
+    watched_every: float,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> None:
+    """Runs `loop(settings)` in every worker, from the last checkpoint where an earlier attempt stopped.
+
+    Ray's controller looks at the workers every so many seconds, which they wait for in `report`; the callbacks run
+    in the controller.
+    """
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
+    filesystem, folder = files.arrow_filesystem(run.file("ray"))
+    trainer = ray.train.torch.TorchTrainer(
+        loop,
+        train_loop_config=settings,
+        scaling_config=placed,
+        run_config=ray.train.RunConfig(
+            name="train",  # start_run has refused a folder of another configuration: going on here is right
+            storage_path=folder,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        fit(trainer)
+    except ray.train.WorkerGroupError as error:
+        refused = [one for one in error.worker_failures.values() if isinstance(one, ValueError)]
+        if not refused:
+            raise
+        # what a user can mend, such as a learning rate under which training diverges: as it would be without Ray
+        raise ValueError(str(refused[0])) from error
+
+
+def fit(trainer: ray.train.torch.TorchTrainer) -> None:
+    """Runs the trainer outside the main thread, where Ray Train would answer Ctrl-C by a wordless end."""
+    with ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(trainer.fit)
+        try:
+            fitting.result()
+        except KeyboardInterrupt:
+            ray.shutdown()  # nothing else ends what the thread waits for
+            raise
+
+
+def begin_worker() -> tuple[int, int]:
+    """Logs and threads of this worker, as many as the CPUs that it reserves; its rank and how many there are."""
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
+    logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    keep_freed_memory()
+    return rank, workers
+
+
+def keep_freed_memory() -> None:
+    """Large blocks that are freed stay with this process, where its C library is glibc.
+
+    glibc returns them at once, and the kernel has to clear them anew for the same tensors of the next step.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def last_checkpoint(device: torch.device) -> dict[str, Any] | None:
+    """The state that was reported last; None at the start."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder, CHECKPOINT), map_location=device, weights_only=True)
+
+
+def report(metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
+    """A collective of all workers; rank 0 brings the state, the others None."""
+    if state is None:
+        ray.train.report(dict(metrics))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, Path(folder, CHECKPOINT))
+        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))

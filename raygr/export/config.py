@@ -1,0 +1,14 @@
+"""Settings of `raygr export`."""
+
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT, Place
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ExportConfig:
+    """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
+
+    output: Place
+    train: Place
+    """A train run; its data and scores must be where they were."""

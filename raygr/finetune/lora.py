@@ -1,0 +1,112 @@
+"""Makes a fresh adapter, writes a tuned one, and checks and reads one to go on from.
+
+PEFT's files, and raygr.json, which says what scoring may use it for.
+"""
+
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic_core import to_jsonable_python
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from raygr import files
+from raygr.config import ConfigError
+from raygr.finetune.config import FinetuneConfig
+from raygr.score.adapters import NOTE, PEFT_FILE, AdapterNote, check_adapter, finetune_record
+from raygr.score.default_model import model_folder
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
+    """A fresh one, which changes nothing yet; ConfigError where the model lacks one of `lora_targets`.
+
+    PEFT leaves out those that it does not find: of Phi 3, which has `qkv_proj`, it would tune `o_proj` alone.
+    """
+    layers = {name.rpartition(".")[2] for name, part in base.named_modules() if isinstance(part, torch.nn.Linear)}
+    if missing := set(config.lora_targets) - layers:
+        found = ", ".join(sorted(layers))
+        raise ConfigError(f"lora_targets: {config.model} has no {', '.join(sorted(missing))}, but {found}")
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, lora).eval()
+
+
+def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
+    """`folder` is a local path or any fsspec URI; the same files of an earlier attempt are written over."""
+    filesystem, inner = files.filesystem_of(folder)
+    with tempfile.TemporaryDirectory() as part:
+        model.save_pretrained(part)
+        files.write_json(to_jsonable_python(note), str(Path(part, NOTE)))
+        filesystem.makedirs(inner, exist_ok=True)
+        for file in sorted(Path(part).iterdir()):
+            filesystem.put_file(str(file), f"{inner}/{file.name}")
+
+
+def check_start(config: FinetuneConfig, folder: str, note: AdapterNote) -> None:
+    """ConfigError where the adapter in `folder` is not one that this fine-tune, which writes `note`, can go on from."""
+    check_adapter(folder, shared_prompt_sha256=note.shared_prompt_sha256, model=note.model)
+    check_users(config, folder)
+    theirs = files.read_json(files.join(folder, PEFT_FILE))
+    ours = {"r": config.lora_rank, "lora_alpha": config.lora_alpha}
+    unlike = [f"{name} is {theirs[name]} there and {ours[name]} here" for name in ours if ours[name] != theirs[name]]
+    if unlike:
+        raise ConfigError(f"adapter: {folder} has another shape: {'; '.join(unlike)}")
+    check_weights(config, folder, note.model)
+
+
+def check_users(config: FinetuneConfig, folder: str) -> None:
+    """ConfigError where the adapter's own run may have trained on users that are held out here.
+
+    Nothing but data, seed and fraction decides who may be held out: see `choose_users`.
+    """
+    record = finetune_record(folder)
+    if record is None:
+        return
+    before = record["config"]
+    ours = {"seed": config.seed, "held_out_fraction": config.held_out_fraction}
+    unlike = [f"{name} is {before[name]} there and {ours[name]} here" for name in ours if ours[name] != before[name]]
+    if record["inputs"][before["data"]] != files.fingerprint(config.data):
+        unlike.append(f"data was {before['data']} there, of other content than {config.data} is here")
+    if unlike:
+        raise ConfigError(f"adapter: {folder} was tuned on users who may be held out here: {'; '.join(unlike)}")
+
+
+def check_weights(config: FinetuneConfig, folder: str, model: str) -> None:
+    """ConfigError where the adapter has not just the weights that a fresh one of `model` has."""
+    if not files.exists(files.join(folder, WEIGHTS)):
+        raise ConfigError(f"adapter: {folder} holds no {WEIGHTS}: save it again with a newer PEFT")
+    with torch.device("meta"):  # shapes without memory
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder(model)))
+        fresh = get_peft_model_state_dict(with_adapter(base, config), save_embedding_layers=False)
+    ours, theirs = shapes(fresh), shapes(read_weights(folder))
+    unlike = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if unlike:
+        first = unlike[0]
+        raise ConfigError(
+            f"adapter: {folder} has other weights than lora_targets of {model}, {len(unlike)} of them: "
+            f"{first} is {theirs.get(first, 'missing')} there and {ours.get(first, 'missing')} here"
+        )
+
+
+def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def read_weights(folder: str) -> dict[str, Tensor]:
+    filesystem, inner = files.filesystem_of(files.join(folder, WEIGHTS))
+    return safetensors.torch.load(filesystem.cat_file(inner))
+
+
+def load_start(model: PeftModel, folder: str) -> None:
+    """Puts the weights of an adapter that `check_start` let pass into the fresh one of `model`."""
+    set_peft_model_state_dict(model, read_weights(folder))

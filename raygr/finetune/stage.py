@@ -1,0 +1,166 @@
+"""The finetune stage: prepare run + item scores -> adapter/, steps.jsonl, evaluations.json and .parquet.
+
+The driver reads and checks everything once, then Ray Train runs the loop of loop.py in one or more workers. A killed
+worker, or a run started again on an unfinished folder, goes on from the last evaluation's checkpoint.
+"""
+
+import copy
+import dataclasses
+import json
+import logging
+import math
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train.torch
+
+from raygr import files, runs
+from raygr.distributed import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
+from raygr.finetune.config import FinetuneConfig
+from raygr.finetune.examples import PROFILE, load_inputs, prompt_settings
+from raygr.finetune.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
+from raygr.finetune.lora import check_start, save_adapter
+from raygr.finetune.metrics import keep_best_by
+from raygr.finetune.policy import load_adapter
+from raygr.finetune.rewards import Reward
+from raygr.ray_setup import connect
+from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
+from raygr.score.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
+from raygr.score.aspects import load_aspects
+from raygr.score.default_model import model_folder
+from raygr.score.prompts import prompt_sha256
+from raygr.score.subjects import encoder_of
+
+logger = logging.getLogger(__name__)
+
+WATCHED_EVERY = 2.0  # seconds; rounds are long here, and watching takes from the cores that the worker waits for
+
+
+def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Run:
+    """Tunes one adapter; the best by the held-out metric of `keep_best_by` is kept.
+
+    `reward` is one's own task: (user_GA, items_CA, relevant_C) -> (G,) in [-1, 1], of standardised vectors;
+    the workers must be able to import the module that it comes from.
+    """
+    runs.check_unfinished(config.output)
+    note = adapter_note(config)
+    on_workers = with_absolute_paths(config)
+    if on_workers.adapter:
+        check_start(config, on_workers.adapter, note)
+    own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
+    inputs = load_inputs(config)
+    logger.info("finetune: users %s", json.dumps(inputs.counts))
+    connect()
+    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
+    cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
+    placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
+    teacher = None if config.teacher == PROFILE else config.teacher
+    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.model]
+    used = [path for path in read if path]
+    run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
+    settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
+    run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
+    steps = files.read_json(run.file(EVALUATIONS))
+    warn_if_untouched(config, steps["best_step"])
+    counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
+    runs.finish_run(run, inputs=used, counts=counts)
+    return run
+
+
+def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
+    """Where a fresh adapter was best before its first step: it changes nothing, and scoring refuses it."""
+    if best_step == 0 and not config.warm_start_epochs and not config.adapter:
+        logger.warning(
+            "finetune: no evaluation's held-out %s was above the bare model's, so %s/%s is the untouched adapter, "
+            "which changes no score: score without it, or tune again with a warm start (teacher, "
+            "warm_start_epochs), more epochs or another learning_rate",
+            keep_best_by(config),
+            config.output,
+            ADAPTER,
+        )
+
+
+def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """Ray Train's workers run in a folder of their own; a hub name stays one."""
+    model = files.absolute(config.model) if files.exists(config.model) else config.model
+    adapter = config.adapter and adapter_folder(config.adapter)
+    return dataclasses.replace(config, output=files.absolute(config.output), model=model, adapter=adapter)
+
+
+def adapter_note(config: FinetuneConfig) -> AdapterNote:
+    """What is known before anything is learned: all but the normalisation."""
+    aspects = load_aspects(config.aspects)
+    # the scale of ratings is told in the reviews, not in what all prompts share
+    shared = encoder_of(prompt_settings(config, aspects, best_rating=5.0)).shared
+    return AdapterNote(
+        shared_prompt_sha256=prompt_sha256(shared),
+        rollouts=config.rollouts,
+        model=config.model,
+        model_sha256=model_sha256(config.model),
+        aspects=aspects.names,
+        normalisation={},
+    )
+
+
+def tune_per_worker(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs; rank 0 writes the run's files."""
+    config: FinetuneConfig = settings["config"]
+    share = Share(*begin_worker())
+    # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
+    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
+    tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
+    state = last_checkpoint(tuning.device)
+    if state is not None:
+        restore(tuning, state)
+        logger.info("resumed after step %d of the warm start, %d", tuning.progress.warm_step, tuning.progress.step)
+    for _ in tuning_rounds(tuning):
+        if share.rank == 0:
+            write_progress(tuning)
+        metrics = {"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]}
+        report(metrics, checkpoint_state(tuning) if share.rank == 0 else None)
+    if share.rank == 0:
+        write_progress(tuning)
+        load_adapter(tuning.model, tuning.best_adapter)
+        note = dataclasses.replace(settings["note"], normalisation=tuning.progress.normalisation._asdict())
+        save_adapter(tuning.model, note, files.join(config.output, ADAPTER))
+
+
+def write_progress(tuning: Tuning) -> None:
+    """steps.jsonl, and the evaluations with the means of all held-out users and of each."""
+    output, progress = tuning.config.output, tuning.progress
+    lines = "".join(json.dumps(finite(line)) + "\n" for line in progress.lines)
+    files.write_text(lines, files.join(output, STEPS))
+    record = {
+        "steps": progress.step,
+        "warm_steps": progress.warm_step,
+        "best_step": progress.best_step,
+        "held_out": len(tuning.inputs.held_out),
+        "evaluations": [
+            {"stage": one["stage"], "step": one["step"], "metrics": finite(one["metrics"])}
+            for one in progress.evaluations
+        ],
+    }
+    files.write_json(record, files.join(output, EVALUATIONS))
+    files.write_table(user_table(tuning), files.join(output, USER_EVALUATIONS))
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: null where there is nothing to say."""
+    return {n: None if isinstance(value, float) and not math.isfinite(value) else value for n, value in values.items()}
+
+
+def user_table(tuning: Tuning) -> pa.Table:
+    """One row per evaluation and held-out user; NaN where a metric says nothing of the user."""
+    users = tuning.inputs.held_out
+    tables = []
+    for one in tuning.progress.evaluations:
+        columns = {
+            "stage": [one["stage"]] * len(users),
+            "step": pa.array([one["step"]] * len(users), pa.int32()),
+            "user_index": pa.array([user.user_index for user in users], pa.int32()),
+            "user_id": [user.user_id for user in users],
+        }
+        metrics = {name: pa.array(values, pa.float32()) for name, values in one["users"].items()}
+        tables.append(pa.table(columns | metrics))
+    return pa.concat_tables(tables)

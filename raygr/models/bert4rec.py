@@ -1,0 +1,86 @@
+"""BERT4Rec (Sun et al. 2019): self-attention to both sides; the state at a [MASK] predicts the item that it hides.
+
+As published: learned positions, layer norm after each half of a block (post-norm), GELU, an inner network four times
+as wide, and a head (linear, GELU, layer norm) before the tied table. Left out: the head's output bias per item,
+because a score is <state, item> here and exported vectors must give it (the layer norm's own bias, times the item,
+can say the same), the row for the segment, and the initial deviation of 0.02, made for widths of 768: torch's own
+follows the width, and learned the made-up sequences of the tests faster.
+Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from raygr.models.cpu_kernels import bidirectional_attention, dropout
+from raygr.models.embeddings import RefinedEmbedding, padded
+
+
+class Block(nn.Module):
+    """Attention, then a position-wise network, each with a residual and a layer norm after it."""
+
+    def __init__(self, width: int, *, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.queries_keys_values, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.attention_norm, self.network_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, input_BLD: Tensor, length_B: Tensor) -> Tensor:
+        middle_BLD = self.attention_norm(input_BLD + self.drop(self.attention(input_BLD, length_B)))
+        inner_BLD = nn.functional.gelu(self.inner(middle_BLD))
+        return self.network_norm(middle_BLD + self.drop(self.outer(inner_BLD)))
+
+    def attention(self, input_BLD: Tensor, length_B: Tensor) -> Tensor:
+        # (B, L, 3D) -> three of (B, H, L, D/H)
+        parts = self.queries_keys_values(input_BLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_BHLD = bidirectional_attention(*parts, length_B, self.dropout, self.training)
+        return self.merge(mixed_BHLD.transpose(1, 2).flatten(2))
+
+    def drop(self, values: Tensor) -> Tensor:
+        return dropout(values, self.dropout, training=self.training)
+
+
+class BERT4Rec(nn.Module):
+    """History with [MASK]s, item_index I + 1 -> state; the embedding is shared by input and output."""
+
+    def __init__(self, embedding: RefinedEmbedding, *, blocks: int, heads: int, dropout: float, max_history: int):
+        super().__init__()
+        width = embedding.width
+        self.embedding, self.dropout, self.max_history = embedding, dropout, max_history
+        self.mask_D = nn.Parameter(torch.randn(embedding.base_width) * embedding.std)
+        self.position_LD = nn.Parameter(torch.randn(max_history, width) * embedding.std)
+        self.input_norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout) for _ in range(blocks))
+        self.head, self.head_norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """The head's state at each position, (B, L, D), of at most `max_history`; padded positions hold noise."""
+        # [MASK] has learned dimensions only: no guided part, as the padding
+        mask_1D = nn.functional.pad(self.mask_D, (0, self.embedding.width - len(self.mask_D)))[None]
+        table = torch.cat([padded(rows_ID), mask_1D])
+        state_BLD = nn.functional.embedding(history_BL, table) + self.position_LD[self.recency(history_BL, length_B)]
+        state_BLD = dropout(self.input_norm(state_BLD), self.dropout, training=self.training)
+        for block in self.blocks:
+            state_BLD = block(state_BLD, length_B)
+        return self.head_norm(nn.functional.gelu(self.head(state_BLD)))
+
+    def recency(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """Row of the position table per step: the last step of a history always has the last, as with left padding."""
+        step_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+        return (self.max_history - length_B[:, None] + step_L).clamp(max=self.max_history - 1)
+
+    def last_state(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """The head's state at a [MASK] after the whole history, (B, D); the oldest of `max_history` items drops out."""
+        asked_BL, asked_length_B = self.with_mask(history_BL, length_B)
+        state_BLD = self(rows_ID, asked_BL, asked_length_B)
+        return state_BLD[torch.arange(len(length_B), device=length_B.device), asked_length_B - 1]
+
+    def with_mask(self, history_BL: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Histories with a [MASK] behind them, in `max_history` steps, and their lengths."""
+        dropped_B = (length_B + 1 - self.max_history).clamp(min=0)
+        length_B = length_B + 1 - dropped_B
+        step_L = torch.arange(int(length_B.max()), device=history_BL.device)
+        at_BL = (step_L + dropped_B[:, None]).clamp(max=history_BL.shape[1] - 1)
+        mask = len(self.embedding.base_ID) + 1
+        item_BL = torch.where(step_L == length_B[:, None] - 1, mask, history_BL.gather(1, at_BL))
+        return torch.where(step_L < length_B[:, None], item_BL, 0), length_B

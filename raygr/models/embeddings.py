@@ -1,0 +1,237 @@
+"""Guided scores in the item table: normalisation (A.5; 8a, 8b), refined embedding (9a, 9b), and the score's split.
+
+One table serves the encoder's input and the output. It has no padding row: `padded` puts a constant zero
+row before it, so item_index 0 has neither a guided part nor a gradient.
+
+Shape suffixes: `I` items, `D` total width, `A` aspects, `F` features of all aspects (A, or 10 levels each),
+`G` guided dimensions (A for `concat`, D for `add`), `B` histories, `L` history length, `C` candidates, `U` users.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LEVELS = 10
+MAP_STD = 0.0  # a learned map starts at 0: the refined model starts as the base model
+
+
+class Fusion(NamedTuple):
+    """How guided scores enter the item table and the user's state."""
+
+    form: Literal["concat", "add"] = "add"
+    add_map: Literal["levels", "linear"] = "levels"
+    linear_map: bool = False
+    user_side: Literal["add", "concat", "off"] = "off"
+    weight: float = 1.0
+    """lambda of (9a, 9b)."""
+
+
+class ScoreParts(NamedTuple):
+    """`base + encoder.sum(-1) + user.sum(-1)` is the score."""
+
+    base_BC: Tensor
+    encoder_BCA: Tensor
+    """Encoder's state times the item's part of each aspect."""
+    user_BCA: Tensor
+    """The user's part of each aspect times the item."""
+
+
+def xavier_std(rows: int, width: int) -> float:
+    return math.sqrt(2 / (rows + width))
+
+
+def standardise(scores_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A.5) before its scaling: mean 0 and deviation 1 per aspect; and which aspects have no spread (0 then).
+
+    A missing score is NaN: it has no part in mean and deviation, and becomes 0, the mean.
+    """
+    return standardised_like(scores_IA, scores_IA)
+
+
+def standardised_like(scores_IA: np.ndarray, reference_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`standardise` with the mean and the deviation of `reference_IA`, which has a value of every aspect."""
+    spread_A = np.nanstd(reference_IA, axis=0)
+    flat_A = ~(spread_A >= 1e-8)  # true of an aspect without any value, too
+    centred_IA = scores_IA - np.nanmean(reference_IA, axis=0)
+    return np.where(flat_A | np.isnan(scores_IA), 0.0, centred_IA / np.where(flat_A, 1.0, spread_A)), flat_A
+
+
+def soft_levels(scores_IA: np.ndarray) -> np.ndarray:
+    """Triangular weights over ten levels, 1 at the score and 1/2 one level away, 0 for a missing one: (I, A * 10).
+
+    An aspect outside 1..10 (one's own vectors, the random control) is stretched onto 1..10 first.
+    """
+    low_A, high_A = np.nanmin(scores_IA, axis=0), np.nanmax(scores_IA, axis=0)
+    stretched_IA = 1 + (LEVELS - 1) * (scores_IA - low_A) / np.where(high_A > low_A, high_A - low_A, 1.0)
+    rated_IA = np.where((low_A >= 1) & (high_A <= LEVELS), scores_IA, stretched_IA)
+    distance = np.abs(rated_IA[:, :, None] - np.arange(1, LEVELS + 1))
+    return np.nan_to_num(np.maximum(0.0, 1 - distance / 2), nan=0.0).reshape(len(scores_IA), -1)
+
+
+def padded(rows_ID: Tensor) -> Tensor:
+    """(I, D) -> (I + 1, D) with a zero row for item_index 0."""
+    return nn.functional.pad(rows_ID, (0, 0, 1, 0))
+
+
+class RefinedEmbedding(nn.Module):
+    """Tied item table of a recommender: learned rows, with guided scores beside them or added to them."""
+
+    def __init__(
+        self,
+        items: int,
+        base_width: int,
+        *,
+        fusion: Fusion,
+        scores_IA: np.ndarray | None = None,
+        users_UA: np.ndarray | None = None,
+        train_users: bool = False,
+        sparse: bool = False,
+    ):
+        """`scores_IA` are scores of items 1..I, NaN where missing; `users_UA` the users' standardised vectors.
+
+        `train_users` lets (10) train the users' vectors: see `tuned_users`. `sparse` makes the gradient of the learned
+        rows a sparse one where `item_rows` was asked for some.
+        """
+        super().__init__()
+        self.fusion, self.base_width, self.sparse = fusion, base_width, sparse
+        self.aspects = 0 if scores_IA is None else scores_IA.shape[1]
+        self.guided_width = self.aspects if fusion.form == "concat" else 0
+        self.width = base_width + self.guided_width
+        self.std = xavier_std(items, self.width)
+        self.base_ID = nn.Parameter(torch.randn(items, base_width) * self.std)
+        if scores_IA is not None:
+            self.add_item_side(scores_IA)
+        self.has_user_side = users_UA is not None and fusion.user_side != "off"
+        if self.has_user_side:
+            self.add_user_side(users_UA)
+        self.tuning_UA = nn.Parameter(torch.zeros(users_UA.shape)) if self.has_user_side and train_users else None
+
+    def add_item_side(self, scores_IA: np.ndarray) -> None:
+        levels = self.fusion.form == "add" and self.fusion.add_map == "levels"
+        features_IF = soft_levels(scores_IA) if levels else standardise(scores_IA)[0]
+        self.register_buffer("features_IF", torch.as_tensor(features_IF, dtype=torch.float32))
+        if self.fusion.form == "add":
+            self.item_map_FG = nn.Parameter(torch.randn(features_IF.shape[1], self.width) * MAP_STD)
+        else:
+            self.item_map_FG, self.item_bias_G = self.guided_map(learned=self.fusion.linear_map)
+
+    def add_user_side(self, users_UA: np.ndarray) -> None:
+        self.register_buffer("users_UA", torch.as_tensor(users_UA, dtype=torch.float32))
+        if self.fusion.form == "add":
+            self.user_map_AG = nn.Parameter(torch.zeros(self.aspects, self.width))
+        else:
+            self.user_map_AG, self.user_bias_G = self.guided_map(learned=self.fusion.linear_map)
+        if self.fusion.user_side == "concat":
+            self.to_base_width = nn.Linear(self.width, self.base_width)
+
+    def guided_map(self, *, learned: bool) -> tuple[nn.Parameter, nn.Parameter]:
+        """W and b of (8a, 8b), starting at A.5's scaling; frozen there unless learned."""
+        scaling_AA = torch.eye(self.aspects) * self.std
+        bias_A = torch.zeros(self.aspects)
+        return nn.Parameter(scaling_AA, requires_grad=learned), nn.Parameter(bias_A, requires_grad=learned)
+
+    def widened(self, guided: Tensor) -> Tensor:
+        """(..., G) -> (..., D): `concat` leaves the learned dimensions at 0."""
+        return nn.functional.pad(guided, (self.width - guided.shape[-1], 0))
+
+    def item_rows(self, item_J: Tensor | None = None) -> Tensor:
+        """(9a): the refined embeddings of items 1..I, (I, D), or of these alone, (J, D)."""
+        base_ID = self.base_ID
+        if item_J is not None:
+            base_ID = nn.functional.embedding(item_J - 1, base_ID, sparse=self.sparse)
+        if not self.aspects:
+            return base_ID
+        features_IF = self.features_IF if item_J is None else self.features_IF[item_J - 1]
+        guided_IG = self.fusion.weight * (features_IF @ self.item_map_FG)
+        if self.fusion.form == "add":
+            return base_ID + guided_IG
+        return torch.cat([base_ID, guided_IG + self.fusion.weight * self.item_bias_G], dim=1)
+
+    def item_parts(self, item_C: Tensor) -> Tensor:
+        """What each aspect adds to the embedding of item_index 1..I: (C, A, D)."""
+        features_CAK = self.features_IF[item_C - 1].unflatten(1, (self.aspects, -1))
+        map_AKG = self.item_map_FG.unflatten(0, (self.aspects, -1))
+        return self.widened(self.fusion.weight * torch.einsum("cak,akg->cag", features_CAK, map_AKG))
+
+    def user_parts(self, guided_BA: Tensor) -> Tensor:
+        """What each aspect of the user adds to the state: (B, A, D)."""
+        return self.widened(self.fusion.weight * guided_BA[:, :, None] * self.user_map_AG)
+
+    def tuned_users(self, guided_BA: Tensor, user_B: Tensor) -> Tensor:
+        """Users' standardised vectors as trained: (B, A), at the start and when frozen `guided_BA` itself.
+
+        What is trained is common to a user's vectors in training and at evaluation. It is in units of the item
+        table, so that a step of the optimizer moves it as it moves a learned row.
+        """
+        return guided_BA if self.tuning_UA is None else guided_BA + self.tuning_UA[user_B] / self.std
+
+    def encoder_part(self, encoder: Tensor) -> Tensor:
+        """The encoder's share of the state, (..., D), with the bias of (8b)."""
+        if not self.has_user_side:
+            return encoder
+        if self.fusion.user_side == "concat":
+            encoder = nn.functional.pad(self.to_base_width(encoder), (0, self.guided_width))
+        return encoder if self.fusion.form == "add" else encoder + self.widened(self.fusion.weight * self.user_bias_G)
+
+    def refined_state(self, encoder_BLD: Tensor, guided_BA: Tensor | None) -> Tensor:
+        """(9b): the encoder's output with the user's guided vector, at every position."""
+        state_BLD = self.encoder_part(encoder_BLD)
+        if not self.has_user_side or guided_BA is None:
+            return state_BLD
+        return state_BLD + self.widened(self.fusion.weight * (guided_BA @ self.user_map_AG))[:, None]
+
+    def split_score(self, encoder_BD: Tensor, guided_BA: Tensor | None, item_C: Tensor) -> ScoreParts:
+        """<state, item> as a base part and one term per aspect, the explanation of a recommendation.
+
+        The base part is the encoder's state times learned rows, and the biases of (8a, 8b). The split of this product
+        is exact, but it is no split of causes: the encoder made its state from the aspects of the history's items
+        (train/base_part.py measures how far the base part hangs on that).
+        """
+        rows_CD = self.item_rows()[item_C - 1]
+        state_BD, parts_CAD = self.encoder_part(encoder_BD), self.item_parts(item_C)
+        encoder_BCA = torch.einsum("bd,cad->bca", state_BD, parts_CAD)
+        user_BCA = torch.zeros_like(encoder_BCA)
+        if self.has_user_side and guided_BA is not None:
+            user_BCA = torch.einsum("bad,cd->bca", self.user_parts(guided_BA), rows_CD)
+        return ScoreParts(state_BD @ (rows_CD - parts_CAD.sum(1)).T, encoder_BCA, user_BCA)
+
+    def score_shares(self, encoder_BD: Tensor, guided_BA: Tensor | None) -> dict[str, float]:
+        """Each part's share of the variance of a user's scores over all items; the three sum to 1.
+
+        A part's share is its covariance with the score, so a part that works against it is negative.
+        """
+        rows_ID = self.item_rows()
+        guided_ID = rows_ID - self.unguided_rows()
+        state_BD = self.encoder_part(encoder_BD)
+        parts = {"base": state_BD @ (rows_ID - guided_ID).T, "encoder_guided": state_BD @ guided_ID.T}
+        parts["user_guided"] = torch.zeros_like(parts["base"])
+        if self.has_user_side and guided_BA is not None:
+            parts["user_guided"] = self.user_parts(guided_BA).sum(1) @ rows_ID.T
+        return variance_shares(parts)
+
+    def rows_at_mean(self) -> Tensor:
+        """Item rows with every aspect at the catalogue's mean, (I, D): who reads them reads no aspect."""
+        unguided_ID = self.unguided_rows()
+        return unguided_ID + (self.item_rows() - unguided_ID).mean(dim=0)
+
+    def base_scores(self, encoder_BD: Tensor) -> Tensor:
+        """The base parts of all items' scores, (B, I)."""
+        return self.encoder_part(encoder_BD) @ self.unguided_rows().T
+
+    def unguided_rows(self) -> Tensor:
+        """Item rows without what the aspects add: learned dimensions and the bias of (8a)."""
+        if self.fusion.form == "add":
+            return self.base_ID
+        bias_G = self.fusion.weight * self.item_bias_G
+        return torch.cat([self.base_ID, bias_G.expand(len(self.base_ID), -1)], dim=1)
+
+
+def variance_shares(parts: dict[str, Tensor]) -> dict[str, float]:
+    """`parts` are (B, I) and sum to the score."""
+    centred = {name: part - part.mean(dim=1, keepdim=True) for name, part in parts.items()}
+    total_BI = torch.stack(list(centred.values())).sum(0)
+    variance = (total_BI * total_BI).mean().clamp_min(1e-30)
+    return {name: ((part * total_BI).mean() / variance).item() for name, part in centred.items()}

@@ -1,0 +1,70 @@
+"""SASRec (Kang and McAuley 2018): causal self-attention over a history, one state per position.
+
+The published block with its layer norm before both halves, applied to queries, keys and values alike: the
+original code norms only the queries, which modern ports correct. Left out: the L2 penalty on embeddings.
+Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from raygr.models.cpu_kernels import causal_attention, dropout
+from raygr.models.embeddings import RefinedEmbedding, padded
+
+
+class Block(nn.Module):
+    """Attention, then a position-wise network of the same width, each with a residual."""
+
+    def __init__(self, width: int, *, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm, self.network_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, input_BLD: Tensor) -> Tensor:
+        middle_BLD = input_BLD + self.drop(self.attention(self.attention_norm(input_BLD)))
+        inner_BLD = self.drop(torch.relu(self.inner(self.network_norm(middle_BLD))))
+        return middle_BLD + self.drop(self.outer(inner_BLD))
+
+    def attention(self, normed_BLD: Tensor) -> Tensor:
+        # (B, L, 3D) -> three of (B, H, L, D/H)
+        parts = self.queries_keys_values(normed_BLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_BHLD = causal_attention(*parts, self.dropout, self.training)
+        return self.merge(mixed_BHLD.transpose(1, 2).flatten(2))
+
+    def drop(self, values: Tensor) -> Tensor:
+        return dropout(values, self.dropout, training=self.training)
+
+
+class SASRec(nn.Module):
+    """History -> state; the embedding is shared by input and output."""
+
+    def __init__(self, embedding: RefinedEmbedding, *, blocks: int, heads: int, dropout: float, max_history: int):
+        super().__init__()
+        width = embedding.width
+        self.embedding, self.dropout, self.max_history = embedding, dropout, max_history
+        self.position_LD = nn.Parameter(torch.randn(max_history, width) * embedding.std)
+        self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout) for _ in range(blocks))
+        self.final_norm = nn.LayerNorm(width)
+
+    def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """The encoder's state after each interaction, (B, L, D); padded positions hold noise."""
+        items_BLD = nn.functional.embedding(history_BL, padded(rows_ID)) * math.sqrt(self.embedding.width)
+        state_BLD = items_BLD + self.position_LD[self.recency(history_BL, length_B)]
+        state_BLD = dropout(state_BLD, self.dropout, training=self.training)
+        for block in self.blocks:
+            state_BLD = block(state_BLD)
+        return self.final_norm(state_BLD)
+
+    def recency(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """Row of the position table per step: the newest interaction always has the last, as with left padding."""
+        step_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+        return (self.max_history - length_B[:, None] + step_L).clamp(max=self.max_history - 1)
+
+    def last_state(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """The encoder's state after the whole history, (B, D)."""
+        state_BLD = self(rows_ID, history_BL, length_B)
+        return state_BLD[torch.arange(len(length_B), device=length_B.device), length_B - 1]

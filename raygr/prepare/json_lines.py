@@ -1,0 +1,121 @@
+"""JSON lines to records: whole blocks at full speed, line by line where a block holds anything odd.
+
+`decode_block` gives one record or one reason per line, so that a row's number is its line's number.
+Values of unexpected types are made text or numbers by the small functions at the end.
+"""
+
+import ast
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from raygr.data.ids import EXACT_FLOATS
+from raygr.prepare.raw_files import Lines
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+PYTHON_DICT = re.compile(r"\s*\{\s*(?:u?'|u\")")
+TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+
+
+def decode_block(
+    lines: Lines, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
+) -> list[Record | str | None]:
+    """Per line its record, the reason for which it has none, or None for a blank line."""
+    try:
+        # Fields that are skipped are not checked for UTF-8 by msgspec, and a later pass reads them.
+        str(lines.block, "utf-8")
+        records = decoder.decode_lines(lines.block)
+    except BAD_JSON:
+        records = []
+    if len(records) == len(lines.lines) and b"\n\n" not in lines.block:
+        return records
+    return [decode_line(line, decoder, repair) for line in lines.lines]
+
+
+def decode_line(
+    line: bytes, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
+) -> Record | str | None:
+    """The line's record, `repair`ed where a field has another type; else the reason, or None where blank."""
+    try:
+        text = str(line, "utf-8")
+        return decoder.decode(line)
+    except UnicodeDecodeError:
+        return "invalid_utf8"
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    if not text.strip():
+        return None
+    values = decode_loosely(text)
+    return repair(values) if isinstance(values, dict) else "malformed_json"
+
+
+def decode_loosely(text: str) -> object:
+    """JSON with lone surrogates or NaN, or a Python literal (metadata of 2014, u'...' of Python 2), else None."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if not PYTHON_DICT.match(text):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def as_text(value: object) -> str:
+    """Lists joined by a space at any depth, mappings as "key: value" pairs, whitespace collapsed, null as "".
+
+    HTML, which Amazon's texts are full of, becomes plain text.
+    """
+    return " ".join(words(value))
+
+
+def without_surrogates(text: str) -> str:
+    """A lone surrogate (an emoji cut in two) cannot be written as UTF-8: it becomes "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def without_html(text: str) -> str:
+    """Tags to spaces, then entities to characters: `<b>A&amp;B</b>` is ` A&B `."""
+    return html.unescape(TAG.sub(" ", text)) if "<" in text or "&" in text else text
+
+
+def words(value: object) -> Iterable[str]:
+    if isinstance(value, str):
+        yield from without_html(without_surrogates(value)).split()
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            text = as_text(inner)
+            if text:
+                yield f"{as_text(key).rstrip(': ')}: {text}"
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from words(inner)
+    elif value is not None:
+        yield str(value)
+
+
+def as_id(value: object) -> str | None:
+    """Strings and whole numbers (7.0 is 7) are ids; anything else is a missing one."""
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_FLOATS:
+        return str(int(value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,325 @@
+"""Reviews and metadata that come as columns: MovieLens' files, and Parquet, CSV or JSON lines with named columns.
+
+Each `*_columns` yields bounded batches under our column names; optional columns may be absent.
+Values keep the file's type (CSV: bytes) until the functions of values.py.
+"""
+
+import codecs
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raygr.config import ConfigError
+from raygr.prepare.bad_rows import Refusal, cut_snippet
+from raygr.prepare.config import PrepareConfig
+from raygr.prepare.csv_files import csv_form, read_csv
+from raygr.prepare.json_lines import as_id, as_text, decode_loosely, without_surrogates
+from raygr.prepare.raw_files import (
+    Columns,
+    file_kind,
+    lost_rest,
+    no_columns,
+    parquet_schema,
+    read_delimited,
+    read_json_lines,
+    read_parquet,
+)
+from raygr.prepare.values import as_texts
+
+REVIEW_NAMES = ("user_id", "item_id", "rating", "timestamp", "review_title", "review_text")
+ITEM_NAMES = ("item_id", "title", "description", "categories", "details")
+
+# Our name -> the names it goes by in the CSV files of MovieLens; ml-1m here has positions, no clock.
+MOVIELENS_RATINGS = {
+    "user_id": ("user_id", "userId"),
+    "item_id": ("movie_id", "movieId"),
+    "rating": ("rating",),
+    "timestamp": ("timestamp", "position"),
+}
+MOVIELENS_MOVIES = {
+    "item_id": ("movie_id", "movieId"),
+    "title": ("title",),
+    "genres": ("genres",),
+    "director": ("director",),
+    "actors": ("actors",),
+    "plot": ("plot",),
+}
+DELIMITERS = {"dat": "::", "data": "\t", "item": "|"}
+UITEM_GENRES = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+UITEM_FIRST_GENRE = 5
+
+JSON_KINDS = ("json", "jsonl", "ndjson")
+# Of these one value is one id or number.
+PLAIN_NAMES = ("user_id", "item_id", "rating", "timestamp")
+
+
+def review_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
+    """Of REVIEW_NAMES at least the `names` that one file has; it is refused as a whole without its ids and times."""
+    required = ("user_id", "item_id", "timestamp")
+    if config.format == "movielens" and file_kind(path) in DELIMITERS:
+        wanted = {"user_id": 0, "item_id": 1, "rating": 2, "timestamp": 3}
+        return read_delimited(path, delimiter=DELIMITERS[file_kind(path)], wanted=wanted)
+    if config.format == "movielens":
+        return named_columns(path, MOVIELENS_RATINGS, required=(*required, "rating"))
+    return table_columns(path, REVIEW_NAMES, config.columns, config, required=required, read=names)
+
+
+def item_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
+    """Of ITEM_NAMES at least the `names` that one metadata file has.
+
+    MovieLens' plot is the description, its genres the categories.
+    """
+    match config.format, file_kind(path):
+        case "movielens", "item":
+            return map(join_genre_flags, read_delimited(path, delimiter="|", wanted=uitem_positions()))
+        case "movielens", "dat":
+            wanted = {"item_id": 0, "title": 1, "genres": 2}
+            return map(movie_items, read_delimited(path, delimiter="::", wanted=wanted))
+        case "movielens", _:
+            return map(movie_items, named_columns(path, MOVIELENS_MOVIES, required=("item_id", "title")))
+        case _:
+            shared = config.columns if config.header else {}  # positions are of reviews alone
+            columns = {**shared, **config.item_columns}
+            own_id = {"item_id": "item_id"} if "item_id" not in config.item_columns else {}
+            return table_columns(path, ITEM_NAMES, columns, config, required=("item_id",), read=names, instead=own_id)
+
+
+def table_columns(
+    path: str,
+    names: Sequence[str],
+    columns: Mapping[str, str | int],
+    config: PrepareConfig,
+    *,
+    required: Sequence[str],
+    read: Sequence[str],
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Columns]:
+    """Of our `names` those to `read` that a file has as `columns` call them; `instead` is another name of some."""
+    is_named = not any(isinstance(theirs, int) for theirs in columns.values())
+    known = {ours: (columns.get(ours, ours), *([instead[ours]] if ours in instead else [])) for ours in names}
+    aliases = {ours: theirs for ours, theirs in known.items() if is_named or ours in columns}
+    asked = [ours for ours in names if ours in required or ours in columns]
+    return named_columns(path, aliases, required=asked, read=read, delimiter=config.delimiter, encoding=config.encoding)
+
+
+def check_columns(config: PrepareConfig) -> None:
+    """ConfigError where a setting of tables names what we have not, has no effect, or contradicts another."""
+    settings = ("columns", "item_columns", "delimiter", "encoding")
+    given = [name for name, value in zip(settings, table_settings(config), strict=True) if value]
+    given += [] if config.header else ["header"]
+    if given and config.format != "table":
+        raise ConfigError(f"{given[0]}: only for format: table, not for {config.format}")
+    for setting, columns, ours in (
+        ("columns", config.columns, [*REVIEW_NAMES, *ITEM_NAMES]),
+        ("item_columns", config.item_columns, ITEM_NAMES),
+    ):
+        unknown = [name for name in columns if name not in ours]
+        if unknown:
+            known = ", ".join(dict.fromkeys(ours))
+            raise ConfigError(f"{setting}: no {', '.join(unknown)} among our names, which are {known}")
+        if len({isinstance(theirs, int) for theirs in columns.values()}) > 1:
+            raise ConfigError(f"{setting}: names and positions cannot be mixed: {dict(columns)}")
+    check_header(config)
+    try:
+        codecs.lookup(config.encoding or "utf-8")
+    except LookupError as error:
+        raise ConfigError(f"encoding: {error}") from None
+
+
+def table_settings(config: PrepareConfig) -> tuple[object, ...]:
+    return config.columns, config.item_columns, config.delimiter, config.encoding
+
+
+def check_header(config: PrepareConfig) -> None:
+    """ConfigError unless positions and `header: false` stand together."""
+    has_positions = any(isinstance(theirs, int) for theirs in config.columns.values())
+    missing = [name for name in ("user_id", "item_id", "timestamp") if name not in config.columns]
+    if config.header and has_positions:
+        raise ConfigError("columns: positions are of files without a line of names: set header: false")
+    if not config.header and (missing or not has_positions):
+        raise ConfigError(
+            "header: false needs positions from 0 in columns, such as {user_id: 0, item_id: 1, timestamp: 3}"
+        )
+
+
+def named_columns(
+    path: str,
+    names: Mapping[str, Sequence[str | int]],
+    *,
+    required: Sequence[str],
+    read: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> Iterator[Columns]:
+    """Columns of a Parquet, CSV or JSON-lines file by their first alias that the file has; null `read`s them all."""
+    read = list(names) if read is None else read
+    if file_kind(path) in JSON_KINDS:
+        yield from json_columns(path, names, required=required, read=read, encoding=encoding)
+        return
+    if file_kind(path) == "parquet":
+        schema = parquet_schema(path)
+        if isinstance(schema, Refusal):
+            yield no_columns([schema])
+            return
+        header, broken = schema.names, None
+    else:
+        form = csv_form(path, [a for aliases in names.values() for a in aliases], delimiter, encoding)
+        schema, header, broken = None, form.names, form.broken
+    wanted = {ours: alias for ours, aliases in names.items() for alias in aliases[::-1] if alias in header}
+    problem = column_problem(names, required, wanted, header, schema)
+    if not header:
+        yield no_columns([lost_rest(0, broken)] if broken else [])
+    elif problem:
+        yield no_columns([Refusal(0, "missing_columns", cut_snippet(problem))])
+    else:
+        wanted = {ours: theirs for ours, theirs in wanted.items() if ours in read}
+        yield from read_parquet(path, wanted) if schema else read_csv(path, wanted, form)
+
+
+def column_problem(
+    names: Mapping[str, Sequence[str | int]],
+    required: Sequence[str],
+    wanted: Mapping[str, str | int],
+    header: Sequence[str | int],
+    schema: pa.Schema | None,
+) -> str | None:
+    """Why the columns that are wanted cannot be read, or None."""
+    missing = ["/".join(map(str, names[name])) for name in required if name not in wanted]
+    if missing:
+        return f"no {', '.join(missing)} among {', '.join(map(str, header))}"
+    twice = [theirs for theirs in wanted.values() if list(header).count(theirs) > 1]
+    if twice:
+        return f"{twice[0]} stands twice among {', '.join(map(str, header))}"
+    if schema is None:
+        return None
+    nested = [theirs for ours, theirs in wanted.items() if ours in PLAIN_NAMES and is_nested(schema.field(theirs))]
+    return f"{nested[0]} is a {schema.field(nested[0]).type}" if nested else None
+
+
+def is_nested(field: pa.Field) -> bool:
+    return pa.types.is_nested(field.type)
+
+
+def json_columns(
+    path: str,
+    names: Mapping[str, Sequence[str | int]],
+    *,
+    required: Sequence[str],
+    read: Sequence[str],
+    encoding: str | None,
+) -> Iterator[Columns]:
+    """Columns of JSON lines as text; null and absent values are null. Names that no row has are missing columns."""
+    missing = {ours: names[ours] for ours in required}
+    keys: Sequence[str] = ()
+    for lines in read_json_lines(path, encoding):
+        values = [decode_object(line) for line in lines.lines]
+        good = [i for i, v in enumerate(values) if isinstance(v, dict)]
+        bad = {i: v for i, v in enumerate(values) if isinstance(v, str)}
+        rows = [values[i] for i in good]
+        table = {ours: json_column(ours, picked(rows, theirs)) for ours, theirs in names.items() if ours in read}
+        refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in bad.items()]
+        yield Columns(lines.first + np.array(good, np.int64), pa.table(table), [*lines.refused, *refused])
+        keys = keys or list(rows[0] if rows else ())
+        missing = {ours: theirs for ours, theirs in missing.items() if not has_any(rows, theirs)}
+    if missing and keys:
+        shown = ", ".join("/".join(map(str, theirs)) for theirs in missing.values())
+        yield no_columns([Refusal(0, "missing_columns", cut_snippet(f"no {shown} among {', '.join(keys)}"))])
+
+
+def has_any(rows: Sequence[Mapping[str, object]], names: Sequence[str | int]) -> bool:
+    return any(name in row for row in rows for name in names)
+
+
+def picked(rows: Sequence[Mapping[str, object]], names: Sequence[str | int]) -> list[object]:
+    """Each row's value under the first of the names that it has."""
+    if len(names) == 1:
+        return [row.get(names[0]) for row in rows]
+    return [next((row[name] for name in names if name in row), None) for row in rows]
+
+
+def decode_object(line: bytes) -> dict[str, object] | str | None:
+    """The line's object, the reason for which it has none, or None where blank."""
+    try:
+        text = str(line, "utf-8")
+    except UnicodeDecodeError:
+        return "invalid_utf8"
+    if not text.strip():
+        return None
+    try:
+        values = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        values = decode_loosely(text)
+    return values if isinstance(values, dict) else "malformed_json"
+
+
+def json_column(name: str, values: Sequence[object]) -> pa.Array:
+    """Ids, or the text of any values."""
+    return pa.array(map(as_id, values), pa.string()) if name in ("user_id", "item_id") else text_column(values)
+
+
+def text_column(values: Sequence[object]) -> pa.Array:
+    texts = [None if v is None else v if isinstance(v, str) else as_text(v) for v in values]
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([None if text is None else without_surrogates(text) for text in texts], pa.string())
+
+
+def uitem_positions() -> dict[str, int]:
+    flags = {genre: UITEM_FIRST_GENRE + i for i, genre in enumerate(UITEM_GENRES)}
+    return {"item_id": 0, "title": 1, **flags}
+
+
+def join_genre_flags(columns: Columns) -> Columns:
+    """u.item has one 0/1 column per genre."""
+    table = columns.table
+    if not len(columns.rows):
+        return columns
+    flags = zip(*(table[genre].to_pylist() for genre in UITEM_GENRES), strict=True)
+    genres = [" ".join(g for g, flag in zip(UITEM_GENRES, row, strict=True) if flag == "1") for row in flags]
+    kept = table.select(["item_id", "title"]).append_column("categories", pa.array(genres, pa.string()))
+    return columns._replace(table=kept)
+
+
+def movie_items(columns: Columns) -> Columns:
+    """Plot, genres, director and actors as description, categories and details."""
+    count = len(columns.rows)
+    if not count:
+        return columns
+    texts = {name: as_texts(columns.table, name, count)[0] for name in MOVIELENS_MOVIES}
+    credits = [
+        pc.if_else(pc.equal(texts[n], ""), "", pc.binary_join_element_wise(label, texts[n], " "))
+        for n, label in (("director", "Director:"), ("actors", "Actors:"))
+    ]
+    items = {
+        "item_id": columns.table["item_id"],
+        "title": texts["title"],
+        "description": texts["plot"],
+        "categories": pc.replace_substring(texts["genres"], "|", " "),
+        "details": pc.utf8_trim_whitespace(pc.binary_join_element_wise(*credits, " ")),
+    }
+    return columns._replace(table=pa.table(items))

@@ -1,0 +1,271 @@
+"""Raw files as bounded streams: blocks of whole lines, and batches of MovieLens' or Parquet's columns.
+
+Compression is taken from the file name. A compressed stream that breaks ends there, and says so in
+`RawFile.broken`; every row before the break is delivered.
+"""
+
+import codecs
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, NamedTuple
+from zipfile import ZipFile
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
+
+from raygr.prepare.bad_rows import InputError, Refusal, cut_snippet
+
+BLOCK_BYTES = 4 << 20
+MAX_LINE_BYTES = 256 << 20
+PARQUET_ROWS = 20_000
+# First bytes of files that are no text, whatever their names say.
+MISNAMED = {
+    b"\x1f\x8b": "a gzip file by its first bytes: give its name the ending .gz",
+    b"BZh": "a bzip2 file by its first bytes: give its name the ending .bz2",
+    b"\xfd7zXZ": "an xz file by its first bytes: give its name the ending .xz",
+    b"PK\x03\x04": "a zip or Excel file by its first bytes: unpack it, or save it as CSV",
+    b"PAR1": "a Parquet file by its first bytes: give its name the ending .parquet",
+    codecs.BOM_UTF16_LE: "UTF-16 by its first bytes: set encoding, or save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16 by its first bytes: set encoding, or save it as UTF-8",
+}
+
+
+def expand_files(patterns: Sequence[str], *, what: str) -> list[str]:
+    """Every file of the patterns, in their order, sorted inside a glob; InputError names one without a file."""
+    files: list[str] = []
+    for pattern in patterns:
+        filesystem, inner = fsspec.core.url_to_fs(pattern)
+        is_glob = any(mark in inner for mark in "*?[")
+        found = sorted(filesystem.glob(inner)) if is_glob else [inner] * filesystem.isfile(inner)
+        if not found:
+            raise InputError(f"{what}: no file matches {pattern}")
+        files += [filesystem.unstrip_protocol(f) if "://" in pattern else f for f in found]
+    return list(dict.fromkeys(files))
+
+
+def file_kind(path: str) -> str:
+    """The extension before any compression suffix, such as "csv"."""
+    name = path.rpartition("/")[2].lower()
+    stem = name.rpartition(".")[0] if infer_compression(name) else name
+    return stem.rpartition(".")[2]
+
+
+class Broken(NamedTuple):
+    """Why a file cannot be read to its end."""
+
+    reason: str
+    text: str
+
+
+class RawFile:
+    """A decompressed stream of UTF-8 with LF or CRLF line ends; `broken` says why it ended too early, or is None."""
+
+    def __init__(self, file: IO[bytes], *, compression: str | None, encoding: str | None) -> None:
+        self.broken: Broken | None = None
+        self._stored, self._compression = file, compression
+        self._read: Callable[[int], bytes] | None = None
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace") if encoding else None
+        self._returns = False
+
+    def read(self, size: int) -> bytes:
+        """About `size` bytes, fewer only at the end."""
+        is_start = self._read is None
+        pieces, missing = [], size
+        while missing > 0 and self.broken is None:
+            piece = self._read_piece(missing)
+            if not piece:
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+        data = b"".join(pieces)
+        if self._decoder:
+            data = self._decoder.decode(data, final=missing > 0).encode()
+        return self._checked_start(data) if is_start else data.replace(b"\r", b"\n") if self._returns else data
+
+    def _read_piece(self, size: int) -> bytes:
+        if self._compression is None:
+            self._read = self._stored.read
+            return self._read(size)
+        try:
+            if self._read is None:
+                # read1 hands over what is decompressed so far, so that a break loses none of it.
+                self._read = decompressed(self._stored, self._compression).read1
+            return self._read(size)
+        except Exception as error:  # each compression has errors of its own
+            self._read = self._read or self._stored.read
+            self.broken = Broken(f"broken_{self._compression}", error_text(error))
+            return b""
+
+    def _checked_start(self, data: bytes) -> bytes:
+        for start, what in MISNAMED.items():
+            if data.startswith(start):
+                self.broken = Broken("misnamed_file", what)
+                return b""
+        self._returns = b"\n" not in data and b"\r" in data
+        data = data.removeprefix(codecs.BOM_UTF8)
+        return data.replace(b"\r", b"\n") if self._returns else data
+
+
+def decompressed(file: IO[bytes], compression: str) -> IO[bytes]:
+    if compression == "zip":
+        names = [name for name in ZipFile(file).namelist() if not name.startswith("__MACOSX/") and name[-1] != "/"]
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} files in one archive, not one: unpack it")
+        return compr["zip"](file, filename=names[0])
+    return compr[compression](file, mode="rb")
+
+
+@contextmanager
+def open_raw(path: str, encoding: str | None = None) -> Iterator[RawFile]:
+    with fsspec.open(path, "rb") as file:
+        yield RawFile(file, compression=infer_compression(path), encoding=encoding)
+
+
+def read_blocks(file: RawFile) -> Iterator[bytes]:
+    """Blocks of whole lines, about BLOCK_BYTES each; the cut last line of a broken file is left out.
+
+    Of a line of more than MAX_LINE_BYTES the rest is left out.
+    """
+    rest = b""
+    while data := file.read(BLOCK_BYTES):
+        if len(rest) > MAX_LINE_BYTES:
+            _, newline, data = data.partition(b"\n")
+            if newline:
+                yield rest + newline
+                rest = b""
+        head, newline, tail = data.rpartition(b"\n")
+        if newline:
+            yield rest + head + newline
+            rest = tail
+        else:
+            rest += data
+    if rest and file.broken is None:
+        yield rest
+
+
+class Lines(NamedTuple):
+    """Consecutive lines of a file without their newlines; `first` is the 0-based number of the first.
+
+    Lines that cannot be had, and what ends a file too early, come apart from them, as `refused`.
+    """
+
+    first: int
+    lines: list[bytes]
+    block: bytes
+    refused: list[Refusal]
+
+
+def read_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
+    """The file's lines in bounded groups."""
+    first = 0
+    with open_raw(path, encoding) as file:
+        for block in read_blocks(file):
+            lines = block.removesuffix(b"\n").split(b"\n")
+            if len(lines[0]) > MAX_LINE_BYTES:
+                yield Lines(first, [], b"", [Refusal(first, "line_too_long", cut_snippet(lines[0]))])
+                block, first = block[len(lines.pop(0)) + 1 :], first + 1
+            if lines:
+                yield Lines(first, lines, block, [])
+                first += len(lines)
+        if file.broken:
+            yield Lines(first, [], b"", [lost_rest(first, file.broken)])
+
+
+def read_json_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
+    """`read_lines` of a file of JSON objects, one a line; a JSON array, or an object over several lines, ends it."""
+    for lines in read_lines(path, encoding):
+        what = not_json_lines(lines.lines) if lines.first == 0 else None
+        if what:
+            yield Lines(0, [], b"", [Refusal(0, "not_json_lines", what)])
+            return
+        yield lines
+
+
+def not_json_lines(lines: list[bytes]) -> str | None:
+    """What a file of these first lines is instead of JSON lines."""
+    start = next((stripped for line in lines if (stripped := line.strip())), b"")
+    if start[:1] == b"[" and start[1:].lstrip()[:1] in (b"", b"{"):
+        return "a JSON array, not JSON lines: `jq -c '.[]' FILE` makes lines of it"
+    return "a JSON object over several lines: `jq -c . FILE` makes lines of it" if start == b"{" else None
+
+
+class Columns(NamedTuple):
+    """Some rows of a file under our column names, `rows` being their 0-based numbers, and those refused."""
+
+    rows: np.ndarray
+    table: pa.Table
+    refused: list[Refusal]
+
+
+def no_columns(refused: list[Refusal]) -> Columns:
+    return Columns(np.empty(0, np.int64), pa.table({}), refused)
+
+
+def lost_rest(row: int, broken: Broken) -> Refusal:
+    if broken.reason == "misnamed_file":
+        return Refusal(row, *broken)
+    return Refusal(row, broken.reason, f"breaks off after row {row} ({broken.text})")
+
+
+def numbered(first: int, table: pa.Table, refused: list[Refusal]) -> Columns:
+    return Columns(np.arange(first, first + table.num_rows), table, refused)
+
+
+def rename(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:
+    return pa.table({ours: table[theirs] for ours, theirs in wanted.items()})
+
+
+def read_delimited(path: str, *, delimiter: str, wanted: Mapping[str, int]) -> Iterator[Columns]:
+    """MovieLens' files without header or quotes; our name -> the position of its column.
+
+    Text is UTF-8 (ml-10m) or else Latin-1 (ml-100k, ml-1m). Rows are numbered by line.
+    """
+    width = max(wanted.values()) + 1
+    for group in read_lines(path):
+        if group.refused:
+            yield no_columns(group.refused)
+            continue
+        cells = [decode_line(line).split(delimiter) for line in group.lines]
+        whole = [i for i, row in enumerate(cells) if len(row) >= width]
+        short = [i for i, row in enumerate(cells) if len(row) < width and group.lines[i].strip()]
+        table = {ours: pa.array([cells[i][at] for i in whole], pa.string()) for ours, at in wanted.items()}
+        refused = [Refusal(group.first + i, "missing_columns_in_line", cut_snippet(group.lines[i])) for i in short]
+        yield Columns(group.first + np.array(whole, np.int64), pa.table(table), refused)
+
+
+def decode_line(line: bytes) -> str:
+    try:
+        return line.decode("utf-8").rstrip("\r")
+    except UnicodeDecodeError:
+        return line.decode("latin-1").rstrip("\r")
+
+
+def read_parquet(path: str, wanted: Mapping[str, str]) -> Iterator[Columns]:
+    """The wanted columns with the file's own types, in bounded batches."""
+    first = 0
+    with fsspec.open(path, "rb") as file:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(PARQUET_ROWS, columns=list(wanted.values())):
+                yield numbered(first, rename(pa.table(batch), wanted), [])
+                first += batch.num_rows
+        except (pa.ArrowException, OSError, ValueError) as error:
+            yield no_columns([lost_rest(first, Broken("broken_parquet", error_text(error)))])
+
+
+def parquet_schema(path: str) -> pa.Schema | Refusal:
+    """The file's columns, or why it cannot be read."""
+    with fsspec.open(path, "rb") as file:
+        try:
+            return pq.read_schema(file)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            return Refusal(0, "broken_parquet", f"cannot be read as Parquet ({error_text(error)})")
+
+
+def error_text(error: Exception) -> str:
+    """An error in one line."""
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, InputError) else cut_snippet(f"{type(error).__name__}: {line}")

@@ -1,0 +1,251 @@
+"""Scanned ids -> the kept interactions with indexes, positions and split, in numpy only.
+
+Rows stay in chronological order, ties by (file, row), until the last step sorts them by user. Users
+and items are numbered by their ids in byte order, so the numbers do not depend on the order of reading.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raygr.prepare import splits
+from raygr.prepare.bad_rows import InputError
+from raygr.prepare.config import PrepareConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Interactions:
+    """Columns of N interactions; `user` and `item` are places in `user_ids` and `item_ids`."""
+
+    user: np.ndarray
+    item: np.ndarray
+    rating: np.ndarray  # float32, NaN for implicit data
+    timestamp: np.ndarray  # int64
+    file: np.ndarray
+    row: np.ndarray
+    user_ids: pa.Array
+    item_ids: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, which: np.ndarray) -> "Interactions":
+        """The interactions of a mask or of places, in the order of these."""
+        return Interactions(
+            user=self.user[which],
+            item=self.item[which],
+            rating=self.rating[which],
+            timestamp=self.timestamp[which],
+            file=self.file[which],
+            row=self.row[which],
+            user_ids=self.user_ids,
+            item_ids=self.item_ids,
+        )
+
+
+def from_scan(scan: pa.Table) -> Interactions:
+    """Usable scanned rows (ids dictionary-encoded, plus `file`) in chronological order."""
+    user, user_ids = encode_ids(scan["user_id"])
+    item, item_ids = encode_ids(scan["item_id"])
+    time, file, row = (scan[name].to_numpy() for name in ("timestamp", "file", "row"))
+    order = np.lexsort((row, file, time))
+    rating = scan["rating"].to_numpy()
+    return Interactions(user, item, rating, time, file, row, user_ids, item_ids).take(order)
+
+
+def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """int32 places in the sorted distinct ids, and those ids."""
+    unified = column.unify_dictionaries()
+    ids = unified.chunk(0).dictionary
+    order = pc.sort_indices(ids).to_numpy()
+    place = np.empty(len(ids), np.int32)
+    place[order] = np.arange(len(ids), dtype=np.int32)
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in unified.chunks])
+    return place[codes], ids.take(pa.array(order))
+
+
+class Dropped(NamedTuple):
+    """What one step of `reduce` leaves out; a user or an item where its last interaction goes."""
+
+    interactions: int
+    users: int
+    items: int
+
+
+def reduce(data: Interactions, config: PrepareConfig) -> tuple[Interactions, dict[str, Dropped]]:
+    """The interactions that stay, with the counts of the others by reason; InputError where none does."""
+    steps = {
+        "duplicate": lambda kept: distinct(kept, keep=config.keep_duplicate),
+        "user_not_sampled": lambda kept: sample_users(kept, config.sample_users, seed=config.seed),
+        "before_last_interactions": lambda kept: newest(kept, config.last_interactions),
+        "too_few_interactions": lambda kept: enough(kept, config),
+    }
+    dropped = {}
+    before = sizes(data)
+    for reason, step in steps.items():
+        data = data.take(step(data))
+        after = sizes(data)
+        dropped[reason] = Dropped(*(b - a for b, a in zip(before, after, strict=True)))
+        before = after
+    if len(data) == 0:
+        counts = ", ".join(f"{one.interactions} {reason}" for reason, one in dropped.items() if one.interactions)
+        raise InputError(
+            f"no interaction is left (dropped: {counts}): lower min_user_interactions="
+            f"{config.min_user_interactions} or min_item_interactions={config.min_item_interactions}, "
+            f"or take another filter than {config.filter}"
+        )
+    return data, dropped
+
+
+def sizes(data: Interactions) -> tuple[int, int, int]:
+    """Interactions, and the users and items that have any."""
+    users = np.count_nonzero(np.bincount(data.user))
+    return len(data), int(users), int(np.count_nonzero(np.bincount(data.item)))
+
+
+def distinct(data: Interactions, *, keep: str) -> np.ndarray:
+    """Mask of the first, last or all interactions of each (user, item) in chronological order."""
+    if keep == "all":
+        return np.ones(len(data), bool)
+    pair = data.user.astype(np.int64) * len(data.item_ids) + data.item
+    order = np.argsort(pair, kind="stable")
+    changes = np.diff(pair[order]) != 0
+    edge = np.r_[True, changes] if keep == "first" else np.r_[changes, True]
+    mask = np.zeros(len(data), bool)
+    mask[order[edge[: len(order)]]] = True
+    return mask
+
+
+def sample_users(data: Interactions, count: int | None, *, seed: int) -> np.ndarray:
+    """Mask of the interactions of `count` users drawn without replacement; null or too many keep all."""
+    users = np.unique(data.user)
+    if count is None or count >= len(users):
+        return np.ones(len(data), bool)
+    drawn = np.random.default_rng(seed).choice(users, count, replace=False)
+    return np.isin(data.user, drawn)
+
+
+def newest(data: Interactions, count: int | None) -> np.ndarray:
+    """Mask of each user's last `count` interactions."""
+    if count is None:
+        return np.ones(len(data), bool)
+    position, length = positions(data.user, len(data.user_ids))
+    return length - position <= count
+
+
+def positions(user: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each interaction's place in its user's history from 0, and the length of that history."""
+    count = np.bincount(user, minlength=users)
+    start = np.cumsum(count) - count
+    order = np.argsort(user, kind="stable")
+    position = np.empty(len(user), np.int64)
+    position[order] = np.arange(len(user)) - start[user[order]]
+    return position, count[user]
+
+
+def enough(data: Interactions, config: PrepareConfig) -> np.ndarray:
+    """Mask of the interactions that the minimum counts leave, by `config.filter`."""
+    user_step = (data.user, config.min_user_interactions)
+    item_step = (data.item, config.min_item_interactions)
+    match config.filter:
+        case "users_then_items":
+            return passes([user_step, item_step], repeat=False)
+        case "items_then_users":
+            return passes([item_step, user_step], repeat=False)
+        case "k_core":
+            return passes([item_step, user_step], repeat=True)
+
+
+def passes(steps: Sequence[tuple[np.ndarray, int]], *, repeat: bool) -> np.ndarray:
+    """Mask left by dropping ids with fewer than their minimum of kept rows, once or until nothing changes."""
+    left = np.arange(len(steps[0][0]))
+    while True:
+        before = len(left)
+        for ids, minimum in steps:
+            left = left[np.bincount(ids[left])[ids[left]] >= minimum]
+        if not repeat or len(left) == before:
+            break
+    mask = np.zeros(len(steps[0][0]), bool)
+    mask[left] = True
+    return mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The final N interactions sorted by (user, position), U users and I items."""
+
+    user_index: np.ndarray  # 0..U-1
+    item_index: np.ndarray  # 1..I
+    position: np.ndarray
+    rating: np.ndarray
+    timestamp: np.ndarray
+    part: np.ndarray  # places in splits.PARTS
+    file: np.ndarray
+    row: np.ndarray
+    user_ids: pa.Array  # (U,)
+    item_ids: pa.Array  # (I,)
+
+
+def assign(data: Interactions, config: PrepareConfig) -> Kept:
+    """Indexes, positions and split of the reduced interactions; InputError where the test part is empty."""
+    users, user_index = np.unique(data.user, return_inverse=True)
+    items, item_place = np.unique(data.item, return_inverse=True)
+    position, length = positions(user_index, len(users))
+    part = split(data.timestamp, position, length, config)
+    order = np.argsort(user_index, kind="stable")
+    return Kept(
+        user_index=user_index[order].astype(np.int32),
+        item_index=(item_place[order] + 1).astype(np.int32),
+        position=position[order].astype(np.int32),
+        rating=data.rating[order],
+        timestamp=data.timestamp[order],
+        part=part[order],
+        file=data.file[order],
+        row=data.row[order],
+        user_ids=data.user_ids.take(pa.array(users)),
+        item_ids=data.item_ids.take(pa.array(items)),
+    )
+
+
+def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, config: PrepareConfig) -> np.ndarray:
+    if config.split == "leave_one_out":
+        part = splits.leave_one_out(position, length)
+        hint = "keep users of three interactions or more (min_user_interactions)"
+    elif config.timestamps == "position":
+        files = ", ".join(config.reviews)
+        raise InputError(f"split=temporal needs times, but {files} has positions inside each user: use leave_one_out")
+    else:
+        part = splits.temporal(timestamp, quantile=config.temporal_quantile)
+        hint = "lower temporal_quantile"
+    if not (part == splits.TEST_PART).any():
+        raise InputError(f"split={config.split} leaves no test interaction: {hint}")
+    return part
+
+
+def item_ratings(kept: Kept, which: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """(I,) mean rating, null without one, and number of rated interactions, over the masked interactions."""
+    rated = which & ~np.isnan(kept.rating)
+    places, count_of = kept.item_index[rated] - 1, len(kept.item_ids)
+    count = np.bincount(places, minlength=count_of)
+    total = np.bincount(places, weights=kept.rating[rated], minlength=count_of)
+    mean = total / np.maximum(count, 1)
+    return pa.array(mean.astype(np.float32), mask=count == 0), pa.array(count.astype(np.int32))
+
+
+def user_cutoffs(kept: Kept) -> Mapping[str, pa.Array]:
+    """(U,) interactions, time and position of the last train interaction; null and -1 without one."""
+    users = len(kept.user_ids)
+    count = np.bincount(kept.user_index, minlength=users)
+    train = np.bincount(kept.user_index[kept.part == splits.TRAIN_PART], minlength=users)
+    start = np.cumsum(count) - count
+    # Train interactions come first in a history, so the last of them is at place `train - 1`.
+    last = start + np.maximum(train, 1) - 1
+    return {
+        "interactions": pa.array(count.astype(np.int32)),
+        "cutoff": pa.array(kept.timestamp[last], mask=train == 0),
+        "cutoff_position": pa.array((train - 1).astype(np.int32)),
+    }

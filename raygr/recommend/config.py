@@ -1,0 +1,38 @@
+"""Settings of `raygr recommend`."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT, Place, ids_or_file
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RecommendConfig:
+    """A train run -> the best items of its users, or after given histories, as Parquet."""
+
+    SPEED: ClassVar = frozenset({"batch_size", "threads", "workers"})
+
+    output: Place
+    train: Place
+    """A train run; its data and scores must be where they were."""
+    users: Annotated[tuple[str, ...] | Place | None, BeforeValidator(ids_or_file)] = None
+    """User ids (in quotes where they start with a zero), or a file of one id per line; null recommends to all. Their
+    whole histories count, test part too."""
+    histories: Place | None = None
+    """In place of users: Parquet or JSON lines of history_id and item_ids (a list, oldest first)."""
+    n: int = Field(default=10, ge=1)
+    """Items of a list; items of the history are never in it, unless the data keep repeat purchases."""
+    mmr_weight: float | None = Field(default=None, ge=0, le=1)
+    """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
+    mmr_scores: Place | None = None
+    """A score run, or id -> vectors, in which re-ranked lists are diverse; null takes the refined item vectors."""
+    batch_size: int = Field(default=256, ge=1)
+    """Histories scored at once, and in one file."""
+    workers: int = Field(default=1, ge=1)
+    """Actors, each with the model and `threads` CPUs."""
+    threads: int = Field(default=1, ge=1)
+    """torch threads of an actor, which reserves as many CPUs."""
+    use_gpu: bool | None = None
+    """null: a GPU per actor where the cluster has one."""

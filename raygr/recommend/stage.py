@@ -1,0 +1,246 @@
+"""The recommend stage: a train run -> the best items of all users, of some, or after given histories, on Ray Data.
+
+SUBJECT rows in: {row, subject_id, user_index (the number of users for a given history), items (item_index, oldest
+first)}; RECOMMENDATION rows out, one Parquet part per batch. An actor loads the model once and writes its own parts,
+so that actors may hold every CPU. A part's name says whose lists are in it, so that a run that was interrupted goes on
+with those that have none yet.
+"""
+
+import dataclasses
+import itertools
+import logging
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import ray.data
+import torch
+
+from raygr import files, runs
+from raygr.config import ConfigError
+from raygr.data.ids import complete_ids, read_id_lines
+from raygr.data.interactions import read_ids, read_interactions
+from raygr.data.row_counts import log_rows
+from raygr.data.vector_tables import is_list, named
+from raygr.distributed import wants_gpu
+from raygr.prepare.json_lines import as_id
+from raygr.prepare.named_columns import decode_object
+from raygr.ray_setup import connect
+from raygr.recommend.config import RecommendConfig
+from raygr.recommend.recommender import Histories, Recommender, check_known, open_recommender, read_train_config
+from raygr.schema import ITEMS, RECOMMENDATION_SCHEMA, RECOMMENDATIONS, USERS
+from raygr.train.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+# a part holds the lists of the subjects from row `first` to row `last`
+PART = re.compile(r"/part-(?P<first>\d{9,})-(?P<last>\d{9,})\.parquet(?P<half>\.part)?$")
+
+
+def recommend(config: RecommendConfig) -> runs.Run:
+    """Top-N lists as RECOMMENDATION rows; what is wrong with users or histories is said before any work."""
+    train_config = read_train_config(config.train)
+    subjects = read_subjects(config, train_config)
+    used = [path for path in (config.train, histories_or_users(config), config.mmr_scores) if path]
+    run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
+    waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
+    if len(waiting) < len(subjects):
+        logger.info("recommend: goes on, %d of %d have their lists", len(subjects) - len(waiting), len(subjects))
+    if len(waiting):
+        write_lists(config, train_config, waiting)
+    counts = list_counts(len(subjects), run.file(RECOMMENDATIONS))
+    runs.finish_run(run, inputs=used, counts=counts)
+    logger.info("recommended %d items to %d", counts["recommendations"], counts["with_list"])
+    return run
+
+
+def histories_or_users(config: RecommendConfig) -> str | None:
+    """The file that says for whom, if there is one."""
+    return config.histories or (config.users if isinstance(config.users, str) else None)
+
+
+def write_lists(config: RecommendConfig, train_config: TrainConfig, subjects: pa.Table) -> None:
+    """Sends SUBJECT rows through the actors, which write their parts."""
+    connect()
+    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
+    settings = actor_settings(config, train_config, device="cuda" if use_gpu else "cpu")
+    blocks = [subjects.slice(first, config.batch_size) for first in range(0, len(subjects), config.batch_size)]
+    written = ray.data.from_arrow(blocks).map_batches(
+        RecommendingActor,
+        fn_constructor_kwargs=settings,
+        batch_size=config.batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=config.workers),
+        num_cpus=config.threads,
+        num_gpus=int(use_gpu),
+    )
+    for _ in written.iter_batches(batch_format="numpy"):
+        pass
+
+
+def without_lists(subjects: pa.Table, folder: str) -> pa.Table:
+    """The SUBJECT rows that no part in `folder` holds the lists of; half-written parts are removed."""
+    filesystem, inner = files.filesystem_of(folder)
+    is_waiting = np.ones(len(subjects), bool)
+    for path in filesystem.find(inner, maxdepth=1) if filesystem.exists(inner) else []:
+        part = PART.search(path)
+        if part and part["half"]:
+            filesystem.rm_file(path)
+        elif part:
+            is_waiting[int(part["first"]) : int(part["last"]) + 1] = False
+    return subjects.filter(is_waiting)
+
+
+def contiguous(batch: pa.Table) -> list[pa.Table]:
+    """SUBJECT rows cut where row numbers are missing, which other parts hold."""
+    row = batch["row"].to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(row) != 1) + 1).tolist(), len(row)]
+    return [batch.slice(first, last - first) for first, last in itertools.pairwise(edges)]
+
+
+def list_counts(subjects: int, folder: str) -> dict[str, int]:
+    """Of all parts, an earlier attempt's too. Who has every item has no list."""
+    filesystem, inner = files.filesystem_of(folder)
+    found = pyarrow.dataset.dataset(inner, filesystem=filesystem)
+    with_list = found.count_rows(filter=pc.field("rank") == 1)
+    log_rows("subjects", read=subjects, kept=with_list, dropped={"no_item_left": subjects - with_list})
+    return {"subjects": subjects, "with_list": with_list, "recommendations": found.count_rows()}
+
+
+def actor_settings(config: RecommendConfig, train_config: TrainConfig, *, device: str) -> dict[str, Any]:
+    """Arguments of RecommendingActor; paths are absolute, because an actor runs in a folder of its own."""
+    named = {"output": config.output, "train": config.train, "mmr_scores": config.mmr_scores}
+    absolute = {name: files.absolute(path) for name, path in named.items() if path}
+    return {"config": dataclasses.replace(config, **absolute), "train_config": train_config, "device": device}
+
+
+def read_subjects(config: RecommendConfig, train_config: TrainConfig) -> pa.Table:
+    """SUBJECT rows; ConfigError or ValueError names unknown users and items."""
+    if config.users is not None and config.histories is not None:
+        raise ConfigError("users and histories are two ways to say for whom: set one of them")
+    if config.histories is not None:
+        subjects = subjects_of_histories(config.histories, train_config.data)
+    else:
+        subjects = subjects_of_users(config.users, train_config.data)
+    if not len(subjects):
+        raise ConfigError(f"{config.histories or 'users'}: nobody is in it to recommend to")
+    return subjects
+
+
+def subjects_of_users(users: tuple[str, ...] | str | None, data: str) -> pa.Table:
+    """All users, those named, or those in a file of one id per line, after their whole histories."""
+    ids_U, found = read_ids(data, USERS, "user"), read_interactions(data)
+    offsets = pa.array(np.searchsorted(found.user_N, np.arange(found.users + 1)), pa.int64())
+    items = pa.LargeListArray.from_arrays(offsets, pa.array(found.item_N, pa.int32()))
+    rows = pa.table({"subject_id": ids_U, "user_index": np.arange(found.users), "items": items})
+    if users is not None:
+        asked = read_users(users) if isinstance(users, str) else users
+        wanted = list(dict.fromkeys(asked))
+        log_rows(
+            "users asked for", read=len(asked), kept=len(wanted), dropped={"named_twice": len(asked) - len(wanted)}
+        )
+        index_of = {one: place for place, one in enumerate(ids_U.tolist())}
+        check_known(wanted, index_of, "user", data)
+        rows = rows.take(pa.array([index_of[one] for one in wanted], pa.int64()))
+    return rows.append_column("row", pa.array(np.arange(len(rows))))
+
+
+def read_users(path: str) -> list[str]:
+    if not files.exists(path):
+        name = path.rpartition("/")[2]
+        raise FileNotFoundError(f"users: no file {path}; ids themselves are a list: users=[{name}]")
+    return [one for one in read_id_lines(path) if one]
+
+
+def subjects_of_histories(path: str, data: str) -> pa.Table:
+    """Rows of {history_id, item_ids}, Parquet or JSON lines; ids are text or whole numbers of any type."""
+    history_ids, length, item_ids = read_histories(path)
+    ids_I, users = read_ids(data, ITEMS, "item"), files.read_table(files.join(data, USERS), ["user_index"]).num_rows
+    index_of = {one: place for place, one in enumerate(ids_I.tolist(), start=1)}
+    check_known(item_ids.unique().to_pylist(), index_of, "item", f"{path}: {data}")
+    index = pc.add(pc.index_in(item_ids, value_set=pa.array(ids_I, pa.string())), 1).combine_chunks()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(length)]), pa.int64())
+    columns = {
+        "subject_id": history_ids,
+        "user_index": np.full(len(length), users),
+        "items": pa.LargeListArray.from_arrays(offsets, index),
+    }
+    return pa.table(columns).append_column("row", pa.array(np.arange(len(length))))
+
+
+def read_histories(path: str) -> tuple[pa.ChunkedArray, np.ndarray, pa.ChunkedArray]:
+    """history_id, how many items each has, and the items of all, ids as strings; ValueError names what is wrong."""
+    table = files.read_table(path) if path.endswith(".parquet") else read_json_histories(path)
+    absent = [name for name in ("history_id", "item_ids") if name not in table.column_names]
+    if absent:
+        raise ValueError(f"{path}: no column {', '.join(absent)}; it has {', '.join(table.column_names)}")
+    lists = table["item_ids"]
+    if not is_list(lists.type):
+        raise ValueError(f"{path}: item_ids is {lists.type}, not a list of item ids")
+    history_ids = complete_ids(table["history_id"], f"{path}: history_id")
+    repeated = [entry["values"] for entry in history_ids.value_counts().to_pylist() if entry["counts"] > 1]
+    if repeated:
+        raise ValueError(f"{path}: history_id {named(np.array(repeated))} is there more than once")
+    length = pc.list_value_length(lists).fill_null(0).to_numpy()
+    if not length.all():
+        raise ValueError(f"{path}: the history in row {np.argmin(length) + 1} is empty; leave the row out")
+    values = pa.chunked_array([chunk.flatten() for chunk in lists.chunks], lists.type.value_type)
+    return history_ids, length, complete_ids(values, f"{path}: item_ids", length=length)
+
+
+def read_json_histories(path: str) -> pa.Table:
+    """The two columns of JSON lines; null where a value is no id."""
+    filesystem, inner = files.filesystem_of(path)
+    rows = []
+    with filesystem.open(inner, "rb", compression="infer") as file:
+        for number, line in enumerate(file, start=1):
+            values = decode_object(line)
+            if isinstance(values, str):
+                raise ValueError(f"{path}:{number}: {values}; expected an object of history_id and item_ids")
+            rows += [values] if values else []
+    histories = [as_id(values.get("history_id")) for values in rows]
+    lists = [values.get("item_ids") for values in rows]
+    items = [[as_id(one) for one in (found if isinstance(found, list) else [found])] for found in lists]
+    columns = {
+        "history_id": pa.array(histories, pa.string()),
+        "item_ids": pa.array(items, pa.large_list(pa.string())),
+    }
+    present = dict.fromkeys(name for values in rows for name in values)
+    return pa.table({name: columns.get(name, pa.nulls(len(rows))) for name in present})
+
+
+class RecommendingActor:
+    """Batches of SUBJECT rows -> their recommendations, written as one Parquet part each."""
+
+    def __init__(self, *, config: RecommendConfig, train_config: TrainConfig, device: str):
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.recommender = open_recommender(train_config, config.train, list_scores=config.mmr_scores, device=device)
+
+    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
+        folder = files.join(self.config.output, RECOMMENDATIONS)
+        for part in contiguous(batch):
+            found = recommendations(self.recommender, part, n=self.config.n, mmr_weight=self.config.mmr_weight)
+            first, last = part["row"][0].as_py(), part["row"][-1].as_py()
+            files.write_table(found, files.join(folder, f"part-{first:09d}-{last:09d}.parquet"))
+        return {"subjects": np.array([len(batch)])}
+
+
+def recommendations(recommender: Recommender, batch: pa.Table, *, n: int, mmr_weight: float | None) -> pa.Table:
+    """RECOMMENDATION rows of a batch of SUBJECT rows."""
+    items = batch["items"].combine_chunks()
+    length_B = items.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    histories = Histories(items.flatten().to_numpy().astype(np.int64), length_B, batch["user_index"].to_numpy())
+    lists, score_BN = recommender.lists(histories, n, mmr_weight=mmr_weight)
+    is_there_BN = (lists.relevance_BN > -torch.inf).cpu().numpy()
+    row_K, rank_K = np.nonzero(is_there_BN)
+    columns: dict[str, Any] = {
+        "subject_id": batch["subject_id"].take(pa.array(row_K)),
+        "rank": rank_K + 1,
+        "item_id": recommender.item_ids_I[lists.place_BN.cpu().numpy()[is_there_BN]],
+        "score": score_BN.cpu().numpy()[is_there_BN],
+    }
+    return pa.table(columns).cast(RECOMMENDATION_SCHEMA)

@@ -1,0 +1,285 @@
+"""What a report says: finished runs -> sections of tables and charts, the same for the page and for Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from raygr.compare.gain_words import gain_mark, gain_parts, table_notes
+from raygr.compare.tables import LIST_FIGURES, ranking_names, unlike_fields
+from raygr.metrics.ranking import METRICS, metric_name
+from raygr.report.charts import Interval, agreement_chart, gain_chart, profile_chart, share_chart
+from raygr.report.scores import Agreement, ScoreMatrix
+from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD
+
+NOTHING = "–"
+
+
+class Table(NamedTuple):
+    """Rows of text; a line break inside a cell is kept. The first cell of a row names it."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Chart(NamedTuple):
+    """A figure for the page; its numbers stand in a table too, for Markdown and for readers who hear the page."""
+
+    caption: str
+    svg: Markup
+
+
+class Section(NamedTuple):
+    title: str
+    text: str
+    tables: list[Table]
+    charts: list[Chart]
+    remarks: Sequence[str] = ()
+    """Sentences that must not be overlooked."""
+
+
+class Subject(NamedTuple):
+    """An item or user that is drawn."""
+
+    name: str
+    note: str
+    scores_A: np.ndarray
+
+
+def data_section(statistics: Mapping[str, Any], counts: Mapping[str, Any]) -> Section:
+    tables = [fact_table("What the data holds", statistics), fact_table("Rows in and out, by reason", counts)]
+    return Section("Data", "", [table for table in tables if table.rows], [])
+
+
+def comparison_section(comparison: Mapping[str, Any]) -> Section:
+    """Metrics per arm with gains over its base arm, one table per ranking, and where the scores come from."""
+    arms, rankings = comparison["arms"], ranking_names(comparison["arms"])
+    tables = [metric_table(arms, ranking) for ranking in rankings]
+    tables += [cold_table(comparison, ranking) for ranking in rankings if has_cold(arms, ranking)]
+    tables += list_tables(arms)
+    tables += [share_table(arms)] if any(arm["shares"] for arm in arms.values()) else []
+    tables += [settings_table(arms), *protocol_tables(comparison)]
+    text = (
+        f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
+        "over runs where there are two or more."
+    )
+    charts = comparison_charts(arms, rankings[0], comparison["primary_metric"])
+    return Section("Comparison", " ".join([text, *table_notes(comparison)]), tables, charts, comparison["remarks"])
+
+
+def base_words(arms: Mapping[str, Any]) -> str:
+    bases = list(dict.fromkeys(arm["base"] for arm in arms.values() if arm["base"]))
+    return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the settings)"
+
+
+def metric_table(arms: Mapping[str, Any], ranking: str) -> Table:
+    rows = [
+        [name, *metric_cells(arm["metrics"][ranking], (arm["against_base"] or {}).get(ranking))]
+        for name, arm in arms.items()
+        if ranking in arm["metrics"]
+    ]
+    return Table(f"Metrics, candidates: {ranking}", ["arm", *map(metric_name, METRICS)], rows)
+
+
+def has_cold(arms: Mapping[str, Any], ranking: str) -> bool:
+    return any(arm["cold"][ranking]["targets"] for arm in arms.values() if ranking in arm["cold"])
+
+
+def cold_table(comparison: Mapping[str, Any], ranking: str) -> Table:
+    cold = {name: arm["cold"][ranking] for name, arm in comparison["arms"].items() if ranking in arm["cold"]}
+    rows = [[name, *metric_cells(record["metrics"], record["against_base"])] for name, record in cold.items()]
+    counts = next(iter(cold.values()))
+    caption = (
+        f"Cold-start targets (fewer than {comparison['cold_below']} train interactions), candidates: {ranking}: "
+        f"{show(counts['targets'])} targets of {show(counts['users'])} users"
+    )
+    return Table(caption, ["arm", *map(metric_name, METRICS)], rows)
+
+
+def metric_cells(metrics: Mapping[str, Any] | None, gains: Mapping[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return [NOTHING] * len(METRICS)
+    return [metric_cell(metrics[metric]["mean"], (gains or {}).get(metric)) for metric in METRICS]
+
+
+def metric_cell(value: float, gain: Mapping[str, Any] | None) -> str:
+    if gain is None:
+        return f"{value:.4f}"
+    words, bounds = gain_parts(gain)
+    lines = [f"{value:.4f}", words + gain_mark(gain), *([f"({bounds[0]} to {bounds[1]})"] if bounds else [])]
+    return "\n".join(lines)
+
+
+def list_tables(arms: Mapping[str, Any]) -> list[Table]:
+    """How diverse the recommended lists are; none where the arms measured it in unlike ways."""
+    settings = ("length", "mmr_weight", "scores")
+    lists = {name: arm["lists"] for name, arm in arms.items() if not arm["is_reference"]}
+    first = next(iter(lists.values()))
+    if unlike_fields([{name: one[name] for name in settings} for one in lists.values()]):
+        return []
+    rows = [
+        [f"{name}, {order}", *(f"{one[order][figure]:.4f}" for figure in LIST_FIGURES)]
+        for name, one in lists.items()
+        for order in ("ranked", "reranked")
+    ]
+    space = first["scores"] or "each model's own vectors, so not comparable between arms"
+    caption = f"Recommended lists of {first['length']}, and re-ranked by MMR of weight {first['mmr_weight']}: {space}"
+    return [Table(caption, ["arm", *(name.replace("_", " ") for name in LIST_FIGURES)], rows)]
+
+
+def protocol_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    if comparison["protocol"] is not None:
+        return [fact_table("Protocol", comparison["protocol"])]
+    arms = {name: arm for name, arm in comparison["arms"].items() if not arm["is_reference"]}
+    return [fact_table(f"Protocol of {name}", arm["protocol"]) for name, arm in arms.items()]
+
+
+def comparison_charts(arms: Mapping[str, Any], candidates: str, metric: str) -> list[Chart]:
+    """The chart of gains and the chart of shares; either is left out where no arm has any."""
+    gains = list(gain_intervals(arms, candidates, metric))
+    shares = {name: arm["shares"] for name, arm in arms.items() if arm["shares"]}
+    axis = f"{metric_name(metric)} against the base, %"
+    caption = f"Gain in {metric_name(metric)} over {base_words(arms)} ({candidates}), with 95% intervals"
+    share_caption = "Where the spread of a recommendation's score comes from"
+    charts = []
+    if gains:
+        charts.append(Chart(caption, gain_chart(gains, figure_id="gains", label=caption, axis=axis)))
+    if shares:
+        charts.append(Chart(share_caption, share_chart(shares, figure_id="shares", label=share_caption)))
+    return charts
+
+
+def gain_intervals(arms: Mapping[str, Any], candidates: str, metric: str) -> Iterable[Interval]:
+    """Those in percent; popularity and chance are left out, whose distance would hide the arms' own."""
+    for name, arm in arms.items():
+        gain = (arm["against_base"] or {}).get(candidates, {}).get(metric)
+        if gain is not None and gain["relative_low"] is not None and not arm["is_reference"]:
+            yield Interval(name, gain["relative"], gain["relative_low"], gain["relative_high"])
+
+
+def share_table(arms: Mapping[str, Any]) -> Table:
+    """The last product's split, and how far the base part, too, hangs on aspects: the encoder reads the history's."""
+    header = ["arm", "base part", "encoder × guided items", "user × guided items", "base part moves by"]
+    parts = ("base", "encoder_guided", "user_guided")
+    rows = [
+        [name, *(f"{arm['shares'][part]:.1%}" for part in parts), percent(arm["base_moved"])]
+        for name, arm in arms.items()
+        if arm["shares"]
+    ]
+    caption = (
+        "Where the spread of a recommendation's score comes from: an exact split of its last product, not of causes. "
+        "The encoder reads the history's aspects; with all of them at the catalogue's mean, the base part moves by the "
+        "last column's share of its own spread"
+    )
+    return Table(caption, header, rows)
+
+
+def settings_table(arms: Mapping[str, Any]) -> Table:
+    arms = {name: arm for name, arm in arms.items() if not arm["is_reference"]}
+    names = list(dict.fromkeys(name for arm in arms.values() for name in arm["settings"]))
+    rows = []
+    for name, arm in arms.items():
+        values = [arm["base"], *(arm["settings"].get(n) for n in names), arm["parameters"], len(arm["runs"])]
+        rows.append([name, *map(show, values)])
+    header = ["arm", "base", *(n.replace("_", " ") for n in names), "parameters", "runs"]
+    return Table("Settings of the arms", header, rows)
+
+
+def quality_section(quality: Mapping[str, Any], subjects: str) -> Section:
+    """How many subjects were read, and whether each aspect tells them apart. `subjects` is item or user."""
+    whole = {name: value for name, value in quality.items() if name != "aspects"}
+    header = ["aspect", "mean", "spread", "identical", "dead"]
+    rows = [
+        [name, decimals(a["mean"]), decimals(a["spread"]), percent(a["identical_share"]), show(a["dead"])]
+        for name, a in quality["aspects"].items()
+    ]
+    text = (
+        "A dead aspect gives all subjects nearly the same score, so it tells none of them apart: its expected ratings "
+        f"spread by less than {DEAD_SPREAD:g}, or {DEAD_SHARE:.0%} or more of the integer ratings are the same."
+    )
+    dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
+    remarks = [f"{len(dead)} of {len(quality['aspects'])} aspects are dead: {', '.join(dead)}."] if dead else []
+    tables = [fact_table("Run", whole), Table("Scores per aspect, on 1 to 10", header, rows)]
+    return Section(f"Quality of the {subjects} scores", text, tables, [], remarks)
+
+
+def agreement_section(agreements: Sequence[Agreement], reference: str) -> Section:
+    """Our item scores beside another model's, aspect by aspect."""
+    title, caption = "Agreement with reference scores", "Rank correlation per aspect"
+    if not agreements:
+        return Section(title, f"{reference} shares no aspect with the item scores.", [], [])
+    rows = [[a.aspect, signed(a.correlation), show(a.items)] for a in agreements]
+    known = {a.aspect: a.correlation for a in agreements if a.correlation is not None}
+    label = f"{caption}, from {min(known.values(), default=0):.2f} to {max(known.values(), default=0):.2f}"
+    charts = [Chart(caption, agreement_chart(known, figure_id="agreement", label=label))] if known else []
+    text = f"Spearman's correlation over the items that {reference} scores too: 1 is the same order, 0 is none."
+    return Section(title, text, [Table(caption, ["aspect", "correlation", "items"], rows)], charts)
+
+
+def subject_section(title: str, text: str, subjects: Sequence[Subject], matrix: ScoreMatrix) -> Section:
+    """The subjects' scores beside the average over all subjects of `matrix`."""
+    averages_A = np.nanmean(matrix.scores_SA, axis=0)
+    charts = [
+        Chart(f"{subject.name}: {subject.note}", subject_chart(subject, matrix.aspects, averages_A, figure_id))
+        for subject, figure_id in zip(subjects, figure_ids(title, len(subjects)), strict=True)
+    ]
+    rows = [
+        [aspect, *(f"{s.scores_A[column]:.1f}" for s in subjects), f"{averages_A[column]:.1f}"]
+        for column, aspect in enumerate(matrix.aspects)
+    ]
+    table = Table("Scores, on 1 to 10", ["aspect", *(s.name for s in subjects), "average of all"], rows)
+    return Section(title, text, [table], charts)
+
+
+def subject_chart(subject: Subject, aspects: list[str], averages_A: np.ndarray, figure_id: str) -> Markup:
+    label = f"Scores of {subject.name} from 1 to 10, beside the average; the numbers are in the table"
+    return profile_chart(aspects, list(subject.scores_A), list(averages_A), figure_id=figure_id, label=label)
+
+
+def figure_ids(title: str, number: int) -> list[str]:
+    return [f"{title.lower().replace(' ', '-')}-{position}" for position in range(number)]
+
+
+def fact_table(caption: str, facts: Mapping[str, Any]) -> Table:
+    """Nested facts as rows of name and value, the names joined by a dot."""
+    rows = [[name.replace("_", " "), show(value)] for name, value in flat_facts(facts)]
+    return Table(caption, ["name", "value"], rows)
+
+
+def flat_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name} · {inner}", fact) for inner, fact in flat_facts(value))
+        else:
+            yield name, value
+
+
+def show(value: Any) -> str:
+    """A value in words: 12,345, 0.1235, yes, and a dash for none."""
+    match value:
+        case None | "":
+            return NOTHING
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        case list() | tuple():
+            return ", ".join(map(show, value)) or NOTHING
+        case _:
+            return str(value)
+
+
+def signed(correlation: float | None) -> str:
+    return NOTHING if correlation is None else f"{round(correlation, 2) + 0.0:+.2f}"  # no -0.00
+
+
+def decimals(score: float | None) -> str:
+    return NOTHING if score is None else f"{score:.2f}"
+
+
+def percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{share:.1%}"

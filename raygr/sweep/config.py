@@ -1,0 +1,64 @@
+"""Settings of `raygr sweep`."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT, Place
+
+Value = bool | int | float | str | None
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ValueRange:
+    """Numbers from `low` to `high`: whole ones where both are written without a point."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Spread evenly over magnitudes."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RandomSubsets:
+    """A guided dimension of aspects drawn at random."""
+
+    random: int = Field(ge=1)
+    """Aspects of each subset."""
+    subsets: int = Field(ge=1)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class SweepConfig:
+    """One train run per point of a search space -> their metrics, the best by validation, a figure."""
+
+    SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "mlflow"})
+
+    output: Place
+    train: Mapping[str, Any]
+    """What all trials share: fields of `raygr train`, but `output`. Where `threads` is not named it is 1."""
+    space: Mapping[str, ValueRange | tuple[Value | RandomSubsets | tuple[str, ...], ...]]
+    """Name -> its values. Names are fields of `raygr train` and two more. guided_dimension: 0 is the base model, k the
+    first k aspects, a list the aspects that it names, {random: 6, subsets: 3} three draws of six. total_width:
+    sets base_width so that `concat` has this width in all; null leaves base_width as it is."""
+    search: Literal["grid", "random", "tpe"] = "grid"
+    """Every point; points drawn at random, none twice; or Optuna's TPE, which needs `pip install 'optuna>=4'`."""
+    trials: int | None = Field(default=None, ge=1)
+    """Points that random and tpe try."""
+    stop_early: bool = False
+    """ASHA: at `grace_epochs`, and at each `reduction_factor` times as many, a trial goes on only if its best
+    validation NDCG@10 is among the best 1 in `reduction_factor` seen there."""
+    grace_epochs: int = Field(default=10, ge=1)
+    reduction_factor: float = Field(default=3.0, gt=1)
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
+    """At most as many as fit: a trial takes a CPU, and its training workers take theirs (`threads` each)."""
+    gpu_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU that each training worker takes, where trials run on GPUs."""
+    max_failures: int = Field(default=1, ge=0)
+    """Times that a failed trial is tried again, from its last checkpoint."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server or data base that trials are logged to; needs `pip install 'mlflow>=3'`."""
+    seed: int = 0
+    """Of random, tpe and random subsets; the trials' own is a field of `raygr train`."""

@@ -1,0 +1,279 @@
+"""The sweep stage: a search space over train settings -> trials/<name>, a train run each, and the files of
+results.py, on Ray Tune.
+
+A trial is a Tune function around `train`; its metrics reach Tune from Ray Train's controller. A sweep that was killed
+goes on when it is run again: Tune starts the trials that had not ended, and each goes on from its train run's
+checkpoint. Tune's own files are in tune/.
+"""
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import ray.train
+from ray import tune
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+from ray.util.queue import Queue
+
+from raygr import files, locks, runs
+from raygr.config import ConfigError
+from raygr.distributed import wants_gpu, workers_on_gpus
+from raygr.ray_setup import connect
+from raygr.sweep.config import SweepConfig, ValueRange
+from raygr.sweep.results import Ended, epoch_lines, write_results
+from raygr.sweep.space import TRIALS, Point, search_points, train_config, values_of, with_absolute_paths
+from raygr.train.config import TrainConfig
+from raygr.train.loop import CHOSEN_BY
+from raygr.train.stage import BEST, evaluated, train
+
+logger = logging.getLogger(__name__)
+
+TUNE = "tune"
+AT_ONCE = "at_once.json"
+PARAMETERS = "params.json"  # in a trial's folder of Tune's
+CONTROLLERS = "raygr-sweep-controllers"
+LONGEST_NAME = 120
+ENDING_SECONDS = 30
+# Tune's own tables and tracebacks; read when it starts.
+QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
+
+
+def sweep(config: SweepConfig) -> runs.Run:
+    """One train run per point; the best by validation, whose test metrics are read then, and those of no other."""
+    runs.check_unfinished(config.output)
+    config = with_absolute_paths(config)
+    points = search_points(config)
+    trained = [train_config(config, point, name="") for point in points]  # refused here, before any work
+    callbacks = [EndsTraining(), *mlflow_logger(config)]
+    if config.search == "tpe":
+        check_optuna()
+    connect()
+    at_once = trials_at_once(config, trained[0])
+    run = runs.start_run(config.output, job="sweep", config=config)
+    logger.info("sweep: %d trials, %d at a time", trials_of(config, points), at_once)
+    settings = tune.TuneConfig(
+        metric=BEST,
+        mode="max",
+        search_alg=search_algorithm(config, points, at_once),
+        scheduler=scheduler(config),
+        num_samples=trials_of(config, points),
+        trial_name_creator=trial_name,
+        trial_dirname_creator=trial_name,
+    )
+    tuner = started_tuner(config, settings, at_once=at_once, callbacks=callbacks)
+    controllers = controller_queue()  # lives as long as this name
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    ended = ended_trials(config, tuner.fit(), expected=trials_of(config, points))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own, and a later stage would not hear Ctrl-C
+    controllers.shutdown()
+    counts = write_results(config, run, ended)
+    used = {path for one in trained for path in (one.data, one.item_scores, one.user_score_run, one.list_scores)}
+    runs.finish_run(run, inputs=sorted(path for path in used if path), counts=counts)
+    return run
+
+
+def trials_of(config: SweepConfig, points: list[Point]) -> int:
+    return config.trials if config.search == "tpe" else len(points)
+
+
+def check_optuna() -> None:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("search: tpe needs Optuna: pip install 'optuna>=4'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def search_algorithm(config: SweepConfig, points: list[Point], at_once: int) -> SearchAlgorithm | Searcher:
+    """What proposes the trials' points; it is what limits their number, for TuneConfig would limit only a Searcher."""
+    if config.search == "tpe":
+        return ConcurrencyLimiter(OptunaSearch(metric=BEST, mode="max", seed=config.seed), max_concurrent=at_once)
+    return BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points], max_concurrent=at_once)
+
+
+def tune_space(config: SweepConfig) -> dict[str, Any]:
+    """What TPE draws from; grid and random bring their points, and only names are needed."""
+    if config.search != "tpe":
+        return dict.fromkeys(config.space)
+    return {name: tune_domain(config, name) for name in config.space}
+
+
+def tune_domain(config: SweepConfig, name: str) -> tune.search.sample.Domain:
+    match config.space[name]:
+        case ValueRange(low=int(low), high=int(high), log=log):
+            return tune.lograndint(low, high + 1) if log else tune.randint(low, high + 1)
+        case ValueRange(low=low, high=high, log=log):
+            return tune.loguniform(low, high) if log else tune.uniform(low, high)
+        case _:
+            return tune.choice(values_of(config, name))
+
+
+def scheduler(config: SweepConfig) -> TrialScheduler:
+    if not config.stop_early:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="epoch",
+        grace_period=config.grace_epochs,
+        reduction_factor=config.reduction_factor,
+        max_t=10**6,  # train's own epochs end a trial: one that reaches them still has its test part before it
+    )
+
+
+def mlflow_logger(config: SweepConfig) -> list[tune.Callback]:
+    if config.mlflow is None:
+        return []
+    try:
+        import mlflow  # noqa: F401
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+    except ImportError:
+        raise ConfigError("mlflow: needs MLflow: pip install 'mlflow>=3'") from None
+    return [MLflowLoggerCallback(tracking_uri=config.mlflow, experiment_name=config.output)]
+
+
+def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
+    """As many trials as fit the cluster with their workers; ConfigError where not even one does.
+
+    A trial that held its CPU while no CPU was left for any worker would wait for ever.
+    """
+    resources = ray.cluster_resources()
+    cpus, each = int(resources.get("CPU", 0)), 1 + shared.workers * (shared.threads or 1)
+    fitting = cpus // each
+    if not fitting:
+        raise ConfigError(f"a trial needs {each} CPUs, one for itself, the rest for its workers; Ray has {cpus}")
+    if wants_gpu(shared.workers, shared.use_gpu, config.gpu_share, threads=shared.threads):
+        fitting = min(fitting, workers_on_gpus(resources.get("GPU", 0), config.gpu_share) // shared.workers)
+    return min(fitting, config.max_concurrent_trials or fitting)
+
+
+def started_tuner(
+    config: SweepConfig, settings: tune.TuneConfig, *, at_once: int, callbacks: list[tune.Callback]
+) -> tune.Tuner:
+    """A fresh experiment, or the one that an earlier attempt at this folder began."""
+    os.environ.update(QUIET)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config, at_once=at_once), {"CPU": 1})
+    folder = files.join(config.output, TUNE)
+    filesystem, storage = files.arrow_filesystem(config.output)
+    experiment = files.join(storage, TUNE)
+    if tune.Tuner.can_restore(experiment, storage_filesystem=filesystem):
+        check_room(config, at_once)
+        logger.info("sweep: goes on with the trials of %s that had not ended", folder)
+        return tune.Tuner.restore(experiment, trainable, resume_unfinished=True, storage_filesystem=filesystem)
+    files.write_json(at_once, files.join(folder, AT_ONCE))
+    return tune.Tuner(
+        trainable,
+        param_space=tune_space(config),
+        tune_config=settings,
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=storage,
+            storage_filesystem=filesystem,
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            callbacks=callbacks,
+            verbose=0,
+        ),
+    )
+
+
+def check_room(config: SweepConfig, at_once: int) -> None:
+    """Tune goes on with as many trials at a time as it began with."""
+    folder = files.join(config.output, TUNE)
+    before = files.read_json(files.join(folder, AT_ONCE))
+    if at_once < before:
+        raise ConfigError(
+            f"{config.output} was begun with {before} trials at a time, and Ray has room for {at_once} now: bring as "
+            f"many CPUs as then, or delete {folder} (finished train runs are kept all the same)"
+        )
+
+
+def trial_name(trial: Trial) -> str:
+    """Its number and its point, as a folder's name that a shell and YAML take as it is."""
+    number = int(trial.experiment_tag.partition("_")[0])
+    point = "_".join(f"{name}={value}" for name, value in trial.config.items())
+    return f"{number:04}_{re.sub(r'[^a-zA-Z0-9_.=+-]+', '-', point)[:LONGEST_NAME]}"
+
+
+def run_trial(point: Point, *, sweep_config: SweepConfig, at_once: int) -> None:
+    """The Tune function: one train run. An attempt may have finished it without Tune having noted so."""
+    config = train_config(sweep_config, point, name=tune.get_context().get_trial_name())
+    if runs.is_finished(config.output):
+        lines = [line for line in epoch_lines(config.output) if "validation" in line]
+        tune.report(evaluated(lines, best=max(line["validation"][CHOSEN_BY] for line in lines)))
+        return
+    callbacks = [ReportToTune(tune.get_context().get_trial_id())]
+    try:
+        train(config, gpu_share=sweep_config.gpu_share, at_once=at_once, callbacks=callbacks)
+    finally:
+        locks.unlock(config.output)  # the next attempt may begin while this process still ends
+
+
+class ReportToTune(TuneReportCallback):
+    """Tune's own callback, which runs in Ray Train's controller; it also tells EndsTraining of that controller."""
+
+    def __init__(self, trial_id: str):
+        super().__init__()
+        self.trial_id, self.is_known = trial_id, False
+
+    def after_report(
+        self,
+        run_context: Any,
+        metrics: list[dict[str, Any]],
+        checkpoint: ray.train.Checkpoint | None,
+    ) -> None:
+        if not self.is_known:
+            controller_queue().put((self.trial_id, ray.get_runtime_context().current_actor))
+            self.is_known = True
+        super().after_report(run_context, metrics, None)  # the checkpoint stays the train run's
+
+
+class EndsTraining(tune.Callback):
+    """Ends the training of a trial that Tune stops early.
+
+    Tune kills the trial's process, and Ray Train's controller with it, which then no longer gives back the CPUs of its
+    workers: Ray Train's own clean-up asks the dashboard, which a Ray of one's own lacks.
+    """
+
+    def __init__(self) -> None:
+        self.controllers: dict[str, Any] = {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        queue = controller_queue()
+        self.controllers |= dict(queue.get_nowait_batch(queue.qsize()))
+        controller = self.controllers.pop(trial.trial_id, None)
+        if controller is None:
+            return
+        try:
+            ray.get(controller.abort.remote(), timeout=ENDING_SECONDS)
+        except RayActorError:
+            pass  # it ended, now or by itself
+        except GetTimeoutError:
+            logger.warning("trial %s is still ending after %d s", trial, ENDING_SECONDS)
+
+
+def controller_queue() -> Queue:
+    """The one of this job: pairs of trial id and the controller of its training."""
+    return Queue(actor_options={"name": CONTROLLERS, "get_if_exists": True, "num_cpus": 0})
+
+
+def ended_trials(config: SweepConfig, results: tune.ResultGrid, *, expected: int) -> list[Ended]:
+    """All trials; RunError where some have not ended, because the sweep was interrupted."""
+    if results.num_terminated + results.num_errors < expected:
+        raise runs.RunError(f"{config.output}: interrupted; run the sweep again to go on with the trials left")
+    ended = []
+    for result in results:
+        name = os.path.basename(result.path)
+        point: Mapping[str, Any] = files.read_json(files.join(config.output, f"{TUNE}/{name}/{PARAMETERS}"))
+        run = files.join(files.join(config.output, TRIALS), name)
+        ended.append(Ended(run, point, str(result.error).strip() if result.error else None))
+    return sorted(ended)

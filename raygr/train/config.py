@@ -1,0 +1,126 @@
+"""Settings of `raygr train`."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from raygr.config import STRICT, Place
+
+
+def off_for_false(value: object) -> object:
+    """For a field that takes "off": YAML 1.1 reads a bare off as false."""
+    return "off" if value is False else value
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TrainConfig:
+    """Interactions (and scores) -> a recommender, its metrics and per-user ranks (9, 10)."""
+
+    SPEED: ClassVar = frozenset({"threads"})
+
+    output: Place
+    data: Place
+    """A prepare run."""
+    item_scores: Place | None = None
+    """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
+    score_column: Literal["expected", "ratings"] = "expected"
+    aspects: tuple[str, ...] | None = None
+    """Subset of the score columns, in this order; null takes all."""
+    control: Literal["none", "shuffled", "random"] = "none"
+    """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
+    missing_scores: Literal["mean", "refuse"] = "mean"
+    user_scores: Literal["none", "llm", "profile"] = "none"
+    user_score_run: Place | None = None
+    """The score run of `user_scores: llm`."""
+    fusion: Literal["concat", "add"] = "add"
+    """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added."""
+    add_map: Literal["levels", "linear"] = "levels"
+    linear_map: bool = False
+    """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
+    user_side: Annotated[Literal["add", "concat", "off"], BeforeValidator(off_for_false)] = "add"
+    user_guided_train: Literal["all", "after_prompt"] = "all"
+    """Positions that see the user's vector in training: all (the paper), or those after the prompt only."""
+    train_user_guided: bool = False
+    """Train the users' vectors too, starting at the scores; false keeps them as they are (frozen)."""
+    prompt_fraction: float = Field(default=0.5, gt=0, lt=1)
+    """`after_prompt` with `profile`: the first part of the history that makes the vector in training."""
+    guided_weight: float = Field(default=1.0, ge=0)
+    """lambda of (9a, 9b)."""
+    base_width: int = Field(default=60, ge=1)
+    """Learned dimensions; `concat` adds one per aspect to it, `add` does not."""
+
+    model: Literal["gru4rec", "sasrec", "bert4rec"] = "sasrec"
+    """GRU4Rec+ is gru4rec with `loss: bpr_max` and additional `negatives`."""
+    blocks: int = Field(default=2, ge=1)
+    """sasrec and bert4rec, as `heads`."""
+    heads: int = Field(default=2, ge=1)
+    hidden_width: int | None = Field(default=None, ge=1)
+    """gru4rec: units of the GRU; null is the item table's width."""
+    dropout: float = Field(default=0.4, ge=0, lt=1)
+    input_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """gru4rec: dropout of the item rows before the GRU; null is `dropout`."""
+    session_parallel: bool = False
+    """gru4rec: a batch is the next step of `batch_size` sessions side by side (published); for short histories."""
+    max_history: int = Field(default=80, ge=2)
+    """bert4rec: with its [MASK]."""
+    windows: Literal["all", "last"] = "all"
+    """Of a history longer than `max_history`: windows until each target is learned, or the newest one (as published
+    for sasrec)."""
+    mask_rate: float = Field(default=0.2, gt=0, lt=1)
+    """bert4rec: share of a history that is masked; the published 0.2 for ML-1M, 0.6 for sparse Amazon data."""
+    mask_last_rate: float = Field(default=0.1, ge=0, le=1)
+    """bert4rec: share of histories whose last interaction alone is masked; published 1 in 11."""
+
+    loss: Literal["cross_entropy", "sampled_cross_entropy", "bce", "top1", "bpr", "bpr_max"] = "cross_entropy"
+    """top1, bpr and bpr_max take the other histories' targets at the same step as negatives."""
+    negatives: int = Field(default=0, ge=0)
+    """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
+    and bpr_max. A user's own train items are never its negatives; of data that keep repeat purchases, the target."""
+    negative_alpha: float = Field(default=0.0, ge=0)
+    """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity. sampled_cross_entropy
+    weighs each by one over its expected count in the draw, which makes up for it."""
+    score_penalty: float = Field(default=0.0, ge=0)
+    """bpr_max: weight of the squared negative scores (bpreg)."""
+    final_activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
+    """top1, bpr and bpr_max: of the scores inside the loss; ranking goes by the scores before it."""
+    optimizer: Literal["adam", "sparse_adam", "adagrad"] = "adam"
+    """`sparse_adam`: of the item rows only a batch's move; for losses with negatives and large catalogues."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """adam: decoupled, on matrices only."""
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """Of the learning rate after the warm-up; `linear` falls to 0 at the end of the last of all `epochs`."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Batches in which the learning rate rises linearly."""
+    epochs: int = Field(default=100, ge=1)
+    patience: int = Field(default=10, ge=1)
+    """Evaluations without a better validation NDCG@10 before training stops."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Epochs between two evaluations."""
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    workers: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
+    use_gpu: bool | None = None
+    """null: a GPU per worker where the cluster has one."""
+
+    candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = Field(default=("full",), min_length=1)
+    """The candidate sets that test and validation targets are ranked in, all in one pass over the scores."""
+    candidate_seed: int = 0
+    """Draws the sampled sets, which are stored in candidates.parquet; `seed` has no say in them."""
+    targets: tuple[Literal["last", "every"], ...] = Field(default=("last",), min_length=1)
+    """Test targets: a user's last test interaction, or every one, each after all that came before it. Training is
+    stopped by the last validation one in either case."""
+    cold_below: int = Field(default=10, ge=1)
+    """Test targets with fewer train interactions are reported apart, as cold-start targets."""
+    list_length: int = Field(default=10, ge=1)
+    """Items of the recommended lists whose diversity is reported."""
+    mmr_weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
+    alone, 0 diversity alone."""
+    list_scores: Place | None = None
+    """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
+    vectors, which differ from arm to arm."""
+    seed: int = 0

@@ -1,0 +1,44 @@
+"""A run's epoch lines as TensorBoard scalars: loss, learning rate, seconds, validation metrics."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+
+from raygr import files
+
+
+class EventFile:
+    """Grows with every evaluation; a resumed run starts it over from the lines of its checkpoint."""
+
+    def __init__(self, path: str):
+        # event files want appending, which object stores lack: the file grows here and is copied whole
+        self.path, self.folder, self.written = path, tempfile.TemporaryDirectory(), 0
+        # not SummaryWriter: its flush does not wait for the thread that writes
+        self.writer = EventsWriter(str(Path(self.folder.name, "events")))
+
+    def write(self, lines: list[dict[str, Any]]) -> None:
+        """Adds those of `lines`, all of the run so far, that are new."""
+        for line in lines[self.written :]:
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
+            self.writer.write_event(Event(wall_time=line["time"], step=line["epoch"], summary=Summary(value=values)))
+        self.written = len(lines)
+        self.writer.flush()
+        (file,) = Path(self.folder.name).iterdir()
+        filesystem, inner = files.filesystem_of(self.path)
+        with filesystem.open(inner, "wb") as target:
+            target.write(file.read_bytes())
+
+    def close(self) -> None:
+        self.writer.close()
+        self.folder.cleanup()
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """An epoch's numbers by tag, such as `validation/ndcg_at_10`."""
+    metrics = {f"validation/{name}": value for name, value in line.get("validation", {}).items()}
+    return {f"train/{name}": line[name] for name in ("loss", "learning_rate", "seconds")} | metrics

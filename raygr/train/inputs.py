@@ -1,0 +1,361 @@
+"""A prepare run and its scores -> the arrays that training and evaluation use; everything is checked here.
+
+Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
+"""
+
+import dataclasses
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raygr import files, runs
+from raygr.config import ConfigError
+from raygr.data.interactions import Interactions, read_ids, read_interactions
+from raygr.data.user_profiles import prompt_lengths, user_profiles
+from raygr.data.vector_tables import (
+    AlignedScores,
+    Vectors,
+    align_items,
+    check_read,
+    check_same_data,
+    named,
+    read_vectors,
+    rows_by_id,
+)
+from raygr.metrics.ranking import AVERAGE, TIE_RULE
+from raygr.models.embeddings import standardise, standardised_like
+from raygr.models.losses import OwnedItems, owned_items
+from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
+from raygr.train.batches import Targets, Windows, evaluation_targets, training_windows
+from raygr.train.candidates import candidate_weights, sample_candidates
+from raygr.train.config import TrainConfig
+
+NOTED_MISSING = 0.05  # share of subjects without complete scores that is worth a warning; run.json counts them all
+SHORTEST_HISTORY = 3  # one interaction to train on, one for validation, one for test
+
+
+class UserVectors(NamedTuple):
+    """Standardised guided vectors of users, and the first train interactions that the training ones know."""
+
+    training_UA: np.ndarray
+    evaluation_UA: np.ndarray
+    prompt_U: np.ndarray
+    without_scores: int
+    """Users with at least one missing score, which is 0 in the vector, the mean of the others."""
+
+
+class Inputs(NamedTuple):
+    """What one training needs; every worker holds all of it (ids and numbers only)."""
+
+    items: int
+    items_N: Tensor
+    first_U: np.ndarray
+    """Where each user's interactions begin; one more entry for the end of the last."""
+    windows: Windows
+    targets: dict[str, Targets]
+    """validation and test."""
+    repeats: bool
+    """Items that a user has had may be targets: they are ranked and drawn like any other."""
+    owned: OwnedItems
+    """Never drawn as the user's negatives, which the target of a position is not either."""
+    candidates: dict[str, Tensor]
+    """Candidate set's name -> (U, 100) item_index; `full` needs none."""
+    train_count_I: np.ndarray
+    scores: AlignedScores | None
+    list_scores_IA: np.ndarray | None
+    """In which the recommended lists are diverse; None for the model's own vectors."""
+    user_vectors: UserVectors | None
+    protocol: dict[str, Any]
+    warnings: list[str]
+
+
+def load_inputs(config: TrainConfig) -> Inputs:
+    """Reads and checks all that `config` names; raises before anything is trained."""
+    prepared = runs.read_run(config.data, job="prepare")
+    check_settings(config)
+    data = read_interactions(config.data)
+    scores = read_item_scores(config)
+    users = read_user_vectors(config, data, scores)
+    check_width(config, len(scores.aspects) if scores else 0)
+    is_train_N = data.split_N == TRAIN
+    prompt_U = np.zeros(data.users, np.int64) if users is None else users.prompt_U
+    windows = training_windows(
+        data.user_N, is_train_N, max_history=config.max_history, prompt_U=prompt_U, kept=config.windows
+    )
+    every = {VALIDATION: False, TEST: "every" in config.targets}
+    targets = {
+        part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history, every=every[part])
+        for part in (VALIDATION, TEST)
+    }
+    check_examples(config, windows, targets)
+    train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
+    candidates = sampled_sets(config, data, train_count_I)
+    return Inputs(
+        items=data.items,
+        items_N=torch.from_numpy(data.item_N),
+        first_U=np.searchsorted(data.user_N, np.arange(data.users + 1)),
+        windows=windows,
+        targets=targets,
+        repeats=data.repeats,
+        owned=never_negative(data),
+        candidates=candidates,
+        train_count_I=train_count_I,
+        scores=scores,
+        list_scores_IA=read_list_scores(config),
+        user_vectors=users,
+        protocol=protocol_stamp(config, prepared, candidates, seen="ranked" if data.repeats else "filtered"),
+        warnings=score_warnings(scores) + user_warnings(users, windows),
+    )
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """For workers, which run in a folder of their own."""
+    named = {"output": config.output, "data": config.data}
+    named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
+    named |= {"list_scores": config.list_scores}
+    return dataclasses.replace(config, **{name: files.absolute(path) for name, path in named.items() if path})
+
+
+def never_negative(data: Interactions) -> OwnedItems:
+    """The train items of each user; of none where items come back, because they then compete with the target."""
+    kept_N = (data.split_N == TRAIN) & (not data.repeats)
+    return owned_items(data.user_N[kept_N], data.item_N[kept_N], users=data.users, items=data.items)
+
+
+def protocol_stamp(
+    config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor], *, seen: str
+) -> dict[str, Any]:
+    """Two runs with the same stamp may be compared."""
+    drawn = {name: hashlib.sha256(items_UC.numpy().tobytes()).hexdigest()[:12] for name, items_UC in candidates.items()}
+    return {
+        "split": prepared["config"]["split"],
+        "targets": sorted(config.targets),
+        "average": AVERAGE,
+        "candidates": sorted(config.candidates),
+        "seen": seen,
+        "ties": TIE_RULE,
+        "data": files.fingerprint(config.data),
+        # sampled sets by their content: another numpy may draw others from the same seed
+        **({"candidate_sets": drawn} if drawn else {}),
+    }
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Settings that contradict each other."""
+    wrong = []
+    if config.item_scores is None and (config.control != "none" or config.user_scores != "none"):
+        wrong.append("control and user_scores need item_scores")
+    if config.linear_map and config.fusion == "add":
+        wrong.append("linear_map is for fusion: concat; the maps of fusion: add are learned already")
+    if config.user_scores != "none" and config.user_side == "concat" and config.fusion == "add":
+        wrong.append("user_side: concat needs fusion: concat, because fusion: add has no guided dimensions")
+    if (config.user_scores == "llm") != (config.user_score_run is not None):
+        wrong.append("user_scores: llm and user_score_run belong together")
+    if config.train_user_guided and (config.user_scores == "none" or config.user_side == "off"):
+        wrong.append("train_user_guided needs user_scores and a user_side")
+    wrong += model_contradictions(config)
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def model_contradictions(config: TrainConfig) -> list[str]:
+    """Settings of model, loss and optimizer that cannot go together, or would silently have no effect."""
+    pairwise, sampled = config.loss in ("top1", "bpr", "bpr_max"), config.loss == "sampled_cross_entropy"
+    default = TrainConfig(output=config.output, data=config.data)
+    masks, default_masks = ((one.mask_rate, one.mask_last_rate) for one in (config, default))
+    found = {
+        f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
+            pairwise and config.model == "bert4rec"
+        ),
+        "loss: sampled_cross_entropy needs negatives: 1 or more": sampled and not config.negatives,
+        f"loss: {config.loss} has no negatives in a batch of one history: raise batch_size, or set negatives": (
+            pairwise and config.batch_size == 1 and not config.negatives
+        ),
+        f"negatives are for sampled_cross_entropy, top1, bpr and bpr_max, not for loss: {config.loss}": (
+            config.negatives > 0 and not (pairwise or sampled)
+        ),
+        f"final_activation is for top1, bpr and bpr_max, not for loss: {config.loss}": (
+            config.final_activation != "linear" and not pairwise
+        ),
+        "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
+        f"negative_alpha draws negatives, of which there are none with negatives: {config.negatives}": (
+            config.negative_alpha > 0 and not config.negatives
+        ),
+        "optimizer: sparse_adam is for losses that touch few items, not for cross_entropy": (
+            config.optimizer == "sparse_adam" and not (pairwise or sampled or config.loss == "bce")
+        ),
+        "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
+        f"mask_rate and mask_last_rate are for model: bert4rec, not {config.model}": (
+            config.model != "bert4rec" and masks != default_masks
+        ),
+        f"add_map is for fusion: add, not {config.fusion}": (
+            config.fusion != "add" and config.add_map != default.add_map
+        ),
+        "prompt_fraction is for user_scores: profile with user_guided_train: after_prompt": (
+            config.prompt_fraction != default.prompt_fraction
+            and (config.user_scores, config.user_guided_train) != ("profile", "after_prompt")
+        ),
+        f"hidden_width, input_dropout and session_parallel are for model: gru4rec, not {config.model}": (
+            config.model != "gru4rec"
+            and (config.hidden_width, config.input_dropout, config.session_parallel) != (None, None, False)
+        ),
+    }
+    return [text for text, is_wrong in found.items() if is_wrong]
+
+
+def check_width(config: TrainConfig, aspects: int) -> None:
+    guided = aspects if config.fusion == "concat" else 0
+    width = config.base_width + guided
+    if config.model != "gru4rec" and width % config.heads:
+        sum_text = f"base_width {config.base_width} + {guided} aspects"
+        raise ConfigError(f"total width {width} ({sum_text}) is no multiple of heads {config.heads}: set heads=1")
+
+
+def check_examples(config: TrainConfig, windows: Windows, targets: dict[str, Targets]) -> None:
+    if not len(windows.user_E):
+        needed = "two train interactions, one of them after the prompt"
+        raise ConfigError(f"{config.data}: no user has a target to train on ({needed})")
+    for part, found in targets.items():
+        if not len(found.user_E):
+            needed = f"{SHORTEST_HISTORY} in all"
+            raise ConfigError(f"{config.data}: no user has a {part} interaction with a history before it ({needed})")
+
+
+def read_item_scores(config: TrainConfig) -> AlignedScores | None:
+    if config.item_scores is None:
+        return None
+    vectors = read_vectors(config.item_scores, subjects="items", column=config.score_column, aspects=config.aspects)
+    ids_I = read_ids(config.data, ITEMS, "item")
+    return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
+
+
+def read_list_scores(config: TrainConfig) -> np.ndarray | None:
+    if config.list_scores is None:
+        return None
+    vectors = read_vectors(config.list_scores, subjects="items", column=config.score_column, aspects=None)
+    ids_I = read_ids(config.data, ITEMS, "item")
+    return align_items(vectors, ids_I, missing=config.missing_scores, control="none", seed=0).scores_IA
+
+
+def score_warnings(scores: AlignedScores | None) -> list[str]:
+    if scores is None:
+        return []
+    items = len(scores.scores_IA)
+    flat = [name for name, is_flat in zip(scores.aspects, standardise(scores.scores_IA)[1], strict=True) if is_flat]
+    notes = {
+        f"aspects without any spread, which add nothing: {', '.join(flat)}": len(flat),
+        f"{scores.missing} of {items} items ({scores.missing / items:.0%}) have no complete scores: what is missing "
+        "adds nothing to them": scores.missing > NOTED_MISSING * items,
+        f"{scores.unknown} scored ids are not in the data": scores.unknown,
+    }
+    return [text for text, count in notes.items() if count]
+
+
+def user_warnings(users: UserVectors | None, windows: Windows) -> list[str]:
+    if users is None:
+        return []
+    count, missing = len(users.prompt_U), users.without_scores
+    untrained = count - len(np.unique(windows.user_E))
+    notes = {
+        f"{missing} of {count} users ({missing / count:.0%}) have no complete scores: what is missing adds nothing to "
+        "them": missing > NOTED_MISSING * count,
+        f"{untrained} of {count} users have no interaction to train on after their prompt": (
+            users.prompt_U.any() and untrained > NOTED_MISSING * count
+        ),
+    }
+    return [text for text, is_worth_it in notes.items() if is_worth_it]
+
+
+def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedScores | None) -> UserVectors | None:
+    if config.user_side == "off" or scores is None:
+        return None
+    match config.user_scores:
+        case "none":
+            return None
+        case "profile":
+            return profile_vectors(config, data, scores)
+        case "llm":
+            return llm_vectors(config, scores)
+
+
+def profile_vectors(config: TrainConfig, data: Interactions, scores: AlignedScores) -> UserVectors:
+    """Profiles of all train interactions for evaluation, and of the prompt part alone for training."""
+    is_train_N = data.split_N == TRAIN
+    count_U = np.bincount(data.user_N[is_train_N], minlength=data.users)
+    full_UA = profiles_of(is_train_N, data, scores)
+    missing = int(np.isnan(full_UA).any(axis=1).sum())
+    vectors_UA, _ = standardise(full_UA)
+    if config.user_guided_train == "all":
+        return UserVectors(vectors_UA, vectors_UA, np.zeros(data.users, np.int64), missing)
+    prompt_U = prompt_lengths(count_U, config.prompt_fraction)
+    rank_N = np.arange(len(data.user_N)) - np.searchsorted(data.user_N, data.user_N)
+    prompt_UA = profiles_of(is_train_N & (rank_N < prompt_U[data.user_N]), data, scores)
+    # mean and deviation of the full profiles, so that training and evaluation share one scale
+    return UserVectors(standardised_like(prompt_UA, full_UA)[0], vectors_UA, prompt_U, missing)
+
+
+def profiles_of(kept_N: np.ndarray, data: Interactions, scores: AlignedScores) -> np.ndarray:
+    rows = (data.user_N[kept_N], data.item_N[kept_N], data.rating_N[kept_N])
+    return user_profiles(*rows, scores_IA=scores.scores_IA, users=data.users)
+
+
+def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
+    """Scores of the user prompts, refused where a prompt has seen what is to be predicted."""
+    vectors = read_vectors(config.user_score_run, subjects="users", column=config.score_column, aspects=scores.aspects)
+    users = files.read_table(files.join(config.data, USERS)).sort_by("user_index")
+    ids_U = users["user_id"].to_numpy().astype(str)
+    values_UA, _ = rows_by_id(vectors, ids_U)
+    check_read(values_UA, vectors.aspects, "user")
+    cutoff_U = checked_cutoffs(vectors, users, config)
+    standardised_UA, _ = standardise(values_UA)
+    missing = int(np.isnan(values_UA).any(axis=1).sum())
+    if config.user_guided_train == "all":
+        return UserVectors(standardised_UA, standardised_UA, np.zeros(len(ids_U), np.int64), missing)
+    scored_U = cutoff_U >= 0
+    if (cutoff_U >= users["cutoff_position"].to_numpy())[scored_U].all():
+        raise ConfigError(
+            "the user prompts hold the whole train part, so nothing is left to train on after them: "
+            "set user_guided_train: all, or score users with an earlier cut-off (cutoff_fraction of score)"
+        )
+    return UserVectors(standardised_UA, standardised_UA, cutoff_U + 1, missing)
+
+
+def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> np.ndarray:
+    """Position of the newest interaction that each user's prompt knows, -1 for users without scores.
+
+    ConfigError where it lies after the train part, or where the scores are of other data.
+    """
+    if vectors.cutoffs_S is None:
+        raise ConfigError(
+            f"{config.user_score_run}: user scores must be a score run, which says what each prompt has seen"
+        )
+    check_same_data(vectors, config.data, source=config.user_score_run)
+    ids = users["user_id"].to_pylist()
+    rows = dict(zip(vectors.ids_S.tolist(), zip(vectors.cutoffs_S, vectors.cutoff_times_S, strict=True), strict=True))
+    cutoff_U, time_U = np.array([rows.get(user, (-1, -1)) for user in ids], dtype=np.int64).T
+    late_U = (cutoff_U > users["cutoff_position"].to_numpy()) | (time_U > users["cutoff"].fill_null(-1).to_numpy())
+    if late_U.any():
+        ids_U = np.array(ids)
+        raise ConfigError(
+            f"the prompts of {late_U.sum()} users hold interactions after the train part ({named(ids_U[late_U])}): "
+            "their scores know what is to be predicted; score the users of this very prepare run"
+        )
+    return cutoff_U
+
+
+def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndarray) -> dict[str, Tensor]:
+    """(U, 100) item_index each, none of them the user's own; where items come back, none of the user's targets."""
+    is_own_N = (data.split_N != TRAIN) | (not data.repeats)
+    user_N, item_N = data.user_N[is_own_N], data.item_N[is_own_N]
+    sets = {}
+    for name in config.candidates:
+        if name != "full":
+            weight_I = candidate_weights(name, train_count_I)
+            seed = [config.candidate_seed, *name.encode()]  # each set by numbers of its own
+            drawn_UC = sample_candidates(user_N, item_N, weight_I=weight_I, users=data.users, seed=seed)
+            sets[name] = torch.from_numpy(drawn_UC)
+    return sets

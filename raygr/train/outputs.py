@@ -1,0 +1,144 @@
+"""What a trained recommender leaves in its run folder: ranks, candidates, weights and metrics.
+
+ranks.parquet (RANK rows), candidates.parquet (CANDIDATE rows, where a set was sampled), model.safetensors, and
+metrics.json: protocol, shares, training figures, per part and ranking the metrics, those of cold-start targets
+apart, and the diversity of recommended lists. Shape suffixes: `E` targets of a part, `U` users, `C` candidates.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+from torch import Tensor
+
+from raygr import files
+from raygr.data.list_columns import list_column
+from raygr.metrics.rank_tables import Ranking, candidates_of, cold_metrics, ranking_metrics, read_rankings
+from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, MODEL, RANK_SCHEMA, RANKS, TEST, VALIDATION
+from raygr.train.base_part import base_moved
+from raygr.train.batches import is_last_of_user
+from raygr.train.candidates import CANDIDATES as CANDIDATES_OF_A_USER
+from raygr.train.inputs import Inputs
+from raygr.train.loop import CHOSEN_BY, Training, score_shares, target_ranks
+from raygr.train.top_lists import list_metrics
+
+logger = logging.getLogger(__name__)
+
+LEAST_USER_SHARE = 0.01  # below this the user side decides nothing, whatever the metrics say
+
+
+def write_outputs(training: Training) -> None:
+    """Ranks and metrics of validation and test, and the weights; the workers share the ranking."""
+    inputs, config = training.inputs, training.config
+    ranks = {part: target_ranks(training, part, config.candidates) for part in (VALIDATION, TEST)}
+    if training.share.rank > 0:
+        return
+    table = pa.concat_tables(
+        [
+            rank_table(inputs, part, name, rank_E.numpy())
+            for part, found in ranks.items()
+            for name, rank_E in found.items()
+        ]
+    )
+    files.write_table(table, files.join(config.output, RANKS))
+    if inputs.candidates:
+        files.write_table(candidate_table(inputs.candidates), files.join(config.output, CANDIDATES))
+    save_weights(training, files.join(config.output, MODEL))
+    metrics = run_metrics(training) | part_metrics(table, config.targets, config.cold_below)
+    metrics["lists"] = list_metrics(training)
+    rankings = read_rankings(table, part=TEST, targets=config.targets)
+    metrics["warnings"] += chance_warnings(rankings, items=inputs.items, repeats=inputs.repeats)
+    for text in metrics["warnings"]:
+        logger.warning("%s", text)
+    files.write_json(metrics, files.join(config.output, METRICS))
+    logger.info("test NDCG@10 %s", {name: round(found[CHOSEN_BY], 4) for name, found in metrics[TEST].items()})
+
+
+def rank_table(inputs: Inputs, part: str, candidate_set: str, rank_E: np.ndarray) -> pa.Table:
+    targets = inputs.targets[part]
+    user_E, target_E = targets.user_E.numpy(), inputs.items_N[targets.target_at_E].numpy()
+    columns = {
+        "user_index": user_E,
+        "position": (targets.target_at_E - targets.first_seen_E).numpy(),
+        "last": is_last_of_user(user_E),
+        "part": pa.repeat(part, len(target_E)),
+        "candidates": pa.repeat(candidate_set, len(target_E)),
+        "target": target_E,
+        "rank": rank_E,
+        "target_train_count": inputs.train_count_I[target_E - 1],
+    }
+    return pa.table(columns).cast(RANK_SCHEMA)
+
+
+def candidate_table(candidates: dict[str, Tensor]) -> pa.Table:
+    """CANDIDATE rows of every sampled set."""
+    tables = []
+    for name, items_UC in candidates.items():
+        users = len(items_UC)
+        columns = [
+            np.arange(users, dtype=np.int32),
+            pa.repeat(name, users),
+            list_column(items_UC.numpy().astype(np.int32)),
+        ]
+        tables.append(pa.table(columns, schema=CANDIDATE_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def part_metrics(ranks: pa.Table, targets: tuple[str, ...], cold_below: int) -> dict[str, Any]:
+    """Metrics per part and ranking, and under `cold` those of the test targets with fewer train interactions."""
+    test = read_rankings(ranks, part=TEST, targets=targets)
+    validation = read_rankings(ranks, part=VALIDATION, targets=("last",))
+    return {
+        VALIDATION: {name: ranking_metrics(ranking) for name, ranking in validation.items()},
+        TEST: {name: ranking_metrics(ranking) for name, ranking in test.items()},
+        "cold": {"below": cold_below, **{name: cold_metrics(ranking, cold_below) for name, ranking in test.items()}},
+    }
+
+
+def save_weights(training: Training, path: str) -> None:
+    filesystem, inner = files.filesystem_of(path)
+    weights = {name: values.contiguous() for name, values in training.best_weights.items()}
+    with filesystem.open(inner, "wb") as file:
+        file.write(safetensors.torch.save(weights))
+
+
+def run_metrics(training: Training) -> dict[str, Any]:
+    """metrics.json but for the parts' metrics."""
+    inputs, progress = training.inputs, training.progress
+    shares = score_shares(training)
+    seconds = [line["seconds"] for line in progress.lines]
+    return {
+        "protocol": inputs.protocol,
+        "shares": shares,
+        "base_moved": base_moved(training),
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
+        "seconds_per_epoch": sum(seconds) / len(seconds),
+        "warnings": inputs.warnings + share_warnings(inputs, shares),
+    }
+
+
+def chance_warnings(test: dict[str, Ranking], *, items: int, repeats: bool = False) -> list[str]:
+    """The rankings in which a recommender that knows nothing would do as well; `items` of the catalogue.
+
+    `repeats`: items that were seen are ranked like any other.
+    """
+    found = []
+    for name, ranking in test.items():
+        sampled = np.full(len(ranking.user_E), CANDIDATES_OF_A_USER + 1)
+        unseen_E = items - (0 if repeats else 1) * ranking.position_E
+        among_E = unseen_E if candidates_of(name) == "full" else sampled
+        chance = ranking_metrics(ranking._replace(among_E=np.maximum(among_E, 1)))[CHOSEN_BY]
+        value = ranking_metrics(ranking)[CHOSEN_BY]
+        if value <= chance:
+            found.append(f"test NDCG@10 among {name} candidates is {value:.4f}, no better than chance ({chance:.4f})")
+    return found
+
+
+def share_warnings(inputs: Inputs, shares: dict[str, float] | None) -> list[str]:
+    if shares is None or inputs.user_vectors is None or abs(shares["user_guided"]) >= LEAST_USER_SHARE:
+        return []
+    return [f"the user vectors make {shares['user_guided']:.2%} of the scores' spread: they decide next to nothing"]

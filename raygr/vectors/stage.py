@@ -1,0 +1,167 @@
+"""The vectors stage: item texts -> vectors of a chosen width that know no aspect, for the control arm `text PCA`.
+
+An item's prompt is the one that scoring asks (Table 9). The system prompt, which all items share, is computed once;
+behind it go the item's own tokens, whose last hidden states are averaged; the means of all items are reduced by
+principal components. `vectors.parquet` {item_id, pc1 .. pcK} goes into `item_scores`. Items without any text have no
+row. Shape suffixes: `B` items of a batch, `L` their longest text in tokens, `P` tokens of the prefix, `I` items,
+`D` hidden size, `K` components.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import torch
+from torch import Tensor
+from transformers import AutoModel, DynamicCache, PreTrainedModel
+
+from raygr import files, runs
+from raygr.config import ConfigError
+from raygr.data.row_counts import log_rows
+from raygr.schema import ITEMS
+from raygr.score.aspects import load_aspects
+from raygr.score.default_model import model_folder
+from raygr.score.prompts import Prompt, PromptEncoder, item_from_row
+from raygr.score.subjects import load_tokenizer
+from raygr.vectors.config import VectorsConfig
+
+logger = logging.getLogger(__name__)
+
+VECTORS = "vectors.parquet"
+ITEMS_READ = 2048  # whose texts are held at a time, and sorted by length so that batches pad little
+
+
+class Text(NamedTuple):
+    """An item's own tokens: its prompt without what all prompts share."""
+
+    item_id: str
+    token_ids: tuple[int, ...]
+
+
+class Components(NamedTuple):
+    """Principal components of the rows of a matrix."""
+
+    scores_IK: np.ndarray
+    explained_K: np.ndarray
+    """Share of the variance, the largest first."""
+
+
+def vectors(config: VectorsConfig) -> runs.Run:
+    prepared = runs.read_run(config.data, job="prepare")
+    folder = model_folder(config.model)
+    encoder = PromptEncoder(
+        load_tokenizer(folder),
+        load_aspects(config.aspects),
+        "items",
+        max_prompt_tokens=config.max_prompt_tokens,
+        best_rating=prepared["config"]["rating_range"][1],
+    )
+    on_gpu = torch.cuda.is_available()
+    model = AutoModel.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32).eval()
+    model = model.to("cuda" if on_gpu else "cpu")
+    check_width(config, items=count_items(config.data), hidden=model.config.hidden_size)
+    used = [config.data, config.aspects, config.model]
+    run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
+    ids, means_ID, empty = item_means(model, encoder, config)
+    found = principal_components(means_ID, config.width)
+    columns = {f"pc{place}": column for place, column in enumerate(found.scores_IK.T, start=1)}
+    files.write_table(pa.table({"item_id": ids, **columns}), run.file(VECTORS))
+    log_rows("items", read=len(ids) + empty, kept=len(ids), dropped={"without_text": empty})
+    counts = {"items": len(ids), "without_text": empty, "explained": found.explained_K.tolist()}
+    runs.finish_run(run, inputs=used, counts=counts)
+    logger.info(
+        "%d items as %d components, %.0f%% of the variance", len(ids), config.width, 100 * sum(found.explained_K)
+    )
+    return run
+
+
+def count_items(data: str) -> int:
+    return files.read_table(files.join(data, ITEMS), ["item_index"]).num_rows
+
+
+def check_width(config: VectorsConfig, *, items: int, hidden: int) -> None:
+    most = min(items - 1, hidden)
+    if config.width > most:
+        raise ConfigError(f"width: {config.width} components of {items} items and hidden size {hidden}: at most {most}")
+
+
+def item_means(
+    model: PreTrainedModel, encoder: PromptEncoder, config: VectorsConfig
+) -> tuple[list[str], np.ndarray, int]:
+    """Ids and mean hidden states of the items that have a text, in any order, and how many have none."""
+    prefix = prefilled(model, encoder.shared)
+    ids: list[str] = []
+    means: list[np.ndarray] = []
+    empty = 0
+    for texts in item_texts(encoder, config):
+        written = sorted((text for text in texts if text.token_ids), key=lambda text: len(text.token_ids))
+        empty += len(texts) - len(written)
+        for first in range(0, len(written), config.batch_size):
+            batch = written[first : first + config.batch_size]
+            ids += [text.item_id for text in batch]
+            means.append(mean_states(model, prefix, [text.token_ids for text in batch]))
+        logger.info("vectors: %d items", len(ids) + empty)
+    if not ids:
+        raise ValueError(f"{config.data}: no item has any text")
+    return ids, np.concatenate(means), empty
+
+
+def item_texts(encoder: PromptEncoder, config: VectorsConfig) -> Iterator[list[Text]]:
+    """All items, a few at a time."""
+    filesystem, inner = files.filesystem_of(files.join(config.data, ITEMS))
+    for rows in pyarrow.dataset.dataset(inner, filesystem=filesystem).to_batches(batch_size=ITEMS_READ):
+        yield [
+            Text(row["item_id"], own_tokens(encoder, encoder.item_prompt(item_from_row(row, config.item_rating))))
+            for row in rows.to_pylist()
+        ]
+
+
+def own_tokens(encoder: PromptEncoder, prompt: Prompt) -> tuple[int, ...]:
+    return prompt.prefix_ids[len(encoder.shared) : len(prompt.prefix_ids) - len(encoder.closing)]
+
+
+@torch.inference_mode()
+def prefilled(model: PreTrainedModel, prefix: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of the prefix per layer, (1, heads, P, head width)."""
+    ids_1P = torch.tensor([list(prefix)], device=model.device)
+    cache = model(input_ids=ids_1P, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+@torch.inference_mode()
+def mean_states(
+    model: PreTrainedModel, prefix: list[tuple[Tensor, Tensor]], token_ids: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """(B, D): the mean last hidden state over each text's own tokens, behind the prefix.
+
+    Texts are padded at their end, where a causal model never looks from a real token.
+    """
+    longest, known = max(map(len, token_ids)), prefix[0][0].shape[2]
+    ids_BL = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids], device=model.device)
+    length_B1 = torch.tensor([[len(ids)] for ids in token_ids], device=model.device)
+    is_real_BL = torch.arange(longest, device=model.device) < length_B1
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(prefix):
+        cache.update(*(part.expand(len(token_ids), -1, -1, -1) for part in (keys, values)), number)
+    states_BLD = model(
+        input_ids=ids_BL,
+        attention_mask=torch.cat([is_real_BL.new_ones(len(token_ids), known), is_real_BL], dim=1).long(),
+        position_ids=(known + torch.arange(longest, device=model.device)).expand_as(ids_BL),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    total_BD = (states_BLD.float() * is_real_BL[:, :, None]).sum(1)
+    return (total_BD / length_B1).cpu().numpy()
+
+
+def principal_components(rows_ID: np.ndarray, width: int) -> Components:
+    """The `width` first ones; a component's sign makes its largest loading positive, so that runs agree."""
+    centred_ID = rows_ID.astype(np.float64) - rows_ID.mean(axis=0, dtype=np.float64)
+    variances, axes_DD = np.linalg.eigh(centred_ID.T @ centred_ID)
+    axes_DK = axes_DD[:, ::-1][:, :width]
+    largest_K = np.abs(axes_DK).argmax(axis=0)
+    axes_DK = axes_DK * np.sign(axes_DK[largest_K, np.arange(width)])
+    return Components(centred_ID @ axes_DK, variances[::-1][:width] / variances.sum())

@@ -1,0 +1,116 @@
+"""MMR and intra-list diversity by hand, and the vectorised greedy choice against a plain loop."""
+
+import math
+
+import pytest
+import torch
+
+from raygr.metrics import diversity
+from raygr.metrics.diversity import (
+    Lists,
+    intra_list_diversity,
+    list_mmr,
+    list_similarity,
+    mmr_lists,
+    mmr_order,
+    scaled_relevance,
+    top_lists,
+    unit_rows,
+)
+
+NONE = torch.zeros(0, dtype=torch.int64)
+# items 0 and 1 point the same way, 2 stands at a right angle, 3 is opposite to 0
+VECTORS = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+RELEVANCE = torch.tensor([[1.0, 0.9, 0.5, 0.0]])
+
+
+def naive_order(relevance: list[float], similarity: list[list[float]], weight: float, length: int) -> list[int]:
+    taken: list[int] = []
+    while len(taken) < length:
+        values = {}
+        for place, relevant in enumerate(relevance):
+            if place not in taken:
+                redundant = max((similarity[place][other] for other in taken), default=0.0)
+                values[place] = weight * relevant - (1 - weight) * redundant
+        taken.append(max(values, key=values.get))
+    return taken
+
+
+def test_relevance_is_the_score_on_0_to_1_over_unseen_items():
+    scores_BI = torch.tensor([[5.0, -3.0, 1.0, 9.0], [2.0, 2.0, 2.0, 2.0]])
+    found = scaled_relevance(scores_BI, torch.tensor([0]), torch.tensor([4]))
+    assert found.tolist() == [[1.0, 0.0, 0.5, -math.inf], [0.0, 0.0, 0.0, 0.0]]
+
+
+def test_mmr_by_hand():
+    """Weight .5, after item 0: item 1 has .45 - .5 = -.05, item 2 .25 - 0, item 3 0 + .5. Then 2: .25 - 0."""
+    unit_ID = unit_rows(VECTORS)
+    assert mmr_lists(RELEVANCE, unit_ID, weight=0.5, length=4).place_BN.tolist() == [[0, 3, 2, 1]]
+    # weight .8, after 0: item 1 .72 - .2 = .52, item 2 .4, item 3 0 + .2
+    assert mmr_lists(RELEVANCE, unit_ID, weight=0.8, length=3).place_BN.tolist() == [[0, 1, 2]]
+
+
+def test_weight_1_keeps_the_recommenders_order():
+    relevance_BI = torch.rand(6, 40, generator=torch.Generator().manual_seed(0))
+    unit_ID = unit_rows(torch.randn(40, 5, generator=torch.Generator().manual_seed(1)))
+    found = mmr_lists(relevance_BI, unit_ID, weight=1.0, length=10)
+    assert torch.equal(found.place_BN, top_lists(relevance_BI, 10).place_BN)
+    assert torch.equal(found.relevance_BN, relevance_BI.gather(1, found.place_BN))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.7, 1.0])
+def test_vectorised_choice_equals_a_plain_loop(weight: float):
+    generator = torch.Generator().manual_seed(3)
+    relevance_BP = torch.rand(8, 15, generator=generator)
+    unit_BPD = torch.nn.functional.normalize(torch.randn(8, 15, 4, generator=generator), dim=2)
+    similarity_BPP = unit_BPD @ unit_BPD.transpose(1, 2)
+    found = mmr_order(relevance_BP, similarity_BPP, weight=weight, length=7).tolist()
+    for row in range(8):
+        assert found[row] == naive_order(relevance_BP[row].tolist(), similarity_BPP[row].tolist(), weight, 7)
+
+
+def test_seen_items_come_only_after_all_others(monkeypatch: pytest.MonkeyPatch):
+    """Even at weight 0, where an opposite vector would make a seen item the most welcome."""
+    relevance_BI = torch.tensor([[1.0, 0.9, 0.5, -math.inf]])
+    found = mmr_lists(relevance_BI, unit_rows(VECTORS), weight=0.0, length=4)
+    assert found.place_BN.tolist()[0][3] == 3 and found.relevance_BN[0, 3] == -math.inf
+    assert sorted(found.place_BN[0].tolist()) == [0, 1, 2, 3]
+    monkeypatch.setattr(diversity, "POOL", 2)
+    assert mmr_lists(RELEVANCE, unit_rows(VECTORS), weight=0.0, length=2).place_BN.tolist() == [[0, 1]]
+
+
+def test_list_metrics_by_hand():
+    """The list 0, 1, 2 with relevance 1, .9, .5 and weight .6; cosines 1, 0, 0 of the three pairs."""
+    lists = Lists(torch.tensor([[0, 1, 2]]), RELEVANCE[:, :3])
+    similarity_BNN = list_similarity(lists, unit_rows(VECTORS))
+    expected = (0.6 * 1 + (0.6 * 0.9 - 0.4 * 1) + 0.6 * 0.5) / 3
+    assert list_mmr(lists.relevance_BN, similarity_BNN, weight=0.6).item() == pytest.approx(expected)
+    assert intra_list_diversity(lists.relevance_BN, similarity_BNN).item() == pytest.approx((0 + 1 + 1) / 3)
+
+
+def test_places_that_could_not_be_filled_count_in_no_metric():
+    whole = Lists(torch.tensor([[0, 2]]), torch.tensor([[1.0, 0.5]]))
+    short = Lists(torch.tensor([[0, 2, 3]]), torch.tensor([[1.0, 0.5, -math.inf]]))
+    unit_ID = unit_rows(VECTORS)
+    for metric in (lambda r, s: list_mmr(r, s, weight=0.5), intra_list_diversity):
+        found, expected = (metric(x.relevance_BN, list_similarity(x, unit_ID)) for x in (short, whole))
+        torch.testing.assert_close(found, expected)
+
+
+def test_re_ranking_trades_relevance_for_diversity():
+    generator = torch.Generator().manual_seed(5)
+    relevance_BI, unit_ID = torch.rand(50, 80, generator=generator), unit_rows(torch.randn(80, 6, generator=generator))
+    diversities, relevances = [], []
+    for weight in (1.0, 0.6, 0.2):
+        lists = mmr_lists(relevance_BI, unit_ID, weight=weight, length=10)
+        diversities.append(intra_list_diversity(lists.relevance_BN, list_similarity(lists, unit_ID)).mean().item())
+        relevances.append(lists.relevance_BN.mean().item())
+    assert diversities == sorted(diversities) and relevances == sorted(relevances, reverse=True)
+    assert diversities[2] > diversities[0] + 0.05
+
+
+def test_a_row_of_zeros_is_similar_to_nothing():
+    assert unit_rows(torch.tensor([[0.0, 0.0], [3.0, 4.0]])).tolist() == [
+        [0.0, 0.0],
+        [pytest.approx(0.6), pytest.approx(0.8)],
+    ]

@@ -1,0 +1,67 @@
+"""Rankings out of RANK rows: by hand, with several targets of a user and the cold-start bucket."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raygr.metrics.rank_tables import cold_metrics, ranking_metrics, read_rankings, user_values
+from raygr.metrics.ranking import METRICS
+from raygr.schema import RANK_SCHEMA
+
+# user 3 has three test targets (positions 7, 8, 9) and user 5 one; the rows are out of order
+ROWS = [
+    (3, 9, True, "test", "full", 11, 4.0, 2),
+    (5, 2, True, "test", "full", 12, 2.0, 50),
+    (3, 7, False, "test", "full", 13, 1.0, 9),
+    (3, 8, False, "test", "full", 14, 20.0, 10),
+    (3, 6, True, "validation", "full", 15, 999.0, 0),
+]
+
+
+def ranks(rows: list[tuple] = ROWS) -> pa.Table:
+    columns = list(zip(*rows, strict=True))
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, RANK_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=RANK_SCHEMA)
+
+
+def test_last_and_every_target_of_the_same_rows():
+    found = read_rankings(ranks(), part="test", targets=("last", "every"))
+    assert list(found) == ["full", "full, every target"]
+    last, every = found.values()
+    assert list(zip(last.user_E, last.rank_E, strict=True)) == [(3, 4.0), (5, 2.0)]
+    assert list(zip(every.user_E, every.position_E, every.rank_E, strict=True)) == [
+        (3, 7, 1.0),
+        (3, 8, 20.0),
+        (3, 9, 4.0),
+        (5, 2, 2.0),
+    ]
+
+
+def test_a_user_weighs_the_same_however_many_targets_it_has():
+    """MRR of user 3: (1 + 1/20 + 1/4) / 3; of user 5: 1/2; then the mean of the two."""
+    every = read_rankings(ranks(), part="test", targets=("every",))["full, every target"]
+    assert user_values(every, "mrr") == pytest.approx([(1 + 1 / 20 + 1 / 4) / 3, 1 / 2])
+    metrics = ranking_metrics(every)
+    assert tuple(metrics) == METRICS
+    assert metrics["mrr"] == pytest.approx(((1 + 1 / 20 + 1 / 4) / 3 + 1 / 2) / 2)
+    assert metrics["recall_at_5"] == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics["ndcg_at_10"] == pytest.approx(((1 + 1 / math.log2(5)) / 3 + 1 / math.log2(3)) / 2)
+
+
+def test_cold_targets_have_fewer_than_k_train_interactions():
+    """Below 10: ranks 1 and 4 of user 3, with 9 and 2 train interactions; 10 itself is not below."""
+    every = read_rankings(ranks(), part="test", targets=("every",))["full, every target"]
+    cold = cold_metrics(every, 10)
+    assert (cold["targets"], cold["users"]) == (2, 1)
+    assert cold["metrics"]["mrr"] == pytest.approx((1 + 1 / 4) / 2)
+    assert cold_metrics(every, 2) == {"targets": 0, "users": 0, "metrics": None}
+
+
+def test_one_target_a_user_gives_the_plain_mean():
+    rank_E = np.random.default_rng(0).integers(1, 30, 50).astype(float)
+    rows = [(u, 4, True, "test", "full", 1, float(rank), 5) for u, rank in enumerate(rank_E)]
+    found = read_rankings(ranks(rows), part="test", targets=("last", "every"))
+    assert found["full"].rank_E.tolist() == found["full, every target"].rank_E.tolist() == rank_E.tolist()
+    assert ranking_metrics(found["full"])["mrr"] == pytest.approx(np.mean(1 / rank_E))

@@ -1,0 +1,153 @@
+"""Properties of what prepare keeps, on inputs that nobody thought of: balance, order, splits, minimum counts."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raygr.prepare.bad_rows import InputError
+from raygr.prepare.config import PrepareConfig
+from raygr.prepare.selection import Interactions, Kept, assign, from_scan, reduce, user_cutoffs
+from raygr.prepare.splits import TEST_PART, TRAIN_PART, VALIDATION_PART
+
+Row = tuple[int, int, int]  # user, item, time
+
+ROWS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 5), st.integers(0, 8)), min_size=1, max_size=60)
+FILTERS = st.sampled_from(["k_core", "items_then_users", "users_then_items"])
+KEEP = st.sampled_from(["first", "last", "all"])
+MANY = settings(max_examples=60, deadline=None)
+
+
+def scanned(rows: list[Row]) -> Interactions:
+    """Row n stands in file n % 2; ids are text."""
+    users, items, times = zip(*rows, strict=True)
+    number = np.arange(len(rows))
+    return from_scan(
+        pa.table(
+            {
+                "user_id": pa.chunked_array([pa.array([f"u{user}" for user in users]).dictionary_encode()]),
+                "item_id": pa.chunked_array([pa.array([f"i{item}" for item in items]).dictionary_encode()]),
+                "rating": pa.array([1.0 + item for item in items], pa.float32()),
+                "timestamp": pa.array(times, pa.int64()),
+                "file": pa.array(number % 2, pa.int32()),
+                "row": number,
+            }
+        )
+    )
+
+
+def configured(**changes: object) -> PrepareConfig:
+    loose = {"output": "o", "reviews": ("r",), "min_user_interactions": 1, "min_item_interactions": 1}
+    return PrepareConfig(**{**loose, **changes})
+
+
+def histories(kept: Kept) -> list[list[tuple[int, int, int]]]:
+    """Per user (time, file, row), as they stand."""
+    places = zip(kept.timestamp.tolist(), kept.file.tolist(), kept.row.tolist(), strict=True)
+    found: list[list[tuple[int, int, int]]] = [[] for _ in kept.user_ids]
+    for user, place in zip(kept.user_index.tolist(), places, strict=True):
+        found[user].append(place)
+    return found
+
+
+@MANY
+@given(
+    ROWS, FILTERS, KEEP, st.integers(1, 4), st.integers(1, 4), st.sampled_from([None, 3]), st.sampled_from([None, 2])
+)
+def test_what_is_read_is_kept_or_left_out_by_a_reason(rows, filter, keep, users, items, last, sample):
+    data = scanned(rows)
+    config = configured(
+        filter=filter,
+        keep_duplicate=keep,
+        min_user_interactions=users,
+        min_item_interactions=items,
+        last_interactions=last,
+        sample_users=sample,
+    )
+    try:
+        kept, dropped = reduce(data, config)
+    except InputError:
+        return
+    totals = [sum(column) for column in zip(*dropped.values(), strict=True)]
+    assert len(kept) + totals[0] == len(rows)
+    assert len(np.unique(kept.user)) + totals[1] == len({user for user, _, _ in rows})
+    assert len(np.unique(kept.item)) + totals[2] == len({item for _, item, _ in rows})
+    assert all(count >= 0 for one in dropped.values() for count in one)
+    if keep == "all":
+        assert not any(dropped["duplicate"])
+    places = set(zip(kept.file.tolist(), kept.row.tolist(), strict=True))
+    assert len(places) == len(kept) and places <= {(number % 2, number) for number in range(len(rows))}
+
+
+@MANY
+@given(ROWS, st.integers(1, 4), st.integers(1, 4), KEEP)
+def test_the_k_core_holds_and_is_the_largest(rows, users, items, keep):
+    data = scanned(rows)
+    core = configured(min_user_interactions=users, min_item_interactions=items, keep_duplicate=keep)
+    whole, _ = reduce(data, configured(keep_duplicate=keep))
+    pairs = list(zip(whole.user.tolist(), whole.item.tolist(), strict=True))
+    while True:  # the plain definition: drop one too rare user or item at a time
+        by_user, by_item = Counter(user for user, _ in pairs), Counter(item for _, item in pairs)
+        left = [(user, item) for user, item in pairs if by_user[user] >= users and by_item[item] >= items]
+        if len(left) == len(pairs):
+            break
+        pairs = left
+    if not pairs:
+        with pytest.raises(InputError, match="no interaction is left"):
+            reduce(data, core)
+        return
+    kept, _ = reduce(data, core)
+    assert sorted(zip(kept.user.tolist(), kept.item.tolist(), strict=True)) == sorted(pairs)
+
+
+@MANY
+@given(ROWS, KEEP)
+def test_of_each_user_and_item_the_first_the_last_or_all_stay(rows, keep):
+    kept, _ = reduce(scanned(rows), configured(keep_duplicate=keep))
+    expected: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for time, file, row in sorted((time, number % 2, number) for number, (_, _, time) in enumerate(rows)):
+        expected.setdefault(rows[row][:2], []).append((time, file, row))
+    chosen = {"first": slice(0, 1), "last": slice(-1, None), "all": slice(None)}[keep]
+    places = zip(kept.timestamp.tolist(), kept.file.tolist(), kept.row.tolist(), strict=True)
+    assert sorted(places) == sorted(place for found in expected.values() for place in found[chosen])
+
+
+@MANY
+@given(ROWS, KEEP)
+def test_histories_are_in_time_and_input_order_and_the_last_is_the_test(rows, keep):
+    rows = [*rows, *((0, item, 3) for item in range(3))]  # a user with a test part: without any it is refused
+    reduced, _ = reduce(scanned(rows), configured(keep_duplicate=keep))
+    kept = assign(reduced, configured(keep_duplicate=keep))
+    assert len(kept.row) == len(reduced)
+    cutoffs = user_cutoffs(kept)["cutoff_position"].to_pylist()
+    for user, history in enumerate(histories(kept)):
+        of_user = kept.user_index == user
+        assert history == sorted(history)
+        assert kept.position[of_user].tolist() == list(range(len(history)))
+        last = [VALIDATION_PART, TEST_PART] if len(history) >= 3 else []
+        assert kept.part[of_user].tolist() == [TRAIN_PART] * (len(history) - len(last)) + last
+        assert cutoffs[user] == len(history) - len(last) - 1
+    assert [kept.item_ids[place - 1].as_py() for place in kept.item_index] == [f"i{rows[row][1]}" for row in kept.row]
+    assert [kept.user_ids[user].as_py() for user in kept.user_index] == [f"u{rows[row][0]}" for row in kept.row]
+
+
+@MANY
+@given(ROWS, st.floats(0.1, 0.9))
+def test_a_temporal_split_never_trains_on_what_comes_later(rows, quantile):
+    later = [(user, item, time + 1_600_000_000_000) for user, item, time in rows]
+    reduced, _ = reduce(scanned(later), configured())
+    config = configured(split="temporal", temporal_quantile=quantile)
+    try:
+        kept = assign(reduced, config)
+    except InputError:
+        assert (reduced.timestamp <= np.quantile(reduced.timestamp, quantile)).all()
+        return
+    times = [kept.timestamp[kept.part == part] for part in (TRAIN_PART, VALIDATION_PART, TEST_PART)]
+    assert sum(map(len, times)) == len(reduced)
+    before = np.concatenate(times[:2])
+    assert not len(before) or before.max() < times[2].min()
+    for user in range(len(kept.user_ids)):
+        assert (np.diff(kept.part[kept.user_index == user]) >= 0).all()

@@ -1,0 +1,413 @@
+"""A trained recommender in Python: lists against plain loops, given histories, errors, exported vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from toy_data import random_scores, walks, write_csv, write_prepared
+
+from raygr import files, runs
+from raygr.compare.config import CompareConfig
+from raygr.compare.stage import compare
+from raygr.config import ConfigError
+from raygr.data.ids import write_id_lines
+from raygr.data.vector_tables import read_vectors
+from raygr.export.config import ExportConfig
+from raygr.export.stage import export
+from raygr.recommend.config import RecommendConfig
+from raygr.recommend.recommender import Recommender, load_recommender, read_train_config
+from raygr.recommend.stage import (
+    RecommendingActor,
+    actor_settings,
+    contiguous,
+    list_counts,
+    read_subjects,
+    recommend,
+    recommendations,
+    without_lists,
+)
+from raygr.schema import RECOMMENDATION_SCHEMA, VECTOR_SCHEMA
+from raygr.train.config import TrainConfig
+from raygr.train.inputs import load_inputs
+from raygr.train.loop import Share, start_training
+from raygr.train.outputs import write_outputs
+
+torch.set_num_threads(1)
+
+USERS, ITEMS, LENGTH = 14, 30, 9
+HISTORIES = walks(USERS, ITEMS, LENGTH, seed=7)
+
+
+def trained(folder: Path, *, user_ids: list[str] | None = None, **changes: Any) -> str:
+    """A finished train run of a model with random weights, but learned maps that matter."""
+    write_prepared(folder / "prepare", HISTORIES, items=ITEMS, user_ids=user_ids)
+    scores_IA = random_scores(ITEMS, 2, seed=3)
+    path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ["a", "b"])
+    guided = {"item_scores": path, "user_scores": "profile", "user_guided_train": "all"}
+    settings = {"base_width": 8, "max_history": 6, **guided} | changes
+    config = TrainConfig(output=str(folder / "train"), data=str(folder / "prepare"), **settings)
+    run = runs.start_run(config.output, job="train", config=config)
+    training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    training.best_weights = dict(training.model.state_dict())
+    training.progress.lines.append({"seconds": 1.0})
+    write_outputs(training)
+    runs.finish_run(run, inputs=[config.data, path], counts={})
+    return run.path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return trained(tmp_path_factory.mktemp("refined"))
+
+
+@pytest.fixture(scope="module")
+def recommender(run: str) -> Recommender:
+    return load_recommender(run)
+
+
+def naive_scores(recommender: Recommender, history: list[int], guided_A: torch.Tensor) -> torch.Tensor:
+    """Of items 1..I after one history alone, from the model's parts."""
+    model, window = recommender.training.model, history[-6:]
+    with torch.inference_mode():
+        rows_ID = model.embedding.item_rows()
+        state_1D = model.last_state(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
+        return (model.embedding.refined_state(state_1D[:, None], guided_A[None])[0, 0] @ rows_ID.T).double()
+
+
+def naive_list(scores_I: torch.Tensor, history: list[int], n: int) -> list[str]:
+    left = [item for item in range(1, ITEMS + 1) if item not in history]
+    return [f"i{item}" for item in sorted(left, key=lambda item: -scores_I[item - 1])[:n]]
+
+
+@pytest.mark.parametrize("user", [0, 5, USERS - 1])
+def test_a_users_list_is_that_of_a_plain_loop_over_the_whole_history(recommender: Recommender, user: int):
+    scores_I = naive_scores(recommender, HISTORIES[user], recommender.training.model.embedding.users_UA[user])
+    found = recommender.recommend(f"u{user}", n=7)
+    assert [one.item_id for one in found] == naive_list(scores_I, HISTORIES[user], 7)
+    scores = [float(scores_I[int(one.item_id[1:]) - 1]) for one in found]
+    assert [one.score for one in found] == pytest.approx(scores, rel=1e-4)
+
+
+def test_a_given_history_gets_the_average_users_list(recommender: Recommender):
+    history = [3, 17, 8]
+    expected = naive_list(naive_scores(recommender, history, torch.zeros(2)), history, 5)
+    assert [one.item_id for one in recommender.recommend(["i3", "i17", "i8"], n=5)] == expected
+    own = [one.item_id for one in recommender.recommend([f"i{item}" for item in HISTORIES[2]], n=5)]
+    assert own != [one.item_id for one in recommender.recommend("u2", n=5)]  # who has a vector of his own
+
+
+def test_nothing_seen_comes_back_and_a_list_ends_with_the_catalogue(recommender: Recommender):
+    for weight in (None, 0.5, 0.0):
+        found = [one.item_id for one in recommender.recommend("u1", n=100, mmr_weight=weight)]
+        assert sorted(found) == sorted(f"i{item}" for item in range(1, ITEMS + 1) if item not in HISTORIES[1])
+
+
+def test_mmr_weight_1_keeps_the_order_and_less_makes_lists_diverse(recommender: Recommender):
+    plain = [one.item_id for one in recommender.recommend("u3", n=6)]
+    assert [one.item_id for one in recommender.recommend("u3", n=6, mmr_weight=1.0)] == plain
+    diverse = [one.item_id for one in recommender.recommend("u3", n=6, mmr_weight=0.1)]
+    assert diverse[0] == plain[0] and diverse != plain
+
+    def closeness(items: list[str]) -> float:
+        unit_ND = recommender.unit_ID[[int(item[1:]) - 1 for item in items]]
+        return float((unit_ND @ unit_ND.T).mean())
+
+    assert closeness(diverse) < closeness(plain)
+
+
+def test_unknown_ids_are_named(recommender: Recommender):
+    with pytest.raises(ValueError, match=r"prepare has no user nobody \(1 unknown, 14 known users\)"):
+        recommender.recommend("nobody")
+    with pytest.raises(ValueError, match=r"has no item i99, x \(2 unknown"):
+        recommender.recommend(["i1", "i99", "x"])
+    with pytest.raises(ValueError, match="history 1 is empty"):
+        recommender.recommend([])
+
+
+def test_changed_or_lost_data_are_refused(tmp_path: Path):
+    path = trained(tmp_path)
+    scores = tmp_path / "s.csv"
+    scores.write_text(scores.read_text().replace("i1,", "i1,9"))
+    with pytest.raises(runs.RunError, match=r"trained on other content of .*s\.csv"):
+        load_recommender(path)
+    scores.unlink()
+    with pytest.raises(runs.RunError, match=r"trained on .*s\.csv, which is not there"):
+        load_recommender(path)
+
+
+def test_the_base_model_is_served_too(tmp_path: Path):
+    path = trained(tmp_path, item_scores=None, user_scores="none")
+    recommender = load_recommender(path)
+    same = [recommender.recommend(who, n=4) for who in ("u4", [f"i{item}" for item in HISTORIES[4]])]
+    assert [one.item_id for one in same[0]] == [one.item_id for one in same[1]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "gru4rec"}, {"model": "bert4rec"}, {"model": "bert4rec", "train_user_guided": True}],
+    ids=["gru4rec", "bert4rec", "trained users"],
+)
+def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path: Path, changes: dict[str, Any]):
+    path = trained(tmp_path, **changes)
+    recommender = load_recommender(path)
+    model = recommender.training.model
+    found = export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    items_ID, users_UD = (np.load(found.file(f"{kind}_vectors.npy")) for kind in ("item", "user"))
+    for user in (0, 5, USERS - 1):
+        vector_1A = model.embedding.tuned_users(model.embedding.users_UA[user][None], torch.tensor([user]))
+        scores_I = naive_scores(recommender, HISTORIES[user], vector_1A[0])
+        ids = [one.item_id for one in recommender.recommend(f"u{user}", n=7)]
+        assert ids == naive_list(scores_I, HISTORIES[user], 7)
+        assert ids == naive_list(torch.from_numpy(items_ID.astype(float) @ users_UD[user]), HISTORIES[user], 7)
+    assert len(recommender.recommend(["i3", "i17", "i8"], n=5)) == 5  # somebody who is no user of the data
+
+
+def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Recommender):
+    config = RecommendConfig(output="unused", train=run, n=4)
+    subjects = read_subjects(config, read_train_config(run))
+    table = recommendations(recommender, subjects, n=4, mmr_weight=None)
+    assert table.schema.equals(RECOMMENDATION_SCHEMA) and len(table) == USERS * 4
+    for user in range(USERS):
+        rows = table.slice(4 * user, 4).to_pylist()
+        alone = recommender.recommend(f"u{user}", n=4)
+        assert [(row["subject_id"], row["rank"]) for row in rows] == [(f"u{user}", rank) for rank in (1, 2, 3, 4)]
+        assert [row["item_id"] for row in rows] == [one.item_id for one in alone]
+        assert [row["score"] for row in rows] == pytest.approx([one.score for one in alone], rel=1e-4)
+
+
+def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommender: Recommender, tmp_path: Path):
+    (tmp_path / "users.txt").write_text("u9\nu2\n\n")
+    for users in (("u9", "u2"), str(tmp_path / "users.txt")):
+        subjects = read_subjects(RecommendConfig(output="x", train=run, users=users), read_train_config(run))
+        table = recommendations(recommender, subjects, n=1, mmr_weight=None)
+        assert table["subject_id"].to_pylist() == ["u9", "u2"]
+        assert table["item_id"].to_pylist() == [recommender.recommend(u, n=1)[0].item_id for u in ("u9", "u2")]
+    (tmp_path / "h.jsonl").write_text(
+        '{"history_id": "a", "item_ids": ["i3", "i4"]}\n{"history_id": "b", "item_ids": ["i5"]}\n'
+    )
+    rows = {"history_id": ["a", "b"], "item_ids": [["i3", "i4"], ["i5"]]}
+    pq.write_table(pa.table(rows), tmp_path / "h.parquet")
+    for name in ("h.jsonl", "h.parquet"):
+        config = RecommendConfig(output="x", train=run, histories=str(tmp_path / name))
+        table = recommendations(recommender, read_subjects(config, read_train_config(run)), n=2, mmr_weight=None)
+        assert table["subject_id"].to_pylist() == ["a", "a", "b", "b"]
+        assert table["item_id"].to_pylist()[2:] == [one.item_id for one in recommender.recommend(["i5"], n=2)]
+
+
+def test_wrong_histories_are_named_with_file_and_row(run: str, tmp_path: Path):
+    path = tmp_path / "h.jsonl"
+    for text, message in [
+        ('{"history_id": "a", "item_ids": ["i3"]}\n{"history_id": "b", "item_ids": []}\n', "history in row 2 is empty"),
+        ('{"history_id": "a", "item_ids": ["i3", "zz"]}\n', "no item zz"),
+        ('{"history_id": "a", "items": ["i3"]}\n', "no column item_ids; it has history_id, items"),
+        ('{"history_id": 7.5, "item_ids": ["i3"]}\n', "history_id: row 1 has no id.*text or whole numbers"),
+        ('{"history_id": "a", "item_ids": ["i3", true]}\n', "item_ids: row 1 has no id"),
+        ('{"history_id": "a", "item_ids": ["i3"]}\n{"history_id": "a", "item_ids": ["i4"]}\n', "a is there more than"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"h\.jsonl: .*{message}"):
+            read_subjects(RecommendConfig(output="x", train=run, histories=str(path)), read_train_config(run))
+
+
+def test_exported_vectors_rank_as_the_model_does(run: str, recommender: Recommender, tmp_path: Path):
+    found = export(ExportConfig(output=str(tmp_path / "export"), train=run))
+    tables = {kind: pq.read_table(found.file(f"{kind}_vectors.parquet")) for kind in ("item", "user")}
+    assert all(table.schema.equals(VECTOR_SCHEMA) for table in tables.values())
+    assert tables["item"]["id"].to_pylist() == [f"i{i}" for i in range(1, ITEMS + 1)]
+    items_ID, users_UD = (np.load(found.file(f"{kind}_vectors.npy")) for kind in ("item", "user"))
+    assert items_ID.dtype == np.float32 and users_UD.shape == (USERS, 8)
+    np.testing.assert_array_equal(np.array(tables["user"]["vector"].to_pylist(), np.float32), users_UD)
+    assert Path(found.file("user_vectors.ids.txt")).read_text().split() == [f"u{u}" for u in range(USERS)]
+    for user in range(USERS):
+        scores_I = torch.from_numpy(items_ID.astype(float) @ users_UD[user])
+        assert naive_list(scores_I, HISTORIES[user], 8) == [
+            one.item_id for one in recommender.recommend(f"u{user}", n=8)
+        ]
+
+
+def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):
+    found = export(ExportConfig(output=str(tmp_path / "export"), train=run))
+    expected = np.load(found.file("item_vectors.npy"))
+    for name in ("item_vectors.parquet", "item_vectors.npy"):
+        vectors = read_vectors(found.file(name), subjects="items", column="expected", aspects=None)
+        assert vectors.ids_S.tolist() == [f"i{i}" for i in range(1, ITEMS + 1)]
+        np.testing.assert_array_equal(vectors.values_SA.astype(np.float32), expected)
+
+
+def test_ids_with_other_line_ends_survive_export_and_come_back(tmp_path: Path):
+    ids = ["a\u2028b", "c\x85d", " e ", *(f"u{user}" for user in range(3, USERS))]
+    path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
+    found = export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    for name in ("user_vectors.parquet", "user_vectors.npy"):
+        assert read_vectors(found.file(name), subjects="users", column="expected", aspects=None).ids_S.tolist() == ids
+    write_id_lines(ids[:3], str(tmp_path / "users.txt"))
+    config = RecommendConfig(output="x", train=path, users=str(tmp_path / "users.txt"))
+    assert read_subjects(config, read_train_config(path))["subject_id"].to_pylist() == ids[:3]
+
+
+def test_an_id_with_a_line_break_is_refused_before_anything_is_exported(tmp_path: Path):
+    ids = ["a\nb", *(f"u{user}" for user in range(1, USERS))]
+    path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
+    with pytest.raises(ValueError, match=r"'a\\nb' \(1 such\) holds a line break"):
+        export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    assert not (tmp_path / "export").exists()
+
+
+def test_an_actor_writes_one_part_per_batch_and_the_same_one_again(run: str, recommender: Recommender, tmp_path: Path):
+    scores = str(Path(run).parent / "s.csv")
+    config = RecommendConfig(output=str(tmp_path), train=run, n=3, mmr_weight=0.2, mmr_scores=scores)
+    train_config = read_train_config(run)
+    actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
+    subjects = read_subjects(config, train_config)
+    for first, last in ((0, 10), (10, USERS), (10, USERS)):
+        assert actor(subjects.slice(first, last - first))["subjects"].tolist() == [last - first]
+    assert sorted(path.name for path in (tmp_path / "recommendations").iterdir()) == [
+        "part-000000000-000000009.parquet",
+        "part-000000010-000000013.parquet",
+    ]
+    table = files.read_table(str(tmp_path / "recommendations"))
+    guided = load_recommender(run, list_scores=scores)
+    expected = [one.item_id for user in range(USERS) for one in guided.recommend(f"u{user}", n=3, mmr_weight=0.2)]
+    refined = [one.item_id for user in range(USERS) for one in recommender.recommend(f"u{user}", n=3, mmr_weight=0.2)]
+    assert table["item_id"].to_pylist() == expected != refined
+
+
+@pytest.mark.parametrize("name", ["large", "view", "dictionary", "fixed", "polars", "pandas"])
+def test_histories_of_any_writer_are_read(run: str, tmp_path: Path, name: str):
+    path, ids = str(tmp_path / "h.parquet"), pa.array(["a", "b"])
+    lists = [["i3", "i4"], ["i5", "i3"]]
+    match name:
+        case "polars":
+            polars.DataFrame({"history_id": ["a", "b"], "item_ids": lists}).write_parquet(path)
+        case "pandas":
+            pandas.DataFrame({"history_id": ["a", "b"], "item_ids": lists}).to_parquet(path)
+        case _:
+            text, listed = {
+                "large": (pa.large_string(), pa.large_list(pa.large_string())),
+                "view": (pa.string_view(), pa.list_(pa.string_view())),
+                "dictionary": (pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+                "fixed": (pa.string(), pa.list_(pa.string(), 2)),
+            }[name]
+            pq.write_table(pa.table({"history_id": ids.cast(text), "item_ids": pa.array(lists).cast(listed)}), path)
+    config = RecommendConfig(output="x", train=run, histories=path)
+    subjects = read_subjects(config, read_train_config(run))
+    assert subjects["subject_id"].to_pylist() == ["a", "b"]
+    assert subjects["items"].to_pylist() == [[3, 4], [5, 3]]
+
+
+def test_a_list_of_histories_without_ids_or_lists_is_refused(run: str, tmp_path: Path):
+    path = str(tmp_path / "h.parquet")
+    for columns, message in [
+        ({"history_id": ["a"], "item_ids": ["i3"]}, "item_ids is string, not a list"),
+        ({"history_id": ["a", None], "item_ids": [["i3"], ["i4"]]}, "history_id: row 2 has no id, but None"),
+        ({"history_id": ["a", "b"], "item_ids": [["i3"], ["i4", None]]}, "item_ids: row 2 has no id, but None"),
+        ({"history_id": ["a"], "item_ids": [[True]]}, "item_ids: values of type bool are no ids"),
+    ]:
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(ValueError, match=rf"h\.parquet: {message}"):
+            read_subjects(RecommendConfig(output="x", train=run, histories=path), read_train_config(run))
+
+
+def test_a_user_named_twice_has_one_list_and_that_is_said(run: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    config = RecommendConfig(output="x", train=run, users=("u3", "u2", "u3"))
+    assert read_subjects(config, read_train_config(run))["subject_id"].to_pylist() == ["u3", "u2"]
+    assert "users asked for: 2 of 3 kept; left out: 1 named twice" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"no file .*u3; ids themselves are a list: users=\[u3\]"):
+        read_subjects(RecommendConfig(output="x", train=run, users="u3"), read_train_config(run))
+
+
+def test_an_interrupted_run_keeps_its_parts_and_goes_on(
+    run: str, recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[list[int]] = []
+
+    def write_here(config: RecommendConfig, train_config: TrainConfig, subjects: pa.Table) -> None:
+        """Two batches, then a crash in the first attempt."""
+        actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
+        for first in range(0, len(subjects), config.batch_size):
+            if len(asked) == 2:
+                asked.append([])
+                raise KeyboardInterrupt
+            batch = subjects.slice(first, config.batch_size)
+            asked.append(batch["row"].to_pylist())
+            actor(batch)
+
+    monkeypatch.setattr("raygr.recommend.stage.write_lists", write_here)
+    config = RecommendConfig(output=str(tmp_path / "out"), train=run, n=3, batch_size=5)
+    with pytest.raises(KeyboardInterrupt):
+        recommend(config)
+    folder = tmp_path / "out" / "recommendations"
+    (folder / "part-000000010-000000013.parquet.part").write_bytes(b"half")
+    found = recommend(config)
+    assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [], [10, 11, 12, 13]]
+    assert len(list(folder.iterdir())) == 3
+    expected = [one.item_id for user in range(USERS) for one in recommender.recommend(f"u{user}", n=3)]
+    assert files.read_table(str(folder))["item_id"].to_pylist() == expected
+    counts = runs.read_run(found.path, job="recommend")["counts"]
+    assert counts == {"subjects": USERS, "with_list": USERS, "recommendations": USERS * 3}
+
+
+def test_subjects_with_a_part_have_their_lists_whatever_the_size_of_the_batches(tmp_path: Path):
+    subjects = pa.table({"row": list(range(10))})
+    assert len(without_lists(subjects, str(tmp_path / "not there"))) == 10
+    (tmp_path / "part-000000002-000000004.parquet").write_bytes(b"")
+    left = without_lists(subjects, str(tmp_path))
+    assert left["row"].to_pylist() == [0, 1, 5, 6, 7, 8, 9]
+    assert [part["row"].to_pylist() for part in contiguous(left.slice(1, 4))] == [[1], [5, 6, 7]]
+
+
+def test_who_has_no_item_left_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    rows = {"subject_id": ["a", "a"], "rank": [1, 2], "item_id": ["x", "y"], "score": [1.0, 0.5]}
+    files.write_table(pa.table(rows), str(tmp_path / "r" / "part-0.parquet"))
+    counts = list_counts(2, str(tmp_path / "r"))
+    assert counts == {"subjects": 2, "with_list": 1, "recommendations": 2}
+    assert "subjects: 1 of 2 kept; left out: 1 no item left" in caplog.text
+
+
+def test_nobody_to_recommend_to_is_refused(run: str):
+    with pytest.raises(ConfigError, match="users: nobody is in it"):
+        read_subjects(RecommendConfig(output="x", train=run, users=()), read_train_config(run))
+    with pytest.raises(ConfigError, match="set one of them"):
+        read_subjects(RecommendConfig(output="x", train=run, users=("u1",), histories="h"), read_train_config(run))
+
+
+def test_trained_runs_are_compared(run: str, tmp_path: Path):
+    """What training writes is what compare reads: a run of random weights against the same weights."""
+    arms = {"base": (run,), "same": (run,)}
+    found = compare(CompareConfig(output=str(tmp_path / "compare"), arms=arms))
+    comparison = files.read_json(found.file("comparison.json"))
+    gain = comparison["arms"]["same"]["against_base"]["full"]["ndcg_at_10"]
+    assert (gain["difference"], gain["over"], gain["p_holm"]) == (0.0, "users", None)
+    assert {"popularity", "chance"} < comparison["arms"].keys()
+    assert comparison["arms"]["same"]["lists"]["ranked"] == files.read_json(f"{run}/metrics.json")["lists"]["ranked"]
+    assert comparison["arms"]["same"]["cold"]["full"]["users"] == USERS  # 7 train interactions each, 30 items
+    assert "Lists of 10" in Path(found.file("table.md")).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_stage_writes_a_part_per_batch(run: str, recommender: Recommender, tmp_path: Path, local_ray: Any):
+    config = RecommendConfig(output=str(tmp_path / "out"), train=run, n=3, batch_size=5, workers=2, mmr_weight=0.5)
+    found = recommend(config)
+    table = files.read_table(found.file("recommendations"))
+    assert len(list(Path(found.file("recommendations")).glob("*.parquet"))) == 3
+    assert table.schema.equals(RECOMMENDATION_SCHEMA)
+    expected = [
+        (f"u{user}", rank, one.item_id)
+        for user in range(USERS)
+        for rank, one in enumerate(recommender.recommend(f"u{user}", n=3, mmr_weight=0.5), start=1)
+    ]
+    rows = [(row["subject_id"], row["rank"], row["item_id"]) for row in table.to_pylist()]
+    assert rows == expected
+    counts = runs.read_run(found.path, job="recommend")["counts"]
+    assert counts == {"subjects": USERS, "with_list": USERS, "recommendations": USERS * 3}

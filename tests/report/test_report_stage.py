@@ -1,0 +1,345 @@
+"""The report over small fake runs: its numbers are the runs' numbers, and the page needs nothing from outside."""
+
+import html
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raygr.compare.tables import LIST_FIGURES
+from raygr.config import check_config, load_config
+from raygr.files import write_json, write_table, write_text
+from raygr.metrics.ranking import METRICS
+from raygr.report.charts import share_chart
+from raygr.report.config import ReportConfig
+from raygr.report.scores import mean_ranks, read_reference, spearman
+from raygr.report.stage import markdown, report, run_command
+from raygr.report.tuning import LOSS_PARTS, read_evaluations, read_lines, step_curve, tuning_charts, tuning_section
+from raygr.runs import Run, RunError, finish_run
+from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
+from raygr.train.config import TrainConfig
+
+ASPECTS = ["tension level", "pace", "dead | aspect"]
+HOSTILE = "<script>alert('x')</script> | [a](b) & $x$"
+EXTERNAL = re.compile(r"""\b(?:src|srcset|href|action|data)\s*=\s*["']?\s*(?:https?:)?//|url\(["'\s]*http|@import""")
+
+
+def finished(path: Path, job: str, config: dict, *, counts: dict | None = None) -> str:
+    """Writes the run.json of a run whose files are there already."""
+    finish_run(Run(str(path), job, config, started=0.0), inputs=[], counts=counts or {})
+    return str(path)
+
+
+def make_data(path: Path) -> str:
+    items = [
+        {"item_index": i, "item_id": f"I{i}", "title": title, "description": "", "categories": "", "details": "",
+         "train_rating": 4.0, "train_rating_count": count, "all_rating": 4.0, "all_rating_count": count}
+        for i, (title, count) in enumerate(
+            [("The Plain Film", 70), (HOSTILE, 50), ("Never Scored", 99), ("", 60), ("Rare Film", 1)], start=1
+        )
+    ]  # fmt: skip
+    users = [
+        {"user_index": u, "user_id": f"U{u}", "interactions": 5 + u, "cutoff": 3, "cutoff_position": 2}
+        for u in range(5)
+    ]
+    events = [
+        {"user_index": u, "item_index": p + 1, "position": p, "rating": 4.0, "timestamp": p,
+         "split": ["train", "train", "train", "validation", "test"][p]}
+        for u in range(5) for p in range(5)
+    ]  # fmt: skip
+    write_table(pa.Table.from_pylist(items, schema=ITEM_SCHEMA), str(path / "items" / "part-0.parquet"))
+    write_table(pa.Table.from_pylist(users, schema=USER_SCHEMA), str(path / "users.parquet"))
+    write_table(pa.Table.from_pylist(events, schema=INTERACTION_SCHEMA), str(path / "interactions.parquet"))
+    write_json({"users": 4321, "items": 5, "history": {"median": 7.25}}, str(path / "statistics.json"))
+    config = {"output": str(path), "reviews": ["a b.jsonl"]}
+    return finished(path, "prepare", config, counts={"rows_in": 98765, "dropped": {"bad rating": 12}})
+
+
+def make_scores(path: Path, subjects: str, ids: list[str]) -> str:
+    rows = [
+        {"subject_id": subject, "aspects": ASPECTS, "ratings": [row + 1, 5, 3], "expected": [row + 1.3, 9.0 - row, 3.0],
+         "reason": "ok" if row < 4 else "no rating", "model": "m", "adapter": "", "mode": "probe"}
+        for row, subject in enumerate(ids)
+    ]  # fmt: skip
+    write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), str(path / "scores" / "part-0.parquet"))
+    aspect = {"mean": 5.25, "spread": 1.75, "identical_share": 0.125, "dead": False}
+    quality = {
+        "subjects": len(ids), "by_reason": {"ok": 4, "no rating": 1}, "valid_share": 0.8, "effective_rank": 1.875,
+        "aspects": {**dict.fromkeys(ASPECTS[:2], aspect), ASPECTS[2]: {**aspect, "spread": 0.0, "dead": True}},
+        "seconds": 33.5, "subjects_per_second": 0.149, "tokens_computed": 1234567,
+    }  # fmt: skip
+    write_json(quality, str(path / "quality.json"))
+    return finished(path, "score", {"output": str(path), "data": "d", "subjects": subjects, "aspects": "a.yaml"})
+
+
+def make_comparison(path: Path, train: str) -> str:
+    protocol = {"split": "leave_one_out", "ties": "mean rank"}
+    lists = {"length": 10, "mmr_weight": 0.5, "scores": None}
+    lists |= dict.fromkeys(("ranked", "reranked"), dict.fromkeys(LIST_FIGURES, 0.4321))
+
+    def arm(mean: float, gain: dict | None, shares: dict | None) -> dict:
+        metrics = {m: {"mean": mean, "per_run": [mean]} for m in METRICS}
+        gains = None if gain is None else dict.fromkeys(METRICS, gain)
+        cold = {m: {"mean": mean / 10, "per_run": [mean / 10]} for m in METRICS}
+        return {
+            "runs": [train, str(path / "gone")], "parameters": 54321, "shares": shares,
+            "base_moved": shares and 0.3456,
+            "base": None if gain is None else "base", "protocol": protocol, "lists": lists,
+            "settings": {"model": "sasrec", "fusion": "add", "control": "none", "user_scores": "llm",
+                         "base_width": 60, "loss": "cross_entropy"},
+            "metrics": {"full": metrics},
+            "against_base": None if gain is None else {"full": gains}, "is_reference": False, "against_references": {},
+            "cold": {"full": {"targets": 17, "users": 15, "metrics": cold,
+                              "against_base": gains and dict.fromkeys(METRICS, nothing)}},
+        }  # fmt: skip
+
+    better = {"difference": 0.01, "low": 0.002, "high": 0.02, "relative": 12.34, "relative_low": 2.1,
+              "relative_high": 22.9, "p": 0.001, "p_holm": 0.02, "per_run": [12.0, 13.0],
+              "over": "users and runs"}  # fmt: skip
+    unsure = {**better, "relative": -3.21, "relative_low": -9.9, "relative_high": 4.4, "p_holm": 0.06}
+    nothing = {**better, "difference": 0.0, "relative": None, "relative_low": None, "relative_high": None}
+    arms = {
+        "base": arm(0.1111, None, None),
+        "refined": arm(0.1248, better, {"base": 0.62, "encoder_guided": 0.345, "user_guided": 0.035}),
+        "shuffled": arm(0.1075, unsure, None),
+        "chance": arm(0.0123, {**unsure, "over": "users"}, None)
+        | {"runs": [], "is_reference": True, "lists": None, "settings": {}, "parameters": 0},
+    }
+    record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
+    record |= {"primary_metric": "ndcg_at_10", "remarks": ["“shuffled” ranks worse than chance."]}
+    write_json(record, str(path / "comparison.json"))
+    return finished(path, "compare", {"output": str(path), "arms": {"base": [train]}, "base": "base"})
+
+
+def make_tuning(path: Path) -> str:
+    """Four held-out users whose reward rises by 0.5 each, and whose AUC is known of three."""
+    stages = [("before", 0, 0.0), ("warm_start", 0, 0.25), ("reinforcement", 10, 0.75), ("reinforcement", 20, 0.5)]
+    users = [
+        {"stage": stage, "step": step, "user_index": u, "user_id": f"U{u}", "reward": u / 10 + rise,
+         "mrr": u / 10 + rise / 2, "auc": None if u == 0 else 0.5, "common_mrr": 0.25, "common_auc": 0.5,
+         "personal_mrr": 0.2, "personal_auc": 0.45,
+         "valid": 1.0}
+        for stage, step, rise in stages for u in range(4)
+    ]  # fmt: skip
+    write_table(pa.Table.from_pylist(users), str(path / "evaluations.parquet"))
+    evaluations = [{"stage": stage, "step": step, "metrics": {}} for stage, step, _ in stages]
+    record = {"steps": 20, "warm_steps": 3, "best_step": 10, "held_out": 4, "evaluations": evaluations}
+    write_json(record, str(path / "evaluations.json"))
+    figures = {"reward_spread": 0.25, "flat_groups": 0.125, "valid": 1.0, "entropy": 2.125, "gradient_norm": 1.5}
+    figures["losses"] = {"value": -0.5, "format": 1.5, "format_reward": 0.0, "teacher": 0.0, "kl": 0.0}
+    lines = [{"stage": "warm_start", "step": n, "loss": 3.0} for n in range(1, 4)]
+    lines += [
+        {"stage": "reinforcement", "step": n, "reward": n / 64, "loss": 1.0, "kl": 0.0375 if n % 10 == 0 else None,
+         "tokens_per_second": 4567.0, **figures}
+        for n in range(1, 21)
+    ]  # fmt: skip
+    write_text("".join(json.dumps(line) + "\n" for line in lines), str(path / "steps.jsonl"))
+    config = {"output": str(path), "data": "d", "item_scores": "s", "aspects": "a.yaml", "task": "base"}
+    config["adapter"] = None
+    return finished(path, "finetune", config | {"rollouts": "slots"})
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> ReportConfig:
+    folder = tmp_path_factory.mktemp("runs")
+    train = finished(folder / "train", "train", {"output": "t", "data": "d", "heads": 2, "dropout": 0.25})
+    write_text("movie_id,pace,tension level\nI1,9,1\nI2,8,2\nI3,7,3\nI4,6,5\nI9,1,1\n", str(folder / "reference.csv"))
+    return ReportConfig(
+        output=str(folder / "report"),
+        title=f"Films {HOSTILE}",
+        notice="Simulated shoppers: a positive control.",
+        data=make_data(folder / "data"),
+        comparison=make_comparison(folder / "compare", train),
+        item_scores=make_scores(folder / "item_scores", "items", ["I1", "I2", "I4", "I5", "I3"]),
+        user_scores=make_scores(folder / "user_scores", "users", ["U1", "U2", "U3", "U4", "U0"]),
+        reference_scores=str(folder / "reference.csv"),
+        finetune=(make_tuning(folder / "tuned"),),
+    )
+
+
+@pytest.fixture(scope="module")
+def page(inputs) -> str:
+    return Path(report(inputs).path, "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(inputs, page) -> str:
+    return Path(inputs.output, "report.md").read_text(encoding="utf-8")
+
+
+NUMBERS = [
+    "4,321", "7.25", "98,765",  # data
+    "0.1111", "0.1248", "+12.3%*", "(+2.1 to +22.9)", "-3.2%", "62.0%", "3.5%", "54,321", "leave_one_out",
+    "0.0125", "17 targets of 15 users", "0.4321",  # cold-start targets, lists
+    "0.8", "12.5%", "1.875", "1,234,567", "yes",  # quality
+    "+1.00",  # agreement
+    "0.1500", "0.6500", "+0.5000*", "+0.7500*", "(+0.5000 to +0.5000)", "+0.0000", "4,567", "0.0375",  # fine-tune
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_of_the_runs_stand_in_page_and_markdown(page, text, number):
+    assert number in page
+    assert number.replace("*", r"\*") in text
+
+
+def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
+    assert "-3.2%*" not in page and "+12.3%*" in page
+
+
+def test_page_refers_to_nothing_outside(page):
+    assert not EXTERNAL.search(page)
+    assert "http://" not in page and "https://" not in page
+    assert page.count("<svg") == 15  # gains, shares, agreement, three items, three users, six of the fine-tune
+    assert page.count('role="img" aria-label=') == 15
+
+
+def test_ids_of_the_page_are_unique(page):
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) > 50 and len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
+
+
+def test_hostile_titles_stay_text(page, text):
+    assert "<script" not in page and "<script" not in text
+    assert html.escape(HOSTILE, quote=False).replace("'", "&#39;") in page
+    assert markdown(HOSTILE) in text
+
+
+def test_every_markdown_table_is_rectangular(text):
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(tables) >= 10
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_drawn_items_are_the_most_reviewed_ones_with_scores(page):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    items = [caption for caption in captions if "training reviews" in caption]
+    assert [re.search(r"(\d+) training", caption)[1] for caption in items] == ["70", "60", "50"]
+    assert items[0].startswith("The Plain Film") and items[1].startswith("I4")  # an id stands in for no title
+
+
+def test_drawn_users_have_the_longest_histories_and_their_newest_training_items(page):
+    captions = [c for c in re.findall(r"<figcaption>(.*?)</figcaption>", page) if c.startswith("User ")]
+    assert [caption.split()[1].rstrip(":") for caption in captions] == ["U4", "U3", "U2"]
+    assert "9 interactions; newest: Never Scored; " in captions[0] and "I4" not in captions[0]
+
+
+def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
+    jobs = re.findall(r"<summary>(\w+):", page)
+    assert jobs == ["prepare", "score", "score", "finetune", "train", "compare"]
+    assert "raygr train --set output=t --set data=d --set dropout=0.25" in text
+    assert "Versions" in text and "numpy" in page
+
+
+def test_a_warm_start_alone_has_no_steps_of_reinforcement(tmp_path):
+    path = make_tuning(tmp_path)
+    lines = [line for line in (tmp_path / "steps.jsonl").read_text().splitlines() if "warm_start" in line]
+    write_text("\n".join(lines), str(tmp_path / "steps.jsonl"))
+    evaluations = [{"stage": stage, "step": 0, "metrics": {}} for stage in ("before", "warm_start")]
+    record = {"steps": 0, "warm_steps": 3, "best_step": 0, "held_out": 4, "evaluations": evaluations}
+    write_json(record, str(tmp_path / "evaluations.json"))
+    config = {"task": "base", "rollouts": "slots", "adapter": "runs/first"}
+    section = tuning_section(path, config, figure_id="t")
+    assert "from the adapter of runs/first" in section.text
+    (stages,) = section.tables
+    assert [row[0] for row in stages.rows] == ["before", "after the warm start"]
+    assert [chart.caption for chart in section.charts] == ["Loss by step"]
+
+
+def test_what_every_step_logs_is_a_curve(tmp_path):
+    lines = read_lines(make_tuning(tmp_path))[3:]
+    kl = step_curve(lines, "kl", "KL")
+    assert (list(kl.steps), list(kl.values)) == ([10, 20], [0.0375, 0.0375])  # every tenth step has one
+    charts = tuning_charts(read_evaluations(str(tmp_path)), lines, "t")
+    drawn = {one.caption: one.svg for one in charts}
+    parts, nats, answers = list(drawn)[3:]
+    assert nats.startswith("Entropy and KL divergence") and answers.startswith("Answers by step")
+    named = [name for name in LOSS_PARTS.values() if f">{name}<" in drawn[parts] or f"<!-- {name} -->" in drawn[parts]]
+    assert named == ["ratings (5)", "format (6)"]  # the others are 0 in every step
+
+
+def test_report_without_comparison_and_scores_leaves_the_sections_out(inputs, tmp_path):
+    small = ReportConfig(output=str(tmp_path / "small"), title="Data only", data=inputs.data)
+    page = Path(report(small).path, "report.html").read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Data", "Runs and commands", "Versions"]
+    assert "<svg" not in page and 'class="notice"' not in page
+
+
+def test_equal_inputs_give_equal_pages(inputs, page, tmp_path):
+    settings = {**vars(inputs), "output": str(tmp_path / "again")}
+    again = report(check_config(ReportConfig, settings, source="test"))
+    assert Path(again.path, "report.html").read_text() == page
+
+
+def test_unfinished_input_is_named_and_nothing_is_written(inputs, tmp_path):
+    config = ReportConfig(output=str(tmp_path / "report"), title="x", data=str(tmp_path / "nowhere"))
+    with pytest.raises(RunError, match="nowhere"):
+        report(config)
+    assert not (tmp_path / "report").exists()
+
+
+def test_command_reads_back_as_the_same_configuration():
+    settings = {"output": "runs/a b", "data": "no", "aspects": ["tension level", "pace"], "guided_weight": 2.0}
+    settings |= {"item_scores": "x=1", "user_score_run": "null", "threads": 2}
+    config = check_config(TrainConfig, settings, source="test")
+    command = run_command("train", json.loads(json.dumps(vars(config))))
+    words = shlex.split(command)
+    assert words[:2] == ["raygr", "train"] and set(words[2::2]) == {"--set"} and "heads" not in command
+    assert load_config(TrainConfig, None, words[3::2]) == config
+
+
+def test_negative_share_is_drawn_left_of_zero():
+    shares = {"a": {"base": 0.9, "encoder_guided": 0.2, "user_guided": -0.1}}
+    drawing = share_chart(shares, figure_id="x", label="<shares>")
+    assert 'aria-label="&lt;shares&gt;"' in drawing
+    bars = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*z\n*" clip-path', drawing)
+    base, encoder, user = [(float(start), float(end)) for start, end in bars]
+    assert base[1] == encoder[0] < encoder[1] and user[0] == base[0] > user[1]
+
+
+def test_spearman_by_hand():
+    assert list(mean_ranks(np.array([30.0, 10.0, 30.0, 20.0]))) == [3.5, 1.0, 3.5, 2.0]
+    # Ranks 1,2,3,4 against 2,1,4,3: 1 - 6 * 4 / (4 * 15) = 0.6.
+    assert spearman(np.array([1, 2, 3, 4.0]), np.array([5, 1, 70, 6.0])) == pytest.approx(0.6)
+    # Ranks 1,2.5,2.5,4 against 1,2,3,4: 4.5 / sqrt(4.5 * 5).
+    assert spearman(np.array([1, 2, 2, 3.0]), np.array([1, 2, 3, 4.0])) == pytest.approx(4.5 / np.sqrt(22.5))
+    assert spearman(np.array([1, 1, 1.0]), np.array([1, 2, 3.0])) is None
+
+
+def test_reference_ids_keep_their_zeros(tmp_path):
+    (tmp_path / "reference.csv").write_text("item_id,pace\n0005019281,3\n0005,4\n")
+    assert read_reference(str(tmp_path / "reference.csv")).ids == ["0005019281", "0005"]
+    write_table(pa.table({"item_id": ["007"], "pace": [4]}), str(tmp_path / "reference.parquet"))
+    matrix = read_reference(str(tmp_path / "reference.parquet"))
+    assert matrix.ids == ["007"] and matrix.aspects == ["pace"] and matrix.scores_SA.tolist() == [[4.0]]
+
+
+def test_a_reference_that_cannot_be_read_says_why(tmp_path):
+    path = tmp_path / "reference.csv"
+    for text, why in [("item_id,pace\na,3\na,4\n", "id a .* more than once"), ("item_id,pace\na,slow\n", "'pace' is")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"reference.csv: .*{why}"):
+            read_reference(str(path))
+    with pytest.raises(FileNotFoundError, match="no such scores"):
+        read_reference(str(tmp_path / "absent.csv"))
+
+
+def test_page_draws_in_a_browser(inputs, page, tmp_path):
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("needs chromium to draw the page")
+    picture = tmp_path / "page.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    target = [f"--screenshot={picture}", "--window-size=1200,2000", f"file://{inputs.output}/report.html"]
+    subprocess.run([browser, *flags, *target], check=True, capture_output=True, timeout=120)
+    assert picture.stat().st_size > 10_000

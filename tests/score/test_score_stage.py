@@ -1,0 +1,263 @@
+"""Scoring with the real engine and model: exact probabilities, resume, a killed actor, GPU placement.
+
+Run alone: `pytest tests/test_scoring.py`. The second opinion is the same model in transformers.
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import safetensors.torch
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from raygr import files, runs
+from raygr.prepare.config import PrepareConfig
+from raygr.prepare.stage import prepare
+from raygr.score.answer_format import aspect_tails
+from raygr.score.aspects import load_aspects
+from raygr.score.config import ScoreConfig
+from raygr.score.default_model import small_model_folder
+from raygr.simulate.config import SimulateConfig
+from raygr.simulate.stage import simulate
+
+ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, local_ray) -> str:
+    folder = tmp_path_factory.mktemp("shop")
+    simulate(SimulateConfig(output=str(folder / "raw"), shoppers=400))
+    prepare(
+        PrepareConfig(
+            output=str(folder / "prepare"),
+            reviews=(str(folder / "raw" / "reviews.jsonl.gz"),),
+            metadata=(str(folder / "raw" / "meta.jsonl.gz"),),
+        )
+    )
+    return str(folder / "prepare")
+
+
+def item_run(data: str, output: Path, **changes) -> ScoreConfig:
+    settings = {"data": data, "subjects": "items", "aspects": ASPECTS, "max_subjects": 12, "batch_size": 4}
+    return ScoreConfig(output=str(output), **(settings | changes))
+
+
+def score(config: ScoreConfig) -> pa.Table:
+    from raygr.score.stage import score as score_stage
+
+    return files.read_table(files.join(score_stage(config).path, "scores"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    score(item_run(data, folder / "run", store=str(folder / "store")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language_model():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = small_model_folder()
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.inference_mode()
+def enumerated(model, tokenizer, prefix_ids: list[int]) -> np.ndarray:
+    """P(1..10) by enumerating the ratings' token sequences behind `prefix_ids`, each followed by no other digit."""
+    digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
+    first = model(torch.tensor([prefix_ids])).logits[0, -1].double().softmax(-1)
+    after_one = model(torch.tensor([[*prefix_ids, digits[1]]])).logits[0, -1].double().softmax(-1)[digits[0]]
+    shares = [first[digits[1]] * (1 - after_one), *(first[digit] for digit in digits[2:]), first[digits[1]] * after_one]
+    return np.array([float(share) for share in shares]) / float(sum(shares))
+
+
+def test_expected_ratings_with_exact_ten_equal_enumeration(undisturbed, data, language_model):
+    tokenizer, model = language_model
+    aspects = load_aspects(ASPECTS)
+    tails = aspect_tails(tokenizer, aspects)
+    prompts = files.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
+    items = files.read_table(f"{data}/items")
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    assert all(titles[row["subject_id"]] in tokenizer.decode(row["prompt_ids"]) for row in prompts)  # nothing is cut
+    scores = {row["subject_id"]: row for row in files.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
+    for prompt, aspect in itertools.product(prompts[:2], range(0, len(tails), 4)):
+        probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tails[aspect]])
+        row = scores[prompt["subject_id"]]
+        assert row["expected"][aspect] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
+        near_tie = np.diff(np.sort(probabilities)[-2:])[0] < 1e-4
+        assert near_tie or row["ratings"][aspect] == probabilities.argmax() + 1
+
+
+def test_a_score_run_says_what_it_did(undisturbed, data):
+    record = runs.read_run(str(undisturbed / "run"), job="score")
+    assert record["counts"]["subjects"] == 12
+    assert record["counts"]["by_reason"] == {"ok": 12}
+    engine = record["counts"]["engine"]
+    prompts = files.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
+    # each subject's own blocks once; per aspect what fills no block, the tail and one decoded token
+    tails = [len(tail) for tail in tail_ids()]
+    same = [len(set(tokens)) == 1 for tokens in zip(*(row["prompt_ids"] for row in prompts), strict=False)]
+    shared = same.index(False) // 32 * 32
+    rests = [row["prompt_tokens"] % 32 for row in prompts]
+    own = sum(row["prompt_tokens"] - shared - rest for row, rest in zip(prompts, rests, strict=True))
+    needed = own + sum(len(tails) * (rest + 1) + sum(tails) for rest in rests)
+    assert 0.98 * needed <= engine["tokens_computed"] <= 1.1 * needed
+    counted = record["counts"]["prompts"]
+    assert (counted["count"], counted["cut_subjects"], counted["share_a_prompt_unlike"]) == (12, 0, 0)
+    assert files.read_json(str(undisturbed / "run" / "quality.json"))["valid_share"] == 1.0
+
+
+def tail_ids():
+    from transformers import AutoTokenizer
+
+    return aspect_tails(AutoTokenizer.from_pretrained(small_model_folder()), load_aspects(ASPECTS))
+
+
+def test_a_shared_store_answers_without_the_engine(undisturbed, data, tmp_path):
+    config = item_run(data, tmp_path / "again", store=str(undisturbed / "store"), max_subjects=8)
+    table = score(config)
+    assert runs.read_run(config.output, job="score")["counts"]["engine"]["subjects"] == 0
+    before = {row["subject_id"]: row for row in files.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
+    assert all(row == before[row["subject_id"]] for row in table.to_pylist())
+
+
+def scoring_processes() -> list[psutil.Process]:
+    # Ray renames its workers; the actor's title holds the class name
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "ScoringEngine" in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_a_killed_actor_changes_nothing(undisturbed, data, tmp_path):
+    store = tmp_path / "store"
+    killed: list[int] = []
+
+    def kill_after_the_first_batch() -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not killed:
+            if list(store.glob("*/*.parquet")):
+                for process in scoring_processes():
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_after_the_first_batch)
+    killer.start()
+    table = score(item_run(data, tmp_path / "run", store=str(store)))
+    killer.join(timeout=1)
+    assert killed, "the actor was gone before it could be killed"
+    before = {row["subject_id"]: row for row in files.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
+    rows = table.to_pylist()
+    assert sorted(row["subject_id"] for row in rows) == sorted(before)
+    for row in rows:
+        np.testing.assert_allclose(row["expected"], before[row["subject_id"]]["expected"], atol=1e-3)
+    deadline = time.monotonic() + 30
+    while scoring_processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not scoring_processes()
+
+
+def test_forced_completions_are_all_valid_with_expected_ratings(data, tmp_path, language_model):
+    table = score(item_run(data, tmp_path / "run", mode="generate", max_subjects=4)).to_pylist()
+    assert [row["reason"] for row in table] == ["ok"] * 4
+    tokenizer, model = language_model
+    prompt = files.read_table(str(tmp_path / "run" / "prompts")).to_pylist()[0]
+    row = next(row for row in table if row["subject_id"] == prompt["subject_id"])
+    assert all(1 <= rating <= 10 for rating in row["ratings"])
+    # the first slot: behind the first tail, like in probe mode but with this prompt
+    probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tail_ids()[0]])
+    assert row["expected"][0] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
+
+
+def write_random_adapter(folder: Path) -> str:
+    """Of the small model, in PEFT's format, that moves a lot."""
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_model_folder()))
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    shapes = get_peft_model_state_dict(model, save_embedding_layers=False)
+    torch.manual_seed(0)
+    folder.mkdir()
+    weights = {name: 0.1 * torch.randn(weight.shape) for name, weight in shapes.items()}
+    safetensors.torch.save_file(weights, folder / "adapter_model.safetensors")
+    model.peft_config["default"].save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path):
+    """vLLM needs the merged model's folder for nothing once it has loaded it, not for forced answers either."""
+    adapter = write_random_adapter(tmp_path / "adapter")
+    before = set(Path(tempfile.gettempdir()).glob("raygr-merged-*"))
+    config = item_run(data, tmp_path / "run", mode="generate", max_subjects=2, adapter=adapter)
+    assert [row["reason"] for row in score(config).to_pylist()] == ["ok"] * 2
+    assert set(Path(tempfile.gettempdir()).glob("raygr-merged-*")) == before
+
+
+def test_users_prompts_end_before_validation(data, tmp_path):
+    config = item_run(data, tmp_path / "run", subjects="users", max_subjects=3)
+    rows = {row["subject_id"]: row for row in score(config).to_pylist()}
+    assert len(rows) == 3
+    users = {row["user_id"]: row for row in files.read_table(files.join(data, "users.parquet")).to_pylist()}
+    for user_id, row in rows.items():
+        assert row["cutoff_position"] == users[user_id]["cutoff_position"] == users[user_id]["interactions"] - 3
+        assert row["cutoff"] == users[user_id]["cutoff"]
+
+
+GPU_PLACEMENT = """
+import sys
+import numpy as np, ray
+from raygr import runs
+from raygr.aspects import scoring
+from raygr.aspects.store import StoredScore
+from raygr.config import ScoreConfig
+
+ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False)
+
+class StandIn:
+    def __init__(self, settings, store):
+        self.settings, self.store, self.gpus = settings, store, ray.get_gpu_ids()
+        assert settings.on_gpu
+
+    def __call__(self, batch):
+        # the answer is how many GPUs this actor holds
+        rating = len(self.gpus)
+        answer = StoredScore(ratings=(rating,) * 12, expected=(float(rating),) * 12, reason="ok", completion="")
+        self.store.write(list(batch["prompt_sha256"]), [answer] * len(batch["prompt_sha256"]))
+        names = ("subjects", "tokens_given", "tokens_computed", "engine_seconds")
+        return {name: np.array([len(batch["prompt_sha256"])]) for name in names}
+
+scoring.ScoringEngine = StandIn
+config = ScoreConfig(output=sys.argv[1], data=sys.argv[2], subjects="items", aspects=sys.argv[3], max_subjects=8,
+                     batch_size=2, actors=2, tensor_parallel_size=2)
+rows = files.read_table(scoring.score(config).path + "/scores").to_pylist()
+print("GPUs per actor:", {row["ratings"][0] for row in rows})
+"""
+
+
+def test_actors_claim_tensor_parallel_size_gpus(data, tmp_path):
+    script = tmp_path / "placement.py"
+    script.write_text(textwrap.dedent(GPU_PLACEMENT))
+    command = [sys.executable, str(script), str(tmp_path / "run"), data, ASPECTS]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    assert "GPUs per actor: {2}" in result.stdout, result.stderr[-2000:]

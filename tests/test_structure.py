@@ -1,0 +1,117 @@
+"""The plan of the house (docs/architecture.md), read from the sources: folders, imports, names."""
+
+import ast
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from raygr.stages import STAGES
+
+PACKAGE = Path(__file__).parents[1] / "raygr"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+FOLDERS = sorted({path.parent.name for path in FILES} - {PACKAGE.name})
+ROOT = sorted(path.stem for path in FILES if path.parent == PACKAGE)
+COMPOSERS = ["pipeline", "reproduce", "cli"]  # each above those before it
+SHARED = {"models", "data", "metrics"}
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+REPEATED = {"config", "stage", "loop", "losses", "metrics"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names, those of a `from package import module` whole."""
+    names = set()
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part_of(path: Path) -> str:
+    """A folder, or a file of the root."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts() -> dict[str, set[str]]:
+    found = defaultdict(set)
+    for path in FILES:
+        names = {name.split(".")[1] for name in imported_modules(path) if name.startswith("raygr.")}
+        found[part_of(path)] |= names - {part_of(path)}
+    return found
+
+
+def files_importing(library: str) -> set[str]:
+    return {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imported_modules(path))
+    }
+
+
+def test_a_stage_is_a_folder_of_its_name_with_settings_and_a_function_of_its_name():
+    for name, config in STAGES.items():
+        assert config.__module__ == f"raygr.{name}.config"
+        functions = [node.name for node in TREES[PACKAGE / name / "stage.py"].body if isinstance(node, ast.FunctionDef)]
+        assert name in functions, f"raygr/{name}/stage.py has no function {name}"
+    assert set(FOLDERS) == {*STAGES, *SHARED, "reproduce"}
+
+
+def test_imports_go_down():
+    imports = imported_parts()
+    list(TopologicalSorter(imports).static_order())  # CycleError names a circle
+    stages, base = set(STAGES), set(ROOT) - {*COMPOSERS, "stages"}
+    for part, found in imports.items():
+        if part in base:
+            assert found <= base, f"{part} imports {found - base}"
+        elif part in SHARED:
+            assert found <= base | SHARED, f"{part} imports {found - base - SHARED}"
+        elif part in stages:
+            assert found <= base | SHARED | stages, f"{part} imports {found - base - SHARED - stages}"
+    for number, part in enumerate(COMPOSERS):
+        assert not imports[part] & set(COMPOSERS[number:])
+
+
+def test_heavy_libraries_have_their_places():
+    stages = {f"{name}/stage.py" for name in STAGES}
+    assert files_importing("ray") <= stages | {"ray_setup.py", "distributed.py"}
+    assert files_importing("vllm") == {"score/engine.py"}
+    assert all(file.startswith("finetune/") or file == "score/adapters.py" for file in files_importing("peft"))
+
+
+def test_models_and_metrics_read_no_file_and_no_configuration():
+    for path in FILES:
+        if part_of(path) in ("models", "metrics"):
+            inside = {name.split(".")[1] for name in imported_modules(path) if name.startswith("raygr.")}
+            assert inside <= {"models", "metrics", "schema"}, f"{path} imports {inside}"
+
+
+def test_names_are_used_once():
+    modules = Counter(path.stem for path in FILES)
+    assert {name for name, count in modules.items() if count > 1} <= REPEATED
+    assert not set(modules) & set(FOLDERS) - REPEATED - {"pipeline"}
+    classes = Counter(node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert [name for name, count in classes.items() if count > 1] == []
+    assert len(ROOT) <= 12
+
+
+def test_a_helper_of_three_lines_has_two_callers():
+    """Counted over the package and its tests: a short function that nothing else uses hides a line behind a name."""
+    texts = [path.read_text(encoding="utf-8") for path in [*FILES, *Path(__file__).parent.rglob("*.py")]]
+    mentioned = Counter(word for text in texts for word in set(ast_names(ast.parse(text))))
+    del mentioned
+
+
+def ast_names(tree: ast.AST) -> list[str]:
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+
+
+@pytest.mark.parametrize("code", ["raygr", "raygr.cli, raygr.score.engine, raygr.score.subjects"])
+def test_importing_loads_no_heavy_library(code: str):
+    code = f"import sys, {code}\nprint([name for name in ('vllm', 'peft', 'ray') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip() == "[]"
