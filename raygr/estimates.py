@@ -73,7 +73,7 @@ def vectors_estimate(config: VectorsConfig) -> Estimate:
     """One prompt per item, read and never answered."""
     prepared = runs.read_run(config.data, job="prepare")
     settings = PromptSettings(
-        model=model_folder(config.model),
+        model=model_folder(config.llm),
         aspects=load_aspects(config.aspects),
         subjects="items",
         max_prompt_tokens=config.max_prompt_tokens,
@@ -124,7 +124,7 @@ def finetune_estimate(config: FinetuneConfig) -> Estimate:
 def evaluations(config: FinetuneConfig, train: int) -> int:
     """How often the held-out users answer: before, after a warm start, and along the reinforcement."""
     epoch = math.ceil(train / (config.batch_size * config.accumulation))
-    along = math.ceil(config.epochs * epoch / (config.evaluate_every or epoch))
+    along = math.ceil(config.epochs * epoch / (config.evaluate_every_steps or epoch))
     return 1 + (config.warm_start_epochs > 0) + along
 
 

@@ -50,7 +50,7 @@ def way_of_asking(config: ScoreConfig, *, exchanges: bool) -> Asking:
 def prompt_settings(config: ScoreConfig) -> PromptSettings:
     prepared = runs.read_run(config.data, job="prepare")
     return PromptSettings(
-        model=model_folder(config.model),
+        model=model_folder(config.llm),
         aspects=load_aspects(config.aspects),
         subjects=config.subjects,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -69,7 +69,7 @@ def check_settings(config: ScoreConfig, mode: str, *, exchanges: bool) -> None:
         raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
     if exchanges and not config.answered_by:
         raise ConfigError(
-            f"answered_by: not set, so that another LLM's answers would be filed as those of {config.model}: "
+            f"answered_by: not set, so that another LLM's answers would be filed as those of {config.llm}: "
             "set it to the name of the LLM that answers"
         )
     if config.cutoff_fraction < 1 and config.subjects == "items":
@@ -85,7 +85,7 @@ def checked_adapter(config: ScoreConfig, settings: PromptSettings, mode: str) ->
     check_learned(folder)
     adapter_rank(folder)  # refused here, not in an actor
     shared = prompt_sha256(encoder_of(settings).shared)
-    check_adapter(folder, shared_prompt_sha256=shared, model=config.model, mode=mode, force=config.force_adapter)
+    check_adapter(folder, shared_prompt_sha256=shared, model=config.llm, mode=mode, force=config.force_adapter)
     return folder
 
 

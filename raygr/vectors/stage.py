@@ -51,7 +51,7 @@ class Components(NamedTuple):
 
 def vectors(config: VectorsConfig) -> runs.Run:
     prepared = runs.read_run(config.data, job="prepare")
-    folder = model_folder(config.model)
+    folder = model_folder(config.llm)
     encoder = PromptEncoder(
         load_tokenizer(folder),
         load_aspects(config.aspects),
@@ -63,7 +63,7 @@ def vectors(config: VectorsConfig) -> runs.Run:
     model = AutoModel.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32).eval()
     model = model.to("cuda" if on_gpu else "cpu")
     check_width(config, items=count_items(config.data), hidden=model.config.hidden_size)
-    used = [config.data, config.aspects, config.model]
+    used = [config.data, config.aspects, config.llm]
     run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
     ids, means_ID, empty = item_means(model, encoder, config)
     found = principal_components(means_ID, config.width)
