@@ -19,12 +19,12 @@ from raygr.config import PipelineConfig, check_config
 from raygr.estimates import answer_tokens, finetune_estimate, score_estimate, vectors_estimate
 from raygr.pipeline import checked_stage
 from raygr.plan import FINISHED, REFUSED, RESUMED, TO_RUN, StagePlan, plan_stages
-from raygr.score.asking import prompt_settings, way_of_asking
+from raygr.score.asking import way_of_asking
 from raygr.score.aspects import load_aspects
 from raygr.score.chosen_subjects import chosen_prompts
 from raygr.score.config import ScoreConfig
 from raygr.score.store import StoredScore
-from raygr.score.subjects import item_prompts, user_prompt
+from raygr.score.subjects import item_prompts, prompt_settings, user_prompt
 from raygr.stages import STAGES
 
 ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 test
@@ -195,7 +195,7 @@ def test_a_job_of_a_cluster_writes_nowhere_in_its_own_folder(tmp_path: Path, mon
 
 
 def all_items(config: ScoreConfig) -> pa.Table:
-    return item_prompts(files.read_table(f"{config.data}/items"), settings=prompt_settings(config))
+    return item_prompts(files.read_table(f"{config.data}/items"), settings=prompt_settings(config, config.subjects))
 
 
 def file_answers(config: ScoreConfig, hashes: list[str]) -> None:
@@ -284,7 +284,7 @@ def test_many_subjects_are_estimated_from_some(shop: Path, tokenizer, monkeypatc
 
 def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
     config = score_config(shop, subjects="users", max_subjects=7)
-    settings = prompt_settings(config)
+    settings = prompt_settings(config, config.subjects)
     reviews = files.read_table(f"{shop}/prepare/reviews")
     reviews = reviews.filter(pa.compute.equal(reviews["split"], "train"))
     items = files.read_table(f"{shop}/prepare/items").sort_by("item_index")

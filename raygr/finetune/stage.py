@@ -18,7 +18,7 @@ import ray.train.torch
 from raygr import files, runs
 from raygr.distributed import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import PROFILE, load_inputs, prompt_settings
+from raygr.finetune.examples import PROFILE, load_inputs
 from raygr.finetune.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
 from raygr.finetune.lora import check_start, save_adapter
 from raygr.finetune.metrics import keep_best_by
@@ -27,10 +27,9 @@ from raygr.finetune.rewards import Reward
 from raygr.ray_setup import connect
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 from raygr.score.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
-from raygr.score.aspects import load_aspects
 from raygr.score.default_model import model_folder
 from raygr.score.prompts import prompt_sha256
-from raygr.score.subjects import encoder_of
+from raygr.score.subjects import encoder_of, prompt_settings
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +89,13 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
 
 def adapter_note(config: FinetuneConfig) -> AdapterNote:
     """What is known before anything is learned: all but the normalisation."""
-    aspects = load_aspects(config.aspects)
-    # the scale of ratings is told in the reviews, not in what all prompts share
-    shared = encoder_of(prompt_settings(config, aspects, best_rating=5.0)).shared
+    settings = prompt_settings(config, "users")
     return AdapterNote(
-        shared_prompt_sha256=prompt_sha256(shared),
+        shared_prompt_sha256=prompt_sha256(encoder_of(settings).shared),
         rollouts=config.rollouts,
         model=config.llm,
         model_sha256=model_sha256(config.llm),
-        aspects=aspects.names,
+        aspects=settings.aspects.names,
         normalisation={},
     )
 

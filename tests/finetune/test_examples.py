@@ -10,10 +10,10 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 
 from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import Inputs, Problem, like_threshold, load_inputs, prompt_settings
+from raygr.finetune.examples import Inputs, Problem, like_threshold, load_inputs
 from raygr.finetune.metrics import Judge
 from raygr.score.aspects import load_aspects
-from raygr.score.subjects import encoder_of
+from raygr.score.subjects import encoder_of, prompt_settings
 
 ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
 NAMES = list(load_aspects(ASPECTS).names)
@@ -44,7 +44,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def texts(config: FinetuneConfig, problem: Problem) -> str:
-    encoder = encoder_of(prompt_settings(config, load_aspects(config.aspects), best_rating=5))
+    encoder = encoder_of(prompt_settings(config, "users"))
     return encoder.tokenizer.decode(problem.prompt_ids)
 
 
