@@ -98,7 +98,6 @@ class Chosen(NamedTuple):
 def load_inputs(config: FinetuneConfig) -> Inputs:
     """Reads and checks all that `config` names; raises before anything is trained."""
     prepared = runs.read_run(config.data, job="prepare")
-    check_settings(config)
     settings = prompt_settings(config, "users")
     aspects = settings.aspects
     template = answer_template(encoder_of(settings).tokenizer, aspects)
@@ -136,25 +135,6 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         template=template,
         counts=chosen.counts | {"without_teacher": without_teacher, "items_without_score": without_score},
     )
-
-
-def check_settings(config: FinetuneConfig) -> None:
-    """Settings that contradict each other."""
-    wrong = []
-    if config.reward and (config.reward in ("auc", "accuracy")) != (config.task == "classification"):
-        wrong.append(f"reward: {config.reward} is not one of task: {config.task}")
-    if config.task == "classification" and config.keep_out < 2:
-        wrong.append("task: classification needs keep_out of 2 or more, to tell liked from not liked")
-    if not (config.epochs or config.warm_start_epochs):
-        wrong.append("epochs and warm_start_epochs are both 0, so nothing would be tuned")
-    if config.warm_start_epochs and config.teacher is None:
-        wrong.append("warm_start_epochs needs a teacher")
-    if not (config.value_reward or config.format_reward):
-        wrong.append("value_reward and format_reward are both off, so there is nothing to learn from")
-    if config.rollouts == "slots" and not config.value_reward:
-        wrong.append("rollouts: slots always keep the format, so value_reward must be on")
-    if wrong:
-        raise ConfigError("; ".join(wrong))
 
 
 def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> Histories:

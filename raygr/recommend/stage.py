@@ -120,8 +120,6 @@ def actor_settings(config: RecommendConfig, train_config: TrainConfig, *, device
 
 def read_subjects(config: RecommendConfig, train_config: TrainConfig) -> pa.Table:
     """SUBJECT rows; ConfigError or ValueError names unknown users and items."""
-    if sum(one is not None for one in (config.users, config.users_file, config.histories)) > 1:
-        raise ConfigError("users, users_file and histories are three ways to say for whom: set one of them")
     if config.histories is not None:
         subjects = subjects_of_histories(config.histories, train_config.data)
     else:

@@ -12,7 +12,7 @@ from raygr import files
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.data.vector_tables import read_vectors
 from raygr.reproduce.config import ReproduceConfig
-from raygr.train.config import TrainConfig
+from raygr.train.config import TrainConfig, fitting
 
 TABLES = ("table-2", "table-3", "table-4", "table-5")
 BASE, REFINED = "base", "refined"  # the arms of the paper's tables, beside which a configuration may name others
@@ -205,7 +205,7 @@ def train_runs(
 ) -> tuple[TrainConfig, ...]:
     """One per seed, in folders that are named by what tells them apart, or by the name of an extra arm."""
     file = config.recommenders[recommender]
-    settings = read_yaml(file) | config.train | changes
+    settings = fitting(read_yaml(file) | config.train | changes)
     settings |= {"data": sources.data, "output": config.runs, "candidates": candidate_sets(config)}
     first = check_config(TrainConfig, settings, source=f"{file} with train, refined and {dict(changes)}")
     name = f"{short_name(recommender)}-{short_name(named)}" if named else run_name(recommender, first)

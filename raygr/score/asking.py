@@ -39,7 +39,11 @@ def way_of_asking(config: ScoreConfig, *, exchanges: bool) -> Asking:
     """Reads and checks aspects, model and adapter. `exchanges`: prompts and answers go through a batch service."""
     settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     mode = mode_of(config)
-    check_settings(config, mode, exchanges=exchanges)
+    if exchanges and not config.answered_by:
+        raise ConfigError(
+            f"answered_by: not set, so that another LLM's answers would be stored as those of {config.llm}: "
+            "set it to the name of the LLM that answers"
+        )
     adapter = checked_adapter(config, settings, mode)
     # before Ray is there, this machine stands for those of the cluster
     store = store_of(config, settings.model, adapter, mode, on_gpu=torch.cuda.is_available())
@@ -48,20 +52,6 @@ def way_of_asking(config: ScoreConfig, *, exchanges: bool) -> Asking:
 
 def mode_of(config: ScoreConfig) -> str:
     return "generate-free" if config.mode == "generate" and not config.structured else config.mode
-
-
-def check_settings(config: ScoreConfig, mode: str, *, exchanges: bool) -> None:
-    if (config.answered_by or exchanges) and mode != "generate-free":
-        raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
-    if exchanges and not config.answered_by:
-        raise ConfigError(
-            f"answered_by: not set, so that another LLM's answers would be filed as those of {config.llm}: "
-            "set it to the name of the LLM that answers"
-        )
-    if config.cutoff_fraction < 1 and config.subjects == "items":
-        raise ConfigError("cutoff_fraction is for subjects: users")
-    if config.answered_by and config.adapter:
-        raise ConfigError(f"answered_by: {config.answered_by} and adapter are two ways to score: set one of them")
 
 
 def checked_adapter(config: ScoreConfig, settings: PromptSettings, mode: str) -> str | None:

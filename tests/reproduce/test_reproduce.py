@@ -287,7 +287,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
     for changes, message in [
         ({"protocol": {"GRU4Rec": "full"}}, "protocol names no candidates for SASRec"),
         ({"refined": {"fusion": "concat", "base_widht": 17}}, "base_widht: no such field"),
-        ({"refined": {"linear_map": True}}, "linear_map is for fusion: concat"),
+        ({"refined": {"linear_map": True}}, "linear_map: no effect on fusion: add"),
         ({"train": {"item_scores": "a.csv"}}, "item_scores belong to reproduce"),
         ({"train": {"targets": ["every"]}}, "targets: last"),
         ({"experiment": "table-5"}, "two adapters"),
