@@ -172,7 +172,7 @@ def test_commands_are_found_where_they_stand():
     ("text", "words"),
     [
         ("raygr trian --set output=a", "no such stage"),
-        ("raygr train --set output=a --set data=b --set epoch=3", "epoch: Unexpected"),
+        ("raygr train --set output=a --set data=b --set epoch=3", "epoch: no such field"),
         ("raygr train --set output=a \\\n  --set data=b --set dropout=2", "dropout: .*less than"),
         ("raygr train --set output=a", "data: Field required"),
         ("raygr train --sets output=a --set data=b", "unrecognized"),
@@ -180,7 +180,7 @@ def test_commands_are_found_where_they_stand():
         ("raygr reproduce table-7", "invalid choice"),
         ("raygr reproduce table-3 --set train.epoch=1", "train has no epoch"),
         ("for m in sasrecc gru4rec; do\nraygr train --set output=a --set data=b --set model=$m; done", "model: Input"),
-        ("python jobs/score.py --config score.yaml --set actor=8", "actor: Unexpected"),
+        ("python jobs/score.py --config score.yaml --set actor=8", "actor: no such field"),
     ],
 )
 def test_a_broken_command_is_told(text, words):
@@ -203,7 +203,7 @@ def test_explained_aspects_are_those_that_the_page_scores():
     configs = [config_of(command) for command in commands if not has_own_file(command)]
     files = [config.aspects for config in configs if isinstance(config, ScoreConfig)]
     scored = {aspect.name for file in files for aspect in load_aspects(file).aspects}
-    explained = [config.aspects for config in configs if isinstance(config, ExplainConfig)]
+    explained = [config.aspect_names for config in configs if isinstance(config, ExplainConfig)]
     assert explained and all(scored.issuperset(aspects) for aspects in explained)
 
 
