@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from raygr.cli import COMMANDS, add_flags, config_source
-from raygr.compare.gain_words import interval_text
+from raygr.compare.comparison import ArmGain
+from raygr.compare.gain_words import gain_text
 from raygr.config import ConfigError, PipelineConfig, load_config
 from raygr.explain.config import ExplainConfig
 from raygr.pipeline import checked_stage
@@ -275,7 +276,5 @@ def test_the_table_by_users_is_made_of_its_figures(monkeypatch):
 
     rows = [users.GainRow(**row) for row in json.loads(users.RESULTS.read_text())]
     assert users.markdown(rows, [0, 1]) == Path(f"{users.FIGURE}.md").read_text(encoding="utf-8")
-    assert (
-        interval_text({"relative": None, "relative_low": None, "difference": 0.01, "low": -0.5, "high": 0.5})
-        == "+0.0100 [-0.5000, +0.5000]"
-    )
+    gain = ArmGain(0.01, -0.5, 0.5, None, None, None, p=None, over="users and runs", p_holm=None, per_run=[])
+    assert gain_text(gain) == "+0.0100 [-0.5000, +0.5000]"
