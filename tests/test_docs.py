@@ -35,7 +35,7 @@ TRAIN_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?<![\w./-])(?:raygr|python jobs/(?P<job>\w+)\.py)\s+")
-PATH = re.compile(r"(?<![\w./~-])(?:benchmarks|configs|docs|jobs|raygr|requirements|tests)/[\w./*<>{}$-]+")
+PATH = re.compile(r"(?<![\w./~-])(?:benchmarks|configs|datasets|docs|jobs|raygr|requirements|tests)/[\w./*<>{}$-]+")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
 
@@ -209,9 +209,9 @@ def test_explained_aspects_are_those_that_the_page_scores():
 
 
 def test_make_targets_exist():
-    rules = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for page in PAGES:
-        named = re.findall(r"(?:`|^)make (\w+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        named = re.findall(r"(?:`|^)make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(named) <= set(rules), page
 
 
