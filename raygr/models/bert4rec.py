@@ -15,7 +15,7 @@ from raygr.models.cpu_kernels import bidirectional_attention, dropout
 from raygr.models.embeddings import RefinedEmbedding, padded
 
 
-class Block(nn.Module):
+class BERT4RecBlock(nn.Module):
     """Attention, then a position-wise network, each with a residual and a layer norm after it."""
 
     def __init__(self, width: int, *, heads: int, dropout: float):
@@ -50,7 +50,7 @@ class BERT4Rec(nn.Module):
         self.mask_D = nn.Parameter(torch.randn(embedding.base_width) * embedding.std)
         self.position_LD = nn.Parameter(torch.randn(max_history, width) * embedding.std)
         self.input_norm = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(BERT4RecBlock(width, heads=heads, dropout=dropout) for _ in range(blocks))
         self.head, self.head_norm = nn.Linear(width, width), nn.LayerNorm(width)
 
     def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:

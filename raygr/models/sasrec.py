@@ -14,7 +14,7 @@ from raygr.models.cpu_kernels import causal_attention, dropout
 from raygr.models.embeddings import RefinedEmbedding, padded
 
 
-class Block(nn.Module):
+class SASRecBlock(nn.Module):
     """Attention, then a position-wise network of the same width, each with a residual."""
 
     def __init__(self, width: int, *, heads: int, dropout: float):
@@ -47,7 +47,7 @@ class SASRec(nn.Module):
         width = embedding.width
         self.embedding, self.dropout, self.max_history = embedding, dropout, max_history
         self.position_LD = nn.Parameter(torch.randn(max_history, width) * embedding.std)
-        self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SASRecBlock(width, heads=heads, dropout=dropout) for _ in range(blocks))
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_data import random_scores
 
-from raygr.models.bert4rec import BERT4Rec, Block
+from raygr.models.bert4rec import BERT4Rec, BERT4RecBlock
 from raygr.models.cpu_kernels import bidirectional_attention
 from raygr.models.embeddings import Fusion, RefinedEmbedding
 
@@ -82,7 +82,7 @@ def test_the_mask_has_no_guided_part(form: str):
 def test_attention_equals_the_formula_written_out():
     """softmax(Q K^T / sqrt(d)) V per head over the three real positions, with nn.Linear's own weights."""
     torch.manual_seed(1)
-    block, input_BLD = Block(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
+    block, input_BLD = BERT4RecBlock(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
     query, key, value = block.queries_keys_values(input_BLD)[0].split(8, dim=1)
     heads = []
     for part in (slice(0, 4), slice(4, 8)):
@@ -105,7 +105,7 @@ def test_attention_in_training_is_torchs_where_dropping_changes_next_to_nothing(
 def test_a_block_norms_after_each_half():
     """Post-norm as published: the block's output is that of a layer norm, mean 0 and deviation 1 at the start."""
     torch.manual_seed(0)
-    output_BLD = Block(8, heads=2, dropout=0.0).eval()(5 + 3 * torch.randn(1, 4, 8), torch.tensor([4]))
+    output_BLD = BERT4RecBlock(8, heads=2, dropout=0.0).eval()(5 + 3 * torch.randn(1, 4, 8), torch.tensor([4]))
     torch.testing.assert_close(output_BLD.mean(2), torch.zeros(1, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(output_BLD.std(2, correction=0), torch.ones(1, 4), atol=1e-3, rtol=0)
 

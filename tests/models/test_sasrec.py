@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raygr.models.embeddings import Fusion, RefinedEmbedding
-from raygr.models.sasrec import Block, SASRec
+from raygr.models.sasrec import SASRec, SASRecBlock
 
 
 def small_model(*, dropout: float = 0.0) -> SASRec:
@@ -60,7 +60,7 @@ def test_the_newest_interaction_has_the_last_position():
 def test_attention_equals_the_formula_written_out():
     """softmax(Q K^T / sqrt(d) + causal mask) V per head, with nn.Linear's own weights."""
     torch.manual_seed(1)
-    block, input_BLD = Block(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
+    block, input_BLD = SASRecBlock(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
     query, key, value = block.queries_keys_values(input_BLD)[0].split(8, dim=1)
     heads = []
     for part in (slice(0, 4), slice(4, 8)):
