@@ -8,7 +8,7 @@ from toy_data import random_scores
 
 from raygr.models.bert4rec import BERT4Rec, BERT4RecBlock
 from raygr.models.cpu_kernels import bidirectional_attention
-from raygr.models.embeddings import Fusion, RefinedEmbedding
+from raygr.models.embeddings import Fusion, RefinedEmbedding, position_rows
 
 MASK = 13
 
@@ -47,7 +47,7 @@ def test_a_mask_follows_the_history_and_the_oldest_item_makes_room_for_it():
     asked_BL, asked_length_B = model.with_mask(history_BL, length_B)
     assert asked_BL.tolist() == [[2, 3, 4, MASK], [5, 6, 7, MASK], [8, MASK, 0, 0]]
     assert asked_length_B.tolist() == [4, 4, 2]
-    last_BD = model.last_state(model.embedding.item_rows(), history_BL, length_B)
+    last_BD = model.encode(model.embedding.item_rows(), history_BL, length_B)
     all_BLD = states(model, asked_BL.tolist())
     assert torch.equal(last_BD, torch.stack([all_BLD[0, 3], all_BLD[1, 3], all_BLD[2, 1]]))
 
@@ -59,7 +59,7 @@ def test_short_histories_grow_by_the_mask():
 
 
 def test_the_last_step_of_a_history_has_the_last_position():
-    steps = small_model().recency(torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([3, 1]))
+    steps = position_rows(torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([3, 1]), small_model().max_history)
     assert steps[0].tolist() == [3, 4, 5]
     assert steps[1, 0].item() == 5
 
