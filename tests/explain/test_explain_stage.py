@@ -15,10 +15,11 @@ from raygr.cli import main
 from raygr.explain import stage as explain_module
 from raygr.explain.explanation import UserExplanation
 from raygr.explain.stage import explain_item
+from raygr.models.workers import Share
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Share, start_training
+from raygr.train.loop import start_training
 from raygr.train.outputs import write_outputs
 
 torch.set_num_threads(1)
