@@ -250,8 +250,9 @@ def raygr_side(job: dict, side: Side) -> None:
     import transformers
 
     from raygr.finetune.examples import load_tuning_data
-    from raygr.finetune.loop import Share, start_tuning, tune
+    from raygr.finetune.loop import start_tuning, tune
     from raygr.finetune.rewards import Normalisation
+    from raygr.models.workers import Share
 
     pipe = Pipe()
     torch.set_num_threads(job["threads"])
@@ -261,10 +262,9 @@ def raygr_side(job: dict, side: Side) -> None:
     data = load_tuning_data(config)
     if side.kind == "free":
         data = data._replace(template=endless(data.template, data.model, job["tokens"]))
-    # no evaluation: none before the first step and none between the steps
-    config = replace(
-        config, warm_start_epochs=0, epochs=max(config.epochs, job["rounds"] + 2), evaluate_every=1_000_000
-    )
+    # neither SFT warm-up nor evaluation before the last step of the last epoch, which is never reached
+    epochs = max(config.epochs, job["rounds"] + 2)
+    config = replace(config, warm_start_epochs=0, epochs=epochs, evaluate_every_steps=1_000_000)
     tuning = start_tuning(config, data, torch.device("cpu"), Share())
     statistics = (tuning.task.item_mean, tuning.task.item_std, job["rating_mean"], job["rating_std"])
     tuning.progress.normalisation = Normalisation(*statistics)

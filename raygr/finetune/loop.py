@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ from raygr.finetune.policy import (
     teacher_ratings,
 )
 from raygr.finetune.rewards import Normalisation, Reward
+from raygr.models.workers import Share
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +60,6 @@ NORMALISATION_USERS = 64  # training users whose sampled answers the user statis
 USERS_AT_ONCE = 8  # users of one pass without gradients, at least; a batch with gradients takes more memory
 WATCH_KL_EVERY = 10  # steps
 RL_ORDER, SFT_ORDER, SAMPLES, FIRST_SAMPLES, DROPOUT = range(5)  # streams of random numbers
-
-
-class Share(NamedTuple):
-    """Which part of every step is this worker's."""
-
-    rank: int = 0
-    workers: int = 1
 
 
 @dataclass
@@ -154,7 +148,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
         rate = config.warm_start_learning_rate * learning_rate_at(progress.sft_step, steps, config.warmup_ratio)
         norm = optimizer_step(tuning, rate)
         progress.sft_step += 1
-        loss = float(summed(loss_sum, tuning.share)) / len(examples)
+        loss = float(tuning.share.total(loss_sum)) / len(examples)
         line = {"stage": "warm_start", "step": progress.sft_step, "learning_rate": rate, "gradient_norm": norm}
         log_step(tuning, line | {"loss": loss, "seconds": time.perf_counter() - started})
         if progress.sft_step == steps:
@@ -192,10 +186,10 @@ def tune(tuning: Tuning) -> Iterator[bool]:
         rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
         norm = optimizer_step(tuning, rate)
         progress.step += 1
-        figures = step_figures(summed(sums, tuning.share).tolist(), time.perf_counter() - started)
+        figures = step_figures(tuning.share.total(sums).tolist(), time.perf_counter() - started)
         line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
         log_step(tuning, line | figures)
-        evaluate_now = progress.step % (config.evaluate_every or epoch_steps) == 0 or progress.step == steps
+        evaluate_now = progress.step % (config.evaluate_every_steps or epoch_steps) == 0 or progress.step == steps
         if evaluate_now:
             evaluate_and_keep_best(tuning, "reinforcement", may_be_best=True)
         yield evaluate_now
@@ -257,23 +251,12 @@ def optimizer_step(tuning: Tuning, learning_rate: float) -> float:
 
 
 def sum_gradients(tuning: Tuning) -> None:
-    """One all-reduce of one flat vector; a worker without users in this step adds zeros."""
+    """Sums the gradients of all workers; a worker without users in this step adds zeros."""
     weights = list(adapter_weights(tuning.model).values())
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    if tuning.share.workers == 1:
-        return
-    flat = summed(torch.cat([weight.grad.flatten() for weight in weights]), tuning.share)
-    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-        weight.grad = part.view_as(weight)
-
-
-def summed(values: Tensor, share: Share) -> Tensor:
-    """The sum over all workers, in place."""
-    if share.workers > 1:
-        torch.distributed.all_reduce(values)
-    return values
+    tuning.share.add_up([weight.grad for weight in weights])
 
 
 def log_step(tuning: Tuning, line: dict[str, Any]) -> None:
@@ -307,7 +290,7 @@ def sampled_normalisation(tuning: Tuning, *, warn: bool) -> Normalisation:
         key = (tuning.config.seed, FIRST_SAMPLES)
         rollouts = sample_rollouts(tuning.policy, batch, key, completions=1, learn=False)
         total_3A += moments(rollouts.ratings_BGA[:, 0])
-    normalisation, unsure = lasting_normalisation(tuning.task, summed(total_3A, tuning.share))
+    normalisation, unsure = lasting_normalisation(tuning.task, tuning.share.total(total_3A))
     if warn and unsure:
         means, spreads, names = normalisation.user_mean, normalisation.user_std, tuning.data.names
         taken = "; ".join(f"{names[a]}: mean {means[a]:.3g}, spread {spreads[a]:.3g}" for a in unsure)
@@ -322,8 +305,7 @@ def evaluate(tuning: Tuning, examples: list[TuningExample]) -> dict[str, Any]:
     own = [likeliest_ratings(tuning.policy, batch) for batch in batches]
     if own:
         ratings_UA[tuning.share.rank :: tuning.share.workers] = torch.cat(own)
-    # the sum gathers all ratings: every worker leaves the others' users at 0
-    ratings_UA = summed(ratings_UA, tuning.share)
+    ratings_UA = tuning.share.total(ratings_UA)  # gathers: every worker leaves the others' users at 0
     return evaluation_record(user_metrics(tuning.task, tuning.progress.normalisation, examples, ratings_UA))
 
 
