@@ -16,12 +16,13 @@ logger = logging.getLogger(__name__)
 
 def explain(config: ExplainConfig) -> runs.Run:
     """Writes the explanation and logs its sentences; ValueError before anything is written if there is none."""
-    explanation = explain_item(load_recommender(config.train), config.item, config.users, aspects=config.aspects)
+    recommender = load_recommender(config.train_run)
+    explanation = explain_item(recommender, config.item, config.users, aspects=config.aspect_names)
     run = runs.start_run(config.output, job="explain", config=config)
     sentences = explanation.sentences()
     files.write_json(dataclasses.asdict(explanation) | {"sentences": sentences}, run.file(f"{EXPLANATION}.json"))
     save_figure(explanation_figure(explanation), run.file(EXPLANATION), dots_per_inch=100)
-    runs.finish_run(run, inputs=[config.train], counts={"users": len(explanation.users)})
+    runs.finish_run(run, inputs=[config.train_run], counts={"users": len(explanation.users)})
     for text in sentences:
         logger.info("%s", text)
     return run

@@ -161,7 +161,7 @@ def span_text(values: Sequence[int]) -> str:
 def protocol_text(experiment: Experiment, protocol: Protocol) -> str:
     if not experiment.plan.points:
         tables = [metric_table(experiment, protocol)]
-        tables += [arm_table(experiment, protocol)] if experiment.config.arms else []
+        tables += [arm_table(experiment, protocol)] if experiment.config.extra_arms else []
         return "\n".join([*tables, reference_table(experiment, protocol)])
     file = figure_file(experiment.config, protocol)
     return f"![{TITLES[experiment.config.experiment]}]({file}.png)\n\n" + point_table(experiment, protocol)
@@ -169,7 +169,7 @@ def protocol_text(experiment: Experiment, protocol: Protocol) -> str:
 
 def metric_table(experiment: Experiment, protocol: Protocol) -> str:
     """A row per recommender and metric: base, refined arms, improvements, and the paper's under its protocols."""
-    further = experiment.config.arms
+    further = experiment.config.extra_arms
     labels = list(dict.fromkeys(arm.label for arm in experiment.plan.arms if arm.base and arm.label not in further))
     head = ["base", *labels, *(["improvement"] if len(labels) == 1 else [f"improvement, {one}" for one in labels])]
     papers = [f"paper: {name}" for name in head] if protocol.is_papers else []

@@ -112,18 +112,20 @@ def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:
 
 
 def check_arms(config: ReproduceConfig) -> None:
-    if config.arms and config.experiment not in TABLES:
-        raise ConfigError(f"arms are for {', '.join(TABLES)}, not for {config.experiment}")
-    taken = [name for name in config.arms if short_name(name).split("-")[0] in (BASE, REFINED)]
+    if config.extra_arms and config.experiment not in TABLES:
+        raise ConfigError(f"extra_arms are for {', '.join(TABLES)}, not for {config.experiment}")
+    taken = [name for name in config.extra_arms if short_name(name).split("-")[0] in (BASE, REFINED)]
     if taken:
-        raise ConfigError(f"arms: {', '.join(taken)}: names that begin with {BASE} or {REFINED} are the paper's arms'")
-    names = [short_name(name) for name in config.arms]
-    alike = [name for name in config.arms if names.count(short_name(name)) > 1]
+        raise ConfigError(
+            f"extra_arms: {', '.join(taken)}: names that begin with {BASE} or {REFINED} are the paper's arms'"
+        )
+    names = [short_name(name) for name in config.extra_arms]
+    alike = [name for name in config.extra_arms if names.count(short_name(name)) > 1]
     if alike:
-        raise ConfigError(f"arms: {', '.join(alike)}: their runs would share a folder, name them more unlike")
+        raise ConfigError(f"extra_arms: {', '.join(alike)}: their runs would share a folder, name them more unlike")
     for arm, twin in config.twins.items():
-        if arm not in {*refined_labels(config), *config.arms} or twin not in config.arms or arm == twin:
-            names = ", ".join([*refined_labels(config), *config.arms])
+        if arm not in {*refined_labels(config), *config.extra_arms} or twin not in config.extra_arms or arm == twin:
+            names = ", ".join([*refined_labels(config), *config.extra_arms])
             raise ConfigError(f"twins: {arm} and {twin} must be two of {names}")
 
 
@@ -132,15 +134,17 @@ def check_arms(config: ReproduceConfig) -> None:
 
 def sources_of(config: ReproduceConfig) -> Sources:
     """Paths as they are set, or where the stages will write."""
-    if config.experiment == "table-5" and config.user_scores in ("none", "profile"):
+    if config.experiment == "table-5" and config.user_scores != "llm":
         raise ConfigError(
-            "table-5 compares the user scores of two adapters: set user_scores and classification_scores to score runs"
+            "table-5 compares the user scores of two adapters: "
+            "set user_score_run and classification_scores to score runs"
         )
     classification = config.classification_scores or files.join(config.runs, "user-scores-classification")
+    llm_scores = config.user_score_run or files.join(config.runs, "user-scores")
     return Sources(
         data=config.data or files.join(config.runs, "prepare"),
         item_scores=config.item_scores or files.join(config.runs, "item-scores"),
-        user_scores=config.user_scores or files.join(config.runs, "user-scores"),
+        user_scores=llm_scores if config.user_scores == "llm" else config.user_scores,
         classification_scores=classification if config.experiment == "table-5" else None,
     )
 
@@ -153,7 +157,7 @@ def source_stages(config: ReproduceConfig, sources: Sources) -> list[tuple[str, 
         stages.append(source_stage(config, "prepare", {"output": sources.data}))
     if config.item_scores is None:
         stages.append(source_stage(config, "item_scores", data | {"output": sources.item_scores}))
-    if config.user_scores is None:
+    if config.user_scores == "llm" and config.user_score_run is None:
         stages += user_score_stages(config, sources, output=sources.user_scores, task="base")
     if sources.classification_scores and config.classification_scores is None:
         stages += user_score_stages(config, sources, output=sources.classification_scores, task="classification")
@@ -170,7 +174,7 @@ def user_score_stages(
     # reward: that of the task, whichever the file's task has
     tuning = data | {"output": adapter, "item_scores": sources.item_scores, "task": task, "reward": None}
     stages = []
-    if config.stages.get("teacher"):
+    if config.stage_files.get("teacher"):
         stages.append(source_stage(config, "teacher", data | {"output": teacher}))
         tuning["teacher"] = teacher
     stages.append(source_stage(config, "finetune", tuning))
@@ -179,8 +183,10 @@ def user_score_stages(
 
 
 def source_stage(config: ReproduceConfig, name: str, places: dict[str, str]) -> tuple[str, StageConfig]:
-    if not config.stages.get(name):
-        wanted = {"prepare": "data", "finetune": "user_scores"}.get(name, name)
-        raise ConfigError(f"set {wanted} to a finished run, or stages.{name} to the YAML of the stage that makes it")
-    file, job = config.stages[name], STAGE_JOBS[name]
+    if not config.stage_files.get(name):
+        wanted = {"prepare": "data", "finetune": "user_score_run", "user_scores": "user_score_run"}.get(name, name)
+        raise ConfigError(
+            f"set {wanted} to a finished run, or stage_files.{name} to the YAML of the stage that makes it"
+        )
+    file, job = config.stage_files[name], STAGE_JOBS[name]
     return job, check_config(STAGES[job], read_yaml(file) | places, source=file)
