@@ -1,11 +1,17 @@
-# `make quickstart`: set-up and the whole pipeline on the embedded data. `make test`: set-up and the tests.
+# make quickstart   set-up, then the whole pipeline on the embedded data
+# make test         set-up, then all tests
+# make test-fast    the tests that start no Ray and are not marked slow: under two minutes
+# make lint         ruff: rules and format
+# make types        mypy over raygr/
+# make docs         the documentation in site/; a warning is an error
+# make tree         writes the list of modules in docs/architecture.md anew
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test test-fast lint types docs tree clean
 
 setup: $(STAMP)
 
@@ -27,8 +33,20 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not ray"
+
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+tree: setup
+	$(BIN)/python docs/tree.py
 
 clean:
 	rm -rf $(VENV)
