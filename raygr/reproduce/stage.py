@@ -6,11 +6,10 @@ is skipped, so an interrupted experiment goes on where it stopped.
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from raygr import files, runs
+from raygr.compare.comparison import Comparison, read_comparison
 from raygr.compare.config import CompareConfig
-from raygr.compare.tables import read_comparison
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.pipeline import SideBySide, run_stages
 from raygr.report.charts import save_figure
@@ -68,7 +67,7 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     bases = {arm.name: arm.base for arm in plan.arms if arm.base}
     compared = comparison(run, "comparison", plan, bases)
     twins = twins_of(config, plan)
-    of_twins = comparison(run, "twins", plan, twins) if twins else {}
+    of_twins = comparison(run, "twins", plan, twins) if twins else None
     write_experiment(run, Experiment(config, sources, plan, compared, twins, of_twins, paper, costs))
     counts = {"arms": len(plan.arms), "train_runs": len(trainings)}
     runs.finish_run(run, inputs=[sources.data, config.paper, *(train.output for train in trainings)], counts=counts)
@@ -87,7 +86,7 @@ def write_experiment(run: runs.Run, experiment: Experiment) -> None:
         save_figure(draw_experiment(experiment, protocol), run.file(figure_file(experiment.config, protocol)))
 
 
-def comparison(run: runs.Run, name: str, plan: Plan, bases: Mapping[str, str]) -> dict[str, Any]:
+def comparison(run: runs.Run, name: str, plan: Plan, bases: Mapping[str, str]) -> Comparison:
     """comparison.json of the plan's arms, each beside its base, in a folder of this name."""
     wanted = bases.keys() | bases.values()
     arms = {arm.name: tuple(train.output for train in arm.runs) for arm in plan.arms if arm.name in wanted}

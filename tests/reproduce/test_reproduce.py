@@ -40,11 +40,10 @@ def toy_ranks(config: TrainConfig, candidates: str) -> list[float]:
 
     Shuffled scores do as the base.
     """
-    if config.control == "shuffled":
-        return toy_ranks(replace(config, item_scores=None, control="none"), candidates)
+    is_refined = config.item_scores is not None and config.control != "shuffled"
     if candidates != "full":
-        return [1, 2 if config.item_scores is None else 1]
-    return [config.base_width // 10 if config.item_scores is None else 1, 4]
+        return [1, 1 if is_refined else 2]
+    return [1 if is_refined else config.base_width // 10, 4]
 
 
 def stand_in_train(config: TrainConfig) -> runs.Run:
@@ -59,6 +58,7 @@ def stand_in_train(config: TrainConfig) -> runs.Run:
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     protocol = {"split": "leave_one_out", "candidates": list(config.candidates), "data": "abc"}
     record = {"protocol": protocol, "shares": None, "parameters": 100, "lists": LISTS, "best_epoch": 3, "epochs": 4}
+    record["test"] = {}
     files.write_json(record, run.file(METRICS))
     counts = {"interactions": 24, "items": ITEMS, "test_targets": 2}
     runs.finish_run(run, inputs=[config.data], counts=counts)

@@ -10,11 +10,11 @@ import torch
 from toy_data import cycles, random_scores, walks, write_csv, write_prepared
 
 from raygr.config import ConfigError, check_config
+from raygr.models.workers import Share
 from raygr.train import loop
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
 from raygr.train.loop import (
-    Share,
     Training,
     accumulate_gradients,
     checkpoint_state,
@@ -403,18 +403,17 @@ def test_gradients_are_clipped_to_the_norm(toy: Path):
     assert math.sqrt(float(sum(sums))) == pytest.approx(1e-3, rel=1e-3)
 
 
+NEEDS_TARGETS = "needs every position's target, so it is not for model: bert4rec"
+FEW_ITEMS = "is for losses that touch few items, not for cross_entropy"
+NO_NEGATIVES = "has no negatives in a batch of one history: raise batch_size, or set negatives"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"model": "bert4rec", "loss": "bpr"},
-            "loss: bpr needs every position's target, so it is not for model: bert4rec",
-        ),
+        ({"model": "bert4rec", "loss": "bpr"}, f"loss: bpr {NEEDS_TARGETS}"),
         ({"loss": "sampled_cross_entropy"}, "loss: sampled_cross_entropy needs negatives: 1 or more"),
-        (
-            {"loss": "top1", "batch_size": 1},
-            "loss: top1 has no negatives in a batch of one history: raise batch_size, or set negatives",
-        ),
+        ({"loss": "top1", "batch_size": 1}, f"loss: top1 {NO_NEGATIVES}"),
         ({"negatives": 5}, "negatives: no effect on loss: cross_entropy"),
         ({"final_activation": "tanh"}, "final_activation: no effect on loss: cross_entropy"),
         ({"loss": "bpr", "score_penalty": 1.0}, "score_penalty: no effect on loss: bpr"),
