@@ -8,17 +8,19 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from raygr import files, runs
 from raygr.finetune.config import FinetuneConfig
+from raygr.score.adapters import fitting_adapter
 from raygr.score.answer_format import aspect_tails, rating_tokens
-from raygr.score.asking import PROMPTS, PROMPTS_DONE, way_of_asking
 from raygr.score.aspects import AspectSet
 from raygr.score.chat_template import encode_plain
-from raygr.score.chosen_subjects import chosen_prompts, subjects_of
 from raygr.score.config import ScoreConfig
-from raygr.score.subjects import encoder_of, prompt_settings
+from raygr.score.prompts import prompt_sha256
+from raygr.score.store import answer_mode, open_store
+from raygr.score.subjects import PROMPTS, PROMPTS_DONE, chosen_prompts, encoder_of, prompt_settings, subjects_of
 from raygr.vectors.config import VectorsConfig
 
 SAMPLED = 128  # subjects whose prompts are made for an estimate
@@ -42,9 +44,12 @@ class Estimate(NamedTuple):
 def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
     """Prompts that the store lacks. The store knows none of an adapter that is yet to be tuned."""
     settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
-    store = way_of_asking(config, exchanges=False).store if adapter_is_known else None
-    known = store.known(retry_failed=config.retry_failed) if store else set()
     encoder = encoder_of(settings)
+    if config.adapter and adapter_is_known:
+        shared = prompt_sha256(encoder.shared)
+        fitting_adapter(config, shared_prompt_sha256=shared, mode=answer_mode(config))
+    store = open_store(config, on_gpu=torch.cuda.is_available()) if adapter_is_known else None
+    known = store.known(retry_failed=config.retry_failed) if store else set()
     subjects = subjects_of(config.data, config.subjects, config.max_subjects)
     if files.exists(files.join(config.output, PROMPTS_DONE)):
         columns = ["prompt_sha256", "prompt_tokens"]

@@ -20,8 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raygr.finetune.prefix_cache import Decoding, Prefilled, Rows
 from raygr.finetune.rewards import correct_characters
-from raygr.score.answer_format import RatingTokens, decoded, rating_tokens, token_ends
-from raygr.score.answer_parsing import ParsedRatings, parse_ratings
+from raygr.score.answer_format import ParsedRatings, RatingTokens, decoded, parse_ratings, rating_tokens, token_ends
 from raygr.score.aspects import AspectSet
 from raygr.score.chat_template import PromptError, chat_parts, encode_answers, encode_control
 

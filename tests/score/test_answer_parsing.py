@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from raygr.score.answer_parsing import parse_ratings, rating_probabilities
+from raygr.score.answer_format import parse_ratings
+from raygr.score.engine import rating_probabilities
 
 NAMES = ("tension level", "dialogue complexity", "complexity", "movie length (duration)")
 PLAIN = "tension level: 7\ndialogue complexity: 10\ncomplexity: 1\nmovie length (duration): 3"

@@ -15,7 +15,6 @@ from toy_data import walks, write_prepared
 from raygr.config import ConfigError
 from raygr.ray_setup import Node
 from raygr.score import engine, stage
-from raygr.score.adapters import Merged
 from raygr.score.answer_format import RatingTokens
 from raygr.score.config import ScoreConfig
 from raygr.score.engine import EngineSettings, ScoringEngine, TokenCounts, request_seed
@@ -194,11 +193,7 @@ def test_a_merged_model_is_gone_once_it_is_loaded(vllm, tmp_path, monkeypatch):
             read.append(Path(model).is_dir())
 
     monkeypatch.setattr(sys.modules["vllm"], "LLM", Loaded)
-    answers_R = np.zeros(10)
-    monkeypatch.setattr(
-        "raygr.score.engine.merged_model", lambda *arguments: Merged(folder, answers_R, answers_R - 1.0)
-    )
-    monkeypatch.setattr(ScoringEngine, "check_logprobs", lambda self, lora: answers_R)
+    monkeypatch.setattr(engine, "merged_model", lambda model, adapter: folder)
     actor = ScoringEngine(engine_settings(adapter="outputs/tuned/adapter"), ScoreStore(str(tmp_path / "store")))
     assert read == [True] and not Path(folder.name).exists()
     actor.llm.completion = "pace: 7\nwit: 7"

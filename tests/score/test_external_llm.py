@@ -62,7 +62,7 @@ def test_no_file_of_an_earlier_export_is_overwritten(tmp_path: Path, monkeypatch
     """A third file of a batch that was paid for, where the first two have been moved away."""
     monkeypatch.setattr("raygr.score.external_llm.request_lines", lambda *given: iter(["a\n", "b\n", "c\n"]))
     (tmp_path / "p-3.jsonl").write_text("paid for")
-    with pytest.raises(runs.RunError, match=r"p-3\.jsonl is there already"):
+    with pytest.raises(runs.RunError, match=r"p-3\.jsonl exists already"):
         write_requests(None, str(tmp_path / "p.jsonl"), settings=None, request=request(requests_per_file=1))
     assert (tmp_path / "p-3.jsonl").read_text() == "paid for"
 
@@ -291,7 +291,7 @@ def test_a_score_run_by_another_llm(tmp_path: Path, local_ray: Any, capsys: pyte
     assert "2 prompts have no answer of gpt-4o-mini yet" in capsys.readouterr().err
     smaller = [*command, "--set", "requests.requests_per_file=2", "--set", "requests.model=big"]
     assert main([*smaller, "--export-prompts", requests]) == 2
-    assert f"{requests} is there already" in capsys.readouterr().err
+    assert f"{requests} exists already" in capsys.readouterr().err
     assert main([*smaller, "--export-prompts", str(tmp_path / "left.jsonl")]) == 0
     paths = capsys.readouterr().out.split()
     assert paths == [str(tmp_path / "left.jsonl"), str(tmp_path / "left-2.jsonl")]

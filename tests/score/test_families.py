@@ -18,8 +18,7 @@ from raygr.finetune.lora import with_adapter
 from raygr.finetune.policy import check_passes
 from raygr.finetune.prefix_cache import Rows, completion_logits, packed_logits, prefill, register_attention
 from raygr.finetune.sampling import answer_ids, answer_template, read_completion, sample_free, sample_slots
-from raygr.score.answer_format import aspect_tails, rating_tokens, token_ends
-from raygr.score.answer_parsing import parse_ratings
+from raygr.score.answer_format import aspect_tails, parse_ratings, rating_tokens, token_ends
 from raygr.score.chat_template import TODAY, chat_parts, render_chat
 from raygr.score.engine import ScoringEngine
 from raygr.score.prompts import Item, PromptEncoder, item_lines, lines_text, system_text, user_lead_in

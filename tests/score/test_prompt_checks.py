@@ -12,11 +12,10 @@ from raygr import files
 from raygr.cli import main
 from raygr.config import ConfigError
 from raygr.schema import ITEM_SCHEMA
-from raygr.score.asking import check_settings
-from raygr.score.chosen_subjects import chosen_prompts, subjects_of, whole_texts
 from raygr.score.config import ScoreConfig
 from raygr.score.prompt_checks import check_prompts, first_difference
-from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings
+from raygr.score.stage import check_settings
+from raygr.score.subjects import PromptSettings, chosen_prompts, encoder_of, prompt_settings, subjects_of, whole_texts
 
 ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
 WORDS = ["travel", "silk", "baby", "steel", "cheap", "summer", "music", "red"]
@@ -136,7 +135,7 @@ def test_an_earlier_cutoff_shows_the_first_part_and_says_so(shop):
         assert [at for at in range(8) if f"words of u{user} at {at}\n" in text + "\n"] == [0, 1, 2]
     with pytest.raises(ConfigError, match="cutoff_fraction is for subjects: users"):
         items = ScoreConfig(output="o", data=shop, subjects="items", aspects=ASPECTS, cutoff_fraction=0.5)
-        check_settings(items, "probe", exchanges=False)
+        check_settings(items, by_service=False)
 
 
 def test_the_texts_of_users_are_read_in_the_order_asked_for(shop):

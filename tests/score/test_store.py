@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raygr.score import asking
-from raygr.score.asking import store_of
+from raygr.score import store as store_module
 from raygr.score.config import SAME_ANSWERS, ScoreConfig
-from raygr.score.store import ScoreStore, StoredScore
+from raygr.score.store import ScoreStore, StoredScore, open_store
 
 
 def answer(rating: int | None, *, reason: str = "ok", completion: str = "text") -> StoredScore:
@@ -125,9 +124,8 @@ def test_scores_from_probabilities_are_the_mode_and_the_mean():
 
 
 def key(model: str = "some/model", adapter: str | None = None, *, on_gpu: bool = False, **settings) -> str:
-    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", **settings)
-    mode = "generate-free" if config.mode == "generate" and not config.structured else config.mode
-    return store_of(config, model, adapter, mode, on_gpu=on_gpu).path
+    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", model=model, adapter=adapter, **settings)
+    return open_store(config, on_gpu=on_gpu).path
 
 
 def test_everything_that_changes_an_answer_is_in_the_key():
@@ -159,6 +157,7 @@ def test_a_model_or_adapter_goes_by_its_content(tmp_path, monkeypatch):
     for folder in (model, adapter):
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"one")
+    (adapter / "adapter_config.json").write_text("{}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     spellings = ["home/model", "home/model/", "./home/model", str(model), "~/model"]
@@ -175,7 +174,7 @@ def test_a_model_or_adapter_goes_by_its_content(tmp_path, monkeypatch):
 def test_a_model_of_the_hub_goes_by_its_commit(monkeypatch):
     commits = SimpleNamespace(now="c1")
     monkeypatch.setattr(
-        asking, "try_to_load_from_cache", lambda name, file, revision: f"/hub/snapshots/{commits.now}/{file}"
+        store_module, "try_to_load_from_cache", lambda name, file, revision: f"/hub/snapshots/{commits.now}/{file}"
     )
     first = key("some/model")
     assert first == key("some/model", engine_kwargs={"revision": "main"})
