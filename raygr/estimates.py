@@ -119,7 +119,7 @@ def finetune_estimate(config: FinetuneConfig) -> Estimate:
 def evaluations(config: FinetuneConfig, train: int) -> int:
     """How often the held-out users answer: before, after a warm start, and along the reinforcement."""
     epoch = math.ceil(train / (config.batch_size * config.accumulation))
-    along = math.ceil(config.epochs * epoch / (config.evaluate_every or epoch))
+    along = math.ceil(config.epochs * epoch / (config.evaluate_every_steps or epoch))
     return 1 + (config.warm_start_epochs > 0) + along
 
 

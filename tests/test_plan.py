@@ -246,7 +246,7 @@ def test_a_subset_of_the_aspects_asks_nothing_and_words_changed_in_place_are_ref
     score = score_stage(shop)
     finish(score, [f"{shop}/prepare", f"{shop}/aspects.yaml"])
     scores, data = f"{shop}/scores", f"{shop}/prepare"
-    train = train_stage(shop, data=data, item_scores=scores, aspects=["wit"])
+    train = train_stage(shop, data=data, item_scores=scores, aspect_names=["wit"])
     assert [(plan.state, plan.note) for plan in planned(score, train)] == [(FINISHED, ""), (TO_RUN, "")]
     write_aspects(shop / "aspects.yaml", pace="Slow to very fast.")
     refused = planned(score, train)[0]
@@ -314,7 +314,7 @@ def test_a_finetune_asks_its_users_in_every_pass(shop: Path, tokenizer):
     assert found.prompts == 9 * 3 + 3 * 4
     answer = len(tokenizer.encode("pace: 5\nwit: 5")) + 1
     assert found.answer_tokens == answer * (9 * (1 + 2 * 4) + 3 * 4)
-    often = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2, evaluate_every=2), source="test")
+    often = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2, evaluate_every_steps=2), source="test")
     assert finetune_estimate(often).prompts == 9 * 3 + 3 * (2 + 3)  # 6 steps
 
 
@@ -405,7 +405,7 @@ def test_exported_prompts_replace_no_file(shop: Path, capsys):
 
 def test_a_model_that_is_not_there_is_one_message_and_no_trace_of_a_run(shop: Path, capsys):
     (shop / "model").mkdir()
-    entry = score_stage(shop)["score"] | {"model": f"{shop}/model"}
+    entry = score_stage(shop)["score"] | {"llm": f"{shop}/model"}
     flags = [flag for name, value in entry.items() if value for flag in ("--set", f"{name}={value}")]
     assert main(["score", *flags]) == 2
     assert f"{shop}/model" in capsys.readouterr().err

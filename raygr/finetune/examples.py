@@ -214,12 +214,12 @@ def has_both(histories: Histories, user: int) -> bool:
 def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> np.ndarray:
     """The target and `candidates` others, the same for every reward and every number of users."""
     others = np.setdiff1d(np.arange(histories.data.items), histories.own_items(user))
-    if len(others) < config.candidates:
+    if len(others) < config.candidate_items:
         raise ConfigError(
-            f"candidates: {config.candidates} are more than the {len(others)} items that the user with "
+            f"candidate_items: {config.candidate_items} are more than the {len(others)} items that the user with "
             f"{len(histories.own_items(user))} interactions has not"
         )
-    drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidates, replace=False)
+    drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidate_items, replace=False)
     target = histories.data.item_N[histories.judged(user).stop - 1] - 1
     return np.concatenate([[target], drawn])
 

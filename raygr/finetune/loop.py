@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from raygr.finetune.policy import (
     taught_loss,
 )
 from raygr.finetune.rewards import Normalisation, Reward
+from raygr.models.workers import Share
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +54,6 @@ NORMALISATION_USERS = 64  # training users on one sampled answer of whom the use
 USERS_AT_ONCE = 8  # at least, where nothing is learned; a batch that is learned from takes more memory
 WATCH_KL_EVERY = 10
 RL_ORDER, WARM_ORDER, SAMPLES, FIRST_SAMPLES, DROPOUT = range(5)  # streams of random numbers
-
-
-class Share(NamedTuple):
-    """Which part of every step is this worker's."""
-
-    rank: int = 0
-    workers: int = 1
 
 
 @dataclass
@@ -177,7 +171,7 @@ def tuning_rounds(tuning: Tuning) -> Iterator[None]:
     epoch = math.ceil(len(tuning.inputs.train) / step_size(config))
     while progress.step < config.epochs * epoch:
         log_step(tuning, reinforcement_step(tuning))
-        if progress.step % (config.evaluate_every or epoch) == 0 or progress.step == config.epochs * epoch:
+        if progress.step % (config.evaluate_every_steps or epoch) == 0 or progress.step == config.epochs * epoch:
             evaluate_stage(tuning, "reinforcement", counts=True)
             yield
 
@@ -223,16 +217,12 @@ def update(tuning: Tuning, learning_rate: float) -> float:
 
 
 def sum_gradients(tuning: Tuning) -> None:
-    """One all-reduce of one flat vector; a worker without users in this step adds zeros."""
+    """Sums the gradients of all workers; a worker without users in this step adds zeros."""
     weights = list(adapter_weights(tuning.model).values())
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    if tuning.share.workers == 1:
-        return
-    flat = summed(torch.cat([weight.grad.flatten() for weight in weights]), tuning.share)
-    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-        weight.grad = part.view_as(weight)
+    tuning.share.add_up([weight.grad for weight in weights])
 
 
 def log_step(tuning: Tuning, line: dict[str, Any]) -> None:
@@ -265,7 +255,7 @@ def fit_normalisation(tuning: Tuning, *, logged: bool) -> Normalisation:
     for batch in own_groups(tuning, problems):
         ratings_BGA = fresh_rollout(tuning.policy, batch, (tuning.config.seed, FIRST_SAMPLES)).ratings_BGA
         total_3A += moments(ratings_BGA.flatten(0, 1))
-    normalisation, unsure = lasting_statistics(tuning.judge, summed(total_3A, tuning.share))
+    normalisation, unsure = lasting_statistics(tuning.judge, tuning.share.total(total_3A))
     if logged and unsure:
         means, spreads, names = normalisation.user_mean, normalisation.user_std, tuning.inputs.names
         taken = "; ".join(f"{names[a]}: mean {means[a]:.3g}, spread {spreads[a]:.3g}" for a in unsure)
@@ -287,14 +277,8 @@ def evaluate(tuning: Tuning, problems: list[Problem]) -> dict[str, Any]:
         rows = [row_of[problem.user_index] for problem in batch]
         ratings_UA[rows] = likeliest_ratings(tuning.policy, batch)[:, 0]
     # gathering is adding: every worker left the others' users at 0
-    ratings_UA = summed(ratings_UA, tuning.share)
+    ratings_UA = tuning.share.total(ratings_UA)
     return evaluation_record(user_metrics(tuning.judge, tuning.progress.normalisation, problems, ratings_UA))
-
-
-def summed(values: Tensor, share: Share) -> Tensor:
-    if share.workers > 1:
-        torch.distributed.all_reduce(values)
-    return values
 
 
 def warm_step(tuning: Tuning, taught: list[Problem]) -> dict[str, Any]:
@@ -312,7 +296,7 @@ def warm_step(tuning: Tuning, taught: list[Problem]) -> dict[str, Any]:
     norm = update(tuning, rate)
     progress.warm_step += 1
     line = {"stage": "warm_start", "step": progress.warm_step, "learning_rate": rate, "gradient_norm": norm}
-    return line | {"loss": float(summed(total, tuning.share)) / len(problems), "seconds": time.perf_counter() - started}
+    return line | {"loss": float(tuning.share.total(total)) / len(problems), "seconds": time.perf_counter() - started}
 
 
 def seed_dropout(tuning: Tuning, step: int) -> None:
@@ -333,7 +317,7 @@ def reinforcement_step(tuning: Tuning) -> dict[str, Any]:
     norm = update(tuning, rate)
     progress.step += 1
     line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
-    return line | step_figures(summed(sums, tuning.share).tolist(), time.perf_counter() - started)
+    return line | step_figures(tuning.share.total(sums).tolist(), time.perf_counter() - started)
 
 
 def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> Tensor:

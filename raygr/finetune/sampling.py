@@ -3,7 +3,7 @@
 slots  The answer's template is given and only the ratings are sampled, among 1..10: always valid, and one pass of the
        model per aspect. Where `10` is two tokens, a `1` stands behind every "name: " as a probe: it shows
        P('0' | '1') and stays if the rating begins with it; the place behind it takes the other digits, or the `0`.
-free   Text, token by token, until the end-of-turn token; ratings are read from it by the rules of answer_parsing.py.
+free   Text, token by token, until the end-of-turn token; ratings are read from it by the rules of answer_format.py.
 
 Sampling is by uniform numbers that the caller draws per user, so it does not depend on who shares the batch.
 B prompts, G completions of each, A aspects, T places, V vocabulary; ratings are 1..10, NaN where not read.

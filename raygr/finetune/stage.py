@@ -55,7 +55,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
     placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
     teacher = None if config.teacher == PROFILE else config.teacher
-    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.model]
+    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.llm]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
     settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
@@ -82,9 +82,9 @@ def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Ray Train's workers run in a folder of their own; a hub name stays one."""
-    model = files.absolute(config.model) if files.exists(config.model) else config.model
+    model = files.absolute(config.llm) if files.exists(config.llm) else config.llm
     adapter = config.adapter and adapter_folder(config.adapter)
-    return dataclasses.replace(config, output=files.absolute(config.output), model=model, adapter=adapter)
+    return dataclasses.replace(config, output=files.absolute(config.output), llm=model, adapter=adapter)
 
 
 def adapter_note(config: FinetuneConfig) -> AdapterNote:
@@ -93,8 +93,8 @@ def adapter_note(config: FinetuneConfig) -> AdapterNote:
     return AdapterNote(
         shared_prompt_sha256=prompt_sha256(encoder_of(settings).shared),
         rollouts=config.rollouts,
-        model=config.model,
-        model_sha256=model_sha256(config.model),
+        model=config.llm,
+        model_sha256=model_sha256(config.llm),
         aspects=settings.aspects.names,
         normalisation={},
     )
@@ -105,7 +105,7 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
     config: FinetuneConfig = settings["config"]
     share = Share(*begin_worker())
     # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
-    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
+    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.llm))
     tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
     state = last_checkpoint(tuning.device)
     if state is not None:

@@ -97,7 +97,7 @@ def fitting_adapter(config: ScoreConfig, *, shared_prompt_sha256: str, mode: str
     check_effect(folder)
     adapter_rank(folder)
     force = config.force_adapter
-    check_adapter(folder, shared_prompt_sha256=shared_prompt_sha256, model=config.model, mode=mode, force=force)
+    check_adapter(folder, shared_prompt_sha256=shared_prompt_sha256, model=config.llm, mode=mode, force=force)
     return folder
 
 

@@ -128,7 +128,7 @@ def export_prompts(config: ScoreConfig, path: str) -> list[str]:
     missing = prompts.filter(pc.is_in(prompts["subject_id"], value_set=subjects))
     settings, layout = scoring.settings, config.requests
     request = Request(
-        model=layout.model or config.answered_by,
+        model=layout.service_model or config.answered_by,
         max_tokens=layout.max_tokens
         or completion_tokens(aspect_tails(encoder_of(settings).tokenizer, settings.aspects)),
         temperature=config.temperature if layout.send_temperature else None,
@@ -165,7 +165,8 @@ def start_scoring(config: ScoreConfig, *, by_service: bool) -> Scoring:
 
 
 def input_paths(config: ScoreConfig) -> list[str]:
-    return [path for path in (config.data, config.aspects, config.adapter, config.model) if path]
+    """What the run reads; the LLM is part of it, because prompts/ holds tokens of its tokenizer."""
+    return [path for path in (config.data, config.aspects, config.adapter, config.llm) if path]
 
 
 def check_settings(config: ScoreConfig, *, by_service: bool) -> None:
@@ -174,7 +175,7 @@ def check_settings(config: ScoreConfig, *, by_service: bool) -> None:
         raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
     if by_service and not config.answered_by:
         raise ConfigError(
-            f"answered_by: not set, so that another LLM's answers would be stored as those of {config.model}: "
+            f"answered_by: not set, so that another LLM's answers would be stored as those of {config.llm}: "
             "set it to the name of the LLM that answers"
         )
     if config.cutoff_fraction < 1 and config.subjects == "items":
@@ -354,7 +355,7 @@ def joined_scores(scoring: Scoring) -> pa.Table:
     found = answers.take(places).drop_columns("prompt_sha256")
     constants = {
         "aspects": list(scoring.settings.aspects.names),
-        "model": config.answered_by or config.model,
+        "model": config.answered_by or config.llm,
         "adapter": config.adapter or "",
         "mode": answer_mode(config),
     }

@@ -206,7 +206,7 @@ def open_store(config: ScoreConfig, *, on_gpu: bool) -> ScoreStore:
         chosen = {"dtype": "auto" if on_gpu else CPU_DTYPE, "logprobs_mode": LOGPROBS_MODE, **config.engine_kwargs}
         revision = chosen.pop("revision", None)
         settings |= {
-            "model": model_content(model_folder(config.model), revision),
+            "model": model_content(model_folder(config.llm), revision),
             "adapter": files.fingerprint(adapter_folder(config.adapter)) if config.adapter else None,
             "engine": {name: content_of(value) for name, value in chosen.items() if name not in SAME_ANSWERS},
         }

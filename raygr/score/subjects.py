@@ -79,7 +79,7 @@ class PromptConfig(Protocol):
     @property
     def data(self) -> str: ...
     @property
-    def model(self) -> str: ...
+    def llm(self) -> str: ...
     @property
     def aspects(self) -> str: ...
     @property
@@ -94,7 +94,7 @@ def prompt_settings(
     """Read the aspects and the rating scale that `config` names; RunError where `data` is no finished prepare run."""
     prepared = runs.read_run(config.data, job="prepare")
     return PromptSettings(
-        model=model_folder(config.model),
+        model=model_folder(config.llm),
         aspects=load_aspects(config.aspects),
         subjects=subjects,
         max_prompt_tokens=config.max_prompt_tokens,

@@ -56,7 +56,7 @@ def vectors(config: VectorsConfig) -> runs.Run:
     items, hidden = stored_table(config.data, ITEMS).count_rows(), model.config.hidden_size
     if config.width > (most := min(items - 1, hidden)):
         raise ConfigError(f"width: {config.width} components of {items} items and hidden size {hidden}: at most {most}")
-    used = [config.data, config.aspects, config.model]
+    used = [config.data, config.aspects, config.llm]
     run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
     ids, means_ID, empty = item_means(model, encoder, config)
     found = principal_components(means_ID, config.width)

@@ -22,7 +22,7 @@ ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 t
 
 def settings(folder: Path, **changes: Any) -> FinetuneConfig:
     toy = {"data": str(folder / "prepare"), "item_scores": str(folder / "items.csv"), "aspects": ASPECTS}
-    small = {"keep_out": 3, "candidates": 10, "held_out_fraction": 0.25, "max_prompt_tokens": 900}
+    small = {"keep_out": 3, "candidate_items": 10, "held_out_fraction": 0.25, "max_prompt_tokens": 900}
     return FinetuneConfig(output=str(folder / "tuned"), **(toy | small | changes))
 
 
@@ -185,7 +185,7 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         ({"epochs": 0}, "epochs and warm_start_epochs are both 0"),
         ({"rollouts": "free", "value_reward": False, "format_reward": False}, "nothing to learn from"),
         ({"value_reward": False}, "slots always keep the format"),
-        ({"candidates": 35}, "candidates: 35 are more than the 30 items"),
+        ({"candidate_items": 35}, "candidate_items: 35 are more than the 30 items"),
         ({"keep_out": 8}, "0 users to train on and 0 held out.*12 of 12 have no train interaction before the last 8"),
         ({"max_prompt_tokens": 64}, "max_prompt_tokens=64 is too small"),
     ],

@@ -124,7 +124,7 @@ def test_scores_from_probabilities_are_the_mode_and_the_mean():
 
 
 def key(model: str = "some/model", adapter: str | None = None, *, on_gpu: bool = False, **settings) -> str:
-    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", model=model, adapter=adapter, **settings)
+    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", llm=model, adapter=adapter, **settings)
     return open_store(config, on_gpu=on_gpu).path
 
 
