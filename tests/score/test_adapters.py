@@ -30,7 +30,7 @@ ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
 
 
 def write_adapter(folder: Path, **changes: Any) -> str:
-    """The files that scoring looks at; no weights."""
+    """Write the files that scoring reads, without weights."""
     note = {
         "shared_prompt_sha256": "p",
         "rollouts": "slots",
@@ -130,7 +130,7 @@ def test_scoring_refuses_before_its_run_starts(tmp_path: Path):
 
 
 def write_weights(folder: str, *, b: float, **others: float) -> str:
-    """Weights as PEFT names them: A is random, B and `others` are constant."""
+    """Write weights with PEFT's names: A is random, B and `others` are constant."""
     weights = {"layer.lora_A.weight": torch.rand(4, 8), "layer.lora_B.weight": torch.full((8, 4), b)}
     weights |= {f"layer.{name}": torch.full((8,), value) for name, value in others.items()}
     safetensors.torch.save_file(weights, f"{folder}/adapter_model.safetensors")
@@ -151,7 +151,7 @@ def test_an_adapter_that_changes_nothing_is_refused_before_scoring_starts(tmp_pa
 
 
 def test_an_adapter_is_refused_for_its_weights_alone(tmp_path: Path):
-    """Weights besides A and B move the model, too: DoRA's magnitudes, biases, modules that were trained whole."""
+    """Other weights than A and B change the model, too: DoRA's magnitudes, biases, fully trained modules."""
     check_effect(write_adapter(tmp_path / "without safetensors"))
     check_effect(write_weights(write_adapter(tmp_path / "trained"), b=1e-3))
     check_effect(write_weights(write_adapter(tmp_path / "dora"), b=0.0, lora_magnitude_vector=1.0))

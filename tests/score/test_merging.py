@@ -1,4 +1,4 @@
-"""A model with its adapter in its weights answers as the adapter beside them does."""
+"""A model with the adapter merged into its weights answers as the model with the adapter beside them."""
 
 from pathlib import Path
 from types import SimpleNamespace

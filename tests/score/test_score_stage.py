@@ -79,7 +79,7 @@ def language_model():
 
 @torch.inference_mode()
 def enumerated(model, tokenizer, prefix_ids: list[int]) -> np.ndarray:
-    """P(1..10) by enumerating the ratings' token sequences behind `prefix_ids`, each followed by no other digit."""
+    """P(1..10) from all token sequences of ratings behind `prefix_ids`, each followed by no further digit."""
     digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
     first = model(torch.tensor([prefix_ids])).logits[0, -1].double().softmax(-1)
     after_one = model(torch.tensor([[*prefix_ids, digits[1]]])).logits[0, -1].double().softmax(-1)[digits[0]]
@@ -110,7 +110,7 @@ def test_a_score_run_says_what_it_did(undisturbed, data):
     assert record["counts"]["by_reason"] == {"ok": 12}
     engine = record["counts"]["engine"]
     prompts = files.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
-    # each subject's own blocks once; per aspect what fills no block, the tail and one decoded token
+    # each subject's whole blocks once; per aspect the partial block, the tail and one decoded token
     tails = [len(tail) for tail in tail_ids()]
     same = [len(set(tokens)) == 1 for tokens in zip(*(row["prompt_ids"] for row in prompts), strict=False)]
     shared = same.index(False) // 32 * 32
@@ -185,13 +185,13 @@ def test_forced_completions_are_all_valid_with_expected_ratings(data, tmp_path, 
     prompt = files.read_table(str(tmp_path / "run" / "prompts")).to_pylist()[0]
     row = next(row for row in table if row["subject_id"] == prompt["subject_id"])
     assert all(1 <= rating <= 10 for rating in row["ratings"])
-    # the first slot: behind the first tail, like in probe mode but with this prompt
+    # the first rating stands behind the first tail, as in probe mode
     probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tail_ids()[0]])
     assert row["expected"][0] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
 
 
 def write_random_adapter(folder: Path) -> str:
-    """Of the small model, in PEFT's format, that moves a lot."""
+    """Write an adapter of the small model, in PEFT's format, that changes the scores a lot."""
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_model_folder()))
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
@@ -205,7 +205,7 @@ def write_random_adapter(folder: Path) -> str:
 
 
 def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path, language_model):
-    """vLLM needs the merged model's folder for nothing once it has loaded it, not for forced answers either."""
+    """vLLM does not need the merged model's folder after loading, not even for forced answers."""
     adapter = write_random_adapter(tmp_path / "adapter")
     before = set(Path(tempfile.gettempdir()).glob("raygr-merged-*"))
     config = item_run(data, tmp_path / "run", mode="generate", max_subjects=2, adapter=adapter)

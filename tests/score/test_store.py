@@ -1,4 +1,4 @@
-"""The score store: every hash once, whatever was retried or shared; the best answer, of equals the last."""
+"""The score store has one row per hash after retries and sharing: the best answer, of equals the last."""
 
 import os
 import time
@@ -26,8 +26,8 @@ def test_a_retried_batch_leaves_one_answer_per_hash(tmp_path):
     store = ScoreStore(str(tmp_path / "store"))
     assert store.known() == set()
     store.write(["a", "b"], [answer(1), answer(2)])
-    store.write(["a", "b"], [answer(1), answer(2)])  # the actor was killed after it wrote
-    store.write(["b", "c"], [answer(2), answer(3)])  # another run asked too
+    store.write(["a", "b"], [answer(1), answer(2)])  # the actor was killed after writing
+    store.write(["b", "c"], [answer(2), answer(3)])  # another run asked, too
     table = store.read()
     assert sorted(table["prompt_sha256"].to_pylist()) == ["a", "b", "c"]
     row = next(row for row in table.drop_columns("written").to_pylist() if row["prompt_sha256"] == "c")
@@ -72,7 +72,7 @@ def test_twenty_thousand_files_of_batches_become_one(tmp_path):
     store.write([str(number) for number in range(50)], [answer(1 + number % 10) for number in range(50)])
     begun = time.monotonic()
     store.compact()
-    assert time.monotonic() - begun < 60  # 4 s alone on two cores; read one by one by pyarrow's read_table it was 20
+    assert time.monotonic() - begun < 60  # 4 s on two idle cores; 20 s with one read_table per file
     assert [path.name.split("-")[0] for path in Path(store.path).iterdir()] == ["compacted"]
     assert len(store.read()) == 51 and len(store.known(retry_failed=True)) == 50
     before = os.listdir(store.path)
@@ -148,7 +148,7 @@ def test_everything_that_changes_an_answer_is_in_the_key():
 
 def test_what_changes_no_answer_is_not_in_the_key():
     assert key() == key(seed=1, actors=4, batch_size=2, tensor_parallel_size=2, retry_failed=True)
-    assert key() == key(engine_kwargs={"dtype": "float32"})  # what raygr chooses on a CPU
+    assert key() == key(engine_kwargs={"dtype": "float32"})  # raygr's default on a CPU
     assert key() == key(engine_kwargs={name: 1 for name in SAME_ANSWERS})
 
 

@@ -1,4 +1,4 @@
-"""Mean hidden states behind a shared prefix against one pass per item; principal components against an SVD."""
+"""Mean hidden states behind a shared prefix equal one pass per item; components equal those of an SVD."""
 
 from pathlib import Path
 
