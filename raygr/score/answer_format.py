@@ -198,6 +198,7 @@ def without_reasoning(completion: str) -> str:
 
 
 def mentions_behind_colons(answer: str, names: tuple[str, ...]) -> Iterator[Mention]:
+    """Find the first number behind each "name:", on the same line and before the next name."""
     pattern = rf"{label_pattern(names)}[*_\"'\s]*+(?:\([^)\n]*\)|\[[^\]\n]*\])?+[*_\"' ]*+{COLON}"
     labels = list(re.finditer(pattern, answer, re.IGNORECASE))
     limits = [*(label.start() for label in labels), len(answer)][1:]
@@ -211,14 +212,19 @@ def mentions_behind_colons(answer: str, names: tuple[str, ...]) -> Iterator[Ment
 
 
 def mentions_by_themselves(answer: str, names: tuple[str, ...]) -> Iterator[Mention]:
+    """Find numbers in the cells behind a name, right behind it, or alone on the next non-empty line."""
     pattern = rf"{label_pattern(names)}(?:{MARKS}(?:\([^)\n]*\)|\[[^\]\n]*\]))?"
     labels = list(re.finditer(pattern, answer, re.IGNORECASE))
     # a number above the first name may mean that every number belongs to the name below it
     above = answer[: labels[0].start()].rpartition("\n")[0].strip().rpartition("\n")[2] if labels else ""
     for label in labels:
-        number = number_in_row(answer, label.end()) or number_beside(answer, label.end())
-        if number is None and not ALONE.fullmatch(above):
-            number = number_below(answer, label.end())
+        end = label.end()
+        number = number_in_row(answer, end)
+        if number is None and (beside := BESIDE.match(answer, end)):
+            # unless the text behind it may make it a number of something else
+            number = beside if beside["best"] or ENDS_THERE.match(answer, beside.end()) else None
+        if number is None and not ALONE.fullmatch(above) and (line := NEXT_LINE.match(answer, end)):
+            number = ALONE.fullmatch(answer, line.end(), LINE.match(answer, line.end()).end())
         if is_rating(number) and not number["minus"]:
             yield mention_of(label, number, offset=0)
 
@@ -230,18 +236,6 @@ def number_in_row(answer: str, place: int) -> re.Match[str] | None:
     cells = CELL.finditer(answer, place, LINE.match(answer, place).end())
     numbers = [number for cell in cells if is_rating(number := ALONE.fullmatch(answer, *cell.span(1)))]
     return numbers[0] if len(numbers) == 1 else None
-
-
-def number_beside(answer: str, place: int) -> re.Match[str] | None:
-    """Return the number at `place`, unless the text behind it may make it a number of something else."""
-    number = BESIDE.match(answer, place)
-    return number if number and (number["best"] or ENDS_THERE.match(answer, number.end())) else None
-
-
-def number_below(answer: str, place: int) -> re.Match[str] | None:
-    """Return the number alone on the next non-empty line, if nothing else follows `place` on its own line."""
-    line = NEXT_LINE.match(answer, place)
-    return line and ALONE.fullmatch(answer, line.end(), LINE.match(answer, line.end()).end())
 
 
 def is_rating(number: re.Match[str] | None) -> bool:

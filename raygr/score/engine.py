@@ -115,7 +115,7 @@ class ScoringEngine:
         }
 
     def answer(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
-        """One answer per prompt; a prompt that vLLM refuses, such as one too long, gets the error as its reason."""
+        """One answer per prompt; a prompt that vLLM refuses, such as one too long, has its error as text."""
         from vllm.exceptions import VLLMClientError
 
         ask = self.probe if self.settings.mode == "probe" else self.generate
@@ -124,8 +124,8 @@ class ScoringEngine:
         except (VLLMClientError, ValueError) as error:
             if len(prompts) == 1:
                 logger.warning("vLLM refused a prompt of %d tokens: %s", len(prompts[0]), error)
-                why = " ".join(str(error).split())
-                return [StoredScore.without_answer(len(self.settings.names), reason=REFUSED_BY_ENGINE, why=why)]
+                nothing = (None,) * len(self.settings.names)
+                return [StoredScore(nothing, nothing, REFUSED_BY_ENGINE, " ".join(str(error).split()))]
         half = len(prompts) // 2  # one refused prompt makes vLLM answer none of its call
         return self.answer(prompts[:half], counts) + self.answer(prompts[half:], counts)
 

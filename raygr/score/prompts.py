@@ -104,10 +104,12 @@ def review_lines(review: Review, best_rating: float) -> list[Line]:
     if not (review.title.strip() or review.text.strip()):
         item = review.item
         return filled([Line("title", item.title), Line("categories", item.categories), Line("rating", rating)])
+    is_time = review.timestamp >= DAY_MS  # otherwise it is a position
+    day = datetime.fromtimestamp(review.timestamp / 1000, UTC).strftime("%Y-%m-%d") if is_time else ""
     own = filled(
         [
             Line("rating", rating),
-            Line("reviewTime", review_date(review.timestamp)),
+            Line("reviewTime", day),
             Line("summary", review.title),
             Line("reviewText", review.text),
         ]
@@ -116,11 +118,6 @@ def review_lines(review: Review, best_rating: float) -> list[Line]:
     if nested and nested[0].label == "title":
         return [*own, Line("product: title", nested[0].value), *nested[1:]]
     return [*own, Line("product", ""), *nested]
-
-
-def review_date(timestamp: int) -> str:
-    """The day in UTC, or "" where the timestamp is a position, not a time."""
-    return "" if timestamp < DAY_MS else datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d")
 
 
 def filled(lines: Sequence[Line]) -> list[Line]:

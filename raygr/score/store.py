@@ -74,10 +74,6 @@ class StoredScore:
             completion="",
         )
 
-    @classmethod
-    def without_answer(cls, aspects: int, *, reason: str, why: str = "") -> "StoredScore":
-        return cls(ratings=(None,) * aspects, expected=(None,) * aspects, reason=reason, completion=why)
-
 
 @dataclasses.dataclass(frozen=True)
 class ScoreStore:

@@ -19,7 +19,7 @@ def answer(rating: int | None, *, reason: str = "ok", completion: str = "text") 
 
 
 def nothing(reason: str) -> StoredScore:
-    return StoredScore.without_answer(2, reason=reason)
+    return StoredScore((None, None), (None, None), reason, "")
 
 
 def test_a_retried_batch_leaves_one_answer_per_hash(tmp_path):
