@@ -13,6 +13,7 @@ from raygr.models.embeddings import LEVELS
 from raygr.recommend.recommender import Recommender
 from raygr.schema import TRAIN
 from raygr.train.config import TrainConfig
+from raygr.train.inputs import read_item_scores
 
 LIKED = "mean score of the train items that the user rated at or above their own mean rating, the item itself left out"
 PROFILE = "; the model itself is given the rating-centred profile of all train items"
@@ -36,7 +37,7 @@ class Values(NamedTuple):
 
 def read_values(recommender: Recommender, found: Interactions) -> Values:
     """ValueError for a model without scores of its own items on 1..10."""
-    config, scores = recommender.training.config, recommender.training.inputs.scores
+    config, scores = recommender.config, read_item_scores(recommender.config)
     check_explainable(config, scores)
     scored_I = ~np.isnan(scores.scores_IA).any(axis=1)
     if config.user_scores == "llm":

@@ -26,10 +26,11 @@ from raygr.explain.config import ExplainConfig
 from raygr.explain.drawing import explanation_figure
 from raygr.explain.explanation import AspectTerm, Explanation, UserExplanation, level_word
 from raygr.explain.raw_scores import Values, read_values, user_values
+from raygr.models.inference import relative_change
 from raygr.recommend.recommender import Histories, Recommender, check_known, load_recommender
 from raygr.report.charts import save_figure
 from raygr.schema import EXPLANATION, ITEMS
-from raygr.train.base_part import base_parts, relative_change
+from raygr.train.serving import check_sources
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def explain_item(
     `aspects` are shown one by one, the others as one sum. ValueError for unknown ids and aspects, for a model without
     scores of its own items on 1..10, and for an item or a user without values or without a history.
     """
-    config = recommender.training.config
+    config = recommender.config
+    check_sources(recommender.run, config)
     check_known([] if item_id is None else [item_id], recommender.index_of_item, "item", config.data)
     check_known(user_ids, recommender.index_of_user, "user", config.data)
     found = read_interactions(config.data)
@@ -78,7 +80,7 @@ def explain_item(
         title=read_title(config.data, case.item) or item_id,
         chosen=case.chosen,
         user_values=values.meaning,
-        user_side=recommender.training.model.embedding.has_user_side,
+        user_side=recommender.model.embedding.has_user_side,
         users=tuple(
             explain_user(recommender, values, found, item=case.item, user=user, columns=columns) for user in case.users
         ),
@@ -105,7 +107,7 @@ def explain_user(
     parts = recommender.split_scores(histories, torch.tensor([item]))
     encoder_A, user_A = parts.encoder_BCA[0, 0].tolist(), parts.user_BCA[0, 0].tolist()
     average_A = average_terms(recommender, histories)
-    at_mean_1I, as_is_1I = parts_of_base(recommender, histories)
+    at_mean_1I, as_is_1I = recommender.base_parts(histories)
     others = [a for a in range(len(values.aspects)) if a not in columns]
     return UserExplanation(
         user_id=user_id,
@@ -138,16 +140,10 @@ def explain_user(
     )
 
 
-def parts_of_base(recommender: Recommender, histories: Histories) -> tuple[torch.Tensor, torch.Tensor]:
-    """The base parts of all items' scores after one history: its aspects at the catalogue's mean, and as they are."""
-    training, targets = recommender.aimed(histories)
-    return base_parts(training, targets, torch.arange(1))
-
-
 def average_terms(recommender: Recommender, histories: Histories) -> list[float]:
     """Each aspect's encoder and user term together after one history, averaged over all items."""
     items = len(recommender.item_ids_I)
-    total_A = torch.zeros(recommender.training.model.embedding.aspects, dtype=torch.float64)
+    total_A = torch.zeros(recommender.model.embedding.aspects, dtype=torch.float64)
     for item_C in torch.arange(1, items + 1).split(ITEMS_AT_ONCE):
         parts = recommender.split_scores(histories, item_C)
         total_A += (parts.encoder_BCA + parts.user_BCA)[0].double().sum(0).cpu()

@@ -16,7 +16,7 @@ class RecommendConfig:
 
     output: Place
     train: Place
-    """A train run; its data and scores must be where they were."""
+    """A train run; its folder is enough, wherever it is."""
     users: Annotated[tuple[str, ...] | Place | None, BeforeValidator(ids_or_file)] = None
     """User ids (in quotes where they start with a zero), or a file of one id per line; null recommends to all. Their
     whole histories count, test part too."""
