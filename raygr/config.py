@@ -5,10 +5,11 @@ An unknown name, a wrong type or a value out of range is refused with the field'
 """
 
 import dataclasses
+import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import fsspec
 from omegaconf import OmegaConf
@@ -69,10 +70,21 @@ def check_config(kind: type[Config], settings: object, *, source: str, by_hand: 
         problems = []
         for one in error.errors():
             origin = " (of --set)" if set(one["loc"][:1]) & set(by_hand) else ""
-            problems.append(f"  {'.'.join(map(str, one['loc'])) or 'file'}{origin}: {one['msg']}")
+            said = unknown_field(kind, one["loc"]) if one["type"] == "unexpected_keyword_argument" else one["msg"]
+            problems.append(f"  {'.'.join(map(str, one['loc'])) or 'file'}{origin}: {said}")
         fields = ", ".join(f.name for f in dataclasses.fields(kind))
         text = "\n".join(problems)
         raise ConfigError(f"{source} is no valid {kind.__name__}:\n{text}\nfields are: {fields}") from None
+
+
+def unknown_field(kind: type, place: tuple[int | str, ...]) -> str:
+    """What to say of a field that `kind`, or a configuration inside it, lacks."""
+    for name in place[:-1]:
+        inner = get_type_hints(kind).get(str(name)) if dataclasses.is_dataclass(kind) else None
+        kind = inner if isinstance(inner, type) else object
+    names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    close = difflib.get_close_matches(str(place[-1]), names, n=1)
+    return f"no such field; did you mean {close[0]}?" if close else "no such field"
 
 
 def override(name: str, value: object) -> str:
@@ -103,11 +115,13 @@ def id_text(value: object) -> str:
     raise ValueError(f"{value!r} is no id: ids are text or whole numbers, anything else in quotes")
 
 
-def ids_or_file(value: object) -> object:
-    """A list of ids, a single whole number, or the name of a file."""
-    if isinstance(value, list | tuple):
-        return tuple(map(id_text, value))
-    return value if value is None or isinstance(value, str) else (id_text(value),)
+def id_texts(value: object) -> object:
+    """A list of ids; a single one is a list of one."""
+    if value is None:
+        return value
+    return tuple(map(id_text, value if isinstance(value, list | tuple) else (value,)))
 
 
 Id = Annotated[str, BeforeValidator(id_text)]
+
+Ids = Annotated[tuple[str, ...], BeforeValidator(id_texts)]

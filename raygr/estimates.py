@@ -13,13 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from raygr import files, runs
 from raygr.finetune.config import FinetuneConfig
 from raygr.score.answer_format import aspect_tails, rating_tokens
-from raygr.score.asking import PROMPTS, PROMPTS_DONE, prompt_settings, way_of_asking
-from raygr.score.aspects import AspectSet, load_aspects
+from raygr.score.asking import PROMPTS, PROMPTS_DONE, way_of_asking
+from raygr.score.aspects import AspectSet
 from raygr.score.chat_template import encode_plain
 from raygr.score.chosen_subjects import chosen_prompts, subjects_of
 from raygr.score.config import ScoreConfig
-from raygr.score.default_model import model_folder
-from raygr.score.subjects import PromptSettings, encoder_of
+from raygr.score.subjects import encoder_of, prompt_settings
 from raygr.vectors.config import VectorsConfig
 
 SAMPLED = 128  # subjects whose prompts are made for an estimate
@@ -42,7 +41,7 @@ class Estimate(NamedTuple):
 
 def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
     """Prompts that the store lacks. The store knows none of an adapter that is yet to be tuned."""
-    settings = prompt_settings(config)
+    settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     store = way_of_asking(config, exchanges=False).store if adapter_is_known else None
     known = store.known(retry_failed=config.retry_failed) if store else set()
     encoder = encoder_of(settings)
@@ -71,15 +70,7 @@ def score_estimate(config: ScoreConfig, *, adapter_is_known: bool) -> Estimate:
 
 def vectors_estimate(config: VectorsConfig) -> Estimate:
     """One prompt per item, read and never answered."""
-    prepared = runs.read_run(config.data, job="prepare")
-    settings = PromptSettings(
-        model=model_folder(config.model),
-        aspects=load_aspects(config.aspects),
-        subjects="items",
-        max_prompt_tokens=config.max_prompt_tokens,
-        item_rating=config.item_rating,
-        best_rating=prepared["config"]["rating_range"][1],
-    )
+    settings = prompt_settings(config, "items")
     items = subjects_of(config.data, "items", None)
     drawn = draw(items)
     tokens = chosen_prompts(config.data, settings, drawn)["prompt_tokens"].to_pylist()
@@ -97,11 +88,10 @@ def finetune_estimate(config: FinetuneConfig) -> Estimate:
     """Prompts and answers of all passes over the users and of the evaluations of those held out."""
     from raygr.data.interactions import read_interactions
     from raygr.finetune.examples import check_settings, choose_users, cut_histories, user_prompts
-    from raygr.finetune.examples import prompt_settings as settings_of
 
     check_settings(config)
     prepared = runs.read_run(config.data, job="prepare")
-    settings = settings_of(config, load_aspects(config.aspects), best_rating=prepared["config"]["rating_range"][1])
+    settings = prompt_settings(config, "users")
     histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
     chosen = choose_users(config, histories)
     users = np.concatenate([chosen.train, chosen.held_out])
@@ -124,7 +114,7 @@ def finetune_estimate(config: FinetuneConfig) -> Estimate:
 def evaluations(config: FinetuneConfig, train: int) -> int:
     """How often the held-out users answer: before, after a warm start, and along the reinforcement."""
     epoch = math.ceil(train / (config.batch_size * config.accumulation))
-    along = math.ceil(config.epochs * epoch / (config.evaluate_every or epoch))
+    along = math.ceil(config.epochs * epoch / (config.evaluate_every_steps or epoch))
     return 1 + (config.warm_start_epochs > 0) + along
 
 

@@ -19,12 +19,12 @@ from raygr.config import PipelineConfig, check_config
 from raygr.estimates import answer_tokens, finetune_estimate, score_estimate, vectors_estimate
 from raygr.pipeline import checked_stage
 from raygr.plan import FINISHED, REFUSED, RESUMED, TO_RUN, StagePlan, plan_stages
-from raygr.score.asking import prompt_settings, way_of_asking
+from raygr.score.asking import way_of_asking
 from raygr.score.aspects import load_aspects
 from raygr.score.chosen_subjects import chosen_prompts
 from raygr.score.config import ScoreConfig
 from raygr.score.store import StoredScore
-from raygr.score.subjects import item_prompts, user_prompt
+from raygr.score.subjects import item_prompts, prompt_settings, user_prompt
 from raygr.stages import STAGES
 
 ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 test
@@ -195,7 +195,7 @@ def test_a_job_of_a_cluster_writes_nowhere_in_its_own_folder(tmp_path: Path, mon
 
 
 def all_items(config: ScoreConfig) -> pa.Table:
-    return item_prompts(files.read_table(f"{config.data}/items"), settings=prompt_settings(config))
+    return item_prompts(files.read_table(f"{config.data}/items"), settings=prompt_settings(config, config.subjects))
 
 
 def file_answers(config: ScoreConfig, hashes: list[str]) -> None:
@@ -247,7 +247,7 @@ def test_a_subset_of_the_aspects_asks_nothing_and_words_changed_in_place_are_ref
     score = score_stage(shop)
     finish(score, [f"{shop}/prepare", f"{shop}/aspects.yaml"])
     scores, data = f"{shop}/scores", f"{shop}/prepare"
-    train = train_stage(shop, data=data, item_scores=scores, aspects=["wit"])
+    train = train_stage(shop, data=data, item_scores=scores, aspect_names=["wit"])
     assert [(plan.state, plan.note) for plan in planned(score, train)] == [(FINISHED, ""), (TO_RUN, "")]
     write_aspects(shop / "aspects.yaml", pace="Slow to very fast.")
     refused = planned(score, train)[0]
@@ -284,7 +284,7 @@ def test_many_subjects_are_estimated_from_some(shop: Path, tokenizer, monkeypatc
 
 def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
     config = score_config(shop, subjects="users", max_subjects=7)
-    settings = prompt_settings(config)
+    settings = prompt_settings(config, config.subjects)
     reviews = files.read_table(f"{shop}/prepare/reviews")
     reviews = reviews.filter(pa.compute.equal(reviews["split"], "train"))
     items = files.read_table(f"{shop}/prepare/items").sort_by("item_index")
@@ -315,7 +315,7 @@ def test_a_finetune_asks_its_users_in_every_pass(shop: Path, tokenizer):
     assert found.prompts == 9 * 3 + 3 * 4
     answer = len(tokenizer.encode("pace: 5\nwit: 5")) + 1
     assert found.answer_tokens == answer * (9 * (1 + 2 * 4) + 3 * 4)
-    often = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2, evaluate_every=2), source="test")
+    often = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2, evaluate_every_steps=2), source="test")
     assert finetune_estimate(often).prompts == 9 * 3 + 3 * (2 + 3)  # 6 steps
 
 
@@ -406,7 +406,7 @@ def test_exported_prompts_replace_no_file(shop: Path, capsys):
 
 def test_a_model_that_is_not_there_is_one_message_and_no_trace_of_a_run(shop: Path, capsys):
     (shop / "model").mkdir()
-    entry = score_stage(shop)["score"] | {"model": f"{shop}/model"}
+    entry = score_stage(shop)["score"] | {"llm": f"{shop}/model"}
     flags = [flag for name, value in entry.items() if value for flag in ("--set", f"{name}={value}")]
     assert main(["score", *flags]) == 2
     assert f"{shop}/model" in capsys.readouterr().err

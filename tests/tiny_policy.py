@@ -135,7 +135,7 @@ def toy_inputs(
 
 
 def toy_config(**changes: object) -> FinetuneConfig:
-    config = FinetuneConfig(output="", data="", item_scores="", aspects="", lora_rank=4, candidates=10, epochs=1)
+    config = FinetuneConfig(output="", data="", item_scores="", aspects="", lora_rank=4, candidate_items=10, epochs=1)
     return replace(config, **changes)
 
 

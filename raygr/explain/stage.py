@@ -39,12 +39,14 @@ ITEMS_AT_ONCE = 1024
 
 def explain(config: ExplainConfig) -> runs.Run:
     """Writes explanation.json, .svg and .png; what cannot be explained is said before anything is written."""
-    explanation = explain_item(load_recommender(config.train), config.item, config.users, aspects=config.aspects)
+    explanation = explain_item(
+        load_recommender(config.train_run), config.item, config.users, aspects=config.aspect_names
+    )
     run = runs.start_run(config.output, job="explain", config=config)
     sentences = explanation.sentences()
     files.write_json(dataclasses.asdict(explanation) | {"sentences": sentences}, run.file(f"{EXPLANATION}.json"))
     save_figure(explanation_figure(explanation), run.file(EXPLANATION), dots_per_inch=100)
-    runs.finish_run(run, inputs=[config.train], counts={"users": len(explanation.users)})
+    runs.finish_run(run, inputs=[config.train_run], counts={"users": len(explanation.users)})
     for text in sentences:
         logger.info("%s", text)
     return run

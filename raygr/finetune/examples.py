@@ -22,10 +22,8 @@ from raygr.data.vector_tables import check_read, check_same_data, named, read_ve
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.sampling import AnswerTemplate, answer_template
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
-from raygr.score.aspects import AspectSet, load_aspects
-from raygr.score.default_model import model_folder
 from raygr.score.prompts import Item, Review, item_from_row
-from raygr.score.subjects import PromptSettings, encoder_of, review_of
+from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings, review_of
 
 PROFILE = "profile"
 PROFILE_MIDDLE, PROFILE_SPREAD = 5.5, 2.0  # a profile's mean and standard deviation over users, on 1..10
@@ -101,8 +99,8 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     """Reads and checks all that `config` names; raises before anything is trained."""
     prepared = runs.read_run(config.data, job="prepare")
     check_settings(config)
-    aspects = load_aspects(config.aspects)
-    settings = prompt_settings(config, aspects, best_rating=prepared["config"]["rating_range"][1])
+    settings = prompt_settings(config, "users")
+    aspects = settings.aspects
     template = answer_template(encoder_of(settings).tokenizer, aspects)
     histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
     chosen = choose_users(config, histories)
@@ -157,18 +155,6 @@ def check_settings(config: FinetuneConfig) -> None:
         wrong.append("rollouts: slots always keep the format, so value_reward must be on")
     if wrong:
         raise ConfigError("; ".join(wrong))
-
-
-def prompt_settings(config: FinetuneConfig, aspects: AspectSet, *, best_rating: float) -> PromptSettings:
-    """The user prompts are those that scoring asks with."""
-    return PromptSettings(
-        model=model_folder(config.model),
-        aspects=aspects,
-        subjects="users",
-        max_prompt_tokens=config.max_prompt_tokens,
-        item_rating=config.item_rating,
-        best_rating=best_rating,
-    )
 
 
 def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> Histories:
@@ -228,12 +214,12 @@ def has_both(histories: Histories, user: int) -> bool:
 def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> np.ndarray:
     """The target and `candidates` others, the same for every reward and every number of users."""
     others = np.setdiff1d(np.arange(histories.data.items), histories.own_items(user))
-    if len(others) < config.candidates:
+    if len(others) < config.candidate_items:
         raise ConfigError(
-            f"candidates: {config.candidates} are more than the {len(others)} items that the user with "
+            f"candidate_items: {config.candidate_items} are more than the {len(others)} items that the user with "
             f"{len(histories.own_items(user))} interactions has not"
         )
-    drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidates, replace=False)
+    drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidate_items, replace=False)
     target = histories.data.item_N[histories.judged(user).stop - 1] - 1
     return np.concatenate([[target], drawn])
 

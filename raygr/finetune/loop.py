@@ -171,7 +171,7 @@ def tuning_rounds(tuning: Tuning) -> Iterator[None]:
     epoch = math.ceil(len(tuning.inputs.train) / step_size(config))
     while progress.step < config.epochs * epoch:
         log_step(tuning, reinforcement_step(tuning))
-        if progress.step % (config.evaluate_every or epoch) == 0 or progress.step == config.epochs * epoch:
+        if progress.step % (config.evaluate_every_steps or epoch) == 0 or progress.step == config.epochs * epoch:
             evaluate_stage(tuning, "reinforcement", counts=True)
             yield
 

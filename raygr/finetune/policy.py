@@ -97,9 +97,7 @@ def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ..
     """
     base, kinds = model.get_base_model(), layer_kinds(model)
     if unknown := kinds - {FULL, WINDOW}:
-        raise ConfigError(
-            f"model: {config.model} has layers of {', '.join(sorted(unknown))}, which cannot be tuned here"
-        )
+        raise ConfigError(f"llm: {config.llm} has layers of {', '.join(sorted(unknown))}, which cannot be tuned here")
     prompts, device = [prompt[:-2], prompt[:-4]], model.device
     ids_BRT = torch.tensor([prompt[-2:], prompt[-4:-2]], device=device)[:, None]
     is_fp16 = device.type == "cuda"
@@ -113,7 +111,7 @@ def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ..
     off = (shared[:, 0].log_softmax(-1).gather(-1, likeliest) - expected.gather(-1, likeliest)).abs().max().item()
     if not off < (FARTHEST_FP16 if is_fp16 else FARTHEST_FP32):
         raise ConfigError(
-            f"model: {config.model} cannot be tuned: its attention is of a kind that shared prompts do not keep "
+            f"llm: {config.llm} cannot be tuned: its attention is of a kind that shared prompts do not keep "
             f"(log-probabilities are off by {off:.2g}); choose another model"
         )
 

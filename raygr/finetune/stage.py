@@ -18,7 +18,7 @@ import ray.train.torch
 from raygr import files, runs
 from raygr.distributed import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import PROFILE, load_inputs, prompt_settings
+from raygr.finetune.examples import PROFILE, load_inputs
 from raygr.finetune.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
 from raygr.finetune.lora import check_start, save_adapter
 from raygr.finetune.metrics import keep_best_by
@@ -27,10 +27,9 @@ from raygr.finetune.rewards import Reward
 from raygr.ray_setup import connect
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 from raygr.score.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
-from raygr.score.aspects import load_aspects
 from raygr.score.default_model import model_folder
 from raygr.score.prompts import prompt_sha256
-from raygr.score.subjects import encoder_of
+from raygr.score.subjects import encoder_of, prompt_settings
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
     placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
     teacher = None if config.teacher == PROFILE else config.teacher
-    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.model]
+    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.llm]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
     settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
@@ -83,22 +82,20 @@ def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Ray Train's workers run in a folder of their own; a hub name stays one."""
-    model = files.absolute(config.model) if files.exists(config.model) else config.model
+    model = files.absolute(config.llm) if files.exists(config.llm) else config.llm
     adapter = config.adapter and adapter_folder(config.adapter)
-    return dataclasses.replace(config, output=files.absolute(config.output), model=model, adapter=adapter)
+    return dataclasses.replace(config, output=files.absolute(config.output), llm=model, adapter=adapter)
 
 
 def adapter_note(config: FinetuneConfig) -> AdapterNote:
     """What is known before anything is learned: all but the normalisation."""
-    aspects = load_aspects(config.aspects)
-    # the scale of ratings is told in the reviews, not in what all prompts share
-    shared = encoder_of(prompt_settings(config, aspects, best_rating=5.0)).shared
+    settings = prompt_settings(config, "users")
     return AdapterNote(
-        shared_prompt_sha256=prompt_sha256(shared),
+        shared_prompt_sha256=prompt_sha256(encoder_of(settings).shared),
         rollouts=config.rollouts,
-        model=config.model,
-        model_sha256=model_sha256(config.model),
-        aspects=aspects.names,
+        model=config.llm,
+        model_sha256=model_sha256(config.llm),
+        aspects=settings.aspects.names,
         normalisation={},
     )
 
@@ -108,7 +105,7 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
     config: FinetuneConfig = settings["config"]
     share = Share(*begin_worker())
     # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
-    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
+    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.llm))
     tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
     state = last_checkpoint(tuning.device)
     if state is not None:

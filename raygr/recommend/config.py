@@ -1,11 +1,11 @@
 """Settings of `raygr recommend`."""
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place, ids_or_file
+from raygr.config import STRICT, Ids, Place
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -15,13 +15,15 @@ class RecommendConfig:
     SPEED: ClassVar = frozenset({"batch_size", "threads", "workers"})
 
     output: Place
-    train: Place
+    train_run: Place
     """A train run; its folder is enough, wherever it is."""
-    users: Annotated[tuple[str, ...] | Place | None, BeforeValidator(ids_or_file)] = None
-    """User ids (in quotes where they start with a zero), or a file of one id per line; null recommends to all. Their
-    whole histories count, test part too."""
+    users: Ids | None = None
+    """User ids (in quotes where they start with a zero); null recommends to all. Their whole histories count, test part
+    too."""
+    users_file: Place | None = None
+    """In place of users: a file of one id per line."""
     histories: Place | None = None
-    """In place of users: Parquet or JSON lines of history_id and item_ids (a list, oldest first)."""
+    """In place of both: Parquet or JSON lines of history_id and item_ids (a list, oldest first)."""
     n: int = Field(default=10, ge=1)
     """Items of a list; items of the history are never in it, unless the data keep repeat purchases."""
     mmr_weight: float | None = Field(default=None, ge=0, le=1)

@@ -13,9 +13,9 @@ class ReportConfig:
     title: str
     data: Place
     comparison: Place | None = None
-    item_scores: Place | None = None
+    item_score_run: Place | None = None
     """Score run whose quality is shown and whose items are drawn."""
-    user_scores: Place | None = None
+    user_score_run: Place | None = None
     reference_scores: Place | None = None
     """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
     finetune: tuple[Place, ...] = ()

@@ -63,7 +63,7 @@ class Purchases(NamedTuple):
 def simulate(config: SimulateConfig) -> Run:
     """The run folder of a simulated shop over the packaged catalogue; equal bytes for equal settings."""
     films = read_films(str(CATALOGUE))
-    films = select_aspects(films, config.aspects) if config.aspects else films
+    films = select_aspects(films, config.aspect_names) if config.aspect_names else films
     run = start_run(config.output, job="simulate", config=config)
     counts = write_shop(run.path, films, shoppers=config.shoppers, seed=config.seed)
     finish_run(run, inputs=[str(CATALOGUE)], counts=counts)
@@ -99,9 +99,9 @@ def select_aspects(films: Films, names: Sequence[str]) -> Films:
     """The films by these aspects alone; ConfigError where they are not among theirs, or too few for a taste."""
     unknown = [name for name in names if name not in films.aspects]
     if unknown:
-        raise ConfigError(f"aspects: no {', '.join(unknown)} among {', '.join(films.aspects)}")
+        raise ConfigError(f"aspect_names: no {', '.join(unknown)} among {', '.join(films.aspects)}")
     if len(set(names)) < max(MOST_TASTES, len(names)):
-        raise ConfigError(f"aspects: {MOST_TASTES} or more are needed, each once, not {', '.join(names)}")
+        raise ConfigError(f"aspect_names: {MOST_TASTES} or more are needed, each once, not {', '.join(names)}")
     columns = [films.aspects.index(name) for name in names]
     return films._replace(aspects=list(names), scores_IA=films.scores_IA[:, columns])
 

@@ -25,7 +25,7 @@ class TrainConfig:
     item_scores: Place | None = None
     """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
     score_column: Literal["expected", "ratings"] = "expected"
-    aspects: tuple[str, ...] | None = None
+    aspect_names: tuple[str, ...] | None = None
     """Subset of the score columns, in this order; null takes all."""
     control: Literal["none", "shuffled", "random"] = "none"
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""

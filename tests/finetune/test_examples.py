@@ -10,10 +10,10 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 
 from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import Inputs, Problem, like_threshold, load_inputs, prompt_settings
+from raygr.finetune.examples import Inputs, Problem, like_threshold, load_inputs
 from raygr.finetune.metrics import Judge
 from raygr.score.aspects import load_aspects
-from raygr.score.subjects import encoder_of
+from raygr.score.subjects import encoder_of, prompt_settings
 
 ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
 NAMES = list(load_aspects(ASPECTS).names)
@@ -22,7 +22,7 @@ ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 t
 
 def settings(folder: Path, **changes: Any) -> FinetuneConfig:
     toy = {"data": str(folder / "prepare"), "item_scores": str(folder / "items.csv"), "aspects": ASPECTS}
-    small = {"keep_out": 3, "candidates": 10, "held_out_fraction": 0.25, "max_prompt_tokens": 900}
+    small = {"keep_out": 3, "candidate_items": 10, "held_out_fraction": 0.25, "max_prompt_tokens": 900}
     return FinetuneConfig(output=str(folder / "tuned"), **(toy | small | changes))
 
 
@@ -44,7 +44,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def texts(config: FinetuneConfig, problem: Problem) -> str:
-    encoder = encoder_of(prompt_settings(config, load_aspects(config.aspects), best_rating=5))
+    encoder = encoder_of(prompt_settings(config, "users"))
     return encoder.tokenizer.decode(problem.prompt_ids)
 
 
@@ -185,7 +185,7 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         ({"epochs": 0}, "epochs and warm_start_epochs are both 0"),
         ({"rollouts": "free", "value_reward": False, "format_reward": False}, "nothing to learn from"),
         ({"value_reward": False}, "slots always keep the format"),
-        ({"candidates": 35}, "candidates: 35 are more than the 30 items"),
+        ({"candidate_items": 35}, "candidate_items: 35 are more than the 30 items"),
         ({"keep_out": 8}, "0 users to train on and 0 held out.*12 of 12 have no train interaction before the last 8"),
         ({"max_prompt_tokens": 64}, "max_prompt_tokens=64 is too small"),
     ],

@@ -73,10 +73,10 @@ def toy(tmp_path: Path) -> Path:
 def settings(folder: Path, model: str, **changes: Any) -> FinetuneConfig:
     """Nine users to train on: three steps an epoch."""
     toy = {"data": str(folder / "prepare"), "item_scores": str(folder / "items.csv")}
-    small = {"keep_out": 3, "candidates": 10, "held_out_fraction": 0.25, "max_prompt_tokens": 400, "threads": 1}
-    small |= {"batch_size": 3, "epochs": 2, "learning_rate": 0.01, "completions": 3, "evaluate_every": 1}
+    small = {"keep_out": 3, "candidate_items": 10, "held_out_fraction": 0.25, "max_prompt_tokens": 400, "threads": 1}
+    small |= {"batch_size": 3, "epochs": 2, "learning_rate": 0.01, "completions": 3, "evaluate_every_steps": 1}
     output, aspects = str(folder / "tuned"), str(folder / "aspects.yaml")
-    return FinetuneConfig(output=output, aspects=aspects, model=model, **(toy | small | changes))
+    return FinetuneConfig(output=output, aspects=aspects, llm=model, **(toy | small | changes))
 
 
 def finished(config: FinetuneConfig) -> Tuning:
@@ -101,10 +101,10 @@ def assert_is_best(folder: str, tuning: Tuning, *, atol: float = 1e-7) -> None:
 
 
 def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
-    config = settings(toy, tiny_model, teacher="profile", warm_start_epochs=1, evaluate_every=3)
+    config = settings(toy, tiny_model, teacher="profile", warm_start_epochs=1, evaluate_every_steps=3)
     run = finetune(config)
     record = runs.read_run(run.path, job="finetune")
-    assert record["inputs"].keys() == {config.data, config.item_scores, config.aspects, config.model}
+    assert record["inputs"].keys() == {config.data, config.item_scores, config.aspects, config.llm}
     assert record["counts"]["users"]["train"] == 9 and record["counts"]["steps"] == 6
     lines = [json.loads(line) for line in Path(run.file(STEPS)).read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["warm_start"] * 3 + ["reinforcement"] * 6

@@ -99,7 +99,7 @@ def assert_resumes(straight: Tuning, resumed: Tuning, file: io.BytesIO) -> None:
 
 
 def test_a_run_interrupted_after_any_round_equals_the_straight_one(folder):
-    settings = {"warm_start_epochs": 2, "epochs": 2, "evaluate_every": 1, "batch_size": 4}
+    settings = {"warm_start_epochs": 2, "epochs": 2, "evaluate_every_steps": 1, "batch_size": 4}
     settings |= {"lora_dropout": 0.1, "kl_weight": 0.1}
     straight = tuning_of(folder, users=6, **settings)
     files = saved_rounds(straight)
@@ -200,7 +200,7 @@ def mixed_up(reward):
 
 def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
     """Rise of the sampled reward from the first five to the last five steps, and its standard error."""
-    tuning = run(tuning_of(folder, reward=reward, seed=seed, epochs=15, completions=8, evaluate_every=1000))
+    tuning = run(tuning_of(folder, reward=reward, seed=seed, epochs=15, completions=8, evaluate_every_steps=1000))
     rewards = np.array([line["reward"] for line in tuning.progress.lines])
     first, last = rewards[:5], rewards[-5:]
     return last.mean() - first.mean(), np.sqrt(first.var(ddof=1) / 5 + last.var(ddof=1) / 5)
@@ -219,7 +219,7 @@ def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
 def test_users_of_opposite_tastes_are_told_apart_by_their_prompts(folder, per_aspect_credit: bool):
     """One answer for all is worth nothing here, so whatever is learned is personal."""
     for seed in range(3):
-        config = toy_config(**BASE, completions=8, epochs=40, evaluate_every=1000, seed=seed)
+        config = toy_config(**BASE, completions=8, epochs=40, evaluate_every_steps=1000, seed=seed)
         config = replace(config, per_aspect_credit=per_aspect_credit)
         inputs = toy_inputs(folder, users=16, held_out=8, kinds=2)
         first, *_, last = run(start_tuning(config, inputs, CPU, Share())).progress.evaluations
@@ -276,7 +276,7 @@ def test_a_rating_that_is_read_later_counts_though_none_was_at_first(wordy_folde
 def free_run(folder: str, **changes) -> Tuning:
     """Free rollouts of a model that knows no format yet, with a teacher that tells the aspects not apart."""
     config = toy_config(
-        **(BASE | {"rollouts": "free", "epochs": 35, "completions": 8, "evaluate_every": 1000} | changes)
+        **(BASE | {"rollouts": "free", "epochs": 35, "completions": 8, "evaluate_every_steps": 1000} | changes)
     )
     inputs = toy_inputs(folder, answer_template(terse_tokenizer(), aspect_set()))
     train = [problem._replace(teacher_A=np.array([5.5, 5.5])) for problem in inputs.train]

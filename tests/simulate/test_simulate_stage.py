@@ -168,7 +168,7 @@ def test_catalogue_file_with_other_columns_is_refused(tmp_path):
 
 def test_shoppers_of_chosen_aspects_have_tastes_and_reviews_of_these_alone(tmp_path):
     names = ["pace", "tension level", "emotional intensity", "realism vs. fantasy"]
-    run = simulate(SimulateConfig(output=str(tmp_path / "shop"), shoppers=10, aspects=tuple(names)))
+    run = simulate(SimulateConfig(output=str(tmp_path / "shop"), shoppers=10, aspect_names=tuple(names)))
     with open(f"{run.path}/item_scores.csv", encoding="utf-8") as file:
         header, first, *_ = csv.reader(file)
     films = read_films(str(CATALOGUE))
@@ -183,8 +183,8 @@ def test_shoppers_of_chosen_aspects_have_tastes_and_reviews_of_these_alone(tmp_p
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["pace", "wit", "tension level", "humor"], "aspects: no wit, humor among story complexity"),
-        (["pace", "tension level", "emotional intensity"], "aspects: 4 or more are needed"),
+        (["pace", "wit", "tension level", "humor"], "aspect_names: no wit, humor among story complexity"),
+        (["pace", "tension level", "emotional intensity"], "aspect_names: 4 or more are needed"),
         (["pace", "pace", "tension level", "emotional intensity"], "each once, not pace, pace"),
     ],
 )
