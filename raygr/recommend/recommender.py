@@ -20,7 +20,8 @@ from torch import Tensor
 from raygr.data.vector_tables import align_items, named, read_vectors
 from raygr.metrics.diversity import Lists, mmr_lists, scaled_relevance, top_lists, unit_rows
 from raygr.metrics.ranking import full_ranks
-from raygr.models.embeddings import RefinedEmbedding, ScoreParts, standardise
+from raygr.metrics.z_scores import standardise
+from raygr.models.embeddings import RefinedEmbedding, ScoreParts
 from raygr.models.inference import SequenceModel, UserStates, base_parts, encode_users, score_items, user_vectors
 from raygr.train.batches import history_batch
 from raygr.train.config import TrainConfig

@@ -21,7 +21,7 @@ from raygr.metrics.diversity import (
     unit_rows,
 )
 from raygr.metrics.ranking import candidate_ranks, full_ranks, metric_values
-from raygr.models.embeddings import standardise
+from raygr.metrics.z_scores import standardise
 from raygr.models.inference import UserStates, base_parts, encode_users, relative_change, score_items
 from raygr.schema import TEST
 from raygr.train.batches import Targets, history_batch, is_last_of_user, seen_pairs
