@@ -1,11 +1,22 @@
-# `make quickstart`: set-up and the whole pipeline on the embedded data. `make test`: set-up and the tests.
+# make quickstart   set-up, then the whole pipeline on the embedded data
+# make test         set-up, then all tests
+# make test-fast    the tests that start no Ray and are not marked slow: under two minutes
+# make lint         ruff: rules and format
+# make types        mypy over raygr/
+# make docs         the documentation in site/; a warning is an error
+# make tree         writes the list of modules in docs/architecture.md anew
+# make data-ml-1m, data-ml-100k, data-gift-cards   the data of configs/<name>, from its publisher into data/<name>
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test lint clean
+MOVIELENS := https://files.grouplens.org/datasets/movielens
+AMAZON_2018 := https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2
+
+.PHONY: setup quickstart test test-fast lint types docs tree clean data-ml-1m data-ml-100k data-gift-cards
+.DELETE_ON_ERROR:
 
 setup: $(STAMP)
 
@@ -27,8 +38,44 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not ray"
+
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+tree: setup
+	$(BIN)/python docs/tree.py
+
+data-ml-1m: data/ml-1m/ratings.dat
+data-ml-100k: data/ml-100k/u.data
+data-gift-cards: data/gift-cards/Gift_Cards_5.json.gz data/gift-cards/meta_Gift_Cards.json.gz
+
+# $(call fetch,URL,FILE)
+fetch = @mkdir -p $(dir $(2)) && curl --fail --location --silent --show-error --output $(2) $(1) || \
+  { echo "$(1) could not be fetched. This target needs a network; without one, place the unpacked files in $(@D)."; exit 1; }
+
+data/ml-1m/ratings.dat data/ml-100k/u.data: archive = $(@D).zip
+data/ml-1m/ratings.dat data/ml-100k/u.data:
+	$(call fetch,$(MOVIELENS)/$(notdir $(archive)),$(archive))
+	$(call fetch,$(MOVIELENS)/$(notdir $(archive)).md5,$(archive).md5)
+	@$(PYTHON) -c 'import hashlib, sys; archive, published = (open(name, "rb").read() for name in sys.argv[1:]); \
+	  sys.exit(hashlib.md5(archive).hexdigest().encode() not in published)' $(archive) $(archive).md5 || \
+	  { echo "$(archive) does not have the MD5 that GroupLens publishes: delete it and try again"; exit 1; }
+	$(PYTHON) -m zipfile -e $(archive) data
+	touch $@
+
+data/gift-cards/Gift_Cards_5.json.gz:
+	$(call fetch,$(AMAZON_2018)/categoryFilesSmall/$(@F),$@)
+
+data/gift-cards/meta_Gift_Cards.json.gz:
+	$(call fetch,$(AMAZON_2018)/metaFiles2/$(@F),$@)
 
 clean:
 	rm -rf $(VENV)

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic_core import to_jsonable_python
 
+from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
-from raygr.compare.tables import read_comparison
+from raygr.compare.tables import Table
 from raygr.config import check_config, override
 from raygr.files import join, read_json, read_table, write_text
 from raygr.finetune.config import FinetuneConfig
@@ -27,7 +28,6 @@ from raygr.report.scores import ScoreMatrix, compare_scores, read_reference, rea
 from raygr.report.sections import (
     Section,
     Subject,
-    Table,
     agreement_section,
     comparison_section,
     data_section,

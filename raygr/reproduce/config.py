@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place, Shipped
+from raygr.config import STRICT, ItemVectors, Place, PrepareRun, SettingsOf, Shipped, UserScoreRun
+from raygr.train.config import TrainConfig
 
 ExperimentName = Literal["table-2", "table-3", "table-4", "table-5", "figure-3", "figure-4", "figure-6"]
 EXPERIMENTS: tuple[str, ...] = get_args(ExperimentName)
@@ -17,6 +18,7 @@ BASE, REFINED = "base", "refined"  # the arms of the paper's tables
 
 Candidates = Literal["full", "uniform-100", "popularity-100"]
 Source = Literal["prepare", "item_scores", "teacher", "finetune", "user_scores"]
+TrainSettings = Annotated[Mapping[str, Any], SettingsOf(TrainConfig)]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -30,15 +32,15 @@ class ReproduceConfig:
     runs: Place
     """Folder of the stages' and train runs. Experiments on the same data share it: finished runs are skipped."""
 
-    data: Place | None = None
+    data: PrepareRun | None = None
     """A prepare run; null makes one by `stage_files`."""
-    item_scores: Place | None = None
+    item_scores: ItemVectors | None = None
     """A score run, or a Parquet/CSV of id -> vector; null makes a score run by `stage_files`."""
     user_scores: Literal["none", "llm", "profile"] = "llm"
     """As in `raygr train`; table-5 compares two runs of `llm`."""
-    user_score_run: Place | None = None
+    user_score_run: UserScoreRun | None = None
     """The score run of `user_scores: llm`; null tunes an adapter and scores users with it, by `stage_files`."""
-    classification_scores: Place | None = None
+    classification_scores: UserScoreRun | None = None
     """table-5: user scores of the adapter tuned on the classification task; null makes them by `stage_files`."""
     stage_files: Mapping[Source, Shipped | None] = Field(default_factory=dict)
     """YAML of each stage that makes data or scores. `reproduce` sets its inputs and its output, which lies in `runs`.
@@ -49,11 +51,11 @@ class ReproduceConfig:
     protocol: Mapping[str, Candidates]
     """Recommender -> the candidates that the paper ranks with it. Every run ranks all candidate sets named here, so
     the same table exists under each single one of them."""
-    train: Mapping[str, Any] = Field(default_factory=dict)
+    train: TrainSettings = Field(default_factory=dict)
     """Train settings of all runs; they override those of the recommenders' files."""
-    refined: Mapping[str, Any]
+    refined: TrainSettings
     """Train settings of the refined runs; they override `train`. The paper's base_width is 48, beside twelve scores."""
-    extra_arms: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    extra_arms: Mapping[str, TrainSettings] = Field(default_factory=dict)
     """table-2 to table-5: further arms by name, such as controls; their train settings override those of `refined`."""
     twins: Mapping[str, str] = Field(default_factory=dict)
     """Arm (`refined`, in table-5 `refined (base)` or `refined (cls)`, or one of `extra_arms`) -> one of `extra_arms`,

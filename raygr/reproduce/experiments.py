@@ -13,6 +13,7 @@ from raygr.files import join
 from raygr.reproduce.config import BASE, REFINED, ReproduceConfig, folder_name, refined_labels
 from raygr.stages import STAGES, StageConfig
 from raygr.train.config import TrainConfig
+from raygr.train.inputs import check_settings
 
 
 class Arm(NamedTuple):
@@ -107,7 +108,7 @@ def source_stage(
 
 
 def arms_of(config: ReproduceConfig) -> list[Arm]:
-    """The arms of every recommender, for a configuration with data and scores.
+    """The arms of every recommender in turn; `config` is one with data and scores (`with_sources`).
 
     figure-3 reads the names of the item scores, which must exist.
     """
@@ -115,61 +116,48 @@ def arms_of(config: ReproduceConfig) -> list[Arm]:
 
 
 def recommender_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
+    """A table's arms; Figure 6: values of lambda beside the base; Figure 4: base widths beside the refined arm."""
+    base, refined, *_ = arms = table_arms(config, recommender)
     match config.experiment:
         case "figure-3":
-            return guided_width_arms(config, recommender)
+            return [base, *guided_width_arms(config, base, refined)]
         case "figure-4":
-            return base_width_arms(config, recommender)
+            bases = [(width, train_runs(config, recommender, {"base_width": width})) for width in config.base_widths]
+            points = [Arm(recommender, f"{BASE} {width}", refined.name, found, BASE, width) for width, found in bases]
+            return [refined._replace(base=None), *points]
         case "figure-6":
-            return guided_weight_arms(config, recommender)
-    return table_arms(config, recommender)
+            changes = [(weight, {"guided_weight": weight}) for weight in config.guided_weights]
+            points = [refined_arm(config, recommender, f"lambda {one:g}", some, REFINED, one) for one, some in changes]
+            return [base, *points]
+    return arms
 
 
 def table_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
     """The base, the paper's refined arms, and the extra arms."""
     base = Arm(recommender, BASE, None, train_runs(config, recommender, {}))
-    user_scores = (config.user_score_run, config.classification_scores)  # of table-5; other tables have the first
+    user_scores = (config.user_score_run, config.classification_scores)  # the second for table-5 alone
     labels = zip(refined_labels(config), user_scores, strict=False)
     refined = [refined_arm(config, recommender, label, {"user_score_run": run}) for label, run in labels]
     extra = [refined_arm(config, recommender, name, settings) for name, settings in config.extra_arms.items()]
     return [base, *refined, *extra]
 
 
-def guided_width_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
-    """Figure 3: the first k scores beside a base embedding that shrinks as k grows, or has one width."""
-    base, refined = table_arms(config, recommender)
-    names = aspect_names(config)
+def guided_width_arms(config: ReproduceConfig, base: Arm, refined: Arm) -> list[Arm]:
+    """Figure 3: the first k scores beside a base embedding that shrinks as k grows, or that keeps one width."""
+    chosen, column = config.refined.get("aspect_names"), config.refined.get("score_column", "expected")
+    selected = tuple(chosen) if chosen else None
+    names = read_vectors(config.item_scores, subjects="items", column=column, aspects=selected).aspects
     if max(config.guided_widths) > len(names):
         raise ConfigError(f"guided_widths: {max(config.guided_widths)} of {len(names)} scores ({', '.join(names)})")
     total, reduced = base.runs[0].base_width, refined.runs[0].base_width
-    arms = [base]
+    arms = []
     for count in config.guided_widths:
         # with all scores it is the refined arm of the tables, whose run names no aspects
-        chosen = {"aspect_names": names[:count]} if count < len(names) else {}
+        first = {"aspect_names": names[:count]} if count < len(names) else {}
         for curve, width in ((f"total width {total}", total - count), (f"base width {reduced}", reduced)):
-            changes = chosen | {"base_width": width}
-            arms.append(refined_arm(config, recommender, f"{width} + {count}", changes, curve, count))
+            changes = first | {"base_width": width}
+            arms.append(refined_arm(config, base.recommender, f"{width} + {count}", changes, curve, count))
     return arms
-
-
-def base_width_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
-    """Figure 4: base embeddings of several widths, each compared with the refined one."""
-    refined = refined_arm(config, recommender, REFINED, {})._replace(base=None)
-    arms = [refined]
-    for width in config.base_widths:
-        found = train_runs(config, recommender, {"base_width": width})
-        arms.append(Arm(recommender, f"{BASE} {width}", refined.name, found, BASE, width))
-    return arms
-
-
-def guided_weight_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
-    """Figure 6: several values of lambda, each compared with the base."""
-    base, _ = table_arms(config, recommender)
-    weighted = [
-        refined_arm(config, recommender, f"lambda {weight:g}", {"guided_weight": weight}, REFINED, weight)
-        for weight in config.guided_weights
-    ]
-    return [base, *weighted]
 
 
 def refined_arm(
@@ -182,9 +170,10 @@ def refined_arm(
 ) -> Arm:
     """An arm with scores, compared with the base; `changes` override `config.refined`."""
     scores = {"item_scores": config.item_scores, "user_scores": config.user_scores}
-    scores |= {"user_score_run": config.user_score_run}
-    found = train_runs(config, recommender, scores | config.refined | changes, label)
-    return Arm(recommender, label, f"{recommender} {BASE}", found, curve, value)
+    settings = scores | {"user_score_run": config.user_score_run} | config.refined | changes
+    return Arm(
+        recommender, label, f"{recommender} {BASE}", train_runs(config, recommender, settings, label), curve, value
+    )
 
 
 def train_runs(
@@ -199,6 +188,11 @@ def train_runs(
     own = {"data": config.data, "output": config.runs, "candidates": sorted(set(config.protocol.values()))}
     values = read_yaml(file) | config.train | settings | own
     first = check_config(TrainConfig, values, source=f"{file} with train, refined and {dict(settings)}")
+    if first.item_scores is not None and "item_scores" not in settings:
+        raise ConfigError(f"{file}: item_scores belong to reproduce, not to the base run")
+    if "last" not in first.targets:
+        raise ConfigError(f"{file}: targets: last must be among those of every run")
+    check_settings(first)
     name = folder_name(label) if label in config.extra_arms else settings_name(first)
     folder = join(config.runs, f"train/{folder_name(recommender)}-{name}")
     return tuple(dataclasses.replace(first, seed=seed, output=f"{folder}-seed-{seed}") for seed in config.seeds)
@@ -211,11 +205,3 @@ def settings_name(train: TrainConfig) -> str:
     aspects = f"-first-{len(train.aspect_names)}" if train.aspect_names else ""
     users = train.user_score_run.rstrip("/").rpartition("/")[2] if train.user_score_run else train.user_scores
     return f"{REFINED}-{train.base_width}{aspects}-weight-{train.guided_weight:g}-users-{users}"
-
-
-def aspect_names(config: ReproduceConfig) -> tuple[str, ...]:
-    """Those of `refined.aspect_names`, or else of all item scores, in their order."""
-    chosen = config.refined.get("aspect_names")
-    column = config.refined.get("score_column", "expected")
-    names = tuple(chosen) if chosen else None
-    return read_vectors(config.item_scores, subjects="items", column=column, aspects=names).aspects

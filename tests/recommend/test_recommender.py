@@ -20,6 +20,7 @@ from raygr.data.ids import write_id_lines
 from raygr.data.vector_tables import read_vectors
 from raygr.export.config import ExportConfig
 from raygr.export.stage import export
+from raygr.models.workers import Share
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.recommender import Recommender, load_recommender, read_train_config
 from raygr.recommend.stage import (
@@ -35,7 +36,7 @@ from raygr.recommend.stage import (
 from raygr.schema import RECOMMENDATION_SCHEMA, VECTOR_SCHEMA
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Share, start_training
+from raygr.train.loop import start_training
 from raygr.train.outputs import write_outputs
 
 torch.set_num_threads(1)

@@ -55,6 +55,7 @@ def stand_in_train(config: TrainConfig) -> runs.Run:
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     protocol = {"split": "leave_one_out", "candidates": list(config.candidates), "data": "abc"}
     record = {"protocol": protocol, "shares": None, "parameters": 100, "lists": LISTS, "best_epoch": 3, "epochs": 4}
+    record["test"] = {}
     files.write_json(record, run.file(METRICS))
     counts = {"interactions": 24, "items": ITEMS, "test_targets": 2}
     runs.finish_run(run, inputs=[config.data], counts=counts)
