@@ -71,7 +71,10 @@ class Tally:
             self.by_reason[entry["values"]] += entry["counts"]
         shown = bad.filter(pc.is_valid(bad["snippet"])).select(["file", "row", "reason", "snippet"])
         for row in shown.to_pylist():
-            self._show(row["reason"], Example(self.files[row["file"]], row["row"] + 1, row["snippet"]))
+            example = Example(self.files[row["file"]], row["row"] + 1, row["snippet"])
+            # Ray delivers files in any order; sorted examples are the same in every run.
+            examples = sorted([*self.examples.get(row["reason"], []), example])
+            self.examples[row["reason"]] = examples[:EXAMPLES_PER_REASON]
 
     def _add_times(self, rows: pa.Table) -> None:
         good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
@@ -92,10 +95,6 @@ class Tally:
         forms = [f"{count} in {form}" for form, count in sorted(self.time_forms.items())]
         mixed = f" ({', '.join(forms)}: is this one clock?)" if len(forms) > 1 else ""
         return f"{'positions' if self.time_forms['positions'] else 'times'} from {' to '.join(shown)}{mixed}"
-
-    def _show(self, reason: str, example: Example) -> None:
-        # Ray delivers files in any order; sorted examples are the same in every run.
-        self.examples[reason] = sorted([*self.examples.get(reason, []), example])[:EXAMPLES_PER_REASON]
 
     def check(self, max_bad_fraction: float, *, what: str, allow_broken_files: bool = False) -> None:
         """InputError if no row is usable, a file or its rest is lost, or too many rows are refused."""

@@ -48,27 +48,9 @@ MOVIELENS_MOVIES = {
     "plot": ("plot",),
 }
 DELIMITERS = {"dat": "::", "data": "\t", "item": "|"}
-UITEM_GENRES = (
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
-)
+UITEM_GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+                "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War",
+                "Western")  # fmt: skip
 UITEM_FIRST_GENRE = 5
 
 JSON_KINDS = ("json", "jsonl", "ndjson")

@@ -111,16 +111,12 @@ def read_csv(path: str, wanted: Mapping[str, str | int], form: CsvForm) -> Itera
     first = -1 if form.has_header else 0
     with open_raw(path, form.encoding) as file:
         for columns in parse_blocks(file, grammar, places, first):
-            yield without_header(columns) if first < 0 else columns
+            start = int((columns.rows < 0).sum())  # 1 for the block with the header
+            refused = [row for row in columns.refused if row.row >= 0]
+            yield Columns(columns.rows[start:], columns.table.slice(start), refused)
             first += len(columns.rows) + len(columns.refused)
         if file.broken:
             yield no_columns([lost_rest(max(first, 0), file.broken)])
-
-
-def without_header(columns: Columns) -> Columns:
-    start = int((columns.rows < 0).sum())
-    refused = [row for row in columns.refused if row.row >= 0]
-    return Columns(columns.rows[start:], columns.table.slice(start), refused)
 
 
 def parse_blocks(file: RawFile, grammar: Grammar, places: Mapping[str, int], first: int) -> Iterator[Columns]:
@@ -159,7 +155,10 @@ def cut_rows(
     buffer: bytes, grammar: Grammar, places: Mapping[str, int], first: int, *, final: bool
 ) -> tuple[Columns, int]:
     """The rows in a buffer of whole lines, and the number of bytes they take; `final`: no more lines follow."""
-    used: int | None = len(buffer) if final else likely_end(buffer)
+    used: int | None = len(buffer)
+    # Unless quotes are in disorder, the last whole row ends in front of the last quote if that one is open.
+    if not final and buffer.rfind(b'"') >= len(buffer) - LIKELY_QUOTE_BYTES and buffer.count(b'"') % 2:
+        used = start_of_open_row(buffer)
     table = parse_rows(buffer[:used], grammar, places)
     if table is not None and table.num_rows != count_lines(buffer[:used]):  # line ends inside quotes
         orderly = orderly_end(buffer, grammar)
@@ -194,13 +193,6 @@ def parse_rows(data: bytes, grammar: Grammar, places: Mapping[str, int]) -> pa.T
     except pa.ArrowInvalid:
         return None
     return table.rename_columns(list(places))
-
-
-def likely_end(buffer: bytes) -> int:
-    """The end of the last whole row if all quotes are in order: before the last quote if that one is open."""
-    if buffer.rfind(b'"') < len(buffer) - LIKELY_QUOTE_BYTES or buffer.count(b'"') % 2 == 0:
-        return len(buffer)
-    return start_of_open_row(buffer)
 
 
 def start_of_open_row(buffer: bytes) -> int:
@@ -289,8 +281,5 @@ def holds_rows(text: bytes, grammar: Grammar) -> bool:
         return False
     cells = QUOTED.sub(b"", text).split(grammar.delimiter)
     numeric = [i for i, cell in enumerate(cells) if cell[:1].isdigit()]
-    return any(is_like(line.split(grammar.delimiter), numeric) for line in inner)
-
-
-def is_like(cells: list[bytes], numeric: list[int]) -> bool:
-    return bool(numeric) and all(i < len(cells) and cells[i][:1].isdigit() for i in numeric)
+    rows = [line.split(grammar.delimiter) for line in inner] if numeric else []
+    return any(all(i < len(row) and row[i][:1].isdigit() for i in numeric) for row in rows)

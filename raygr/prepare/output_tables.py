@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.prepare import selection, splits
-from raygr.prepare.metadata import ITEM_TEXT_SCHEMA, TEXT_NAMES
-from raygr.prepare.reviews import REVIEW_TEXTS, TEXT_SCHEMA
+from raygr.prepare.metadata import TEXT_NAMES
+from raygr.prepare.reviews import REVIEW_TEXTS
 from raygr.prepare.selection import Kept
 from raygr.prepare.two_passes import filled
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
@@ -58,36 +58,24 @@ def review_part(rows: pa.Table, texts: pa.Table, limit: int) -> Part:
     return part_with_texts(columns, texts, REVIEW_TEXTS, REVIEW_SCHEMA, limit)
 
 
-def review_part_without_texts(rows: pa.Table) -> Part:
-    """`review_part` of data that has no texts."""
-    empty = pa.repeat("", rows.num_rows)
-    return review_part(rows, filled(TEXT_SCHEMA, dict.fromkeys(REVIEW_TEXTS, empty), rows.num_rows), limit=1)
-
-
-def rows_of_file(rows: pa.Table, file: int) -> pa.Table:
-    """The rows of one file of a table that is sorted by file and row."""
-    start, end = np.searchsorted(rows["file"].to_numpy(), [file, file + 1])
-    return rows.slice(start, end - start)
+def empty_texts(schema: pa.Schema, count: int) -> pa.Table:
+    """TEXT_SCHEMA or ITEM_TEXT_SCHEMA of `count` rows with "" in every text."""
+    names = [field.name for field in schema if field.type == pa.string()]
+    return filled(schema, dict.fromkeys(names, pa.repeat("", count)), count)
 
 
 def part_with_texts(
     columns: Mapping[str, pa.ChunkedArray], texts: pa.Table, names: Sequence[str], schema: pa.Schema, limit: int
 ) -> Part:
     """`schema` of the `columns` and the text columns `names`, cut to `limit` characters."""
-    cut = {name: cut_texts(texts[name], limit) for name in names}
-    whole = {**columns, **{name: text for name, (text, _) in cut.items()}}
-    counts = {
-        "written": len(texts),
-        "text_cut": sum(longer for _, longer in cut.values()),
-        "text_repaired": pc.sum(texts["repaired"]).as_py() or 0,
-    }
+    counts = {"written": len(texts), "text_cut": 0, "text_repaired": pc.sum(texts["repaired"]).as_py() or 0}
+    whole = {**columns, **{name: texts[name] for name in names}}
+    for name in names:
+        longer = pc.sum(pc.greater(pc.utf8_length(texts[name]), limit)).as_py()
+        if longer:
+            whole[name] = pc.utf8_slice_codeunits(texts[name], 0, limit)
+            counts["text_cut"] += longer
     return Part(pa.table({name: whole[name] for name in schema.names}).cast(schema), counts)
-
-
-def cut_texts(texts: pa.ChunkedArray, limit: int) -> tuple[pa.ChunkedArray, int]:
-    """Texts of at most `limit` characters, and the number of texts that were longer."""
-    longer = pc.sum(pc.greater(pc.utf8_length(texts), limit)).as_py() or 0
-    return (pc.utf8_slice_codeunits(texts, 0, limit) if longer else texts), longer
 
 
 # --- items and users ------------------------------------------------------------------------------
@@ -125,12 +113,6 @@ def item_part(rows: pa.Table, texts: pa.Table, limit: int) -> Part:
     together = pc.binary_join_element_wise(*(part.table[name] for name in TEXT_NAMES), "")
     without_text = pc.sum(pc.equal(pc.utf8_trim_whitespace(together), "")).as_py() or 0
     return part._replace(counts={**part.counts, "without_text": without_text})
-
-
-def item_part_without_metadata(rows: pa.Table) -> Part:
-    """`item_part` of items that no metadata describe: empty texts."""
-    empty = pa.repeat("", rows.num_rows)
-    return item_part(rows, filled(ITEM_TEXT_SCHEMA, dict.fromkeys(TEXT_NAMES, empty), rows.num_rows), limit=1)
 
 
 def users(kept: Kept) -> pa.Table:

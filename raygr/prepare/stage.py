@@ -165,7 +165,9 @@ def write_reviews(kept: Kept, files: list[str], run: Run, config: PrepareConfig)
     rows, folder = output_tables.kept_rows(kept), run.file(REVIEWS)
     if not reviews.has_text(config):
         for number, start in enumerate(range(0, rows.num_rows, PART_ROWS)):
-            part = output_tables.review_part_without_texts(rows.slice(start, PART_ROWS))
+            some = rows.slice(start, PART_ROWS)
+            texts = output_tables.empty_texts(reviews.TEXT_SCHEMA, some.num_rows)
+            part = output_tables.review_part(some, texts, config.max_text_chars)
             write_table(part.table, part_path(folder, 0, number))
         return {"text_cut": 0, "text_repaired": 0}
     in_files = rows.take(pa.array(np.lexsort((kept.row, kept.file))))
@@ -186,7 +188,8 @@ def write_items(kept: Kept, described: pa.Table, files: list[str], run: Run, con
     totals = write_texts(in_files, files, read, make_part, folder, config, what="metadata")
     bare = np.setdiff1d(rows["item_index"].to_numpy(), index)
     if len(bare):
-        part = output_tables.item_part_without_metadata(rows.take(pa.array(bare - 1)))
+        texts = output_tables.empty_texts(metadata.ITEM_TEXT_SCHEMA, len(bare))
+        part = make_part(rows.take(pa.array(bare - 1)), texts, config.max_text_chars)
         write_table(part.table, part_path(folder, len(files), 0))
         totals.update(part.counts)
     return {name: totals[name] for name in ("text_cut", "text_repaired", "without_text")}
@@ -231,8 +234,9 @@ def write_file(
 ) -> Iterator[pa.Table]:
     """The Ray Data task of the second pass: writes the parts of one raw file and yields one row of counts."""
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
-    chosen = output_tables.rows_of_file(ray.get(rows), file)
-    totals = Counter({"written": 0})
+    table = ray.get(rows)
+    start, end = np.searchsorted(table["file"].to_numpy(), [file, file + 1])
+    chosen, totals = table.slice(start, end - start), Counter({"written": 0})
     if chosen.num_rows:
         numbers = chosen["row"].to_numpy()
         with naming(path):

@@ -96,10 +96,8 @@ def read_numbers(numbers: pa.Array, kind: Literal["time", "position"]) -> Times:
     is_int64 = pa.types.is_integer(numbers.type) and numbers.type != pa.uint64()
     values = numbers.cast(pa.int64() if is_int64 else pa.float64(), safe=False).fill_null(0).to_numpy()
     known &= np.isfinite(values)
-    return read_positions(values, known) if kind == "position" else read_epochs(values, known)
-
-
-def read_positions(values: np.ndarray, known: np.ndarray) -> Times:
+    if kind == "time":
+        return read_epochs(values, known)
     good = known & (values >= 0) & (values <= LAST_POSITION) & (values == np.floor(values))
     form = np.select([good, known], [POSITIONS, OUT_OF_RANGE], NOT_READ).astype(np.int8)
     return Times(np.where(known, values, np.nan).astype(np.float64), form)
