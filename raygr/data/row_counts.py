@@ -12,4 +12,4 @@ def log_rows(what: str, *, read: int, kept: int, dropped: Mapping[str, int]) -> 
     logger.info("%s: %d of %d kept%s", what, kept, read, f"; left out: {reasons}" if reasons else "")
     missing = read - kept - sum(dropped.values())
     if missing:
-        logger.warning("%s: %d rows are unaccounted for: this is a bug in raygr", what, missing)
+        logger.warning("%s: %d rows are unaccounted for: this is a fault in raygr", what, missing)

@@ -425,6 +425,42 @@ def test_office_products_as_a_table(local_ray, shared_data, tmp_path):
     assert counts_of(Run(path=config.output, job="prepare", config={}, started=0.0))["reviews"]["read"] == 21_290
 
 
+@pytest.mark.parametrize(
+    ("name", "files", "separator", "film"),
+    [
+        ("ml-1m", ("ratings.dat", "movies.dat"), "::", "{0}::Film {0} (1999)::Drama|War\n"),
+        (
+            "ml-100k",
+            ("u.data", "u.item"),
+            "\t",
+            "{0}|Film {0} (1999)|01-Jan-1999||http://x|" + "|".join("0" * 19) + "\n",
+        ),
+    ],
+)
+def test_shipped_configurations_read_movielens_as_published(
+    local_ray, tmp_path, monkeypatch, name, files, separator, film
+):
+    monkeypatch.chdir(tmp_path)
+    ratings, films = (tmp_path / "data" / name / file for file in files)
+    ratings.parent.mkdir(parents=True)
+    rows = [(user, item, 1 + item % 5, 978_300_760 + 60 * item) for user in range(1, 7) for item in range(1, 6)]
+    ratings.write_text("".join(separator.join(map(str, row)) + "\n" for row in rows))
+    films.write_text("".join(film.format(item) for item in range(1, 6)))
+    run = run_prepare(load_config(PrepareConfig, str(CONFIGS / name / "prepare.yaml"), []))
+    tables = check_contract(run)
+    assert tables["interactions.parquet"].num_rows == len(rows)
+    assert set(tables["items"]["title"].to_pylist()) == {f"Film {item} (1999)" for item in range(1, 6)}
+    assert min(tables["interactions.parquet"]["timestamp"].to_pylist()) == 978_300_820_000
+
+
+def test_shipped_configuration_reads_gift_cards_as_published(local_ray, shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "gift-cards").symlink_to(shared_data / "amazon2018_gift_cards")
+    run = run_prepare(load_config(PrepareConfig, str(CONFIGS / "gift-cards" / "prepare.yaml"), []))
+    assert counts_of(run)["reviews"]["kept"] == 2941
+
+
 def test_every_prepare_configuration_is_valid():
     files = sorted(CONFIGS.rglob("prepare.yaml"))
     assert len(files) >= 5
