@@ -13,9 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from raygr.distributed import keep_freed_memory
+from raygr.models.workers import Share
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Share, start_training, train_epoch
+from raygr.train.loop import start_training, train_epoch
 
 SHOWN = 8
 

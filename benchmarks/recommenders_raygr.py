@@ -4,10 +4,11 @@ import torch
 from recommenders_orders import Orders, read_job
 
 from raygr.distributed import keep_freed_memory
+from raygr.models.workers import Share
 from raygr.schema import VALIDATION
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Share, start_training, target_ranks, train_epoch
+from raygr.train.loop import start_training, target_ranks, train_epoch
 
 
 def settings(job: dict) -> TrainConfig:

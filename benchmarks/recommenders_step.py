@@ -46,8 +46,9 @@ def measure(items: int, optimizer: str, parsed: argparse.Namespace) -> tuple[flo
     import torch
 
     from raygr.distributed import keep_freed_memory
+    from raygr.models.workers import Share
     from raygr.train.config import TrainConfig
-    from raygr.train.loop import Share, accumulate_gradients, start_training, take_step
+    from raygr.train.loop import accumulate_gradients, start_training, take_step
     from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
     torch.set_num_threads(parsed.threads)

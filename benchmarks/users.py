@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raygr import files
+from raygr.compare.comparison import ArmGain
 from raygr.compare.gain_words import gain_text
 from raygr.compare.tables import markdown_rows
 from raygr.config import load_config, override
@@ -120,7 +121,7 @@ def gains(size: str, seeds: Sequence[int]) -> list[GainRow]:
                 [gain] = metric_gains(*(one[None] for one in pair), paired=True)
                 means = (float(one.mean()) for one in pair)
                 rows.append(
-                    GainRow(size, arm, against, bucket, int(inside_E.sum()), *means, gain._asdict() | {"p_holm": None})
+                    GainRow(size, arm, against, bucket, int(inside_E.sum()), *means, vars(gain) | {"p_holm": None})
                 )
     return rows
 
@@ -140,13 +141,14 @@ def markdown(rows: Sequence[GainRow], seeds: Sequence[int]) -> str:
     if any(row.gain["over"] == EARLIER for row in rows):
         text += [
             "**These intervals are too narrow**: they are of an earlier method, a bootstrap of users and seeds, which",
-            "with two seeds held the truth in 71% to 89% of simulated comparisons (`raygr/gains.py`), not in 95%.\n",
+            "with two seeds held the truth in 71% to 89% of simulated comparisons (`raygr/metrics/gains.py`), not in 95%.\n",
         ]
     text += ["![Gain by number of users](ml-1m-users.png)\n"]
     table = [["users", "target's train interactions", "targets", "arm", "NDCG@10", "against", "its NDCG@10", "gain"]]
     for row in rows:
         means = (f"{row.mean:.4f}", row.against, f"{row.against_mean:.4f}")
-        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, gain_text(row.gain)])
+        gain = ArmGain(**row.gain, per_run=[])
+        table.append([row.size, row.bucket, str(row.targets), row.arm, *means, gain_text(gain)])
     return "\n".join([*text, markdown_rows(table)])
 
 

@@ -19,10 +19,9 @@ import pytest
 from toy_data import cycles, write_prepared
 
 from raygr import files, runs
-from raygr.score.asking import prompt_settings
 from raygr.score.config import ScoreConfig
 from raygr.score.default_model import cache_folder
-from raygr.score.subjects import item_prompts
+from raygr.score.subjects import item_prompts, prompt_settings
 from raygr.train.config import TrainConfig
 
 ASPECTS = str(Path(__file__).parent.parent / "configs" / "aspects" / "movies.yaml")
@@ -150,7 +149,7 @@ def test_scoring_goes_on_when_a_node_is_lost(folder: Path, tokenizer):
     settings = {"output": str(folder / "scores"), "data": data, "subjects": "items", "aspects": ASPECTS}
     settings |= {"store": str(folder / "store"), "mode": "generate", "actors": 2, "batch_size": BATCH}
     config = ScoreConfig(**settings)
-    prompts = item_prompts(files.read_table(f"{data}/items"), settings=prompt_settings(config))
+    prompts = item_prompts(files.read_table(f"{data}/items"), settings=prompt_settings(config, "items"))
 
     log = run_on_two_nodes(folder, SCORE, config=settings, head_cpus=4, other_cpus=2)
 
@@ -189,8 +188,9 @@ def straight_losses(config: TrainConfig) -> list[float]:
     """Of the same training without Ray, in this process."""
     import torch
 
+    from raygr.models.workers import Share
     from raygr.train.inputs import load_inputs
-    from raygr.train.loop import Share, start_training, training_rounds
+    from raygr.train.loop import start_training, training_rounds
 
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
     for _ in training_rounds(training):

@@ -1,8 +1,11 @@
 """Configurations: strict, with the field's name in every refusal; every shipped YAML is valid."""
 
 import dataclasses
+import functools
 import json
+import operator
 import typing
+from collections import defaultdict
 from pathlib import Path
 
 import jsonschema
@@ -13,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raygr.cli import COMMANDS
-from raygr.config import ConfigError, PipelineConfig, check_config, load_config
+from raygr.config import ConfigError, PipelineConfig, check_config, input_paths, load_config
 from raygr.explain.config import ExplainConfig
 from raygr.files import model_place
 from raygr.pipeline import checked_stage
@@ -38,9 +41,51 @@ def test_overrides_win_over_the_file(tmp_path):
     )
 
 
+def configurations() -> set[type]:
+    """All dataclasses that settings are checked by, those inside others too."""
+    found, left = set(), [*COMMANDS.values()]
+    while left:
+        kind = left.pop()
+        if dataclasses.is_dataclass(kind):
+            found.add(kind)
+            left += [one for one in typing.get_type_hints(kind).values() if one not in found]
+        left += typing.get_args(kind)
+    return found
+
+
+def without_null(kind: object) -> object:
+    """A field's type, whether it may be left open or not."""
+    parts = typing.get_args(kind)
+    kept = [one for one in parts if one is not type(None)]
+    return functools.reduce(operator.or_, kept) if len(kept) < len(parts) else kind
+
+
+def test_a_field_name_has_one_type_across_all_configurations():
+    assert RequestConfig in configurations() and len(configurations()) >= 15
+    types = defaultdict(dict)
+    for config in configurations():
+        for name, kind in typing.get_type_hints(config, include_extras=True).items():
+            if typing.get_origin(kind) is not typing.ClassVar:
+                types[name][without_null(kind)] = config.__name__
+    assert {name: found for name, found in types.items() if len(found) > 1} == {}
+
+
+def test_an_unknown_field_is_told_of_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match=r"epoch: no such field; did you mean epochs\?"):
+        load_config(TrainConfig, None, ["output=a", "data=b", "epoch=3"])
+    with pytest.raises(ConfigError, match=r"requests\.service_modl: no such field; did you mean service_model\?"):
+        load_config(ScoreConfig, None, ["output=a", "data=b", "subjects=items", "aspects=a", "requests.service_modl=b"])
+    with pytest.raises(ConfigError, match=r"xyz: no such field\n"):
+        load_config(TrainConfig, None, ["output=a", "data=b", "xyz=3"])
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("epoch=3", "epoch: Unexpected"), ("dropout=1.5", "dropout: .*less than 1"), ("fusion=sum", "fusion: .*'concat'")],
+    [
+        ("epoch=3", "epoch: no such field"),
+        ("dropout=1.5", "dropout: .*less than 1"),
+        ("fusion=sum", "fusion: .*'concat'"),
+    ],
 )
 def test_a_wrong_field_is_refused_by_name(override, words):
     with pytest.raises(ConfigError, match=words):
@@ -48,7 +93,7 @@ def test_a_wrong_field_is_refused_by_name(override, words):
 
 
 # Every path of every job; `subjects` and the like are what the job needs besides.
-SCORES = {"data": "~/p", "aspects": "~/a.yaml", "model": "~/m"}
+SCORES = {"data": "~/p", "aspects": "~/a.yaml", "llm": "~/m"}
 TRAINED = {"item_scores": "~/s", "user_score_run": "~/u", "list_scores": "~/l"}
 PATHS = {
     "simulate": {},
@@ -59,13 +104,13 @@ PATHS = {
     "train": {"data": "~/p"} | TRAINED,
     "sweep": {"train": {}, "space": {}},
     "compare": {"arms": {"base": ["~/t"]}},
-    "recommend": {"train": "~/t", "users": "~/u.txt", "histories": "~/h", "mmr_scores": "~/s"},
-    "explain": {"train": "~/t"},
-    "export": {"train": "~/t"},
-    "report": {"title": "", "data": "~/p", "comparison": "~/c", "item_scores": "~/s", "user_scores": "~/u"}
+    "recommend": {"train_run": "~/t", "users_file": "~/u.txt", "histories": "~/h", "mmr_scores": "~/s"},
+    "explain": {"train_run": "~/t"},
+    "export": {"train_run": "~/t"},
+    "report": {"title": "", "data": "~/p", "comparison": "~/c", "item_score_run": "~/s", "user_score_run": "~/u"}
     | {"reference_scores": "~/r.csv", "finetune": ["~/f"]},
-    "reproduce": {"experiment": "table-2", "runs": "~/r", "data": "~/p", "item_scores": "~/s", "user_scores": "~/u"}
-    | {"classification_scores": "~/c", "stages": {"prepare": "~/p.yaml"}, "recommenders": {"SASRec": "~/s.yaml"}}
+    "reproduce": {"experiment": "table-2", "runs": "~/r", "data": "~/p", "item_scores": "~/s", "user_score_run": "~/u"}
+    | {"classification_scores": "~/c", "stage_files": {"prepare": "~/p.yaml"}, "recommenders": {"SASRec": "~/s.yaml"}}
     | {"protocol": {}, "refined": {}, "paper": "~/p.csv"},
 }
 
@@ -82,11 +127,46 @@ def test_the_home_folder_is_known_in_every_path_and_relative_ones_are_absolute(j
         assert found.count(f'"{meant}') == written.count('"~/')
 
 
+def home_paths(value: object) -> list[str]:
+    """The texts that begin with ~/ anywhere in JSON."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    own = [value] if isinstance(value, str) and value.startswith("~/") else []
+    return own + [path for one in inside for path in home_paths(one)]
+
+
+@pytest.mark.parametrize("job", PATHS)
+def test_the_inputs_of_a_configuration_are_all_its_paths_but_those_that_it_writes(job, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = check_config(COMMANDS[job], {"output": "~/o"} | PATHS[job], source="test")
+    read = home_paths({name: value for name, value in PATHS[job].items() if name not in ("store", "runs")})
+    assert sorted(one.path for one in input_paths(config)) == sorted(path.replace("~", str(tmp_path)) for path in read)
+    assert all(one.kind.job in ("", *STAGES) for one in input_paths(config))
+
+
+def test_inputs_inside_the_settings_of_train_runs_are_found():
+    settings = {"output": "/o", "train": {"data": "/p", "list_scores": "/l", "fusion": "wrong", "datta": "/x"}}
+    sweep = check_config(STAGES["sweep"], settings | {"space": {"item_scores": ["/s", None]}}, source="test")
+    assert [(one.field, one.path, one.kind.job) for one in input_paths(sweep)] == [
+        ("train.data", "/p", "prepare"),
+        ("train.list_scores", "/l", "score"),
+        ("space.item_scores", "/s", "score"),
+    ]
+    arms = {"extra_arms": {"more": {"item_scores": "/m"}}, "refined": {"user_score_run": "/u"}}
+    found = input_paths(
+        check_config(COMMANDS["reproduce"], PATHS["reproduce"] | {"output": "/o"} | arms, source="test")
+    )
+    assert {("extra_arms.more.item_scores", "/m"), ("refined.user_score_run", "/u")} < {one[:2] for one in found}
+
+
+def test_a_name_of_a_model_and_a_word_are_no_paths():
+    settings = {"output": "/o", "data": "/p", "item_scores": "/s", "aspects": "/a", "llm": "org/name"}
+    config = check_config(STAGES["finetune"], settings | {"teacher": "profile"}, source="test")
+    assert [one.field for one in input_paths(config)] == ["data", "item_scores", "aspects"]
+
+
 def test_words_in_place_of_paths_stay_words():
     settings = PATHS["finetune"] | {"output": "o", "teacher": "profile"}
     assert check_config(STAGES["finetune"], settings, source="test").teacher == "profile"
-    settings = PATHS["reproduce"] | {"output": "o", "user_scores": "none"}
-    assert check_config(COMMANDS["reproduce"], settings, source="test").user_scores == "none"
 
 
 def test_paths_inside_a_job_stay_relative(monkeypatch):
@@ -127,12 +207,12 @@ def test_fields_that_change_no_result_are_fields():
 
 
 def test_whole_numbers_are_ids(tmp_path):
-    needed = ["output=o", "train=t"]
-    given = {"[101,102]": ("101", "102"), "['007',8]": ("007", "8"), "12": ("12",), "/u.txt": "/u.txt"}
+    needed = ["output=o", "train_run=t"]
+    given = {"[101,102]": ("101", "102"), "['007',8]": ("007", "8"), "12": ("12",), "A1": ("A1",)}
     for text, ids in given.items():
         assert load_config(RecommendConfig, None, [*needed, f"users={text}"]).users == ids
     file = tmp_path / "recommend.yaml"
-    file.write_text("output: o\ntrain: t\nusers:\n- 101\n- a b\n")
+    file.write_text("output: o\ntrain_run: t\nusers:\n- 101\n- a b\n")
     assert load_config(RecommendConfig, str(file), []).users == ("101", "a b")
     explained = load_config(ExplainConfig, None, [*needed, "item=12", "users=[1,2]"])
     assert (explained.item, explained.users) == ("12", ("1", "2"))
@@ -142,7 +222,7 @@ def test_whole_numbers_are_ids(tmp_path):
 def test_what_may_have_been_another_id_is_refused(text):
     for kind in (RecommendConfig, ExplainConfig):
         with pytest.raises(ConfigError, match=r"users.*(is no id: ids are text or whole|valid tuple)"):
-            load_config(kind, None, ["output=o", "train=t", f"users={text}"])
+            load_config(kind, None, ["output=o", "train_run=t", f"users={text}"])
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
@@ -211,7 +291,7 @@ def test_every_shipped_configuration_is_valid():
             for number, entry in enumerate(load_config(PipelineConfig, str(path), []).stages, start=1):
                 checked_stage(number, entry)
         else:
-            load_config(STAGES[job], str(path), [])
+            load_config(COMMANDS[job], str(path), [])
 
 
 def aws_cluster() -> dict:

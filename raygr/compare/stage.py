@@ -1,11 +1,13 @@
 """The compare stage: train runs -> comparison.json, table.md, table.csv, table.tex.
 
-Each arm is compared with its base arm on the test part, with intervals over users and runs (gains.py); improvements are
-computed from unrounded means. Beside the arms stand popularity and chance. A family of p-values is what one table (one
-ranking; all targets, or the cold-start ones) shows of the primary metric: its arms', corrected by Holm's method. A pair
-under unlike protocols is refused. Shape suffixes: `M` metrics, `R` runs of an arm, `U` users.
+Each arm is compared with its base arm on the test part. Gains have intervals over users and runs (metrics/gains.py) and
+are computed from unrounded means. Popularity and chance are added as two further arms. P-values of the primary metric
+are corrected by Holm's method, over the arms that one table shows: those of one ranking and of either all or the
+cold-start targets. An arm and a base that were evaluated under different protocols are refused. Shape suffixes: `M`
+metrics, `R` runs of an arm, `U` users.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable
@@ -15,15 +17,17 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from raygr import files, runs
+from raygr.compare.comparison import ArmGain, ArmRecord, ColdTargets, Comparison, Gains, MetricMeans, write_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.gain_words import remarks
 from raygr.compare.references import CHANCE, POPULARITY, reference_rankings, why_not
 from raygr.compare.tables import csv_table, latex_table, markdown_table
 from raygr.config import ConfigError
-from raygr.metrics.gains import gains
+from raygr.metrics.gains import Gain, gains
 from raygr.metrics.rank_tables import Ranking, cold_ranking, read_rankings, user_values
-from raygr.metrics.ranking import METRICS as METRIC_NAMES
-from raygr.schema import COMPARISON, METRICS, RANKS, TEST
+from raygr.metrics.ranking import METRICS
+from raygr.schema import RANKS, TEST
+from raygr.train.run_metrics import ListFigures, RunMetrics, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -32,27 +36,32 @@ SETTINGS = ("model", "fusion", "control", "user_scores", "base_width", "loss")
 
 
 class TrainRun(NamedTuple):
-    """What one finished train run brings to a comparison."""
+    """What a comparison reads of one finished train run."""
 
     path: str
     config: dict[str, Any]
-    metrics: dict[str, Any]
+    """Empty for popularity and chance."""
+    metrics: RunMetrics
     rankings: dict[str, Ranking]
     """Of the test part, by name."""
 
 
 Arms = dict[str, list[TrainRun]]
+"""Each arm's runs in the order of their seeds."""
 
 
 def compare(config: CompareConfig) -> runs.Run:
-    """Metrics of every arm, and every other arm's gain over its base arm with its interval and p-value."""
-    arms = {name: read_arm(paths) for name, paths in config.arms.items()}
+    """Writes each arm's metrics, and its gains over its base arm with intervals and p-values."""
+    arms = {
+        name: sorted(map(read_train_run, paths), key=lambda run: run.config["seed"])
+        for name, paths in config.arms.items()
+    }
     check_arms(config, arms)
     run = runs.start_run(config.output, job="compare", config=config)
     comparison = compared_arms(config, arms)
-    for text in comparison["remarks"]:
+    for text in comparison.remarks:
         logger.warning("%s", text)
-    files.write_json(comparison, run.file(COMPARISON))
+    write_comparison(comparison, run.path)
     files.write_text(markdown_table(comparison), run.file(MARKDOWN))
     files.write_text(csv_table(comparison), run.file(CSV))
     files.write_text(latex_table(comparison), run.file(LATEX))
@@ -62,29 +71,32 @@ def compare(config: CompareConfig) -> runs.Run:
     return run
 
 
-def compared_arms(config: CompareConfig, arms: Arms) -> dict[str, Any]:
-    """comparison.json."""
-    records = {}
-    for name, arm in arms.items():
-        base = base_of(name, config)
-        records[name] = arm_record(arm, base, arms[base] if base else None, config)
-    correct_p_values(records, config.primary_metric)
-    with_base = [name for name, record in records.items() if record["base"]]
-    stamps = [record["protocol"] for record in records.values()]
-    references, missing = reference_records(config, arms, records)
-    comparison = {
-        "protocol": stamps[0] if all(stamp == stamps[0] for stamp in stamps) else None,
-        "base": records[with_base[0]]["base"] if with_base else next(iter(records)),
-        "cold_below": config.cold_below,
-        "primary_metric": config.primary_metric,
-        "shown": with_base if config.shown is None else list(config.shown),
-        "arms": records | references,
+def compared_arms(config: CompareConfig, arms: Arms) -> Comparison:
+    """All arms beside their bases, popularity and chance, with corrected p-values and remarks."""
+    bases = {name: base_of(name, config) for name in arms}
+    records = {
+        name: arm_record(arm, base, arms[base] if base else None, config)
+        for (name, arm), base in zip(arms.items(), bases.values(), strict=True)
     }
-    return comparison | {"remarks": missing + remarks(comparison)}
+    correct_p_values(records, config.primary_metric)
+    references, missing = reference_records(config, arms, records)
+    with_base = [name for name, base in bases.items() if base]
+    stamps = [record.protocol for record in records.values()]
+    comparison = Comparison(
+        protocol=stamps[0] if all(stamp == stamps[0] for stamp in stamps) else None,
+        base=bases[with_base[0]] if with_base else next(iter(records)),
+        cold_below=config.cold_below,
+        primary_metric=config.primary_metric,
+        shown=with_base if config.shown is None else list(config.shown),
+        arms=records | references,
+        remarks=[],
+    )
+    comparison.remarks = missing + remarks(comparison)
+    return comparison
 
 
 def base_of(name: str, config: CompareConfig) -> str | None:
-    """The arm that `name` is compared with; None for one that only others are compared with."""
+    """The arm that `name` is compared with; None for an arm that only serves as a base."""
     if name in config.bases:
         return config.bases[name]
     return None if name == config.base or name in config.bases.values() else config.base
@@ -93,16 +105,11 @@ def base_of(name: str, config: CompareConfig) -> str | None:
 # --- reading and checking ----------------------------------------------------------------------
 
 
-def read_arm(paths: tuple[str, ...]) -> list[TrainRun]:
-    """By seed, so that two arms of the same seeds are paired by them."""
-    return sorted((read_train_run(path) for path in paths), key=lambda run: run.config["seed"])
-
-
 def read_train_run(path: str) -> TrainRun:
-    record, metrics = runs.read_run(path, job="train"), files.read_json(files.join(path, METRICS))
+    config = runs.read_run(path, job="train")["config"]
     ranks = files.read_table(files.join(path, RANKS))
-    rankings = read_rankings(ranks, part=TEST, targets=tuple(record["config"]["targets"]))
-    return TrainRun(path, record["config"], metrics, rankings)
+    rankings = read_rankings(ranks, part=TEST, targets=tuple(config["targets"]))
+    return TrainRun(path, config, read_metrics(path), rankings)
 
 
 def check_arms(config: CompareConfig, arms: Arms) -> None:
@@ -131,18 +138,18 @@ def check_arms(config: CompareConfig, arms: Arms) -> None:
 
 
 def check_protocol(run: TrainRun, first: TrainRun) -> None:
-    stamp, other = run.metrics["protocol"], first.metrics["protocol"]
+    stamp, other = run.metrics.protocol, first.metrics.protocol
     names = dict.fromkeys([*other, *stamp])
     unlike = [f"{name} ({other.get(name)} / {stamp.get(name)})" for name in names if stamp.get(name) != other.get(name)]
     if unlike:
         raise ConfigError(
-            f"{first.path} and {run.path} were evaluated under unlike protocols: {', '.join(unlike)}; "
-            "train one anew with the other's data, candidates and targets, or name it a base of its own in bases"
+            f"{first.path} and {run.path} were evaluated under different protocols: {', '.join(unlike)}; "
+            "train one of them again with the other's data, candidates and targets, or give it its own base in `bases`"
         )
 
 
 def check_targets(run: TrainRun, first: TrainRun) -> None:
-    """Gains are paired by user."""
+    """Refuses runs that ranked different targets, because gains are paired by user."""
     for name, ranking in first.rankings.items():
         other = run.rankings[name]
         same_users = np.array_equal(ranking.user_E, other.user_E)
@@ -151,17 +158,17 @@ def check_targets(run: TrainRun, first: TrainRun) -> None:
 
 
 def check_settings(arm: list[TrainRun]) -> None:
-    """The runs of an arm differ in their seed only."""
+    """Refuses an arm whose runs differ in anything but the seed and what only affects speed."""
     first = arm[0]
     for run in arm[1:]:
         changed = [name for name in first.config if run.config.get(name) != first.config[name]]
         unlike = [name for name in changed if name not in ("output", "seed", "workers", "threads", "use_gpu")]
         if unlike:
             raise ConfigError(
-                f"{first.path} and {run.path} are in one arm but differ in {', '.join(unlike)}: make them two"
+                f"{first.path} and {run.path} are in one arm but differ in {', '.join(unlike)}: make them two arms"
             )
         if run.config["seed"] == first.config["seed"]:
-            raise ConfigError(f"{first.path} and {run.path} are in one arm with the same seed: leave one out")
+            raise ConfigError(f"{first.path} and {run.path} are in one arm and have the same seed: remove one")
 
 
 # --- records ------------------------------------------------------------------------------------
@@ -169,189 +176,158 @@ def check_settings(arm: list[TrainRun]) -> None:
 
 def arm_record(
     arm: list[TrainRun], base_name: str | None, base: list[TrainRun] | None, config: CompareConfig
-) -> dict[str, Any]:
-    return ranking_records(arm, base, config) | {
-        "runs": [run.path for run in arm],
-        "base": base_name,
-        "is_reference": False,
-        "against_references": {},
-        "protocol": arm[0].metrics["protocol"],
-        "settings": arm_settings(arm[0].config),
-        "lists": mean_lists(arm),
-        "shares": mean_shares(arm),
-        "base_moved": mean_base_moved(arm),
-        "parameters": arm[0].metrics["parameters"],
-    }
-
-
-def ranking_records(arm: list[TrainRun], base: list[TrainRun] | None, config: CompareConfig) -> dict[str, Any]:
-    """By ranking: metrics and gains of all targets, and of the cold-start ones."""
-    names = arm[0].rankings
+) -> ArmRecord:
+    """`base` are the runs of the arm called `base_name`; both None for an arm that has none."""
+    first = arm[0]
+    names, is_reference = first.rankings, not first.config
     found = {name: ranking_record(arm, base, name) for name in names}
-    return {
-        "metrics": {name: record["metrics"] for name, record in found.items()},
-        "against_base": None if base is None else {name: record["against_base"] for name, record in found.items()},
-        "cold": {name: ranking_record(arm, base, name, cold_below=config.cold_below) for name in names},
-    }
+    moved = [run.metrics.base_moved for run in arm]
+    return ArmRecord(
+        metrics={name: record.metrics for name, record in found.items()},
+        against_base=None if base is None else {name: record.against_base for name, record in found.items()},
+        cold={name: ranking_record(arm, base, name, cold_below=config.cold_below) for name in names},
+        runs=[] if is_reference else [run.path for run in arm],
+        base=base_name,
+        is_reference=is_reference,
+        against_references={},
+        protocol=first.metrics.protocol,
+        settings={} if is_reference else arm_settings(first.config),
+        lists=None if is_reference else mean_lists([run.metrics.lists for run in arm]),
+        shares=None if is_reference else mean_shares([run.metrics.shares for run in arm]),
+        base_moved=None if is_reference or None in moved else sum(moved) / len(moved),
+        parameters=0 if is_reference else first.metrics.parameters,
+    )
 
 
 def ranking_record(
     arm: list[TrainRun], base: list[TrainRun] | None, name: str, cold_below: int | None = None
-) -> dict[str, Any]:
-    """Counts, metrics and gains of one ranking; the last two None without targets. `cold_below`: of those alone."""
+) -> ColdTargets:
+    """Counts, metrics and gains of one ranking: of all targets, or of those with fewer train interactions."""
     found = [[run.rankings[name] for run in some] for some in (arm, base or [])]
     if cold_below is not None:
         found = [[cold_ranking(ranking, cold_below) for ranking in some] for some in found]
     user_E = found[0][0].user_E
-    counts = {"targets": len(user_E), "users": len(np.unique(user_E))}
-    if not len(user_E):
-        return counts | {"metrics": None, "against_base": None}
-    arm_MRU = metric_array(found[0], METRIC_NAMES)
-    metrics = {
-        metric: {"mean": float(values_R.mean()), "per_run": values_R.tolist()}
-        for metric, values_R in zip(METRIC_NAMES, arm_MRU.mean(axis=2), strict=True)
+    record = ColdTargets(len(user_E), len(np.unique(user_E)), None, None)
+    if not record.targets:
+        return record
+    arm_MRU = metric_array(found[0], METRICS)
+    record.metrics = {
+        metric: MetricMeans(float(values_R.mean()), values_R.tolist())
+        for metric, values_R in zip(METRICS, arm_MRU.mean(axis=2), strict=True)
     }
-    if not base:
-        return counts | {"metrics": metrics, "against_base": None}
-    base_MRU = metric_array(found[1], METRIC_NAMES)
-    return counts | {"metrics": metrics, "against_base": gain_records(arm_MRU, base_MRU, paired=same_seeds(arm, base))}
+    if base:
+        record.against_base = gain_records(arm_MRU, metric_array(found[1], METRICS), paired=same_seeds(arm, base))
+    return record
 
 
 def metric_array(rankings: list[Ranking], metrics: Iterable[str]) -> np.ndarray:
-    """(M, R, U) of the runs' rankings."""
+    """(M, R, U): each metric of each run's ranking, by user."""
     return np.stack([np.stack([user_values(ranking, metric) for ranking in rankings]) for metric in metrics])
 
 
 def same_seeds(arm: list[TrainRun], base: list[TrainRun]) -> bool:
-    """Whether each run has one beside it in the base; popularity and chance, which have no seed, fit any."""
+    """Whether runs can be paired by seed. Popularity and chance have no seed and are paired with any runs."""
     return not arm[0].config or [run.config["seed"] for run in arm] == [run.config["seed"] for run in base]
 
 
-def gain_records(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> dict[str, dict[str, Any]]:
-    """Each metric's gain, and each run's in percent: of the base's run beside it, or its mean if there is no such."""
+def gain_records(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> Gains:
+    """Each metric's gain. Each run's own is over the base's run of the same seed; unpaired, over the base's mean."""
     if paired:
         arm_MRU = np.broadcast_to(arm_MRU, base_MRU.shape)
     arm_MR, base_MR = arm_MRU.mean(axis=2), base_MRU.mean(axis=2)
     beside_MR = base_MR if paired else np.broadcast_to(base_MR.mean(axis=1)[:, None], arm_MR.shape)
     found = gains(arm_MRU, base_MRU, paired=paired)
     return {
-        metric: gain._asdict()
-        | {"p_holm": None}
-        | {"per_run": [100 * (one / base - 1) if base else None for one, base in zip(arm_R, base_R, strict=True)]}
-        for metric, gain, arm_R, base_R in zip(METRIC_NAMES, found, arm_MR.tolist(), beside_MR.tolist(), strict=True)
+        metric: ArmGain(
+            **vars(gain),
+            p_holm=None,
+            per_run=[100 * (one / base - 1) if base else None for one, base in zip(arm_R, base_R, strict=True)],
+        )
+        for metric, gain, arm_R, base_R in zip(METRICS, found, arm_MR.tolist(), beside_MR.tolist(), strict=True)
     }
 
 
-def correct_p_values(arms: dict[str, dict[str, Any]], primary: str) -> None:
-    """Fills `p_holm` of the primary metric; a family is the arms of one table. Gains of one run have no p-value."""
-    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+def correct_p_values(arms: dict[str, ArmRecord], primary: str) -> None:
+    """Sets `p_holm` of the primary metric's gains, corrected over the arms of a table; one run has no p-value."""
+    families: dict[tuple[str, bool], list[ArmGain]] = {}
     for arm in arms.values():
-        for name, found in (arm["against_base"] or {}).items():
+        for name, found in (arm.against_base or {}).items():
             families.setdefault((name, False), []).append(found[primary])
-        for name, record in arm["cold"].items():
-            if record["against_base"]:
-                families.setdefault((name, True), []).append(record["against_base"][primary])
+        for name, record in arm.cold.items():
+            if record.against_base:
+                families.setdefault((name, True), []).append(record.against_base[primary])
     for family in families.values():
-        tested = [gain for gain in family if gain["p"] is not None]
-        corrected = multipletests([gain["p"] for gain in tested], method="holm")[1] if tested else []
+        tested = [gain for gain in family if gain.p is not None]
+        corrected = multipletests([gain.p for gain in tested], method="holm")[1] if tested else []
         for gain, p in zip(tested, corrected, strict=True):
-            gain["p_holm"] = float(p)
+            gain.p_holm = float(p)
+
+
+def arm_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Train settings that tell arms apart. A base model uses no scores, so its `fusion` is None."""
+    settings = {name: config[name] for name in SETTINGS}
+    return settings if config["item_scores"] else settings | {"fusion": None}
+
+
+def mean_lists(lists: list[ListFigures]) -> ListFigures:
+    """The means over runs."""
+    means = {
+        order: {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+        for order, found in (("ranked", [one.ranked for one in lists]), ("reranked", [one.reranked for one in lists]))
+    }
+    return dataclasses.replace(lists[0], **means)
+
+
+def mean_shares(shares: list[dict[str, float] | None]) -> dict[str, float] | None:
+    """The means over runs; None for base models."""
+    known = [one for one in shares if one is not None]
+    return {name: sum(one[name] for one in known) / len(known) for name in known[0]} if known else None
 
 
 # --- popularity and chance ----------------------------------------------------------------------
 
 
 def arms_by_protocol(config: CompareConfig, arms: Arms) -> dict[str, list[str]]:
-    """First base arm under each protocol -> all arms under it."""
+    """The first base arm under each protocol -> the names of all arms under that protocol."""
     bases = [name for name in arms if base_of(name, config) is None or name in config.bases.values()]
     found: dict[str, list[str]] = {}
     first_of: dict[str, str] = {}
-    for name in [*bases, *arms]:
-        stamp = json.dumps(arms[name][0].metrics["protocol"], sort_keys=True)
-        members = found.setdefault(first_of.setdefault(stamp, name), [])
-        members += [] if name in members else [name]
+    for name in dict.fromkeys([*bases, *arms]):
+        stamp = json.dumps(arms[name][0].metrics.protocol, sort_keys=True)
+        found.setdefault(first_of.setdefault(stamp, name), []).append(name)
     return found
 
 
 def reference_records(
-    config: CompareConfig, arms: Arms, records: dict[str, dict[str, Any]]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Records of popularity and chance under each protocol, and what is missing of them, in words.
+    config: CompareConfig, arms: Arms, records: dict[str, ArmRecord]
+) -> tuple[dict[str, ArmRecord], list[str]]:
+    """Records of popularity and chance under each protocol, and a sentence for each protocol that lacks them.
 
-    Adds to each arm's record, in `against_references`, its gains over them.
+    Adds to each arm's record its gains over the two, in `against_references`.
     """
     by_protocol = arms_by_protocol(config, arms)
     found, missing = {}, []
     for base, members in by_protocol.items():
         first = arms[base][0]
-        reason = why_not(first.config["data"], first.metrics["protocol"])
+        reason = why_not(first.config["data"], first.metrics.protocol)
         if reason:
             missing.append(f"Popularity and chance are left out beside “{base}”: {reason}.")
             continue
         for name, rankings in reference_rankings(first.path, first.config["data"], first.rankings).items():
-            reference = [TrainRun("", {}, first.metrics, rankings)]
+            reference = TrainRun("", {}, first.metrics, rankings)
             shown_name = name if len(by_protocol) == 1 else f"{name} ({base})"
-            found[shown_name] = reference_record(reference, base, arms[base], config)
+            found[shown_name] = arm_record([reference], base, arms[base], config)
             for member in members:
                 gain = reference_gains(arms[member], reference, config.primary_metric)
-                records[member]["against_references"][name] = gain
+                records[member].against_references[name] = gain
     return found, missing
 
 
-def reference_record(
-    reference: list[TrainRun], base_name: str, base: list[TrainRun], config: CompareConfig
-) -> dict[str, Any]:
-    return ranking_records(reference, base, config) | {
-        "runs": [],
-        "base": base_name,
-        "is_reference": True,
-        "against_references": {},
-        "protocol": base[0].metrics["protocol"],
-        "settings": {},
-        "lists": None,
-        "shares": None,
-        "base_moved": None,
-        "parameters": 0,
-    }
-
-
-def reference_gains(arm: list[TrainRun], reference: list[TrainRun], primary: str) -> dict[str, Any]:
-    """By ranking: the arm's gain over the reference in the primary metric."""
+def reference_gains(arm: list[TrainRun], reference: TrainRun, primary: str) -> dict[str, Gain]:
+    """The arm's gain over the reference in the primary metric, by ranking."""
     found = {}
-    for name, ranking in reference[0].rankings.items():
+    for name, ranking in reference.rankings.items():
         arm_MRU = metric_array([run.rankings[name] for run in arm], [primary])
         beside_MRU = np.broadcast_to(metric_array([ranking], [primary]), arm_MRU.shape)
-        found[name] = gains(arm_MRU, beside_MRU, paired=True)[0]._asdict()
+        [found[name]] = gains(arm_MRU, beside_MRU, paired=True)
     return found
-
-
-# --- what the runs say of themselves ------------------------------------------------------------
-
-
-def arm_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that tell arms apart; fusion and what follows it say nothing of a base model."""
-    settings = {name: config[name] for name in SETTINGS}
-    return settings if config["item_scores"] else settings | {"fusion": None}
-
-
-def mean_lists(arm: list[TrainRun]) -> dict[str, Any]:
-    """The lists' figures, means over runs, with what they were measured by."""
-    lists = [run.metrics["lists"] for run in arm]
-    means = {
-        order: {name: sum(one[order][name] for one in lists) / len(lists) for name in lists[0][order]}
-        for order in ("ranked", "reranked")
-    }
-    return lists[0] | means
-
-
-def mean_shares(arm: list[TrainRun]) -> dict[str, float] | None:
-    shares = [run.metrics["shares"] for run in arm]
-    if shares[0] is None:
-        return None
-    return {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
-
-
-def mean_base_moved(arm: list[TrainRun]) -> float | None:
-    """None for base models, and for runs of earlier versions, which did not measure it."""
-    moved = [run.metrics.get("base_moved") for run in arm]
-    return None if None in moved else sum(moved) / len(moved)

@@ -1,21 +1,41 @@
-"""comparison.json as tables: Markdown, CSV and LaTeX, the last with the columns of the paper's Tables 2 to 4."""
+"""Tables of a comparison: table.md, table.csv, and table.tex with the columns of the paper's Tables 2 to 4.
+
+The report shows the same tables as `Table` records.
+"""
 
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, Gains, Metrics, Protocol
 from raygr.compare.gain_words import gain_text, mark_notes, table_notes
-from raygr.files import join, read_json
 from raygr.metrics.ranking import METRICS, metric_name
-from raygr.runs import RunError
-from raygr.schema import COMPARISON
 
 BRIEF_METRICS = ("ndcg_at_10", "recall_at_10", "mrr")
 LIST_FIGURES = ("recall", "ndcg", "mmr", "intra_list_diversity")
 GAIN_NAMES = ("difference", "low", "high", "relative", "relative_low", "relative_high", "p", "p_holm", "over")
+NOTHING = "–"
 
-Arms = Mapping[str, Mapping[str, Any]]
+Arms = Mapping[str, ArmRecord]
+
+
+class Table(NamedTuple):
+    """Rows of text; a cell may have line breaks. The first cell of a row is its name."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Cells(NamedTuple):
+    """One metric of an arm beside its base."""
+
+    base: str
+    refined: str
+    improvement: str
+    runs: str
+    """Each run's own improvement, where there are several runs."""
 
 
 class Pair(NamedTuple):
@@ -24,61 +44,114 @@ class Pair(NamedTuple):
     name: str
     base: str
     stamp: str
-    """What of its protocol differs from another pair's."""
-    cells: list["Cells"]
+    """The part of its protocol in which pairs differ."""
+    cells: list[Cells]
     """One per metric, in the order of METRICS."""
 
 
-class Cells(NamedTuple):
-    base: str
-    refined: str
-    improvement: str
-    runs: str
-    """Each run's own improvement, where there are several."""
+# --- tables that the report shows, too ----------------------------------------------------------
 
 
-def read_comparison(run: str) -> dict[str, Any]:
-    """comparison.json of a compare run."""
-    comparison = read_json(join(run, COMPARISON))
-    if "primary_metric" not in comparison:
-        raise RunError(f"{run} was compared by an earlier version, with other intervals: delete it and compare again")
-    return comparison
+def metric_table(comparison: Comparison, ranking: str, *, cold: bool = False, brief: bool = False) -> Table:
+    """A row per arm: its metrics, each with its gain over the base arm.
+
+    `cold`: of the cold-start targets alone. `brief`: three metrics in one line each, and the arm's base, number of runs
+    and number of parameters.
+    """
+    names = BRIEF_METRICS if brief else METRICS
+    rows = []
+    for arm_name, arm in ranked_arms(comparison, ranking).items():
+        metrics, gains = results_of(arm, ranking, cold=cold)
+        size = ["", ""] if arm.is_reference else [str(len(arm.runs)), str(arm.parameters)]
+        own = [arm.base or "", *size] if brief else []
+        rows.append([arm_name, *own, *(metric_cell(name, metrics, gains, in_lines=not brief) for name in names)])
+    header = ["arm", *(["base", "runs", "parameters"] if brief else []), *map(metric_name, names)]
+    caption = f"Candidates: {ranking}; gains over the base arm with 95% intervals"
+    return Table(cold_caption(comparison, ranking) if cold else caption, header, rows)
+
+
+def metric_cell(name: str, metrics: Metrics | None, gains: Gains | None, *, in_lines: bool) -> str:
+    if metrics is None:
+        return NOTHING
+    value = f"{metrics[name].mean:.4f}"
+    return ("\n" if in_lines else " ").join([value, *([gain_text(gains[name], in_lines=in_lines)] if gains else [])])
+
+
+def cold_caption(comparison: Comparison, ranking: str) -> str:
+    targets, users = cold_counts(comparison, ranking)
+    return (
+        f"Cold-start targets (fewer than {comparison.cold_below} train interactions), candidates: {ranking}: "
+        f"{targets:,} targets of {users:,} users"
+    )
+
+
+def cold_counts(comparison: Comparison, ranking: str) -> tuple[int, int]:
+    """Cold-start targets and their users, of the first arm: arms of one protocol have the same."""
+    cold = next(iter(ranked_arms(comparison, ranking).values())).cold[ranking]
+    return cold.targets, cold.users
+
+
+def list_table(arms: Arms) -> Table | None:
+    """Accuracy and diversity of recommended lists; None where the arms measured them in different ways."""
+    lists = {name: arm.lists for name, arm in arms.items() if arm.lists is not None}
+    [settings, *others] = {(one.length, one.mmr_weight, one.scores) for one in lists.values()}
+    if others:
+        return None
+    length, weight, scores = settings
+    space = scores or "each model's own item vectors, which cannot be compared between arms"
+    rows = [
+        [name, order, *(f"{figures[figure]:.4f}" for figure in LIST_FIGURES)]
+        for name, one in lists.items()
+        for order, figures in (("ranked", one.ranked), ("reranked", one.reranked))
+    ]
+    caption = f"Lists of {length} items, as ranked and re-ranked by MMR with weight {weight}; similarity by {space}"
+    return Table(caption, ["arm", "order", *(name.replace("_", " ") for name in LIST_FIGURES)], rows)
+
+
+# --- parts of a comparison ----------------------------------------------------------------------
 
 
 def ranking_names(arms: Arms) -> list[str]:
-    return list(dict.fromkeys(name for arm in arms.values() for name in arm["metrics"]))
+    return list(dict.fromkeys(name for arm in arms.values() for name in arm.metrics))
 
 
-def shown_pairs(comparison: Mapping[str, Any], ranking: str) -> list[Pair]:
-    arms = comparison["arms"]
-    names = [name for name in comparison["shown"] if ranking in arms[name]["metrics"]]
-    unlike = unlike_fields([arms[name]["protocol"] for name in names])
+def ranked_arms(comparison: Comparison, ranking: str) -> Arms:
+    return {name: arm for name, arm in comparison.arms.items() if ranking in arm.metrics}
+
+
+def results_of(arm: ArmRecord, ranking: str, *, cold: bool) -> tuple[Metrics | None, Gains | None]:
+    """Metrics and gains of all targets, or of the cold-start ones."""
+    if cold:
+        return arm.cold[ranking].metrics, arm.cold[ranking].against_base
+    return arm.metrics[ranking], arm.against_base[ranking] if arm.against_base else None
+
+
+def shown_pairs(comparison: Comparison, ranking: str) -> list[Pair]:
+    arms = comparison.arms
+    names = [name for name in comparison.shown if ranking in arms[name].metrics]
+    unlike = unlike_fields([arms[name].protocol for name in names])
     pairs = []
     for name in names:
-        stamp = {field: arms[name]["protocol"].get(field) for field in unlike}
+        stamp = {field: arms[name].protocol.get(field) for field in unlike}
         cells = [pair_cells(arms, name, ranking, metric) for metric in METRICS]
-        pairs.append(Pair(name, arms[name]["base"], stamp_text(stamp), cells))
+        pairs.append(Pair(name, arms[name].base, stamp_text(stamp), cells))
     return pairs
 
 
 def pair_cells(arms: Arms, name: str, ranking: str, metric: str) -> Cells:
-    arm, base = arms[name], arms[arms[name]["base"]]
-    gain = arm["against_base"][ranking][metric]
-    runs = ", ".join(run_text(one) for one in gain["per_run"]) if len(gain["per_run"]) > 1 else ""
-    values = [f"{one['metrics'][ranking][metric]['mean']:.4f}" for one in (base, arm)]
-    return Cells(*values, gain_text(gain), runs)
+    arm = arms[name]
+    gain = arm.against_base[ranking][metric]
+    runs = [("base 0" if one is None else f"{one:+.1f}%") for one in gain.per_run]
+    values = [f"{one.metrics[ranking][metric].mean:.4f}" for one in (arms[arm.base], arm)]
+    return Cells(*values, gain_text(gain), ", ".join(runs) if len(runs) > 1 else "")
 
 
-def run_text(relative: float | None) -> str:
-    return "base 0" if relative is None else f"{relative:+.1f}%"
-
-
-def unlike_fields(stamps: Sequence[Mapping[str, Any]]) -> list[str]:
+def unlike_fields(stamps: Sequence[Protocol]) -> list[str]:
     names = dict.fromkeys(name for stamp in stamps for name in stamp)
     return [name for name in names if any(stamp.get(name) != stamps[0].get(name) for stamp in stamps)]
 
 
-def stamp_text(stamp: Mapping[str, Any]) -> str:
+def stamp_text(stamp: Protocol) -> str:
     return "; ".join(f"{name.replace('_', ' ')}: {stamp_value(value)}" for name, value in stamp.items())
 
 
@@ -96,49 +169,25 @@ def stamp_value(value: Any) -> str:
 # --- Markdown -----------------------------------------------------------------------------------
 
 
-def markdown_table(comparison: Mapping[str, Any]) -> str:
-    """Per ranking the arms in brief, Base beside Refined, cold-start targets; at the end lists and stamps."""
-    arms, parts = comparison["arms"], []
-    for ranking in ranking_names(arms):
-        ranked = {name: arm for name, arm in arms.items() if ranking in arm["metrics"]}
-        brief = {name: (arm["metrics"][ranking], gains_of(arm, ranking)) for name, arm in ranked.items()}
-        parts.append(
-            f"Candidates: {ranking}; gain over the base arm with its 95% interval\n\n" + brief_table(arms, brief)
-        )
+def markdown_table(comparison: Comparison) -> str:
+    """table.md: remarks, the tables of each ranking, those of lists, notes and protocols."""
+    parts = [f"{text}\n" for text in comparison.remarks]
+    for ranking in ranking_names(comparison.arms):
+        parts.append(captioned_rows(metric_table(comparison, ranking, brief=True)))
         pairs = shown_pairs(comparison, ranking)
         if pairs:
             parts.append(improvement_table(pairs))
-        parts.append(cold_table(comparison, ranked, ranking))
-    parts.append(list_table(arms))
-    notes = [note.replace("*", "\\*") + "\n" for note in table_notes(comparison)]
-    said = [text + "\n" for text in comparison["remarks"]]
-    return "\n".join([*said, *filter(None, parts), *notes, *stamp_lines(comparison)])
-
-
-def gains_of(arm: Mapping[str, Any], ranking: str) -> Mapping[str, Any] | None:
-    return arm["against_base"][ranking] if arm["against_base"] else None
-
-
-def brief_table(arms: Arms, found: Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]) -> str:
-    """`found`: metrics and gains by arm."""
-    rows = [["arm", "base", "runs", "parameters", *map(metric_name, BRIEF_METRICS)]]
-    for name, (metrics, gains) in found.items():
-        arm = arms[name]
-        cells = [brief_cell(metrics, gains, metric) for metric in BRIEF_METRICS]
-        own = ["", ""] if arm["is_reference"] else [str(len(arm["runs"])), str(arm["parameters"])]
-        rows.append([name, arm["base"] or "", *own, *cells])
-    return markdown_rows(rows)
-
-
-def brief_cell(metrics: Mapping[str, Any] | None, gains: Mapping[str, Any] | None, metric: str) -> str:
-    if metrics is None:
-        return ""
-    value = f"{metrics[metric]['mean']:.4f}"
-    return f"{value} {gain_text(gains[metric])}" if gains else value
+        is_cold = cold_counts(comparison, ranking)[0] > 0
+        cold = captioned_rows(metric_table(comparison, ranking, cold=True, brief=True))
+        parts.append(cold if is_cold else f"{cold_caption(comparison, ranking)}\n")
+    lists = list_table(comparison.arms)
+    parts += [captioned_rows(lists)] if lists else []
+    parts += [note.replace("*", "\\*") + "\n" for note in table_notes(comparison)]
+    return "\n".join([*parts, *stamp_lines(comparison)])
 
 
 def improvement_table(pairs: Sequence[Pair]) -> str:
-    """The paper's layout: a row per metric, per arm the columns base, refined, improvement, each run's own."""
+    """The paper's layout: a row per metric, and for each arm the columns base, refined, improvement, each run's own."""
     rows = [["metric", *(head for pair in pairs for head in (pair.base, pair.name, "improvement", "each run"))]]
     if any(pair.stamp for pair in pairs):
         rows.append(["protocol", *(cell for pair in pairs for cell in (pair.stamp, pair.stamp, "", ""))])
@@ -147,43 +196,21 @@ def improvement_table(pairs: Sequence[Pair]) -> str:
     return markdown_rows(rows)
 
 
-def cold_table(comparison: Mapping[str, Any], ranked: Arms, ranking: str) -> str:
-    cold = {name: arm["cold"][ranking] for name, arm in ranked.items()}
-    counts = next(iter(cold.values()))
-    text = f"Of these, cold-start targets (fewer than {comparison['cold_below']} train interactions): "
-    text += f"{counts['targets']} targets of {counts['users']} users\n"
-    if not counts["targets"]:
-        return text
-    found = {name: (record["metrics"], record["against_base"]) for name, record in cold.items()}
-    return text + "\n" + brief_table(comparison["arms"], found)
-
-
-def list_table(arms: Arms) -> str:
-    """Diversity of the lists as ranked and re-ranked; "" where the arms measured it in unlike ways."""
-    arms = {name: arm for name, arm in arms.items() if not arm["is_reference"]}
-    settings = [{name: arm["lists"][name] for name in ("length", "mmr_weight", "scores")} for arm in arms.values()]
-    if any(one != settings[0] for one in settings):
-        return ""
-    space = settings[0]["scores"] or "each model's own item vectors (not comparable between arms)"
-    text = f"Lists of {settings[0]['length']}, MMR weight {settings[0]['mmr_weight']}, alike by {space}\n\n"
-    rows = [["arm", "order", *(name.replace("_", " ") for name in LIST_FIGURES)]]
-    for name, arm in arms.items():
-        for order in ("ranked", "reranked"):
-            rows.append([name, order, *(f"{arm['lists'][order][figure]:.4f}" for figure in LIST_FIGURES)])
-    return text + markdown_rows(rows)
-
-
-def stamp_lines(comparison: Mapping[str, Any]) -> Iterable[str]:
-    if comparison["protocol"] is not None:
-        yield f"Protocol: {stamp_text(comparison['protocol'])}\n"
+def stamp_lines(comparison: Comparison) -> Iterable[str]:
+    if comparison.protocol is not None:
+        yield f"Protocol: {stamp_text(comparison.protocol)}\n"
         return
-    for name, arm in comparison["arms"].items():
-        if not arm["is_reference"]:
-            yield f"Protocol of {name}: {stamp_text(arm['protocol'])}\n"
+    for name, arm in comparison.arms.items():
+        if not arm.is_reference:
+            yield f"Protocol of {name}: {stamp_text(arm.protocol)}\n"
+
+
+def captioned_rows(table: Table) -> str:
+    return f"{table.caption}\n\n{markdown_rows([table.header, *table.rows])}"
 
 
 def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the header; a bar in a cell stays text."""
+    """A Markdown table whose header is the first row; a bar in a cell is escaped."""
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -191,46 +218,39 @@ def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
 # --- CSV ----------------------------------------------------------------------------------------
 
 
-def csv_table(comparison: Mapping[str, Any]) -> str:
+def csv_table(comparison: Comparison) -> str:
     """One line per arm, ranking, choice of targets and metric, unrounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         ["arm", "base", "candidates", "targets", "metric", "mean", "base_mean", *GAIN_NAMES, "each_run", "protocol"]
     )
-    arms = comparison["arms"]
-    for name, arm in arms.items():
-        for ranking in arm["metrics"]:
-            for targets, metrics, gains, base in csv_groups(arms, name, ranking):
+    for name, arm in comparison.arms.items():
+        for ranking in arm.metrics:
+            for cold in (False, True):
+                metrics, gains = results_of(arm, ranking, cold=cold)
+                base = results_of(comparison.arms[arm.base], ranking, cold=cold)[0] if arm.base else None
                 for metric, values in (metrics or {}).items():
-                    gain = gains[metric] if gains else {}
-                    base_mean = base[metric]["mean"] if base else ""
-                    cells = [values["mean"], base_mean, *(gain.get(one, "") for one in GAIN_NAMES)]
-                    head = [name, arm["base"] or "", ranking, targets, metric]
-                    writer.writerow([*head, *cells, each_run_cell(gain), stamp_text(arm["protocol"])])
+                    head = [name, arm.base or "", ranking, "cold" if cold else "all", metric]
+                    means = [values.mean, base[metric].mean if base else ""]
+                    gain = gain_cells(gains[metric]) if gains else [""] * (len(GAIN_NAMES) + 1)
+                    writer.writerow([*head, *means, *gain, stamp_text(arm.protocol)])
     return file.getvalue()
 
 
-def each_run_cell(gain: Mapping[str, Any]) -> str:
-    """Each run's own gain in percent; nan over a base of 0."""
-    return " ".join("nan" if one is None else str(one) for one in gain.get("per_run", []))
-
-
-def csv_groups(arms: Arms, name: str, ranking: str) -> Iterable[tuple[str, Any, Any, Any]]:
-    """(all or cold, metrics, gains, the base's metrics)."""
-    arm, base = arms[name], arms[arms[name]["base"]] if arms[name]["base"] else None
-    yield "all", arm["metrics"][ranking], gains_of(arm, ranking), base and base["metrics"][ranking]
-    cold = arm["cold"][ranking]
-    yield "cold", cold["metrics"], cold["against_base"], base and base["cold"][ranking]["metrics"]
+def gain_cells(gain: ArmGain) -> list[float | str | None]:
+    """The columns GAIN_NAMES and each run's own gain in percent, which is nan over a base of 0."""
+    each_run = " ".join("nan" if one is None else str(one) for one in gain.per_run)
+    return [*(vars(gain)[name] for name in GAIN_NAMES), each_run]
 
 
 # --- LaTeX --------------------------------------------------------------------------------------
 
 
-def latex_table(comparison: Mapping[str, Any]) -> str:
+def latex_table(comparison: Comparison) -> str:
     """One table per ranking with the columns of the paper's Tables 2 to 4; needs the package booktabs."""
-    tables = [(name, shown_pairs(comparison, name)) for name in ranking_names(comparison["arms"])]
-    stamps = [arm["protocol"] for arm in comparison["arms"].values()]
+    tables = [(name, shown_pairs(comparison, name)) for name in ranking_names(comparison.arms)]
+    stamps = [arm.protocol for arm in comparison.arms.values()]
     unlike = unlike_fields(stamps)  # these stand in the columns
     protocol = f" Protocol: {stamp_text({name: stamps[0][name] for name in stamps[0] if name not in unlike})}."
     head = "% \\usepackage{booktabs}\n"

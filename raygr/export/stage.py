@@ -23,14 +23,14 @@ USERS_AT_ONCE = 1024
 
 
 def export(config: ExportConfig) -> runs.Run:
-    recommender = load_recommender(config.train)
+    recommender = load_recommender(config.train_run)
     for ids in (recommender.item_ids_I, recommender.user_ids_U):
         check_lines(ids.tolist())
     run = runs.start_run(config.output, job="export", config=config)
     write_vectors(run, ITEM_VECTORS, recommender.item_ids_I, recommender.rows_ID.numpy())
     write_vectors(run, USER_VECTORS, recommender.user_ids_U, user_vectors(recommender))
     counts = {"items": len(recommender.item_ids_I), "users": len(recommender.user_ids_U)}
-    runs.finish_run(run, inputs=[config.train], counts=counts | {"width": recommender.rows_ID.shape[1]})
+    runs.finish_run(run, inputs=[config.train_run], counts=counts | {"width": recommender.rows_ID.shape[1]})
     logger.info("exported %s", counts)
     return run
 

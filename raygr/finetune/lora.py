@@ -30,7 +30,7 @@ def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
     layers = {name.rpartition(".")[2] for name, part in base.named_modules() if isinstance(part, torch.nn.Linear)}
     if missing := set(config.lora_targets) - layers:
         found = ", ".join(sorted(layers))
-        raise ConfigError(f"lora_targets: {config.model} has no {', '.join(sorted(missing))}, but {found}")
+        raise ConfigError(f"lora_targets: {config.llm} has no {', '.join(sorted(missing))}, but {found}")
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

@@ -18,19 +18,19 @@ import ray.train.torch
 from raygr import files, runs
 from raygr.distributed import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import PROFILE, load_inputs, prompt_settings
-from raygr.finetune.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
+from raygr.finetune.examples import PROFILE, load_tuning_data
+from raygr.finetune.loop import Tuning, checkpoint_state, restore, start_tuning, tune
 from raygr.finetune.lora import check_start, save_adapter
 from raygr.finetune.metrics import keep_best_by
-from raygr.finetune.policy import load_adapter
+from raygr.finetune.policy import load_adapter_state
 from raygr.finetune.rewards import Reward
+from raygr.models.workers import Share
 from raygr.ray_setup import connect
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 from raygr.score.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
-from raygr.score.aspects import load_aspects
 from raygr.score.default_model import model_folder
 from raygr.score.prompts import prompt_sha256
-from raygr.score.subjects import encoder_of
+from raygr.score.subjects import encoder_of, prompt_settings
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     if on_workers.adapter:
         check_start(config, on_workers.adapter, note)
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
-    inputs = load_inputs(config)
+    inputs = load_tuning_data(config)
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
     cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
     placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
     teacher = None if config.teacher == PROFILE else config.teacher
-    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.model]
+    read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.llm]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
     settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
@@ -83,22 +83,20 @@ def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Ray Train's workers run in a folder of their own; a hub name stays one."""
-    model = files.absolute(config.model) if files.exists(config.model) else config.model
+    model = files.absolute(config.llm) if files.exists(config.llm) else config.llm
     adapter = config.adapter and adapter_folder(config.adapter)
-    return dataclasses.replace(config, output=files.absolute(config.output), model=model, adapter=adapter)
+    return dataclasses.replace(config, output=files.absolute(config.output), llm=model, adapter=adapter)
 
 
 def adapter_note(config: FinetuneConfig) -> AdapterNote:
     """What is known before anything is learned: all but the normalisation."""
-    aspects = load_aspects(config.aspects)
-    # the scale of ratings is told in the reviews, not in what all prompts share
-    shared = encoder_of(prompt_settings(config, aspects, best_rating=5.0)).shared
+    settings = prompt_settings(config, "users")
     return AdapterNote(
-        shared_prompt_sha256=prompt_sha256(shared),
+        shared_prompt_sha256=prompt_sha256(encoder_of(settings).shared),
         rollouts=config.rollouts,
-        model=config.model,
-        model_sha256=model_sha256(config.model),
-        aspects=aspects.names,
+        model=config.llm,
+        model_sha256=model_sha256(config.llm),
+        aspects=settings.aspects.names,
         normalisation={},
     )
 
@@ -108,21 +106,23 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
     config: FinetuneConfig = settings["config"]
     share = Share(*begin_worker())
     # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
-    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.model))
+    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.llm))
     tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
     state = last_checkpoint(tuning.device)
     if state is not None:
         restore(tuning, state)
-        logger.info("resumed after step %d of the warm start, %d", tuning.progress.warm_step, tuning.progress.step)
-    for _ in tuning_rounds(tuning):
+        logger.info("resumed after step %d of the SFT warm-up, %d", tuning.progress.sft_step, tuning.progress.step)
+    for is_checkpoint in tune(tuning):
+        if not is_checkpoint:
+            continue
         if share.rank == 0:
             write_progress(tuning)
         metrics = {"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]}
         report(metrics, checkpoint_state(tuning) if share.rank == 0 else None)
     if share.rank == 0:
         write_progress(tuning)
-        load_adapter(tuning.model, tuning.best_adapter)
-        note = dataclasses.replace(settings["note"], normalisation=tuning.progress.normalisation._asdict())
+        load_adapter_state(tuning.model, tuning.best_adapter)
+        note = dataclasses.replace(settings["note"], normalisation=dataclasses.asdict(tuning.progress.normalisation))
         save_adapter(tuning.model, note, files.join(config.output, ADAPTER))
 
 
@@ -133,9 +133,9 @@ def write_progress(tuning: Tuning) -> None:
     files.write_text(lines, files.join(output, STEPS))
     record = {
         "steps": progress.step,
-        "warm_steps": progress.warm_step,
+        "warm_steps": progress.sft_step,
         "best_step": progress.best_step,
-        "held_out": len(tuning.inputs.held_out),
+        "held_out": len(tuning.data.held_out),
         "evaluations": [
             {"stage": one["stage"], "step": one["step"], "metrics": finite(one["metrics"])}
             for one in progress.evaluations
@@ -152,7 +152,7 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 def user_table(tuning: Tuning) -> pa.Table:
     """One row per evaluation and held-out user; NaN where a metric says nothing of the user."""
-    users = tuning.inputs.held_out
+    users = tuning.data.held_out
     tables = []
     for one in tuning.progress.evaluations:
         columns = {

@@ -24,6 +24,7 @@ Shape suffixes: `M` metrics, `R` runs of an arm, `U` users.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ CONFIDENCE = 0.95
 LEAST_P = 1e-12
 
 
-class Gain(NamedTuple):
+@dataclass
+class Gain:
     """Difference arm - base with its interval, absolute and in percent of the base. Bounds are None for one user."""
 
     difference: float

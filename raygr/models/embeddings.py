@@ -72,8 +72,14 @@ def soft_levels(scores_IA: np.ndarray) -> np.ndarray:
 
 
 def padded(rows_ID: Tensor) -> Tensor:
-    """(I, D) -> (I + 1, D) with a zero row for item_index 0."""
+    """(I, D) -> (I + 1, D), with a zero row for item_index 0."""
     return nn.functional.pad(rows_ID, (0, 0, 1, 0))
+
+
+def position_rows(history_BL: Tensor, length_B: Tensor, max_history: int) -> Tensor:
+    """The row of a position table for each step, (B, L). The newest step has the last row, as with left padding."""
+    step_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+    return (max_history - length_B[:, None] + step_L).clamp(max=max_history - 1)
 
 
 class RefinedEmbedding(nn.Module):

@@ -25,11 +25,12 @@ from raygr.data.vector_tables import align_items, named, read_vectors
 from raygr.metrics.diversity import Lists, mmr_lists, scaled_relevance, top_lists, unit_rows
 from raygr.metrics.ranking import full_ranks
 from raygr.models.embeddings import RefinedEmbedding, ScoreParts, standardise
+from raygr.models.workers import Share
 from raygr.schema import ITEMS, MODEL, USERS
 from raygr.train.batches import Targets
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs, with_absolute_paths
-from raygr.train.loop import Share, Training, encoder_states, item_scores, left_out, start_training, user_states
+from raygr.train.loop import Training, encoder_states, item_scores, left_out, start_training, user_states
 
 
 class Recommendation(NamedTuple):

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,9 @@ PART = re.compile(r"/part-(?P<first>\d{9,})-(?P<last>\d{9,})\.parquet(?P<half>\.
 
 def recommend(config: RecommendConfig) -> runs.Run:
     """Top-N lists as RECOMMENDATION rows; what is wrong with users or histories is said before any work."""
-    train_config = read_train_config(config.train)
+    train_config = read_train_config(config.train_run)
     subjects = read_subjects(config, train_config)
-    used = [path for path in (config.train, histories_or_users(config), config.mmr_scores) if path]
+    used = [path for path in (config.train_run, histories_or_users(config), config.mmr_scores) if path]
     run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
     waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
     if len(waiting) < len(subjects):
@@ -58,7 +59,7 @@ def recommend(config: RecommendConfig) -> runs.Run:
 
 def histories_or_users(config: RecommendConfig) -> str | None:
     """The file that says for whom, if there is one."""
-    return config.histories or (config.users if isinstance(config.users, str) else None)
+    return config.histories or config.users_file
 
 
 def write_lists(config: RecommendConfig, train_config: TrainConfig, subjects: pa.Table) -> None:
@@ -111,35 +112,36 @@ def list_counts(subjects: int, folder: str) -> dict[str, int]:
 
 def actor_settings(config: RecommendConfig, train_config: TrainConfig, *, device: str) -> dict[str, Any]:
     """Arguments of RecommendingActor; paths are absolute, because an actor runs in a folder of its own."""
-    named = {"output": config.output, "train": config.train, "mmr_scores": config.mmr_scores}
+    named = {"output": config.output, "train_run": config.train_run, "mmr_scores": config.mmr_scores}
     absolute = {name: files.absolute(path) for name, path in named.items() if path}
     return {"config": dataclasses.replace(config, **absolute), "train_config": train_config, "device": device}
 
 
 def read_subjects(config: RecommendConfig, train_config: TrainConfig) -> pa.Table:
     """SUBJECT rows; ConfigError or ValueError names unknown users and items."""
-    if config.users is not None and config.histories is not None:
-        raise ConfigError("users and histories are two ways to say for whom: set one of them")
+    if sum(one is not None for one in (config.users, config.users_file, config.histories)) > 1:
+        raise ConfigError("users, users_file and histories are three ways to say for whom: set one of them")
     if config.histories is not None:
         subjects = subjects_of_histories(config.histories, train_config.data)
     else:
-        subjects = subjects_of_users(config.users, train_config.data)
+        subjects = subjects_of_users(
+            read_users(config.users_file) if config.users_file else config.users, train_config.data
+        )
     if not len(subjects):
-        raise ConfigError(f"{config.histories or 'users'}: nobody is in it to recommend to")
+        raise ConfigError(f"{config.histories or config.users_file or 'users'}: nobody is in it to recommend to")
     return subjects
 
 
-def subjects_of_users(users: tuple[str, ...] | str | None, data: str) -> pa.Table:
-    """All users, those named, or those in a file of one id per line, after their whole histories."""
+def subjects_of_users(users: Sequence[str] | None, data: str) -> pa.Table:
+    """All users, or those named, after their whole histories."""
     ids_U, found = read_ids(data, USERS, "user"), read_interactions(data)
     offsets = pa.array(np.searchsorted(found.user_N, np.arange(found.users + 1)), pa.int64())
     items = pa.LargeListArray.from_arrays(offsets, pa.array(found.item_N, pa.int32()))
     rows = pa.table({"subject_id": ids_U, "user_index": np.arange(found.users), "items": items})
     if users is not None:
-        asked = read_users(users) if isinstance(users, str) else users
-        wanted = list(dict.fromkeys(asked))
+        wanted = list(dict.fromkeys(users))
         log_rows(
-            "users asked for", read=len(asked), kept=len(wanted), dropped={"named_twice": len(asked) - len(wanted)}
+            "users asked for", read=len(users), kept=len(wanted), dropped={"named_twice": len(users) - len(wanted)}
         )
         index_of = {one: place for place, one in enumerate(ids_U.tolist())}
         check_known(wanted, index_of, "user", data)
@@ -149,8 +151,7 @@ def subjects_of_users(users: tuple[str, ...] | str | None, data: str) -> pa.Tabl
 
 def read_users(path: str) -> list[str]:
     if not files.exists(path):
-        name = path.rpartition("/")[2]
-        raise FileNotFoundError(f"users: no file {path}; ids themselves are a list: users=[{name}]")
+        raise FileNotFoundError(f"users_file: no file {path}")
     return [one for one in read_id_lines(path) if one]
 
 
@@ -217,7 +218,9 @@ class RecommendingActor:
     def __init__(self, *, config: RecommendConfig, train_config: TrainConfig, device: str):
         torch.set_num_threads(config.threads)
         self.config = config
-        self.recommender = open_recommender(train_config, config.train, list_scores=config.mmr_scores, device=device)
+        self.recommender = open_recommender(
+            train_config, config.train_run, list_scores=config.mmr_scores, device=device
+        )
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         folder = files.join(self.config.output, RECOMMENDATIONS)

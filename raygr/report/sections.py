@@ -6,22 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from raygr.compare.gain_words import gain_mark, gain_parts, table_notes
-from raygr.compare.tables import LIST_FIGURES, ranking_names, unlike_fields
-from raygr.metrics.ranking import METRICS, metric_name
+from raygr.compare.comparison import Comparison
+from raygr.compare.gain_words import table_notes
+from raygr.compare.tables import NOTHING, Arms, Table, list_table, metric_table, ranking_names
+from raygr.metrics.ranking import metric_name
 from raygr.report.charts import Interval, agreement_chart, gain_chart, profile_chart, share_chart
 from raygr.report.scores import Agreement, ScoreMatrix
 from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD
-
-NOTHING = "–"
-
-
-class Table(NamedTuple):
-    """Rows of text; a line break inside a cell is kept. The first cell of a row names it."""
-
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 class Chart(NamedTuple):
@@ -53,95 +44,44 @@ def data_section(statistics: Mapping[str, Any], counts: Mapping[str, Any]) -> Se
     return Section("Data", "", [table for table in tables if table.rows], [])
 
 
-def comparison_section(comparison: Mapping[str, Any]) -> Section:
-    """Metrics per arm with gains over its base arm, one table per ranking, and where the scores come from."""
-    arms, rankings = comparison["arms"], ranking_names(comparison["arms"])
-    tables = [metric_table(arms, ranking) for ranking in rankings]
-    tables += [cold_table(comparison, ranking) for ranking in rankings if has_cold(arms, ranking)]
-    tables += list_tables(arms)
-    tables += [share_table(arms)] if any(arm["shares"] for arm in arms.values()) else []
-    tables += [settings_table(arms), *protocol_tables(comparison)]
+def comparison_section(comparison: Comparison) -> Section:
+    """The arms' metrics with gains over their bases, lists, score shares, settings and protocols."""
+    arms, rankings = comparison.arms, ranking_names(comparison.arms)
+    tables = [metric_table(comparison, ranking) for ranking in rankings]
+    tables += [metric_table(comparison, ranking, cold=True) for ranking in rankings if any_cold(arms, ranking)]
+    lists, shares = list_table(arms), share_table(arms)
+    tables += [table for table in (lists, shares if shares.rows else None, settings_table(arms)) if table]
+    tables += protocol_tables(comparison)
     text = (
         f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
         "over runs where there are two or more."
     )
-    charts = comparison_charts(arms, rankings[0], comparison["primary_metric"])
-    return Section("Comparison", " ".join([text, *table_notes(comparison)]), tables, charts, comparison["remarks"])
+    charts = comparison_charts(arms, rankings[0], comparison.primary_metric)
+    return Section("Comparison", " ".join([text, *table_notes(comparison)]), tables, charts, comparison.remarks)
 
 
-def base_words(arms: Mapping[str, Any]) -> str:
-    bases = list(dict.fromkeys(arm["base"] for arm in arms.values() if arm["base"]))
+def base_words(arms: Arms) -> str:
+    bases = list(dict.fromkeys(arm.base for arm in arms.values() if arm.base))
     return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the settings)"
 
 
-def metric_table(arms: Mapping[str, Any], ranking: str) -> Table:
-    rows = [
-        [name, *metric_cells(arm["metrics"][ranking], (arm["against_base"] or {}).get(ranking))]
-        for name, arm in arms.items()
-        if ranking in arm["metrics"]
-    ]
-    return Table(f"Metrics, candidates: {ranking}", ["arm", *map(metric_name, METRICS)], rows)
+def any_cold(arms: Arms, ranking: str) -> bool:
+    return any(arm.cold[ranking].targets for arm in arms.values() if ranking in arm.cold)
 
 
-def has_cold(arms: Mapping[str, Any], ranking: str) -> bool:
-    return any(arm["cold"][ranking]["targets"] for arm in arms.values() if ranking in arm["cold"])
+def protocol_tables(comparison: Comparison) -> list[Table]:
+    if comparison.protocol is not None:
+        return [fact_table("Protocol", comparison.protocol)]
+    arms = {name: arm for name, arm in comparison.arms.items() if not arm.is_reference}
+    return [fact_table(f"Protocol of {name}", arm.protocol) for name, arm in arms.items()]
 
 
-def cold_table(comparison: Mapping[str, Any], ranking: str) -> Table:
-    cold = {name: arm["cold"][ranking] for name, arm in comparison["arms"].items() if ranking in arm["cold"]}
-    rows = [[name, *metric_cells(record["metrics"], record["against_base"])] for name, record in cold.items()]
-    counts = next(iter(cold.values()))
-    caption = (
-        f"Cold-start targets (fewer than {comparison['cold_below']} train interactions), candidates: {ranking}: "
-        f"{show(counts['targets'])} targets of {show(counts['users'])} users"
-    )
-    return Table(caption, ["arm", *map(metric_name, METRICS)], rows)
-
-
-def metric_cells(metrics: Mapping[str, Any] | None, gains: Mapping[str, Any] | None) -> list[str]:
-    if metrics is None:
-        return [NOTHING] * len(METRICS)
-    return [metric_cell(metrics[metric]["mean"], (gains or {}).get(metric)) for metric in METRICS]
-
-
-def metric_cell(value: float, gain: Mapping[str, Any] | None) -> str:
-    if gain is None:
-        return f"{value:.4f}"
-    words, bounds = gain_parts(gain)
-    lines = [f"{value:.4f}", words + gain_mark(gain), *([f"({bounds[0]} to {bounds[1]})"] if bounds else [])]
-    return "\n".join(lines)
-
-
-def list_tables(arms: Mapping[str, Any]) -> list[Table]:
-    """How diverse the recommended lists are; none where the arms measured it in unlike ways."""
-    settings = ("length", "mmr_weight", "scores")
-    lists = {name: arm["lists"] for name, arm in arms.items() if not arm["is_reference"]}
-    first = next(iter(lists.values()))
-    if unlike_fields([{name: one[name] for name in settings} for one in lists.values()]):
-        return []
-    rows = [
-        [f"{name}, {order}", *(f"{one[order][figure]:.4f}" for figure in LIST_FIGURES)]
-        for name, one in lists.items()
-        for order in ("ranked", "reranked")
-    ]
-    space = first["scores"] or "each model's own vectors, so not comparable between arms"
-    caption = f"Recommended lists of {first['length']}, and re-ranked by MMR of weight {first['mmr_weight']}: {space}"
-    return [Table(caption, ["arm", *(name.replace("_", " ") for name in LIST_FIGURES)], rows)]
-
-
-def protocol_tables(comparison: Mapping[str, Any]) -> list[Table]:
-    if comparison["protocol"] is not None:
-        return [fact_table("Protocol", comparison["protocol"])]
-    arms = {name: arm for name, arm in comparison["arms"].items() if not arm["is_reference"]}
-    return [fact_table(f"Protocol of {name}", arm["protocol"]) for name, arm in arms.items()]
-
-
-def comparison_charts(arms: Mapping[str, Any], candidates: str, metric: str) -> list[Chart]:
-    """The chart of gains and the chart of shares; either is left out where no arm has any."""
-    gains = list(gain_intervals(arms, candidates, metric))
-    shares = {name: arm["shares"] for name, arm in arms.items() if arm["shares"]}
+def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
+    """Gains over the base with intervals, and shares of the scores' spread; either is left out where no arm has any."""
+    gains = list(gain_intervals(arms, ranking, metric))
+    shares = {name: arm.shares for name, arm in arms.items() if arm.shares}
     axis = f"{metric_name(metric)} against the base, %"
-    caption = f"Gain in {metric_name(metric)} over {base_words(arms)} ({candidates}), with 95% intervals"
+    caption = f"Gain in {metric_name(metric)} over {base_words(arms)} ({ranking}), with 95% intervals"
     share_caption = "Where the spread of a recommendation's score comes from"
     charts = []
     if gains:
@@ -151,22 +91,22 @@ def comparison_charts(arms: Mapping[str, Any], candidates: str, metric: str) -> 
     return charts
 
 
-def gain_intervals(arms: Mapping[str, Any], candidates: str, metric: str) -> Iterable[Interval]:
-    """Those in percent; popularity and chance are left out, whose distance would hide the arms' own."""
+def gain_intervals(arms: Arms, ranking: str, metric: str) -> Iterable[Interval]:
+    """Gains in percent; without popularity and chance, whose large losses would hide the arms' gains."""
     for name, arm in arms.items():
-        gain = (arm["against_base"] or {}).get(candidates, {}).get(metric)
-        if gain is not None and gain["relative_low"] is not None and not arm["is_reference"]:
-            yield Interval(name, gain["relative"], gain["relative_low"], gain["relative_high"])
+        gain = (arm.against_base or {}).get(ranking, {}).get(metric)
+        if gain is not None and gain.relative_low is not None and not arm.is_reference:
+            yield Interval(name, gain.relative, gain.relative_low, gain.relative_high)
 
 
-def share_table(arms: Mapping[str, Any]) -> Table:
-    """The last product's split, and how far the base part, too, hangs on aspects: the encoder reads the history's."""
+def share_table(arms: Arms) -> Table:
+    """How the scores' spread splits up in the last product, and how far the base part depends on aspects, too."""
     header = ["arm", "base part", "encoder × guided items", "user × guided items", "base part moves by"]
     parts = ("base", "encoder_guided", "user_guided")
     rows = [
-        [name, *(f"{arm['shares'][part]:.1%}" for part in parts), percent(arm["base_moved"])]
+        [name, *(f"{arm.shares[part]:.1%}" for part in parts), percent(arm.base_moved)]
         for name, arm in arms.items()
-        if arm["shares"]
+        if arm.shares
     ]
     caption = (
         "Where the spread of a recommendation's score comes from: an exact split of its last product, not of causes. "
@@ -176,14 +116,14 @@ def share_table(arms: Mapping[str, Any]) -> Table:
     return Table(caption, header, rows)
 
 
-def settings_table(arms: Mapping[str, Any]) -> Table:
-    arms = {name: arm for name, arm in arms.items() if not arm["is_reference"]}
-    names = list(dict.fromkeys(name for arm in arms.values() for name in arm["settings"]))
+def settings_table(arms: Arms) -> Table:
+    arms = {name: arm for name, arm in arms.items() if not arm.is_reference}
+    names = list(dict.fromkeys(name for arm in arms.values() for name in arm.settings))
     rows = []
     for name, arm in arms.items():
-        values = [arm["base"], *(arm["settings"].get(n) for n in names), arm["parameters"], len(arm["runs"])]
+        values = [arm.base, *(arm.settings.get(setting) for setting in names), arm.parameters, len(arm.runs)]
         rows.append([name, *map(show, values)])
-    header = ["arm", "base", *(n.replace("_", " ") for n in names), "parameters", "runs"]
+    header = ["arm", "base", *(setting.replace("_", " ") for setting in names), "parameters", "runs"]
     return Table("Settings of the arms", header, rows)
 
 

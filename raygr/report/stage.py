@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic_core import to_jsonable_python
 
+from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
-from raygr.compare.tables import read_comparison
+from raygr.compare.tables import Table
 from raygr.config import check_config, override
 from raygr.files import join, read_json, read_table, write_text
 from raygr.finetune.config import FinetuneConfig
@@ -27,7 +28,6 @@ from raygr.report.scores import ScoreMatrix, compare_scores, read_reference, rea
 from raygr.report.sections import (
     Section,
     Subject,
-    Table,
     agreement_section,
     comparison_section,
     data_section,
@@ -84,7 +84,7 @@ def report(config: ReportConfig) -> Run:
     run = start_run(config.output, job="report", config=config)
     write_text(render(content, "report.html.jinja", escape_html=True), run.file(HTML))
     write_text(render(content, "report.md.jinja", escape_html=False), run.file(MARKDOWN))
-    inputs = [config.data, config.comparison, config.item_scores, config.user_scores, config.reference_scores]
+    inputs = [config.data, config.comparison, config.item_score_run, config.user_score_run, config.reference_scores]
     inputs += config.finetune
     finish_run(run, inputs=[path for path in inputs if path], counts={"sections": len(content.sections)})
     return run
@@ -95,7 +95,7 @@ def read_records(config: ReportConfig) -> dict[str, dict[str, Any]]:
 
     A comparison's train runs are among them only where they still exist.
     """
-    jobs = {config.data: "prepare", config.item_scores: "score", config.user_scores: "score"}
+    jobs = {config.data: "prepare", config.item_score_run: "score", config.user_score_run: "score"}
     jobs |= dict.fromkeys(config.finetune, "finetune")
     if config.comparison:
         arms = read_run(config.comparison, job="compare")["config"]["arms"]
@@ -108,10 +108,10 @@ def report_sections(config: ReportConfig, records: Mapping[str, Mapping[str, Any
     yield data_section(read_json(join(config.data, STATISTICS)), records[config.data]["counts"])
     if config.comparison:
         yield comparison_section(read_comparison(config.comparison))
-    if config.item_scores:
-        yield from item_score_sections(config.item_scores, config.data, config.reference_scores)
-    if config.user_scores:
-        yield from user_score_sections(config.user_scores, config.data)
+    if config.item_score_run:
+        yield from item_score_sections(config.item_score_run, config.data, config.reference_scores)
+    if config.user_score_run:
+        yield from user_score_sections(config.user_score_run, config.data)
     for number, path in enumerate(config.finetune):
         yield tuning_section(path, records[path]["config"], figure_id=f"tuning-{number}")
 

@@ -8,10 +8,11 @@ import fsspec
 import numpy as np
 import pyarrow.compute as pc
 
+from raygr.compare.tables import NOTHING, Table
 from raygr.files import join, read_json, read_table
 from raygr.metrics.gains import Gain, gains
 from raygr.report.charts import Curve, curve_chart
-from raygr.report.sections import NOTHING, Chart, Section, Table, show
+from raygr.report.sections import Chart, Section, show
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 
 METRICS = {

@@ -54,7 +54,7 @@ def scoring_costs(path: str, counts: Sequence[int]) -> list[ScoringCost]:
 def prompt_settings(config: dict) -> PromptSettings:
     """Those of a score run's configuration; the rest of them does not change the template."""
     return PromptSettings(
-        model=model_folder(config["model"]),
+        model=model_folder(config["llm"]),
         aspects=load_aspects(config["aspects"]),
         subjects=config["subjects"],
         max_prompt_tokens=config["max_prompt_tokens"],

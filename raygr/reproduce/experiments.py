@@ -124,7 +124,7 @@ def guided_width_plan(config: ReproduceConfig, sources: Sources, recommender: st
     arms, points = {base.name: base}, []
     for count in config.guided_widths:
         # all of them are the refined arm of the tables, whose runs name no subset
-        chosen = {"aspects": names[:count]} if count < len(names) else {}
+        chosen = {"aspect_names": names[:count]} if count < len(names) else {}
         for curve, width in ((f"total width {total}", total - count), (f"base width {reduced}", reduced)):
             arm = refined_arm(config, sources, recommender, chosen | {"base_width": width})
             arm = arm._replace(name=f"{recommender} {width} + {count}")
@@ -179,7 +179,7 @@ def refined_arm(
 def further_arms(config: ReproduceConfig, sources: Sources, recommender: str) -> list[Arm]:
     """The configuration's own, by the refined settings with the user scores of the base task."""
     found = []
-    for name, settings in config.arms.items():
+    for name, settings in config.extra_arms.items():
         arm = refined_arm(config, sources, recommender, settings, named=name)
         found.append(arm._replace(name=f"{recommender} {name}", label=name))
     return found
@@ -203,7 +203,7 @@ def train_runs(
     changes: Mapping[str, Any],
     named: str | None = None,
 ) -> tuple[TrainConfig, ...]:
-    """One per seed, in folders that are named by what tells them apart, or by the name of one of `config.arms`."""
+    """One per seed, in folders that are named by what tells them apart, or by the name of an extra arm."""
     file = config.recommenders[recommender]
     settings = read_yaml(file) | config.train | changes
     settings |= {"data": sources.data, "output": config.runs, "candidates": candidate_sets(config)}
@@ -224,7 +224,7 @@ def run_name(recommender: str, train: TrainConfig) -> str:
     if train.item_scores is None:
         return f"{short}-base-{train.base_width}"
     parts = [short, "refined", str(train.base_width)]
-    parts += [f"first-{len(train.aspects)}"] if train.aspects else []
+    parts += [f"first-{len(train.aspect_names)}"] if train.aspect_names else []
     users = train.user_score_run.rstrip("/").rpartition("/")[2] if train.user_score_run else train.user_scores
     return "-".join([*parts, f"weight-{train.guided_weight:g}", f"users-{users}"])
 
@@ -235,8 +235,8 @@ def short_name(name: str) -> str:
 
 
 def aspect_names(config: ReproduceConfig, sources: Sources) -> tuple[str, ...]:
-    """Those of `refined.aspects`, or else of all item scores, in their order."""
-    chosen = config.refined.get("aspects")
+    """Those of `refined.aspect_names`, or else of all item scores, in their order."""
+    chosen = config.refined.get("aspect_names")
     column = config.refined.get("score_column", "expected")
     names = tuple(chosen) if chosen else None
     return read_vectors(sources.item_scores, subjects="items", column=column, aspects=names).aspects

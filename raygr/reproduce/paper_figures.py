@@ -67,11 +67,11 @@ def draw_row(panels: Sequence[Axes], experiment: Experiment, protocol: Protocol,
 
 def draw_curves(axes: Axes, experiment: Experiment, protocol: Protocol, recommender: str, metric: str) -> None:
     values = sorted({point.value for point in experiment.plan.points})
-    arms, points = experiment.comparison["arms"], points_of(experiment.plan, recommender)
+    arms, points = experiment.comparison.arms, points_of(experiment.plan, recommender)
     names = list(dict.fromkeys(point.curve for point in points))
     for number, (name, color) in enumerate(zip(names, (BLUE, ORANGE), strict=False)):
         chosen = [point for point in points if point.curve == name]
-        gains = [arms[point.arm]["against_base"][protocol.ranking_of[recommender]][metric] for point in chosen]
+        gains = [arms[point.arm].against_base[protocol.ranking_of[recommender]][metric] for point in chosen]
         means, lows, highs = zip(*(figure_value(experiment.config, gain) for gain in gains), strict=True)
         places = [values.index(point.value) + APART * (number - (len(names) - 1) / 2) for point in chosen]
         axes.plot(places, means, color=color, marker="o", markersize=3.5, linewidth=1.4, label=name)

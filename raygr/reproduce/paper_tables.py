@@ -8,16 +8,17 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 
 from raygr import files, runs, schema
+from raygr.compare.comparison import ArmGain, Comparison
 from raygr.compare.gain_words import gain_mark, gain_text, mark_notes, table_notes
 from raygr.compare.tables import (
     GAIN_NAMES,
     Pair,
-    each_run_cell,
+    gain_cells,
     latex_of_pairs,
     markdown_rows,
     pair_cells,
@@ -66,11 +67,11 @@ class Experiment(NamedTuple):
     config: ReproduceConfig
     sources: Sources
     plan: Plan
-    comparison: Mapping[str, Any]
+    comparison: Comparison
     twins: Mapping[str, str]
     """Arm -> the arm that it is compared with besides its base."""
-    twin_comparison: Mapping[str, Any]
-    """Of these; empty without any."""
+    twin_comparison: Comparison | None
+    """Of these; None without any."""
     paper: Paper
     costs: Sequence[ScoringCost]
     """figure-3: of the item scores by guided dimension, where they are a score run."""
@@ -120,7 +121,7 @@ def markdown_text(experiment: Experiment) -> str:
         parts += [f"## {title}\n", protocol_text(experiment, protocol)]
     if experiment.costs:
         parts.append(cost_table(experiment))
-    parts += [f"{text}\n" for text in comparison["remarks"]]
+    parts += [f"{text}\n" for text in comparison.remarks]
     notes = " ".join(note.replace("*", "\\*") for note in table_notes(comparison))
     parts.append(
         "Gains are of unrounded means, with 95% intervals over users and runs. Each run's own gains, cold-start "
@@ -160,7 +161,7 @@ def span_text(values: Sequence[int]) -> str:
 def protocol_text(experiment: Experiment, protocol: Protocol) -> str:
     if not experiment.plan.points:
         tables = [metric_table(experiment, protocol)]
-        tables += [arm_table(experiment, protocol)] if experiment.config.arms else []
+        tables += [arm_table(experiment, protocol)] if experiment.config.extra_arms else []
         return "\n".join([*tables, reference_table(experiment, protocol)])
     file = figure_file(experiment.config, protocol)
     return f"![{TITLES[experiment.config.experiment]}]({file}.png)\n\n" + point_table(experiment, protocol)
@@ -168,7 +169,7 @@ def protocol_text(experiment: Experiment, protocol: Protocol) -> str:
 
 def metric_table(experiment: Experiment, protocol: Protocol) -> str:
     """A row per recommender and metric: base, refined arms, improvements, and the paper's under its protocols."""
-    further = experiment.config.arms
+    further = experiment.config.extra_arms
     labels = list(dict.fromkeys(arm.label for arm in experiment.plan.arms if arm.base and arm.label not in further))
     head = ["base", *labels, *(["improvement"] if len(labels) == 1 else [f"improvement, {one}" for one in labels])]
     papers = [f"paper: {name}" for name in head] if protocol.is_papers else []
@@ -176,7 +177,7 @@ def metric_table(experiment: Experiment, protocol: Protocol) -> str:
     for recommender, ranking in protocol.ranking_of.items():
         arms = [arm for arm in compared_arms(experiment.plan, recommender) if arm.label not in further]
         for place, metric in enumerate(METRICS):
-            found = [pair_cells(experiment.comparison["arms"], arm.name, ranking, metric) for arm in arms]
+            found = [pair_cells(experiment.comparison.arms, arm.name, ranking, metric) for arm in arms]
             cells = [found[0].base, *(one.refined for one in found), *(one.improvement for one in found)]
             if protocol.is_papers:
                 cells += paper_cells(experiment, arms, metric)
@@ -190,21 +191,21 @@ def arm_table(experiment: Experiment, protocol: Protocol) -> str:
     rows = [["recommender", "arm", metric_name(ARM_METRICS[-1]), *over_base, "its twin", *over_twin_names()]]
     for recommender, ranking in protocol.ranking_of.items():
         for arm in compared_arms(experiment.plan, recommender):
-            found = experiment.comparison["arms"][arm.name]
-            mean = found["metrics"][ranking][ARM_METRICS[-1]]["mean"]
-            gains = [gain_text(found["against_base"][ranking][metric]) for metric in ARM_METRICS]
+            found = experiment.comparison.arms[arm.name]
+            mean = found.metrics[ranking][ARM_METRICS[-1]].mean
+            gains = [gain_text(found.against_base[ranking][metric]) for metric in ARM_METRICS]
             rows.append([recommender, arm.label, f"{mean:.4f}", *gains, *twin_cells(experiment, arm, ranking)])
     return markdown_rows(rows)
 
 
 def reference_table(experiment: Experiment, protocol: Protocol) -> str:
     """Popularity and chance among each of the protocol's candidates."""
-    references = {name: arm for name, arm in experiment.comparison["arms"].items() if arm["is_reference"]}
+    references = {name: arm for name, arm in experiment.comparison.arms.items() if arm.is_reference}
     rows = [["candidates", "reference", *map(metric_name, ARM_METRICS)]]
     for ranking in dict.fromkeys(protocol.ranking_of.values()):
         for name, arm in references.items():
-            if ranking in arm["metrics"]:
-                means = [arm["metrics"][ranking][metric]["mean"] for metric in ARM_METRICS]
+            if ranking in arm.metrics:
+                means = [arm.metrics[ranking][metric].mean for metric in ARM_METRICS]
                 rows.append([ranking, name, *(f"{mean:.4f}" for mean in means)])
     return markdown_rows(rows) if len(rows) > 1 else ""
 
@@ -217,7 +218,7 @@ def twin_cells(experiment: Experiment, arm: Arm, ranking: str) -> list[str]:
     twin = experiment.twins.get(arm.name)
     if twin is None:
         return [""] * (1 + len(ARM_METRICS))
-    gains = experiment.twin_comparison["arms"][arm.name]["against_base"][ranking]
+    gains = experiment.twin_comparison.arms[arm.name].against_base[ranking]
     return [twin.removeprefix(f"{arm.recommender} "), *(gain_text(gains[metric]) for metric in ARM_METRICS)]
 
 
@@ -229,11 +230,11 @@ def paper_cells(experiment: Experiment, arms: Sequence[Arm], metric: str) -> lis
 
 def point_table(experiment: Experiment, protocol: Protocol) -> str:
     """A row per point of the curves, and the paper's table where it is a point of them."""
-    config, arms = experiment.config, experiment.comparison["arms"]
+    config, arms = experiment.config, experiment.comparison.arms
     rows = [["recommender", "curve", VALUE_NAMES[config.experiment], *map(figure_metric_name, FIGURE_METRICS)]]
     for recommender, ranking in protocol.ranking_of.items():
         for point in points_of(experiment.plan, recommender):
-            gains = [arms[point.arm]["against_base"][ranking][metric] for metric in FIGURE_METRICS]
+            gains = [arms[point.arm].against_base[ranking][metric] for metric in FIGURE_METRICS]
             cells = [point_text(config, gain) for gain in gains]
             rows.append([recommender, point.curve, f"{point.value:g}", *cells])
         found = [paper_value(experiment, recommender, metric) for metric in FIGURE_METRICS]
@@ -243,8 +244,8 @@ def point_table(experiment: Experiment, protocol: Protocol) -> str:
     return markdown_rows(rows)
 
 
-def point_text(config: ReproduceConfig, gain: Mapping[str, Any]) -> str:
-    if config.experiment != "figure-4" or gain["relative_low"] is None:
+def point_text(config: ReproduceConfig, gain: ArmGain) -> str:
+    if config.experiment != "figure-4" or gain.relative_low is None:
         return gain_text(gain)
     value, low, high = figure_value(config, gain)
     return f"{value:.3f} [{low:.3f}, {high:.3f}]{gain_mark(gain)}"
@@ -270,12 +271,9 @@ def figure_metric_name(metric: str) -> str:
     return "NDCG@1" if metric == "recall_at_1" else metric_name(metric)
 
 
-def figure_value(config: ReproduceConfig, gain: Mapping[str, Any]) -> tuple[float, float, float]:
+def figure_value(config: ReproduceConfig, gain: ArmGain) -> tuple[float, float, float]:
     """A point with its interval: percent over the base; in figure-4 a ratio to the refined arm; NaN where unknown."""
-    found = [
-        math.nan if one is None else one
-        for one in (gain[name] for name in ("relative", "relative_low", "relative_high"))
-    ]
+    found = [math.nan if one is None else one for one in (gain.relative, gain.relative_low, gain.relative_high)]
     return tuple(1 + one / 100 for one in found) if config.experiment == "figure-4" else tuple(found)
 
 
@@ -303,17 +301,17 @@ def csv_text(experiment: Experiment) -> str:
     writer = csv.writer(file, lineterminator="\n")
     head = ["protocol", "candidates", "recommender", "arm", "base", "curve", "value", "metric", "mean", "base_mean"]
     writer.writerow([*head, *GAIN_NAMES, "each_run", *(f"paper_{name}" for name in PaperNumbers._fields)])
-    arms = experiment.comparison["arms"]
+    arms = experiment.comparison.arms
     for protocol in protocols(experiment.config):
         for recommender, ranking in protocol.ranking_of.items():
             for name, label, curve, value in csv_groups(experiment.plan, recommender):
-                base = arms[name]["base"]
+                base = arms[name].base
                 for metric in METRICS:
-                    means = [arms[one]["metrics"][ranking][metric]["mean"] for one in (name, base)]
-                    gain = arms[name]["against_base"][ranking][metric]
+                    means = [arms[one].metrics[ranking][metric].mean for one in (name, base)]
+                    gain = arms[name].against_base[ranking][metric]
                     paper = experiment.paper.get((recommender, label, metric)) if protocol.is_papers else None
                     names = [protocol.name, ranking, recommender, name, base, curve, value, metric]
-                    cells = [*(gain[one] for one in GAIN_NAMES), each_run_cell(gain)]
+                    cells = gain_cells(gain)
                     writer.writerow([*names, *means, *cells, *(paper or UNKNOWN)])
     return file.getvalue()
 
@@ -329,12 +327,12 @@ def csv_groups(plan: Plan, recommender: str) -> Iterable[tuple[str, str, str, fl
 def latex_text(experiment: Experiment) -> str:
     """The table under the paper's protocols, which its columns name; comparison/table.tex has the single ones."""
     [protocol, *_] = protocols(experiment.config)
-    arms, pairs = experiment.comparison["arms"], []
+    arms, pairs = experiment.comparison.arms, []
     for recommender, ranking in protocol.ranking_of.items():
         for arm in compared_arms(experiment.plan, recommender):
             cells = [pair_cells(arms, arm.name, ranking, metric) for metric in METRICS]
             pairs.append(Pair(arm.name, arm.base, f"candidates: {ranking}", cells))
-    stamp = experiment.comparison["protocol"]
+    stamp = experiment.comparison.protocol
     note = f" Protocol: {stamp_text(stamp)}." if stamp else ""
     return "% \\usepackage{booktabs}\n" + latex_of_pairs(
         "as named in the columns", pairs, note, mark_notes(experiment.comparison)

@@ -6,11 +6,10 @@ is skipped, so an interrupted experiment goes on where it stopped.
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from raygr import files, runs
+from raygr.compare.comparison import Comparison, read_comparison
 from raygr.compare.config import CompareConfig
-from raygr.compare.tables import read_comparison
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.pipeline import SideBySide, run_stages
 from raygr.report.charts import save_figure
@@ -68,7 +67,7 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     bases = {arm.name: arm.base for arm in plan.arms if arm.base}
     compared = comparison(run, "comparison", plan, bases)
     twins = twins_of(config, plan)
-    of_twins = comparison(run, "twins", plan, twins) if twins else {}
+    of_twins = comparison(run, "twins", plan, twins) if twins else None
     write_experiment(run, Experiment(config, sources, plan, compared, twins, of_twins, paper, costs))
     counts = {"arms": len(plan.arms), "train_runs": len(trainings)}
     runs.finish_run(run, inputs=[sources.data, config.paper, *(train.output for train in trainings)], counts=counts)
@@ -87,7 +86,7 @@ def write_experiment(run: runs.Run, experiment: Experiment) -> None:
         save_figure(draw_experiment(experiment, protocol), run.file(figure_file(experiment.config, protocol)))
 
 
-def comparison(run: runs.Run, name: str, plan: Plan, bases: Mapping[str, str]) -> dict[str, Any]:
+def comparison(run: runs.Run, name: str, plan: Plan, bases: Mapping[str, str]) -> Comparison:
     """comparison.json of the plan's arms, each beside its base, in a folder of this name."""
     wanted = bases.keys() | bases.values()
     arms = {arm.name: tuple(train.output for train in arm.runs) for arm in plan.arms if arm.name in wanted}
@@ -113,18 +112,20 @@ def check_recommenders(config: ReproduceConfig, sources: Sources) -> None:
 
 
 def check_arms(config: ReproduceConfig) -> None:
-    if config.arms and config.experiment not in TABLES:
-        raise ConfigError(f"arms are for {', '.join(TABLES)}, not for {config.experiment}")
-    taken = [name for name in config.arms if short_name(name).split("-")[0] in (BASE, REFINED)]
+    if config.extra_arms and config.experiment not in TABLES:
+        raise ConfigError(f"extra_arms are for {', '.join(TABLES)}, not for {config.experiment}")
+    taken = [name for name in config.extra_arms if short_name(name).split("-")[0] in (BASE, REFINED)]
     if taken:
-        raise ConfigError(f"arms: {', '.join(taken)}: names that begin with {BASE} or {REFINED} are the paper's arms'")
-    names = [short_name(name) for name in config.arms]
-    alike = [name for name in config.arms if names.count(short_name(name)) > 1]
+        raise ConfigError(
+            f"extra_arms: {', '.join(taken)}: names that begin with {BASE} or {REFINED} are the paper's arms'"
+        )
+    names = [short_name(name) for name in config.extra_arms]
+    alike = [name for name in config.extra_arms if names.count(short_name(name)) > 1]
     if alike:
-        raise ConfigError(f"arms: {', '.join(alike)}: their runs would share a folder, name them more unlike")
+        raise ConfigError(f"extra_arms: {', '.join(alike)}: their runs would share a folder, name them more unlike")
     for arm, twin in config.twins.items():
-        if arm not in {*refined_labels(config), *config.arms} or twin not in config.arms or arm == twin:
-            names = ", ".join([*refined_labels(config), *config.arms])
+        if arm not in {*refined_labels(config), *config.extra_arms} or twin not in config.extra_arms or arm == twin:
+            names = ", ".join([*refined_labels(config), *config.extra_arms])
             raise ConfigError(f"twins: {arm} and {twin} must be two of {names}")
 
 
@@ -133,15 +134,17 @@ def check_arms(config: ReproduceConfig) -> None:
 
 def sources_of(config: ReproduceConfig) -> Sources:
     """Paths as they are set, or where the stages will write."""
-    if config.experiment == "table-5" and config.user_scores in ("none", "profile"):
+    if config.experiment == "table-5" and config.user_scores != "llm":
         raise ConfigError(
-            "table-5 compares the user scores of two adapters: set user_scores and classification_scores to score runs"
+            "table-5 compares the user scores of two adapters: "
+            "set user_score_run and classification_scores to score runs"
         )
     classification = config.classification_scores or files.join(config.runs, "user-scores-classification")
+    llm_scores = config.user_score_run or files.join(config.runs, "user-scores")
     return Sources(
         data=config.data or files.join(config.runs, "prepare"),
         item_scores=config.item_scores or files.join(config.runs, "item-scores"),
-        user_scores=config.user_scores or files.join(config.runs, "user-scores"),
+        user_scores=llm_scores if config.user_scores == "llm" else config.user_scores,
         classification_scores=classification if config.experiment == "table-5" else None,
     )
 
@@ -154,7 +157,7 @@ def source_stages(config: ReproduceConfig, sources: Sources) -> list[tuple[str, 
         stages.append(source_stage(config, "prepare", {"output": sources.data}))
     if config.item_scores is None:
         stages.append(source_stage(config, "item_scores", data | {"output": sources.item_scores}))
-    if config.user_scores is None:
+    if config.user_scores == "llm" and config.user_score_run is None:
         stages += user_score_stages(config, sources, output=sources.user_scores, task="base")
     if sources.classification_scores and config.classification_scores is None:
         stages += user_score_stages(config, sources, output=sources.classification_scores, task="classification")
@@ -171,7 +174,7 @@ def user_score_stages(
     # reward: that of the task, whichever the file's task has
     tuning = data | {"output": adapter, "item_scores": sources.item_scores, "task": task, "reward": None}
     stages = []
-    if config.stages.get("teacher"):
+    if config.stage_files.get("teacher"):
         stages.append(source_stage(config, "teacher", data | {"output": teacher}))
         tuning["teacher"] = teacher
     stages.append(source_stage(config, "finetune", tuning))
@@ -180,8 +183,10 @@ def user_score_stages(
 
 
 def source_stage(config: ReproduceConfig, name: str, places: dict[str, str]) -> tuple[str, StageConfig]:
-    if not config.stages.get(name):
-        wanted = {"prepare": "data", "finetune": "user_scores"}.get(name, name)
-        raise ConfigError(f"set {wanted} to a finished run, or stages.{name} to the YAML of the stage that makes it")
-    file, job = config.stages[name], STAGE_JOBS[name]
+    if not config.stage_files.get(name):
+        wanted = {"prepare": "data", "finetune": "user_score_run", "user_scores": "user_score_run"}.get(name, name)
+        raise ConfigError(
+            f"set {wanted} to a finished run, or stage_files.{name} to the YAML of the stage that makes it"
+        )
+    file, job = config.stage_files[name], STAGE_JOBS[name]
     return job, check_config(STAGES[job], read_yaml(file) | places, source=file)

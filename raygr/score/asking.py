@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from raygr import files, runs
+from raygr import files
 from raygr.config import ConfigError
 from raygr.score.adapters import adapter_folder, adapter_rank, check_adapter, check_learned
-from raygr.score.aspects import AspectSet, load_aspects
+from raygr.score.aspects import AspectSet
 from raygr.score.config import SAME_ANSWERS, ScoreConfig
-from raygr.score.default_model import model_folder
 from raygr.score.engine import CPU_DTYPE, LOGPROBS_MODE
 from raygr.score.prompts import prompt_sha256
 from raygr.score.store import ScoreStore, store_key
-from raygr.score.subjects import PromptSettings, encoder_of
+from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings
 
 PROMPTS, PROMPTS_DONE = "prompts", "prompts.json"
 
@@ -38,26 +37,13 @@ class Asking(NamedTuple):
 
 def way_of_asking(config: ScoreConfig, *, exchanges: bool) -> Asking:
     """Reads and checks aspects, model and adapter. `exchanges`: prompts and answers go through a batch service."""
-    settings = prompt_settings(config)
+    settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     mode = mode_of(config)
     check_settings(config, mode, exchanges=exchanges)
     adapter = checked_adapter(config, settings, mode)
     # before Ray is there, this machine stands for those of the cluster
     store = store_of(config, settings.model, adapter, mode, on_gpu=torch.cuda.is_available())
     return Asking(settings.aspects, settings, mode, adapter, store)
-
-
-def prompt_settings(config: ScoreConfig) -> PromptSettings:
-    prepared = runs.read_run(config.data, job="prepare")
-    return PromptSettings(
-        model=model_folder(config.model),
-        aspects=load_aspects(config.aspects),
-        subjects=config.subjects,
-        max_prompt_tokens=config.max_prompt_tokens,
-        item_rating=config.item_rating,
-        best_rating=prepared["config"]["rating_range"][1],
-        cutoff_fraction=config.cutoff_fraction,
-    )
 
 
 def mode_of(config: ScoreConfig) -> str:
@@ -69,7 +55,7 @@ def check_settings(config: ScoreConfig, mode: str, *, exchanges: bool) -> None:
         raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
     if exchanges and not config.answered_by:
         raise ConfigError(
-            f"answered_by: not set, so that another LLM's answers would be filed as those of {config.model}: "
+            f"answered_by: not set, so that another LLM's answers would be filed as those of {config.llm}: "
             "set it to the name of the LLM that answers"
         )
     if config.cutoff_fraction < 1 and config.subjects == "items":
@@ -85,7 +71,7 @@ def checked_adapter(config: ScoreConfig, settings: PromptSettings, mode: str) ->
     check_learned(folder)
     adapter_rank(folder)  # refused here, not in an actor
     shared = prompt_sha256(encoder_of(settings).shared)
-    check_adapter(folder, shared_prompt_sha256=shared, model=config.model, mode=mode, force=config.force_adapter)
+    check_adapter(folder, shared_prompt_sha256=shared, model=config.llm, mode=mode, force=config.force_adapter)
     return folder
 
 

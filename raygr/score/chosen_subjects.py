@@ -13,8 +13,16 @@ import pyarrow.dataset
 
 from raygr import files
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
+from raygr.score.config import ScoreConfig
 from raygr.score.prompts import item_from_row, item_lines, lines_text, review_lines, reviews_text
-from raygr.score.subjects import PromptSettings, encoder_of, history_of, item_prompts, user_prompt
+from raygr.score.subjects import (
+    PromptSettings,
+    encoder_of,
+    history_of,
+    item_prompts,
+    prompt_settings,
+    user_prompt,
+)
 
 
 def subjects_of(data: str, subjects: str, limit: int | None) -> np.ndarray:
@@ -52,10 +60,11 @@ def whole_texts(data: str, settings: PromptSettings, subject_ids: Sequence[str])
     ]
 
 
-def show_prompts(data: str, settings: PromptSettings, count: int) -> str:
+def show_prompts(config: ScoreConfig, count: int) -> str:
     """The first prompts, whole, each with what the budget cut."""
+    settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     tokenizer = encoder_of(settings).tokenizer
-    prompts = chosen_prompts(data, settings, subjects_of(data, settings.subjects, count))
+    prompts = chosen_prompts(config.data, settings, subjects_of(config.data, config.subjects, count))
     return "\n\n".join(
         f"=== {row['subject_id']}: {row['prompt_tokens']} tokens, {lost(row)}\n"
         + tokenizer.decode(row["prompt_ids"], clean_up_tokenization_spaces=False)

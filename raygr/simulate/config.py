@@ -12,6 +12,6 @@ class SimulateConfig:
 
     output: Place
     shoppers: int = Field(default=1000, ge=1)
-    aspects: tuple[str, ...] | None = None
+    aspect_names: tuple[str, ...] | None = None
     """Of the catalogue's, those that tastes and reviews are about; null takes all twelve."""
     seed: int = 0

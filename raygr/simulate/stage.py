@@ -64,7 +64,7 @@ class Purchases(NamedTuple):
 def simulate(config: SimulateConfig) -> Run:
     """Writes the run folder of a simulated shop; equal settings give equal bytes."""
     films = read_films(str(CATALOGUE))
-    films = select_aspects(films, config.aspects) if config.aspects else films
+    films = select_aspects(films, config.aspect_names) if config.aspect_names else films
     run = start_run(config.output, job="simulate", config=config)
     counts = write_shop(run.path, films, shoppers=config.shoppers, seed=config.seed)
     finish_run(run, inputs=[str(CATALOGUE)], counts=counts)
@@ -100,9 +100,9 @@ def select_aspects(films: Films, names: Sequence[str]) -> Films:
     """The films with these aspects only; ConfigError if the films lack one, or if they are too few for a taste."""
     unknown = [name for name in names if name not in films.aspects]
     if unknown:
-        raise ConfigError(f"aspects: the catalogue has no {', '.join(unknown)}; it has {', '.join(films.aspects)}")
+        raise ConfigError(f"aspect_names: the catalogue has no {', '.join(unknown)}; it has {', '.join(films.aspects)}")
     if len(set(names)) < max(MOST_TASTES, len(names)):
-        raise ConfigError(f"aspects: give {MOST_TASTES} or more, each once, not {', '.join(names)}")
+        raise ConfigError(f"aspect_names: give {MOST_TASTES} or more, each once, not {', '.join(names)}")
     columns = [films.aspects.index(name) for name in names]
     return films._replace(aspects=list(names), scores_IA=films.scores_IA[:, columns])
 

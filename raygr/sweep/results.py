@@ -84,7 +84,7 @@ def trained_with(config: SweepConfig, trial: Ended) -> dict[str, Any]:
         trained = train_config(config, trial.point, name="")
     except ConfigError:
         return dict.fromkeys(DESCRIBED)
-    aspects = trained.aspects or aspect_names(trained)
+    aspects = trained.aspect_names or aspect_names(trained)
     settings = (trained.guided_weight, trained.base_width, trained.model, trained.fusion, trained.seed)
     return dict(zip(DESCRIBED, (len(aspects), ", ".join(aspects), *settings), strict=True))
 

@@ -21,13 +21,13 @@ from raygr.train.inputs import check_settings, check_width
 
 GUIDED_DIMENSION, TOTAL_WIDTH, SEED = "guided_dimension", "total_width", "seed"
 # Where a trial runs and what it is measured by is the same for all; aspects are the guided dimension's.
-NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "candidates", "targets", "aspects")
+NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "candidates", "targets", "aspect_names")
 PATHS = ("data", "item_scores", "user_score_run", "list_scores")
 TRIALS = "trials"
 # A base model has no scores; what only makes sense with them goes with them.
 BASE_MODEL = {
     "item_scores": None,
-    "aspects": None,
+    "aspect_names": None,
     "control": "none",
     "user_scores": "none",
     "user_score_run": None,
@@ -66,7 +66,7 @@ def check_space(config: SweepConfig) -> None:
     ranges = {name: values for name, values in config.space.items() if isinstance(values, ValueRange)}
     set_twice = {*config.train} & {*config.space}
     if GUIDED_DIMENSION in config.space:
-        set_twice |= {"aspects"} & {*config.train}
+        set_twice |= {"aspect_names"} & {*config.train}
     if TOTAL_WIDTH in config.space:
         set_twice |= {"base_width"} & {*config.space}
     found = {
@@ -192,9 +192,9 @@ def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig
     settings = {"threads": 1, **config.train, **fields, "output": files.join(files.join(config.output, TRIALS), name)}
     if GUIDED_DIMENSION in point:
         aspects = chosen_aspects(config, point[GUIDED_DIMENSION], check_config(TrainConfig, settings, source=source))
-        settings |= {"aspects": aspects} if aspects else BASE_MODEL
+        settings |= {"aspect_names": aspects} if aspects else BASE_MODEL
     trained = check_config(TrainConfig, settings, source=source)
-    aspects = trained.aspects or aspect_names(trained)
+    aspects = trained.aspect_names or aspect_names(trained)
     if point.get(TOTAL_WIDTH) is not None:
         taken = len(aspects) if trained.fusion == "concat" else 0
         settings["base_width"] = point[TOTAL_WIDTH] - taken

@@ -228,7 +228,9 @@ def check_examples(config: TrainConfig, windows: Windows, targets: dict[str, Tar
 def read_item_scores(config: TrainConfig) -> AlignedScores | None:
     if config.item_scores is None:
         return None
-    vectors = read_vectors(config.item_scores, subjects="items", column=config.score_column, aspects=config.aspects)
+    vectors = read_vectors(
+        config.item_scores, subjects="items", column=config.score_column, aspects=config.aspect_names
+    )
     ids_I = read_ids(config.data, ITEMS, "item")
     return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from raygr.models.embeddings import Fusion, RefinedEmbedding
 from raygr.models.gru4rec import GRU4Rec
 from raygr.models.losses import popularity_sums
 from raygr.models.sasrec import SASRec
+from raygr.models.workers import Share
 from raygr.schema import TEST, VALIDATION
 from raygr.train.batches import Batch, Targets, history_batch, length_groups, seen_pairs, worker_part
 from raygr.train.config import TrainConfig
@@ -40,13 +41,6 @@ TARGETS_AT_ONCE = 256  # 256 x 30,000 items x 4 bytes = 31 MB of scores
 SHARES_OF_USERS = 512
 POSITIONS_AT_ONCE = 1536  # of a forward and backward pass on a CPU: little padding, and activations fit its cache
 CHOSEN_BY = "ndcg_at_10"
-
-
-class Share(NamedTuple):
-    """Which part of every batch is this worker's."""
-
-    rank: int = 0
-    workers: int = 1
 
 
 @dataclass
@@ -174,7 +168,7 @@ def train_epoch(training: Training) -> float:
         total += accumulate_gradients(training, whole)
         take_step(training, learning_rate(config, step, config.epochs * len(contents)))
         positions += whole.positions()
-    mean = float(summed(total, share)) / positions
+    mean = float(share.total(total)) / positions
     if not math.isfinite(mean):
         raise ValueError(f"the loss of epoch {epoch} is {mean}: lower the learning rate")
     return mean
@@ -223,23 +217,13 @@ def take_step(training: Training, rate: float) -> None:
 
 
 def sum_gradients(training: Training) -> None:
-    """One all-reduce of one flat vector; a worker without examples in this batch adds zeros."""
+    """Sums the gradients of all workers; a worker without examples in this batch adds zeros."""
     if training.share.workers == 1:
         return
     for parameter in training.model.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    values = gradient_values(training.model)
-    flat = torch.cat([gradient.flatten() for gradient in values])
-    torch.distributed.all_reduce(flat)
-    for gradient, part in zip(values, flat.split([gradient.numel() for gradient in values]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def summed(values: Tensor, share: Share) -> Tensor:
-    if share.workers > 1:
-        torch.distributed.all_reduce(values)
-    return values
+    training.share.add_up(gradient_values(training.model))
 
 
 def evaluate_epoch(training: Training) -> dict[str, Any]:
@@ -267,7 +251,7 @@ def target_ranks(training: Training, part: str, candidate_sets: Sequence[str]) -
         for name, rank_E in ranks.items():
             rank_E[example_B] = batch_ranks(training, targets, example_B, scores_BI, candidate_set=name).cpu()
     # gathering is adding: every worker left the others' targets at 0
-    return {name: summed(rank_E.to(training.device), share).cpu() for name, rank_E in ranks.items()}
+    return {name: share.total(rank_E.to(training.device)).cpu() for name, rank_E in ranks.items()}
 
 
 def batch_ranks(

@@ -26,12 +26,13 @@ from raygr.distributed import (
     wants_gpu,
     worker_cpus,
 )
+from raygr.models.workers import Share
 from raygr.ray_setup import connect
 from raygr.schema import EVENTS, HISTORY, TEST, VALIDATION
 from raygr.train.config import TrainConfig
 from raygr.train.events import EventFile
 from raygr.train.inputs import Inputs, load_inputs, with_absolute_paths
-from raygr.train.loop import CHOSEN_BY, Share, Training, checkpoint_state, restore, start_training, training_rounds
+from raygr.train.loop import CHOSEN_BY, Training, checkpoint_state, restore, start_training, training_rounds
 from raygr.train.outputs import write_outputs
 
 logger = logging.getLogger(__name__)

@@ -22,10 +22,8 @@ from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.data.row_counts import log_rows
 from raygr.schema import ITEMS
-from raygr.score.aspects import load_aspects
-from raygr.score.default_model import model_folder
 from raygr.score.prompts import Prompt, PromptEncoder, item_from_row
-from raygr.score.subjects import load_tokenizer
+from raygr.score.subjects import encoder_of, prompt_settings
 from raygr.vectors.config import VectorsConfig
 
 logger = logging.getLogger(__name__)
@@ -50,20 +48,13 @@ class Components(NamedTuple):
 
 
 def vectors(config: VectorsConfig) -> runs.Run:
-    prepared = runs.read_run(config.data, job="prepare")
-    folder = model_folder(config.model)
-    encoder = PromptEncoder(
-        load_tokenizer(folder),
-        load_aspects(config.aspects),
-        "items",
-        max_prompt_tokens=config.max_prompt_tokens,
-        best_rating=prepared["config"]["rating_range"][1],
-    )
+    settings = prompt_settings(config, "items")
+    encoder = encoder_of(settings)
     on_gpu = torch.cuda.is_available()
-    model = AutoModel.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32).eval()
+    model = AutoModel.from_pretrained(settings.model, dtype="auto" if on_gpu else torch.float32).eval()
     model = model.to("cuda" if on_gpu else "cpu")
     check_width(config, items=count_items(config.data), hidden=model.config.hidden_size)
-    used = [config.data, config.aspects, config.model]
+    used = [config.data, config.aspects, config.llm]
     run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
     ids, means_ID, empty = item_means(model, encoder, config)
     found = principal_components(means_ID, config.width)

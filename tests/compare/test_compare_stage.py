@@ -13,13 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from pydantic_core import to_jsonable_python
 from toy_data import LISTS, write_prepared
 
 from raygr import files, runs
+from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.references import catalogue_ranks
 from raygr.compare.stage import compare
-from raygr.compare.tables import read_comparison
 from raygr.config import ConfigError
 from raygr.metrics.ranking import full_ranks
 from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, RANK_SCHEMA, RANKS
@@ -53,6 +54,7 @@ def write_train_run(
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     shares = {"base": 0.9, "encoder_guided": 0.1, "user_guided": 0.0} if config.item_scores else None
     record = {"protocol": protocol, "shares": shares, "parameters": 100, "lists": LISTS}
+    record |= {"best_epoch": 1, "epochs": 2, "test": {}}
     files.write_json(record, run.file(METRICS))
     runs.finish_run(run, inputs=[], counts={})
     return str(folder)
@@ -132,7 +134,7 @@ def test_users_are_paired_by_index_and_not_by_row(tmp_path: Path):
 def test_unlike_protocols_are_refused(tmp_path: Path):
     base = write_train_run(tmp_path / "base", [1, 2])
     other = write_train_run(tmp_path / "other", [1, 2], protocol=PROTOCOL | {"data": "xyz"})
-    with pytest.raises(ConfigError, match=r"unlike protocols: data \(abc / xyz\)"):
+    with pytest.raises(ConfigError, match=r"different protocols: data \(abc / xyz\)"):
         compare(settings(tmp_path, base=[base], other=[other]))
     assert not (tmp_path / "compare").exists()
 
@@ -340,7 +342,7 @@ def test_data_that_has_changed_leaves_popularity_out(tmp_path: Path):
 def test_a_comparison_of_an_earlier_version_is_not_shown_as_one_of_this(two_arms: CompareConfig):
     run = compare(two_arms)
     found = files.read_json(run.file("comparison.json"))
-    assert read_comparison(run.path) == found
+    assert to_jsonable_python(read_comparison(run.path)) == found
     del found["primary_metric"]
     files.write_json(found, run.file("comparison.json"))
     with pytest.raises(runs.RunError, match="compared by an earlier version"):
@@ -363,7 +365,7 @@ def test_cold_start_targets_are_compared_apart(tmp_path: Path):
     assert cold["metrics"]["mrr"]["mean"] == pytest.approx((1 + 1 / 4) / 2)
     assert cold["against_base"]["mrr"]["difference"] == pytest.approx(0.25)
     text = Path(tmp_path / "compare/table.md").read_text(encoding="utf-8")
-    assert "cold-start targets (fewer than 10 train interactions): 2 targets of 2 users" in text
+    assert "Cold-start targets (fewer than 10 train interactions), candidates: full: 2 targets of 2 users" in text
     none = compared(settings(tmp_path / "none", {"cold_below": 3}, base=[base], other=[other]))
     assert none["arms"]["other"]["cold"]["full"] == {"targets": 0, "users": 0, "metrics": None, "against_base": None}
 
@@ -427,7 +429,7 @@ def test_wrong_bases_are_refused(two_models: CompareConfig):
         ({"bases": {"BERT": "SASRec"}}, "no arm 'BERT'"),
         ({"bases": {"SASRec": "SASRec"}}, "'SASRec' is its own base"),
         ({"bases": two_models.bases, "shown": ("SASRec",)}, "shown: arm 'SASRec' has no base"),
-        ({"bases": {"SASRec & scores": "GRU4Rec", "GRU4Rec_refined": "SASRec"}}, "unlike protocols: split"),
+        ({"bases": {"SASRec & scores": "GRU4Rec", "GRU4Rec_refined": "SASRec"}}, "different protocols: split"),
     ]:
         with pytest.raises(ConfigError, match=message):
             compare(CompareConfig(**vars(two_models) | changes))

@@ -12,13 +12,13 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 
 from raygr import files, runs
 from raygr.cli import main
-from raygr.explain import stage as explain_module
-from raygr.explain.explanation import UserExplanation
-from raygr.explain.stage import explain_item
+from raygr.explain import explanation as explain_module
+from raygr.explain.explanation import UserExplanation, explain_item
+from raygr.models.workers import Share
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Share, start_training
+from raygr.train.loop import start_training
 from raygr.train.outputs import write_outputs
 
 torch.set_num_threads(1)
@@ -244,8 +244,8 @@ def test_the_llms_values_are_shown_as_they_are(folder: Path):
 
 
 def test_the_command_writes_figure_json_and_sentences(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    flags = ["--set", "item=i3", "--set", "users=[u0, u1]", "--set", "aspects=[movie length (duration), pace]"]
-    assert main(["explain", *flags, "--set", f"train={run}", "--set", f"output={tmp_path}/a"]) == 0
+    flags = ["--set", "item=i3", "--set", "users=[u0, u1]", "--set", "aspect_names=[movie length (duration), pace]"]
+    assert main(["explain", *flags, "--set", f"train_run={run}", "--set", f"output={tmp_path}/a"]) == 0
     assert capsys.readouterr().out.strip() == f"{tmp_path}/a"
     found = json.loads((tmp_path / "a" / "explanation.json").read_text())
     assert (found["item_id"], found["title"], found["chosen"]) == ("i3", "title 3", "item and users as given")
@@ -274,7 +274,7 @@ def test_a_picked_case_is_the_same_every_time(recommender: Recommender, run: str
     assert high.rating > low.rating and "train" not in (high.part, low.part)
     assert "held-out" in first.chosen
     for name in ("a", "b"):
-        assert main(["explain", "--set", f"train={run}", "--set", f"output={tmp_path}/{name}"]) == 0
+        assert main(["explain", "--set", f"train_run={run}", "--set", f"output={tmp_path}/{name}"]) == 0
     for kind in ("json", "svg", "png"):
         assert (tmp_path / f"a/explanation.{kind}").read_bytes() == (tmp_path / f"b/explanation.{kind}").read_bytes()
 
@@ -284,7 +284,7 @@ def test_a_picked_case_is_the_same_every_time(recommender: Recommender, run: str
     [
         (["item=nothing"], "has no item nothing (1 unknown, 20 known items)"),
         (["item=i3", "users=[nobody]"], "has no user nobody (1 unknown, 12 known users)"),
-        (["aspects=[paste]"], "no aspect paste; the model has: pace, mood, movie length (duration)"),
+        (["aspect_names=[paste]"], "no aspect paste; the model has: pace, mood, movie length (duration)"),
         ([f"item=i{HISTORIES[4][0]}", "users=[u4]"], "is the first of user u4"),
     ],
 )
@@ -295,7 +295,7 @@ def test_what_is_wrong_is_one_line(run: str, tmp_path: Path, capsys: pytest.Capt
                 "explain",
                 *[word for one in flags for word in ("--set", one)],
                 "--set",
-                f"train={run}",
+                f"train_run={run}",
                 "--set",
                 f"output={tmp_path}/a",
             ]

@@ -20,6 +20,7 @@ from raygr.data.ids import write_id_lines
 from raygr.data.vector_tables import read_vectors
 from raygr.export.config import ExportConfig
 from raygr.export.stage import export
+from raygr.models.workers import Share
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.recommender import Recommender, load_recommender, read_train_config
 from raygr.recommend.stage import (
@@ -35,7 +36,7 @@ from raygr.recommend.stage import (
 from raygr.schema import RECOMMENDATION_SCHEMA, VECTOR_SCHEMA
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Share, start_training
+from raygr.train.loop import start_training
 from raygr.train.outputs import write_outputs
 
 torch.set_num_threads(1)
@@ -160,7 +161,7 @@ def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path
     path = trained(tmp_path, **changes)
     recommender = load_recommender(path)
     model = recommender.training.model
-    found = export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    found = export(ExportConfig(output=str(tmp_path / "export"), train_run=path))
     items_ID, users_UD = (np.load(found.file(f"{kind}_vectors.npy")) for kind in ("item", "user"))
     for user in (0, 5, USERS - 1):
         vector_1A = model.embedding.tuned_users(model.embedding.users_UA[user][None], torch.tensor([user]))
@@ -172,7 +173,7 @@ def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path
 
 
 def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Recommender):
-    config = RecommendConfig(output="unused", train=run, n=4)
+    config = RecommendConfig(output="unused", train_run=run, n=4)
     subjects = read_subjects(config, read_train_config(run))
     table = recommendations(recommender, subjects, n=4, mmr_weight=None)
     assert table.schema.equals(RECOMMENDATION_SCHEMA) and len(table) == USERS * 4
@@ -186,8 +187,8 @@ def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Reco
 
 def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommender: Recommender, tmp_path: Path):
     (tmp_path / "users.txt").write_text("u9\nu2\n\n")
-    for users in (("u9", "u2"), str(tmp_path / "users.txt")):
-        subjects = read_subjects(RecommendConfig(output="x", train=run, users=users), read_train_config(run))
+    for users in ({"users": ("u9", "u2")}, {"users_file": str(tmp_path / "users.txt")}):
+        subjects = read_subjects(RecommendConfig(output="x", train_run=run, **users), read_train_config(run))
         table = recommendations(recommender, subjects, n=1, mmr_weight=None)
         assert table["subject_id"].to_pylist() == ["u9", "u2"]
         assert table["item_id"].to_pylist() == [recommender.recommend(u, n=1)[0].item_id for u in ("u9", "u2")]
@@ -197,7 +198,7 @@ def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommend
     rows = {"history_id": ["a", "b"], "item_ids": [["i3", "i4"], ["i5"]]}
     pq.write_table(pa.table(rows), tmp_path / "h.parquet")
     for name in ("h.jsonl", "h.parquet"):
-        config = RecommendConfig(output="x", train=run, histories=str(tmp_path / name))
+        config = RecommendConfig(output="x", train_run=run, histories=str(tmp_path / name))
         table = recommendations(recommender, read_subjects(config, read_train_config(run)), n=2, mmr_weight=None)
         assert table["subject_id"].to_pylist() == ["a", "a", "b", "b"]
         assert table["item_id"].to_pylist()[2:] == [one.item_id for one in recommender.recommend(["i5"], n=2)]
@@ -215,11 +216,11 @@ def test_wrong_histories_are_named_with_file_and_row(run: str, tmp_path: Path):
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"h\.jsonl: .*{message}"):
-            read_subjects(RecommendConfig(output="x", train=run, histories=str(path)), read_train_config(run))
+            read_subjects(RecommendConfig(output="x", train_run=run, histories=str(path)), read_train_config(run))
 
 
 def test_exported_vectors_rank_as_the_model_does(run: str, recommender: Recommender, tmp_path: Path):
-    found = export(ExportConfig(output=str(tmp_path / "export"), train=run))
+    found = export(ExportConfig(output=str(tmp_path / "export"), train_run=run))
     tables = {kind: pq.read_table(found.file(f"{kind}_vectors.parquet")) for kind in ("item", "user")}
     assert all(table.schema.equals(VECTOR_SCHEMA) for table in tables.values())
     assert tables["item"]["id"].to_pylist() == [f"i{i}" for i in range(1, ITEMS + 1)]
@@ -235,7 +236,7 @@ def test_exported_vectors_rank_as_the_model_does(run: str, recommender: Recommen
 
 
 def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):
-    found = export(ExportConfig(output=str(tmp_path / "export"), train=run))
+    found = export(ExportConfig(output=str(tmp_path / "export"), train_run=run))
     expected = np.load(found.file("item_vectors.npy"))
     for name in ("item_vectors.parquet", "item_vectors.npy"):
         vectors = read_vectors(found.file(name), subjects="items", column="expected", aspects=None)
@@ -246,11 +247,11 @@ def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):
 def test_ids_with_other_line_ends_survive_export_and_come_back(tmp_path: Path):
     ids = ["a\u2028b", "c\x85d", " e ", *(f"u{user}" for user in range(3, USERS))]
     path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
-    found = export(ExportConfig(output=str(tmp_path / "export"), train=path))
+    found = export(ExportConfig(output=str(tmp_path / "export"), train_run=path))
     for name in ("user_vectors.parquet", "user_vectors.npy"):
         assert read_vectors(found.file(name), subjects="users", column="expected", aspects=None).ids_S.tolist() == ids
     write_id_lines(ids[:3], str(tmp_path / "users.txt"))
-    config = RecommendConfig(output="x", train=path, users=str(tmp_path / "users.txt"))
+    config = RecommendConfig(output="x", train_run=path, users_file=str(tmp_path / "users.txt"))
     assert read_subjects(config, read_train_config(path))["subject_id"].to_pylist() == ids[:3]
 
 
@@ -258,13 +259,13 @@ def test_an_id_with_a_line_break_is_refused_before_anything_is_exported(tmp_path
     ids = ["a\nb", *(f"u{user}" for user in range(1, USERS))]
     path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
     with pytest.raises(ValueError, match=r"'a\\nb' \(1 such\) holds a line break"):
-        export(ExportConfig(output=str(tmp_path / "export"), train=path))
+        export(ExportConfig(output=str(tmp_path / "export"), train_run=path))
     assert not (tmp_path / "export").exists()
 
 
 def test_an_actor_writes_one_part_per_batch_and_the_same_one_again(run: str, recommender: Recommender, tmp_path: Path):
     scores = str(Path(run).parent / "s.csv")
-    config = RecommendConfig(output=str(tmp_path), train=run, n=3, mmr_weight=0.2, mmr_scores=scores)
+    config = RecommendConfig(output=str(tmp_path), train_run=run, n=3, mmr_weight=0.2, mmr_scores=scores)
     train_config = read_train_config(run)
     actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
     subjects = read_subjects(config, train_config)
@@ -298,7 +299,7 @@ def test_histories_of_any_writer_are_read(run: str, tmp_path: Path, name: str):
                 "fixed": (pa.string(), pa.list_(pa.string(), 2)),
             }[name]
             pq.write_table(pa.table({"history_id": ids.cast(text), "item_ids": pa.array(lists).cast(listed)}), path)
-    config = RecommendConfig(output="x", train=run, histories=path)
+    config = RecommendConfig(output="x", train_run=run, histories=path)
     subjects = read_subjects(config, read_train_config(run))
     assert subjects["subject_id"].to_pylist() == ["a", "b"]
     assert subjects["items"].to_pylist() == [[3, 4], [5, 3]]
@@ -314,16 +315,16 @@ def test_a_list_of_histories_without_ids_or_lists_is_refused(run: str, tmp_path:
     ]:
         pq.write_table(pa.table(columns), path)
         with pytest.raises(ValueError, match=rf"h\.parquet: {message}"):
-            read_subjects(RecommendConfig(output="x", train=run, histories=path), read_train_config(run))
+            read_subjects(RecommendConfig(output="x", train_run=run, histories=path), read_train_config(run))
 
 
 def test_a_user_named_twice_has_one_list_and_that_is_said(run: str, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
-    config = RecommendConfig(output="x", train=run, users=("u3", "u2", "u3"))
+    config = RecommendConfig(output="x", train_run=run, users=("u3", "u2", "u3"))
     assert read_subjects(config, read_train_config(run))["subject_id"].to_pylist() == ["u3", "u2"]
     assert "users asked for: 2 of 3 kept; left out: 1 named twice" in caplog.text
-    with pytest.raises(FileNotFoundError, match=r"no file .*u3; ids themselves are a list: users=\[u3\]"):
-        read_subjects(RecommendConfig(output="x", train=run, users="u3"), read_train_config(run))
+    with pytest.raises(FileNotFoundError, match=r"users_file: no file .*u3"):
+        read_subjects(RecommendConfig(output="x", train_run=run, users_file="u3"), read_train_config(run))
 
 
 def test_an_interrupted_run_keeps_its_parts_and_goes_on(
@@ -343,7 +344,7 @@ def test_an_interrupted_run_keeps_its_parts_and_goes_on(
             actor(batch)
 
     monkeypatch.setattr("raygr.recommend.stage.write_lists", write_here)
-    config = RecommendConfig(output=str(tmp_path / "out"), train=run, n=3, batch_size=5)
+    config = RecommendConfig(output=str(tmp_path / "out"), train_run=run, n=3, batch_size=5)
     with pytest.raises(KeyboardInterrupt):
         recommend(config)
     folder = tmp_path / "out" / "recommendations"
@@ -377,9 +378,9 @@ def test_who_has_no_item_left_is_counted(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_nobody_to_recommend_to_is_refused(run: str):
     with pytest.raises(ConfigError, match="users: nobody is in it"):
-        read_subjects(RecommendConfig(output="x", train=run, users=()), read_train_config(run))
+        read_subjects(RecommendConfig(output="x", train_run=run, users=()), read_train_config(run))
     with pytest.raises(ConfigError, match="set one of them"):
-        read_subjects(RecommendConfig(output="x", train=run, users=("u1",), histories="h"), read_train_config(run))
+        read_subjects(RecommendConfig(output="x", train_run=run, users=("u1",), histories="h"), read_train_config(run))
 
 
 def test_trained_runs_are_compared(run: str, tmp_path: Path):
@@ -397,7 +398,7 @@ def test_trained_runs_are_compared(run: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_stage_writes_a_part_per_batch(run: str, recommender: Recommender, tmp_path: Path, local_ray: Any):
-    config = RecommendConfig(output=str(tmp_path / "out"), train=run, n=3, batch_size=5, workers=2, mmr_weight=0.5)
+    config = RecommendConfig(output=str(tmp_path / "out"), train_run=run, n=3, batch_size=5, workers=2, mmr_weight=0.5)
     found = recommend(config)
     table = files.read_table(found.file("recommendations"))
     assert len(list(Path(found.file("recommendations")).glob("*.parquet"))) == 3

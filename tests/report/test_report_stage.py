@@ -156,8 +156,8 @@ def inputs(tmp_path_factory) -> ReportConfig:
         notice="Simulated shoppers: a positive control.",
         data=make_data(folder / "data"),
         comparison=make_comparison(folder / "compare", train),
-        item_scores=make_scores(folder / "item_scores", "items", ["I1", "I2", "I4", "I5", "I3"]),
-        user_scores=make_scores(folder / "user_scores", "users", ["U1", "U2", "U3", "U4", "U0"]),
+        item_score_run=make_scores(folder / "item_scores", "items", ["I1", "I2", "I4", "I5", "I3"]),
+        user_score_run=make_scores(folder / "user_scores", "users", ["U1", "U2", "U3", "U4", "U0"]),
         reference_scores=str(folder / "reference.csv"),
         finetune=(make_tuning(folder / "tuned"),),
     )
@@ -288,8 +288,8 @@ def test_unfinished_input_is_named_and_nothing_is_written(inputs, tmp_path):
 
 
 def test_command_reads_back_as_the_same_configuration():
-    settings = {"output": "runs/a b", "data": "no", "aspects": ["tension level", "pace"], "guided_weight": 2.0}
-    settings |= {"item_scores": "x=1", "user_score_run": "null", "threads": 2}
+    settings = {"output": "runs/a b", "data": "no", "aspect_names": ["tension level", "pace"], "guided_weight": 2.0}
+    settings |= {"item_scores": "x=1", "user_scores": "llm", "user_score_run": "null", "threads": 2}
     config = check_config(TrainConfig, settings, source="test")
     command = run_command("train", json.loads(json.dumps(vars(config))))
     words = shlex.split(command)

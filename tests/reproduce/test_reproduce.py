@@ -59,6 +59,7 @@ def stand_in_train(config: TrainConfig) -> runs.Run:
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     protocol = {"split": "leave_one_out", "candidates": list(config.candidates), "data": "abc"}
     record = {"protocol": protocol, "shares": None, "parameters": 100, "lists": LISTS, "best_epoch": 3, "epochs": 4}
+    record["test"] = {}
     files.write_json(record, run.file(METRICS))
     counts = {"interactions": 24, "items": ITEMS, "test_targets": 2}
     runs.finish_run(run, inputs=[config.data], counts=counts)
@@ -191,7 +192,7 @@ def test_runs_of_other_settings_are_never_taken(tmp_path: Path, trained: list[st
 def test_guided_widths_take_the_first_scores(tmp_path: Path):
     config = settings(tmp_path, "figure-3", guided_widths=(1, 3))
     plan = experiment_plan(config, sources_of(config))
-    found = {arm.name: (arm.runs[0].base_width, arm.runs[0].aspects) for arm in plan.arms}
+    found = {arm.name: (arm.runs[0].base_width, arm.runs[0].aspect_names) for arm in plan.arms}
     assert found == {
         "SASRec base": (20, None),
         "SASRec 19 + 1": (19, ("pace",)),
@@ -210,10 +211,10 @@ def test_guided_widths_take_the_first_scores(tmp_path: Path):
 
 
 def test_a_named_list_of_aspects_is_what_guided_widths_count(tmp_path: Path):
-    refined = {"fusion": "concat", "base_width": 18, "aspects": ["realism", "pace"]}
+    refined = {"fusion": "concat", "base_width": 18, "aspect_names": ["realism", "pace"]}
     config = settings(tmp_path, "figure-3", guided_widths=(1, 2), refined=refined)
     arms = experiment_plan(config, sources_of(config)).arms
-    assert [arm.runs[0].aspects for arm in arms[1:]] == [("realism",), ("realism",), ("realism", "pace")]
+    assert [arm.runs[0].aspect_names for arm in arms[1:]] == [("realism",), ("realism",), ("realism", "pace")]
 
 
 # --- what comes before the training -------------------------------------------------------------
@@ -229,7 +230,7 @@ def open_settings(folder: Path, experiment: str, **changes: Any) -> ReproduceCon
         "user_scores": "score-users.yaml",
     }
     places = {name: str(ROOT / "configs/paper/movies" / file) for name, file in stages.items()}
-    left = {"data": None, "item_scores": None, "user_scores": None, "stages": places}
+    left = {"data": None, "item_scores": None, "user_scores": "llm", "stage_files": places}
     return settings(folder, experiment, **left | changes)
 
 
@@ -258,7 +259,7 @@ def test_stages_that_are_left_open_feed_each_other(tmp_path: Path):
 def test_table_5_has_further_arms_behind_the_papers_two(tmp_path: Path):
     arms = {"items only": {"user_scores": "none", "user_score_run": None}, "bare": {"user_score_run": "bare-scores"}}
     twins = {"refined (cls)": "items only", "bare": "items only"}
-    config = open_settings(tmp_path, "table-5", arms=arms, twins=twins)
+    config = open_settings(tmp_path, "table-5", extra_arms=arms, twins=twins)
     sources = sources_of(config)
     check_recommenders(config, sources)
     plan = experiment_plan(config, sources)
@@ -279,22 +280,25 @@ def test_what_is_given_is_not_made(tmp_path: Path):
     config = open_settings(tmp_path, "table-3", data="mine", user_scores="profile")
     [(job, stage)] = source_stages(config, sources_of(config))
     assert (job, stage.data, stage.subjects) == ("score", str(Path("mine").absolute()), "items")
-    with pytest.raises(ConfigError, match=r"set item_scores to a finished run, or stages\.item_scores"):
+    with pytest.raises(ConfigError, match=r"set item_scores to a finished run, or stage_files\.item_scores"):
         source_stages(settings(tmp_path, item_scores=None), sources_of(config))
 
 
 def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained: list[str]):
     for changes, message in [
         ({"protocol": {"GRU4Rec": "full"}}, "protocol names no candidates for SASRec"),
-        ({"refined": {"fusion": "concat", "base_widht": 17}}, "base_widht: Unexpected"),
+        ({"refined": {"fusion": "concat", "base_widht": 17}}, "base_widht: no such field"),
         ({"refined": {"linear_map": True}}, "linear_map is for fusion: concat"),
         ({"train": {"item_scores": "a.csv"}}, "item_scores belong to reproduce"),
         ({"train": {"targets": ["every"]}}, "targets: last"),
         ({"experiment": "table-5"}, "two adapters"),
-        ({"experiment": "figure-6", "arms": {"add": {"fusion": "add"}}}, "arms are for table-2, .*, table-5"),
-        ({"arms": {"refined": {"fusion": "add"}}}, "names that begin with base or refined"),
-        ({"arms": {"Base 20": {"fusion": "add"}}}, "Base 20: names that begin with base"),
-        ({"arms": {"add, a": {}, "add a": {}}}, "add, a, add a: their runs would share a folder"),
+        (
+            {"experiment": "figure-6", "extra_arms": {"add": {"fusion": "add"}}},
+            "extra_arms are for table-2, .*, table-5",
+        ),
+        ({"extra_arms": {"refined": {"fusion": "add"}}}, "names that begin with base or refined"),
+        ({"extra_arms": {"Base 20": {"fusion": "add"}}}, "Base 20: names that begin with base"),
+        ({"extra_arms": {"add, a": {}, "add a": {}}}, "add, a, add a: their runs would share a folder"),
         ({"twins": {"refined": "shuffled"}}, "twins: refined and shuffled must be two of refined"),
         ({"paper": str(tmp_path / "scores.csv")}, "has the columns"),
     ]:
@@ -306,7 +310,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
 def test_an_arm_that_cannot_be_trained_stops_all_before_the_first(tmp_path: Path, trained: list[str]):
     for changes, message in [
         ({"train": {"heads": 4}, "refined": {"fusion": "concat", "base_width": 18}}, "total width 21 .* heads 4"),
-        ({"refined": {"fusion": "concat", "base_width": 18, "aspects": ["pase"]}}, "no aspect pase"),
+        ({"refined": {"fusion": "concat", "base_width": 18, "aspect_names": ["pase"]}}, "no aspect pase"),
     ]:
         with pytest.raises((ConfigError, ValueError), match=message):
             reproduce(settings(tmp_path, output=str(tmp_path / message), **changes))
@@ -337,7 +341,7 @@ def test_a_table_by_hand_under_every_protocol(tmp_path: Path, trained: list[str]
 def test_further_arms_stand_beside_the_papers_and_beside_their_twins(tmp_path: Path, trained: list[str]):
     """Sampled MRR .75 of the base and the shuffled twin, 1 of the refined arm."""
     arms = {"no users": {"user_scores": "none"}, "shuffled, no users": {"user_scores": "none", "control": "shuffled"}}
-    run = reproduce(settings(tmp_path, arms=arms, twins={"no users": "shuffled, no users"}))
+    run = reproduce(settings(tmp_path, extra_arms=arms, twins={"no users": "shuffled, no users"}))
     assert trained[-2:] == ["sasrec-shuffled-no-users-seed-0", "sasrec-shuffled-no-users-seed-1"]
     papers = Path(run.file("table-3.md")).read_text(encoding="utf-8").split("## One protocol")[0]
     rows = {line.split(" | ")[1]: line for line in papers.splitlines() if line.startswith("| SASRec | ")}
@@ -463,7 +467,7 @@ def test_the_experiments_files_are_found_from_every_folder(tmp_path: Path, monke
     assert cli.main(["reproduce", "table-3", "--set", "data=../p"]) == 0
     [config] = found
     assert config.paper == f"{ROOT}/configs/paper/table-3.csv"
-    assert all(Path(file).is_file() for file in [*config.recommenders.values(), *config.stages.values()])
+    assert all(Path(file).is_file() for file in [*config.recommenders.values(), *config.stage_files.values()])
     assert (config.data, config.output) == (f"{tmp_path.parent}/p", f"{tmp_path}/outputs/paper/table-3")
     monkeypatch.setattr(files, "CHECKOUT", tmp_path)  # as where raygr was installed without it
     assert cli.main(["reproduce", "table-3"]) == 2

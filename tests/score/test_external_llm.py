@@ -207,12 +207,12 @@ def test_a_request_has_the_layout_of_its_service():
     assert request_line("a", "Rate.", "A film", older) == openai | {
         "url": "/chat", "body": body | {"model": "other", "max_tokens": 90}
     }  # fmt: skip
-    mistral = request_line("a", "Rate.", "A film", request(format="mistral"))
+    mistral = request_line("a", "Rate.", "A film", request(api="mistral"))
     assert mistral == {"custom_id": "a", "body": body | {"max_tokens": 90}}
-    anthropic = request_line("a", "Rate.", "A film", request(format="anthropic")._replace(temperature=None))
+    anthropic = request_line("a", "Rate.", "A film", request(api="anthropic")._replace(temperature=None))
     params = {"model": "big", "system": "Rate.", "messages": chat[1:], "max_tokens": 90}
     assert anthropic == {"custom_id": "a", "params": params}
-    assert request_line("a", "Rate.", "A film", request(format="gemini")) == {
+    assert request_line("a", "Rate.", "A film", request(api="gemini")) == {
         "key": "a",
         "request": {
             "system_instruction": {"parts": [{"text": "Rate."}]},
@@ -289,7 +289,7 @@ def test_a_score_run_by_another_llm(tmp_path: Path, local_ray: Any, capsys: pyte
     refused = write_lines(tmp_path / "refused.jsonl", [answer_line(ids[3], None)])
     assert main([*command, "--import-answers", answers, refused]) == 2
     assert "2 prompts have no answer of gpt-4o-mini yet" in capsys.readouterr().err
-    smaller = [*command, "--set", "requests.requests_per_file=2", "--set", "requests.model=big"]
+    smaller = [*command, "--set", "requests.requests_per_file=2", "--set", "requests.service_model=big"]
     assert main([*smaller, "--export-prompts", requests]) == 2
     assert f"{requests} is there already" in capsys.readouterr().err
     assert main([*smaller, "--export-prompts", str(tmp_path / "left.jsonl")]) == 0

@@ -12,11 +12,11 @@ from raygr import files
 from raygr.cli import main
 from raygr.config import ConfigError
 from raygr.schema import ITEM_SCHEMA
-from raygr.score.asking import check_settings, prompt_settings
+from raygr.score.asking import check_settings
 from raygr.score.chosen_subjects import chosen_prompts, subjects_of, whole_texts
 from raygr.score.config import ScoreConfig
 from raygr.score.prompt_checks import check_prompts, first_difference
-from raygr.score.subjects import PromptSettings, encoder_of
+from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings
 
 ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
 WORDS = ["travel", "silk", "baby", "steel", "cheap", "summer", "music", "red"]
@@ -41,7 +41,7 @@ def with_items(folder: Path, rows: list[dict]) -> str:
 def asked(data: str, **changes) -> tuple[pa.Table, PromptSettings]:
     """PROMPT rows of all subjects, and what they were made with."""
     config = ScoreConfig(**{"output": "unused", "data": data, "subjects": "items", "aspects": ASPECTS} | changes)
-    settings = prompt_settings(config)
+    settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     return chosen_prompts(data, settings, subjects_of(data, config.subjects, None)), settings
 
 

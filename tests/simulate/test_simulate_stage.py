@@ -168,7 +168,7 @@ def test_catalogue_file_with_other_columns_is_refused(tmp_path):
 
 def test_shoppers_of_chosen_aspects_have_tastes_and_reviews_of_these_alone(tmp_path):
     names = ["pace", "tension level", "emotional intensity", "realism vs. fantasy"]
-    run = simulate(SimulateConfig(output=str(tmp_path / "shop"), shoppers=10, aspects=tuple(names)))
+    run = simulate(SimulateConfig(output=str(tmp_path / "shop"), shoppers=10, aspect_names=tuple(names)))
     with open(f"{run.path}/item_scores.csv", encoding="utf-8") as file:
         header, first, *_ = csv.reader(file)
     films = read_films(str(CATALOGUE))
@@ -184,7 +184,7 @@ def test_shoppers_of_chosen_aspects_have_tastes_and_reviews_of_these_alone(tmp_p
     ("names", "message"),
     [
         (["pace", "wit", "tension level", "humor"], "the catalogue has no wit, humor; it has story complexity"),
-        (["pace", "tension level", "emotional intensity"], "aspects: give 4 or more, each once, not pace"),
+        (["pace", "tension level", "emotional intensity"], "aspect_names: give 4 or more, each once, not pace"),
         (["pace", "pace", "tension level", "emotional intensity"], "each once, not pace, pace"),
     ],
 )

@@ -18,17 +18,17 @@ def toy(tmp_path: Path) -> Path:
 def test_guided_dimensions_become_aspects(toy: Path):
     dimensions = [0, 2, ["length", "pace"], {"random": 2, "subsets": 3}]
     base, first, named, *draws = trained(settings(toy, {"guided_dimension": dimensions}, train={"control": "shuffled"}))
-    assert (base.item_scores, base.aspects, base.control) == (None, None, "none")
-    assert first.aspects == ("pace", "tension") and first.control == "shuffled"
-    assert named.aspects == ("length", "pace")
-    assert [len(draw.aspects) for draw in draws] == [2, 2, 2]
-    places = [[ASPECTS.index(name) for name in draw.aspects] for draw in draws]
+    assert (base.item_scores, base.aspect_names, base.control) == (None, None, "none")
+    assert first.aspect_names == ("pace", "tension") and first.control == "shuffled"
+    assert named.aspect_names == ("length", "pace")
+    assert [len(draw.aspect_names) for draw in draws] == [2, 2, 2]
+    places = [[ASPECTS.index(name) for name in draw.aspect_names] for draw in draws]
     assert all(place == sorted(place) for place in places)
-    assert len({draw.aspects for draw in draws}) > 1
+    assert len({draw.aspect_names for draw in draws}) > 1
     again = trained(settings(toy, {"guided_dimension": dimensions}, train={"control": "shuffled"}))
-    assert [draw.aspects for draw in draws] == [draw.aspects for draw in again[3:]]
+    assert [draw.aspect_names for draw in draws] == [draw.aspect_names for draw in again[3:]]
     others = trained(settings(toy, {"guided_dimension": dimensions}, seed=1))
-    assert [draw.aspects for draw in draws] != [draw.aspects for draw in others[3:]]
+    assert [draw.aspect_names for draw in draws] != [draw.aspect_names for draw in others[3:]]
 
 
 def test_a_total_width_is_kept_and_none_leaves_the_base_width(toy: Path):
@@ -92,7 +92,11 @@ def test_random_points_differ_stay_in_their_ranges_and_repeat_with_the_seed(toy:
         ({"seed": [0, 1, 0]}, {}, r"same value twice \(seed\)"),
         ({"candidates": [["full"], ["uniform-100"]]}, {}, r"cannot be searched.*\(candidates\)"),
         ({"seed": [["a", "b"]]}, {}, r"(?s)no valid TrainConfig.*seed: Input should be a valid integer"),
-        ({"guided_dimension": [2]}, {"train": {"aspects": ["pace"]}}, r"or total_width sets, too \(aspects\)"),
+        (
+            {"guided_dimension": [2]},
+            {"train": {"aspect_names": ["pace"]}},
+            r"total_width sets, too \(aspect_names\)",
+        ),
         ({"total_width": [20], "base_width": [16]}, {}, r"or total_width sets, too \(base_width\)"),
         ({"dropout": {"low": 0.1, "high": 0.5}}, {}, r"a grid needs lists \(dropout\)"),
         ({"dropout": {"low": 0.5, "high": 0.1}}, {"search": "random", "trials": 2}, r"not below its high.*\(dropout\)"),

@@ -11,10 +11,11 @@ from toy_data import random_scores, walks, write_csv, write_prepared
 
 from raygr import files
 from raygr.metrics.rank_tables import Ranking
+from raygr.models.workers import Share
 from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Share, Training, start_training
+from raygr.train.loop import Training, start_training
 from raygr.train.outputs import chance_warnings, write_outputs
 
 torch.set_num_threads(1)

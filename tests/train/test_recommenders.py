@@ -10,11 +10,11 @@ import torch
 from toy_data import cycles, random_scores, walks, write_csv, write_prepared
 
 from raygr.config import ConfigError
+from raygr.models.workers import Share
 from raygr.train import loop
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
 from raygr.train.loop import (
-    Share,
     Training,
     accumulate_gradients,
     checkpoint_state,

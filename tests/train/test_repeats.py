@@ -18,13 +18,14 @@ from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import cut_histories
 from raygr.metrics.rank_tables import Ranking
 from raygr.models.losses import PairLoss, StepNegatives, owned_pairs, step_loss
+from raygr.models.workers import Share
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.selection import assign, from_scan, reduce
 from raygr.recommend.recommender import load_recommender
 from raygr.schema import MODEL, TEST, TRAIN
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import Inputs, load_inputs
-from raygr.train.loop import Share, Training, item_scores, start_training, target_ranks
+from raygr.train.loop import Training, item_scores, start_training, target_ranks
 from raygr.train.outputs import chance_warnings, save_weights
 from raygr.train.step import epoch_draws, renumbered, summed_loss, whole_batch
 from raygr.train.top_lists import list_metrics

@@ -17,12 +17,12 @@ from toy_data import cycles, random_scores, walks, write_csv, write_prepared, wr
 
 from raygr import files, runs
 from raygr.config import ConfigError
+from raygr.models.workers import Share
 from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 from raygr.train import loop
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
 from raygr.train.loop import (
-    Share,
     Training,
     accumulate_gradients,
     checkpoint_state,

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 
 
 def settings(folder: Path, output: str, **changes: object) -> VectorsConfig:
-    paths = {"output": str(folder / output), "data": str(folder / "prepare"), "model": str(folder / "model")}
+    paths = {"output": str(folder / output), "data": str(folder / "prepare"), "llm": str(folder / "model")}
     return VectorsConfig(**paths, aspects=str(ASPECTS), width=3, **changes)
 
 
