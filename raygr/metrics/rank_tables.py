@@ -28,10 +28,6 @@ class Ranking(NamedTuple):
     """Set for chance: the rank is uniform on 1..among, with mean `rank_E`. None: `rank_E` is the rank itself."""
 
 
-def ranking_name(candidates: str, targets: str) -> str:
-    return candidates if targets == "last" else f"{candidates}{EVERY}"
-
-
 def candidates_of(name: str) -> str:
     """The candidate set in a ranking's name."""
     return name.removesuffix(EVERY)
@@ -46,7 +42,7 @@ def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> di
         for which in targets:
             chosen = ranked.filter(pc.field("last")) if which == "last" else ranked
             columns = (chosen[name].to_numpy() for name in ("user_index", "position", "rank", "target_train_count"))
-            found[ranking_name(candidates, which)] = Ranking(*columns)
+            found[candidates if which == "last" else f"{candidates}{EVERY}"] = Ranking(*columns)
     return found
 
 

@@ -43,7 +43,7 @@ PART = re.compile(r"/part-(?P<first>\d{9,})-(?P<last>\d{9,})\.parquet(?P<half>\.
 def recommend(config: RecommendConfig) -> runs.Run:
     """Writes top-N lists as RECOMMENDATION rows. Errors in users or histories are raised before any work."""
     subjects = read_subjects(config, read_serving(config.train_run))
-    used = [path for path in (config.train_run, histories_or_users(config), config.mmr_scores) if path]
+    used = [path for path in (config.train_run, config.histories or config.users_file, config.mmr_scores) if path]
     run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
     waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
     if len(waiting) < len(subjects):
@@ -54,11 +54,6 @@ def recommend(config: RecommendConfig) -> runs.Run:
     runs.finish_run(run, inputs=used, counts=counts)
     logger.info("recommended %d items to %d", counts["recommendations"], counts["with_list"])
     return run
-
-
-def histories_or_users(config: RecommendConfig) -> str | None:
-    """The file of users or histories, if one is configured."""
-    return config.histories or config.users_file
 
 
 def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:

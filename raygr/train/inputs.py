@@ -95,6 +95,10 @@ def load_inputs(config: TrainConfig) -> Inputs:
     check_examples(config, windows, targets)
     train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
     candidates = sampled_sets(config, data, train_count_I)
+    list_scores_IA = None
+    if config.list_scores is not None:
+        list_scores_IA = read_list_scores(config, config.list_scores, read_ids(config.data, ITEMS, "item"))
+    is_owned_N = is_train_N & (not data.repeats)  # with repeats the train items compete with the target
     return Inputs(
         items=data.items,
         items_N=torch.from_numpy(data.item_N),
@@ -102,11 +106,11 @@ def load_inputs(config: TrainConfig) -> Inputs:
         windows=windows,
         targets=targets,
         repeats=data.repeats,
-        owned=never_negative(data),
+        owned=owned_items(data.user_N[is_owned_N], data.item_N[is_owned_N], users=data.users, items=data.items),
         candidates=candidates,
         train_count_I=train_count_I,
         scores=scores,
-        list_scores_IA=read_list_scores(config),
+        list_scores_IA=list_scores_IA,
         user_vectors=users,
         protocol=protocol_stamp(config, prepared, candidates, seen="ranked" if data.repeats else "filtered"),
         warnings=score_warnings(scores) + user_warnings(users, windows),
@@ -119,12 +123,6 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
     named |= {"list_scores": config.list_scores}
     return dataclasses.replace(config, **{name: files.absolute(path) for name, path in named.items() if path})
-
-
-def never_negative(data: Interactions) -> OwnedItems:
-    """The train items of each user; none in data with repeats, where such items compete with the target."""
-    kept_N = (data.split_N == TRAIN) & (not data.repeats)
-    return owned_items(data.user_N[kept_N], data.item_N[kept_N], users=data.users, items=data.items)
 
 
 def protocol_stamp(
@@ -236,11 +234,9 @@ def read_item_scores(config: TrainConfig) -> AlignedScores | None:
     return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
 
 
-def read_list_scores(config: TrainConfig) -> np.ndarray | None:
-    if config.list_scores is None:
-        return None
-    vectors = read_vectors(config.list_scores, subjects="items", column=config.score_column, aspects=None)
-    ids_I = read_ids(config.data, ITEMS, "item")
+def read_list_scores(config: TrainConfig, list_scores: str, ids_I: np.ndarray) -> np.ndarray:
+    """Vectors of items 1..I in which recommended lists are diverse; NaN where a score is missing."""
+    vectors = read_vectors(list_scores, subjects="items", column=config.score_column, aspects=None)
     return align_items(vectors, ids_I, missing=config.missing_scores, control="none", seed=0).scores_IA
 
 

@@ -33,7 +33,7 @@ from raygr.train.events import EventFile
 from raygr.train.inputs import Inputs, load_inputs, with_absolute_paths
 from raygr.train.loop import CHOSEN_BY, training_rounds
 from raygr.train.outputs import write_outputs
-from raygr.train.state import Training, checkpoint_state, restore, start_training
+from raygr.train.state import checkpoint_state, restore, start_training
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +137,9 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     events = EventFile(files.join(config.output, EVENTS)) if share.rank == 0 else None
     for _ in training_rounds(training):
         if events:
-            write_history(training)
-            events.write(training.progress.lines)
+            lines = training.progress.lines
+            files.write_text("".join(json.dumps(line) + "\n" for line in lines), files.join(config.output, HISTORY))
+            events.write(lines)
         report(
             evaluated(training.progress.lines, best=training.progress.best_score),
             checkpoint_state(training) if share.rank == 0 else None,
@@ -152,8 +153,3 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 def evaluated(lines: list[dict[str, Any]], *, best: float) -> dict[str, float]:
     """The reported figures: the last epoch, its validation metrics, and the best NDCG@10 so far."""
     return {"epoch": lines[-1]["epoch"], **lines[-1]["validation"], BEST: best}
-
-
-def write_history(training: Training) -> None:
-    lines = "".join(json.dumps(line) + "\n" for line in training.progress.lines)
-    files.write_text(lines, files.join(training.config.output, HISTORY))
