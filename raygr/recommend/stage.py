@@ -26,8 +26,7 @@ from raygr.data.ids import complete_ids, read_id_lines
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import is_list, named
 from raygr.distributed import wants_gpu
-from raygr.prepare.json_lines import as_id
-from raygr.prepare.named_columns import decode_object
+from raygr.prepare.json_lines import as_id, decode_object
 from raygr.ray_setup import connect
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.recommender import Histories, Recommender, check_known, load_recommender

@@ -183,8 +183,8 @@ def test_shoppers_of_chosen_aspects_have_tastes_and_reviews_of_these_alone(tmp_p
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["pace", "wit", "tension level", "humor"], "aspect_names: no wit, humor among story complexity"),
-        (["pace", "tension level", "emotional intensity"], "aspect_names: 4 or more are needed"),
+        (["pace", "wit", "tension level", "humor"], "the catalogue has no wit, humor; it has story complexity"),
+        (["pace", "tension level", "emotional intensity"], "aspect_names: give 4 or more, each once, not pace"),
         (["pace", "pace", "tension level", "emotional intensity"], "each once, not pace, pace"),
     ],
 )
