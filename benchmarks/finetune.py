@@ -133,40 +133,40 @@ def make_job(arguments: argparse.Namespace) -> dict:
     """What the sides do, for JSON. raygr's read the configuration themselves; TRL's has nothing but this."""
     from transformers import AutoTokenizer
 
-    from raygr.finetune.examples import PROFILE_MIDDLE, PROFILE_SPREAD, load_inputs
-    from raygr.finetune.loop import RL_ORDER, step_problems, step_size
-    from raygr.finetune.metrics import Judge
+    from raygr.finetune.examples import PROFILE_MIDDLE, PROFILE_SPREAD, load_tuning_data
+    from raygr.finetune.loop import RL_ORDER, step_examples, step_size
+    from raygr.finetune.metrics import tuning_task
 
     config = settings(arguments.config, arguments.set)
-    inputs = load_inputs(config)
-    problems = [p for n in range(1 + arguments.rounds) for p in step_problems(config, inputs.train, n, RL_ORDER)]
-    items_IA, tokenizer = Judge.of(config, inputs.items_IA, None).items_IA, AutoTokenizer.from_pretrained(inputs.model)
+    data = load_tuning_data(config)
+    examples = [one for n in range(1 + arguments.rounds) for one in step_examples(config, data.train, n, RL_ORDER)]
+    items_IA, tokenizer = tuning_task(config, data.items_IA, None).items_IA, AutoTokenizer.from_pretrained(data.model)
     lora = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
     return {
         "config": arguments.config,
         "set": arguments.set,
-        "model": inputs.model,
+        "model": data.model,
         "lora": lora | {"target_modules": list(config.lora_targets)},
         "users": step_size(config),
         "completions": config.completions,
-        "tokens": arguments.tokens or answer_tokens(inputs.template),
-        "prompt_tokens": sum(len(p.prompt_ids) for p in problems) / len(problems),
+        "tokens": arguments.tokens or answer_tokens(data.template),
+        "prompt_tokens": sum(len(one.prompt_ids) for one in examples) / len(examples),
         "rounds": arguments.rounds,
         "threads": arguments.threads,
         "seed": config.seed,
         "temperature": config.temperature,
         "learning_rate": config.learning_rate,
         "max_grad_norm": config.max_grad_norm,
-        "names": inputs.names,
-        "rating_mean": [PROFILE_MIDDLE] * len(inputs.names),
-        "rating_std": [PROFILE_SPREAD] * len(inputs.names),
-        "problems": [
+        "names": data.names,
+        "rating_mean": [PROFILE_MIDDLE] * len(data.names),
+        "rating_std": [PROFILE_SPREAD] * len(data.names),
+        "examples": [
             {
-                "prompt": tokenizer.decode(problem.prompt_ids),
-                "prompt_ids": problem.prompt_ids,
-                "candidates": items_IA[problem.candidate_C].tolist(),  # standardised, the target first
+                "prompt": tokenizer.decode(example.prompt_ids),
+                "prompt_ids": example.prompt_ids,
+                "candidates": items_IA[example.candidate_C].tolist(),  # standardised, the target first
             }
-            for problem in problems
+            for example in examples
         ],
     }
 
@@ -178,7 +178,7 @@ def answer_tokens(template) -> int:
 
 def check_sides(arguments: argparse.Namespace, job: dict) -> None:
     users, group = job["users"], job["completions"]
-    if len(job["problems"]) < (1 + job["rounds"]) * users:
+    if len(job["examples"]) < (1 + job["rounds"]) * users:
         raise SystemExit(f"the users to train on do not fill {1 + job['rounds']} steps of {users}: fewer --rounds")
     for side in arguments.sides:
         if (users * group) % side.at_once or (side.kind in RAYGR and side.at_once % group):
@@ -249,26 +249,33 @@ def raygr_side(job: dict, side: Side) -> None:
     import torch
     import transformers
 
-    from raygr.finetune.examples import load_inputs
-    from raygr.finetune.loop import Share, reinforcement_step, start_tuning
+    from raygr.finetune.examples import load_tuning_data
+    from raygr.finetune.loop import start_tuning, tune
     from raygr.finetune.rewards import Normalisation
+    from raygr.models.workers import Share
 
     pipe = Pipe()
     torch.set_num_threads(job["threads"])
     at_once = side.at_once // job["completions"]
     config = replace(settings(job["config"], job["set"]), rollouts=side.kind, batch_size=at_once)
     config = replace(config, accumulation=job["users"] // at_once)
-    inputs = load_inputs(config)
+    data = load_tuning_data(config)
     if side.kind == "free":
-        inputs = inputs._replace(template=endless(inputs.template, inputs.model, job["tokens"]))
-    tuning = start_tuning(config, inputs, torch.device("cpu"), Share())
-    statistics = (tuning.judge.item_mean, tuning.judge.item_std, job["rating_mean"], job["rating_std"])
+        data = data._replace(template=endless(data.template, data.model, job["tokens"]))
+    # neither SFT warm-up nor evaluation before the last step of the last epoch, which is never reached
+    epochs = max(config.epochs, job["rounds"] + 2)
+    config = replace(config, warm_start_epochs=0, epochs=epochs, evaluate_every_steps=1_000_000)
+    tuning = start_tuning(config, data, torch.device("cpu"), Share())
+    statistics = (tuning.task.item_mean, tuning.task.item_std, job["rating_mean"], job["rating_std"])
     tuning.progress.normalisation = Normalisation(*statistics)
+    tuning.progress.evaluations.append({})
+    steps = tune(tuning)
     pipe.answer(torch=torch.__version__, transformers=transformers.__version__)
     for number in range(1 + job["rounds"]):
         pipe.wait()
-        line = reinforcement_step(tuning)
-        prompts = [problem["prompt_ids"] for problem in job["problems"][number * job["users"] :][: job["users"]]]
+        next(steps)
+        line = tuning.progress.lines[-1]
+        prompts = [example["prompt_ids"] for example in job["examples"][number * job["users"] :][: job["users"]]]
         # a step's tokens are those of every user's prompt, once, and of the completions
         tokens = round(line["tokens_per_second"] * line["seconds"]) - sum(map(len, prompts))
         figures = {"tokens": tokens, "reward": line["reward"], "threads": torch.get_num_threads()}

@@ -53,7 +53,7 @@ class Rewards:
         ratings = [float("nan") if r is None else r for r in parse_ratings(text, tuple(self.job["names"])).ratings]
         ratings_1A = torch.tensor([ratings], dtype=torch.float64)
         user_1A = standardised(ratings_1A, self.job["rating_mean"], self.job["rating_std"])
-        candidates_CA = torch.tensor(self.job["problems"][row]["candidates"], dtype=torch.float64)
+        candidates_CA = torch.tensor(self.job["examples"][row]["candidates"], dtype=torch.float64)
         return float(reciprocal_rank(user_1A, candidates_CA, torch.arange(len(candidates_CA)) == 0))
 
 
@@ -74,7 +74,7 @@ class Rounds(TrainerCallback):
             raise SystemExit(f"TRL took the users {self.rewards.rows} in step {state.global_step}")
         # what TRL itself counted: every completion with its prompt
         new, self.seen = state.num_input_tokens_seen - self.seen, state.num_input_tokens_seen
-        prompts = group * sum(len(self.job["problems"][row]["prompt_ids"]) for row in step)
+        prompts = group * sum(len(self.job["examples"][row]["prompt_ids"]) for row in step)
         figures = {"tokens": int(new) - prompts, "reward": self.rewards.mean, "threads": torch.get_num_threads()}
         self.pipe.answer(**figures, peak_bytes=peak_bytes())
 
@@ -98,7 +98,7 @@ def main() -> None:
             reward_funcs=rewards.target_rank,
             args=grpo_config(job, side, folder),
             train_dataset=Dataset.from_list(
-                [{"prompt": problem["prompt"], "row": row} for row, problem in enumerate(job["problems"])]
+                [{"prompt": example["prompt"], "row": row} for row, example in enumerate(job["examples"])]
             ),
             processing_class=tokenizer,
             peft_config=LoraConfig(task_type="CAUSAL_LM", **job["lora"]),
@@ -110,9 +110,9 @@ def main() -> None:
 
 def check_prompts(job: dict, tokenizer: PreTrainedTokenizerBase) -> None:
     """TRL makes tokens of texts by this same call."""
-    ids = tokenizer(text=[problem["prompt"] for problem in job["problems"]])["input_ids"]
-    for row, (own, problem) in enumerate(zip(ids, job["problems"], strict=True)):
-        if own != problem["prompt_ids"]:
+    ids = tokenizer(text=[example["prompt"] for example in job["examples"]])["input_ids"]
+    for row, (own, example) in enumerate(zip(ids, job["examples"], strict=True)):
+        if own != example["prompt_ids"]:
             raise SystemExit(f"prompt {row} of the job: the tokens of its text are not those that raygr reads")
 
 
@@ -149,7 +149,7 @@ def sampling(job: dict, *, paged: bool) -> dict:
     """So that no completion ends early: continuous batching knows no `min_new_tokens`, the other cuts behind an end."""
     if not paged:
         return {"generation_kwargs": {"min_new_tokens": job["tokens"]}}
-    longest = max(len(problem["prompt_ids"]) for problem in job["problems"]) + job["tokens"]
+    longest = max(len(example["prompt_ids"]) for example in job["examples"]) + job["tokens"]
     pages = job["users"] * job["completions"] * (longest // PAGED["page_size"] + 2)  # without it, half of the memory
     return {
         "generation_kwargs": {"eos_token_id": -1},

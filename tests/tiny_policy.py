@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import Inputs, Problem
+from raygr.finetune.examples import TuningData, TuningExample
 from raygr.finetune.sampling import AnswerTemplate, answer_ids, answer_template
 from raygr.score.answer_format import RatingTokens
 from raygr.score.aspects import Aspect, AspectSet
@@ -98,7 +98,9 @@ def save_terse_llama(folder: Path) -> str:
     return str(folder)
 
 
-def toy_problems(users: int, *, items: int = 40, seed: int = 0, kinds: int = 1) -> tuple[np.ndarray, list[Problem]]:
+def toy_examples(
+    users: int, *, items: int = 40, seed: int = 0, kinds: int = 1
+) -> tuple[np.ndarray, list[TuningExample]]:
     """Item scores, and users who all like the first aspect high and the second low.
 
     Of two kinds, every other one likes the opposite; one token of the prompt, 40 or 41, tells which.
@@ -106,15 +108,15 @@ def toy_problems(users: int, *, items: int = 40, seed: int = 0, kinds: int = 1) 
     generator = np.random.default_rng(seed)
     items_IA = generator.uniform(1, 10, (items, len(NAMES)))
     liking_I = items_IA @ np.array([1.0, -1.0])
-    problems = []
+    examples = []
     for user in range(users):
         kind = user % kinds
         order_I = np.argsort(liking_I if kind == 0 else -liking_I)
         others = generator.choice(order_I[: items // 2], 10, replace=False)
         target = generator.choice(order_I[-items // 4 :])
         judged = np.array([*generator.choice(order_I[: items // 2], 2), target])
-        problems.append(
-            Problem(
+        examples.append(
+            TuningExample(
                 user_index=user,
                 user_id=f"u{user}",
                 prompt_ids=(20, 21, 22, 23, *[70 + user] * (1 + user % 3), *[40 + kind] * (kinds > 1), 24, 25),
@@ -124,14 +126,14 @@ def toy_problems(users: int, *, items: int = 40, seed: int = 0, kinds: int = 1) 
                 teacher_A=np.array([7.5, 2.0]),
             )
         )
-    return items_IA, problems
+    return items_IA, examples
 
 
 def toy_inputs(
     folder: str, answer: AnswerTemplate = SPLIT, *, users: int = 8, held_out: int = 4, kinds: int = 1
-) -> Inputs:
-    items_IA, problems = toy_problems(users + held_out, kinds=kinds)
-    return Inputs(items_IA, problems[:users], problems[users:], NAMES, folder, answer, {})
+) -> TuningData:
+    items_IA, examples = toy_examples(users + held_out, kinds=kinds)
+    return TuningData(items_IA, examples[:users], examples[users:], NAMES, folder, answer, {})
 
 
 def toy_config(**changes: object) -> FinetuneConfig:

@@ -32,7 +32,7 @@ RATING_COLUMNS = ["train_rating", "train_rating_count", "all_rating", "all_ratin
 REVIEW_COLUMNS = ["user_index", "item_index", "position", "rating", "timestamp", "review_title", "review_text"]
 
 
-class Problem(NamedTuple):
+class TuningExample(NamedTuple):
     """One user: what the policy reads and what its ratings are judged by. Items are rows, item_index - 1."""
 
     user_index: int
@@ -49,13 +49,13 @@ class Problem(NamedTuple):
     """The teacher's ratings on 1..10; None where it has none for this user."""
 
 
-class Inputs(NamedTuple):
+class TuningData(NamedTuple):
     """All that one fine-tune needs; every worker holds it whole."""
 
     items_IA: np.ndarray
     """Item scores on 1..10; NaN where there is none."""
-    train: list[Problem]
-    held_out: list[Problem]
+    train: list[TuningExample]
+    held_out: list[TuningExample]
     names: tuple[str, ...]
     """The aspects, in the order of the answer."""
     model: str
@@ -65,7 +65,7 @@ class Inputs(NamedTuple):
     """Users by what became of them, and items without a score of every aspect."""
 
 
-class Histories(NamedTuple):
+class CutHistories(NamedTuple):
     """Interactions with the place of each user's cut; user u's lie at `start_U[u]` to `start_U[u + 1]`."""
 
     data: Interactions
@@ -87,7 +87,7 @@ class Histories(NamedTuple):
         return self.data.item_N[first : self.start_U[user + 1]] - 1
 
 
-class Chosen(NamedTuple):
+class TuningUsers(NamedTuple):
     """user_index of the users to train on and of the held-out ones, and what became of the others."""
 
     train: np.ndarray
@@ -95,7 +95,7 @@ class Chosen(NamedTuple):
     counts: dict[str, int]
 
 
-def load_inputs(config: FinetuneConfig) -> Inputs:
+def load_tuning_data(config: FinetuneConfig) -> TuningData:
     """Reads and checks all that `config` names; raises before anything is trained."""
     prepared = runs.read_run(config.data, job="prepare")
     check_settings(config)
@@ -110,10 +110,10 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     teachers_UA = read_teachers(config, histories, chosen, items_IA=items_IA, ids_U=user_ids_U, names=aspects.names)
     prompts = user_prompts(config, settings, histories, users)
 
-    def problem(user: int) -> Problem:
+    def problem(user: int) -> TuningExample:
         judged = histories.judged(user)
         teacher_A = None if teachers_UA is None or np.isnan(teachers_UA[user]).any() else teachers_UA[user]
-        return Problem(
+        return TuningExample(
             user_index=user,
             user_id=str(user_ids_U[user]),
             prompt_ids=prompts[user],
@@ -127,7 +127,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     without_teacher = sum(one.teacher_A is None for one in train + held_out)
     without_score = int(np.isnan(items_IA).any(axis=1).sum())
     check_teachers(config, train)
-    return Inputs(
+    return TuningData(
         items_IA=items_IA,
         train=train,
         held_out=held_out,
@@ -157,11 +157,11 @@ def check_settings(config: FinetuneConfig) -> None:
         raise ConfigError("; ".join(wrong))
 
 
-def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> Histories:
+def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> CutHistories:
     threshold = like_threshold(config, rating_range)
     start_U = np.searchsorted(data.user_N, np.arange(data.users + 1))
     train_U = np.bincount(data.user_N[data.split_N == TRAIN], minlength=data.users)
-    return Histories(data, start_U, train_U, train_U - config.keep_out, data.rating_N >= threshold)
+    return CutHistories(data, start_U, train_U, train_U - config.keep_out, data.rating_N >= threshold)
 
 
 def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> float:
@@ -175,7 +175,7 @@ def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> flo
     return threshold
 
 
-def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
+def choose_users(config: FinetuneConfig, histories: CutHistories) -> TuningUsers:
     """Draws the users by `seed`. Who is held out depends on nothing else, so no task trains on another's."""
     users = histories.data.users
     is_long_U = histories.cut_U >= 1
@@ -203,15 +203,15 @@ def choose_users(config: FinetuneConfig, histories: Histories) -> Chosen:
             f"({counts['too_short']} of {users} have no train interaction before the last {config.keep_out}, "
             f"{counts['one_class']} have no liked or only liked items among these)"
         )
-    return Chosen(train, held_out, counts)
+    return TuningUsers(train, held_out, counts)
 
 
-def has_both(histories: Histories, user: int) -> bool:
+def has_both(histories: CutHistories, user: int) -> bool:
     liked_K = histories.liked_N[histories.judged(user)]
     return bool(liked_K.any() and not liked_K.all())
 
 
-def draw_candidates(config: FinetuneConfig, histories: Histories, user: int) -> np.ndarray:
+def draw_candidates(config: FinetuneConfig, histories: CutHistories, user: int) -> np.ndarray:
     """The target and `candidates` others, the same for every reward and every number of users."""
     others = np.setdiff1d(np.arange(histories.data.items), histories.own_items(user))
     if len(others) < config.candidate_items:
@@ -233,8 +233,8 @@ def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarr
 
 def read_teachers(
     config: FinetuneConfig,
-    histories: Histories,
-    chosen: Chosen,
+    histories: CutHistories,
+    chosen: TuningUsers,
     *,
     items_IA: np.ndarray,
     ids_U: np.ndarray,
@@ -255,7 +255,7 @@ def read_teachers(
     return rows_by_id(vectors, ids_U)[0]
 
 
-def profile_ratings(histories: Histories, chosen: Chosen, items_IA: np.ndarray) -> np.ndarray:
+def profile_ratings(histories: CutHistories, chosen: TuningUsers, items_IA: np.ndarray) -> np.ndarray:
     """What each user's ratings before the cut say, on the scale of the answers; fitted on the users to train on."""
     data = histories.data
     rank_N = np.arange(len(data.user_N)) - histories.start_U[data.user_N]
@@ -277,13 +277,13 @@ def check_teacher_cutoffs(config: FinetuneConfig, ids_S: np.ndarray, cutoff_S: n
         raise ConfigError(f"{config.teacher}: the teacher has seen interactions after the train part ({named(late)})")
 
 
-def check_teachers(config: FinetuneConfig, train: list[Problem]) -> None:
+def check_teachers(config: FinetuneConfig, train: list[TuningExample]) -> None:
     if config.teacher and all(one.teacher_A is None for one in train):
         raise ConfigError(f"teacher: {config.teacher} has complete ratings of none of the {len(train)} users")
 
 
 def user_prompts(
-    config: FinetuneConfig, settings: PromptSettings, histories: Histories, users: np.ndarray
+    config: FinetuneConfig, settings: PromptSettings, histories: CutHistories, users: np.ndarray
 ) -> dict[int, tuple[int, ...]]:
     """Token ids by user_index, from the reviews before each user's cut; texts of these users alone are read."""
     wanted = pa.array(users, pa.int32())

@@ -18,12 +18,13 @@ import ray.train.torch
 from raygr import files, runs
 from raygr.distributed import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import PROFILE, load_inputs
-from raygr.finetune.loop import Share, Tuning, checkpoint_state, restore, start_tuning, tuning_rounds
+from raygr.finetune.examples import PROFILE, load_tuning_data
+from raygr.finetune.loop import Tuning, checkpoint_state, restore, start_tuning, tune
 from raygr.finetune.lora import check_start, save_adapter
 from raygr.finetune.metrics import keep_best_by
-from raygr.finetune.policy import load_adapter
+from raygr.finetune.policy import load_adapter_state
 from raygr.finetune.rewards import Reward
+from raygr.models.workers import Share
 from raygr.ray_setup import connect
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 from raygr.score.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
@@ -48,7 +49,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     if on_workers.adapter:
         check_start(config, on_workers.adapter, note)
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
-    inputs = load_inputs(config)
+    inputs = load_tuning_data(config)
     logger.info("finetune: users %s", json.dumps(inputs.counts))
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
@@ -110,16 +111,18 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
     state = last_checkpoint(tuning.device)
     if state is not None:
         restore(tuning, state)
-        logger.info("resumed after step %d of the warm start, %d", tuning.progress.warm_step, tuning.progress.step)
-    for _ in tuning_rounds(tuning):
+        logger.info("resumed after step %d of the SFT warm-up, %d", tuning.progress.sft_step, tuning.progress.step)
+    for is_checkpoint in tune(tuning):
+        if not is_checkpoint:
+            continue
         if share.rank == 0:
             write_progress(tuning)
         metrics = {"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]}
         report(metrics, checkpoint_state(tuning) if share.rank == 0 else None)
     if share.rank == 0:
         write_progress(tuning)
-        load_adapter(tuning.model, tuning.best_adapter)
-        note = dataclasses.replace(settings["note"], normalisation=tuning.progress.normalisation._asdict())
+        load_adapter_state(tuning.model, tuning.best_adapter)
+        note = dataclasses.replace(settings["note"], normalisation=dataclasses.asdict(tuning.progress.normalisation))
         save_adapter(tuning.model, note, files.join(config.output, ADAPTER))
 
 
@@ -130,9 +133,9 @@ def write_progress(tuning: Tuning) -> None:
     files.write_text(lines, files.join(output, STEPS))
     record = {
         "steps": progress.step,
-        "warm_steps": progress.warm_step,
+        "warm_steps": progress.sft_step,
         "best_step": progress.best_step,
-        "held_out": len(tuning.inputs.held_out),
+        "held_out": len(tuning.data.held_out),
         "evaluations": [
             {"stage": one["stage"], "step": one["step"], "metrics": finite(one["metrics"])}
             for one in progress.evaluations
@@ -149,7 +152,7 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 def user_table(tuning: Tuning) -> pa.Table:
     """One row per evaluation and held-out user; NaN where a metric says nothing of the user."""
-    users = tuning.inputs.held_out
+    users = tuning.data.held_out
     tables = []
     for one in tuning.progress.evaluations:
         columns = {

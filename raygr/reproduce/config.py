@@ -1,12 +1,13 @@
 """Settings of `raygr reproduce`."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place, Shipped
+from raygr.config import STRICT, ItemVectors, Place, PrepareRun, SettingsOf, Shipped, UserScoreRun
+from raygr.train.config import TrainConfig
 
 ExperimentName = Literal["table-2", "table-3", "table-4", "table-5", "figure-3", "figure-4", "figure-6"]
 
@@ -18,6 +19,8 @@ Candidates = Literal["full", "uniform-100", "popularity-100"]
 
 
 Source = Literal["prepare", "item_scores", "teacher", "finetune", "user_scores"]
+
+TrainSettings = Annotated[Mapping[str, Any], SettingsOf(TrainConfig)]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -31,15 +34,15 @@ class ReproduceConfig:
     runs: Place
     """Folder of the stages' and train runs. Experiments on the same data share it: finished runs are skipped."""
 
-    data: Place | None = None
+    data: PrepareRun | None = None
     """A prepare run; null makes one by `stage_files`."""
-    item_scores: Place | None = None
+    item_scores: ItemVectors | None = None
     """A score run, or a Parquet/CSV of id -> vector; null makes a score run by `stage_files`."""
     user_scores: Literal["none", "llm", "profile"] = "llm"
     """As in `raygr train`."""
-    user_score_run: Place | None = None
+    user_score_run: UserScoreRun | None = None
     """The score run of `user_scores: llm`; null tunes an adapter and scores users with it, by `stage_files`."""
-    classification_scores: Place | None = None
+    classification_scores: UserScoreRun | None = None
     """table-5: the user scores of the adapter tuned on the classification task; null makes them by `stage_files`."""
     stage_files: Mapping[Source, Shipped | None] = Field(default_factory=dict)
     """YAML of each stage that makes data or scores; where it reads and writes is set here, under `runs`. Without a
@@ -50,11 +53,11 @@ class ReproduceConfig:
     protocol: Mapping[str, Candidates]
     """Recommender -> the candidates that the paper ranks with it. Every run ranks all sets that are named here, so
     that the same table exists under each single one of them."""
-    train: Mapping[str, Any] = Field(default_factory=dict)
+    train: TrainSettings = Field(default_factory=dict)
     """Train settings of all runs, over those of the recommenders' files."""
-    refined: Mapping[str, Any]
+    refined: TrainSettings
     """Train settings of the refined runs, over `train`: the paper's base_width is 48, beside twelve scores."""
-    extra_arms: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    extra_arms: Mapping[str, TrainSettings] = Field(default_factory=dict)
     """table-2 to table-5: further arms by name, such as controls; train settings over those of `refined`."""
     twins: Mapping[str, str] = Field(default_factory=dict)
     """Arm (`refined`, in table-5 `refined (base)` or `refined (cls)`, or one of `extra_arms`) -> one of `extra_arms`

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import try_to_load_from_cache
 
 from raygr import files
-from raygr.score.adapters import adapter_folder
+from raygr.score.adapters import adapter_folder, answer_mode
 from raygr.score.answer_format import OK
 from raygr.score.config import SAME_ANSWERS, ScoreConfig
 from raygr.score.default_model import model_folder
@@ -180,11 +180,6 @@ def best_of_each_hash(rows: pa.Table) -> pa.Table:
 
 
 # --- the key -----------------------------------------------------------------------------------
-
-
-def answer_mode(config: ScoreConfig) -> str:
-    """Return probe, generate, or generate-free (generate without a forced format)."""
-    return "generate-free" if config.mode == "generate" and not config.structured else config.mode
 
 
 def open_store(config: ScoreConfig, *, on_gpu: bool) -> ScoreStore:

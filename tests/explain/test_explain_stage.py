@@ -12,9 +12,8 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 
 from raygr import files, runs
 from raygr.cli import main
-from raygr.explain import stage as explain_module
-from raygr.explain.explanation import UserExplanation
-from raygr.explain.stage import explain_item
+from raygr.explain import explanation as explain_module
+from raygr.explain.explanation import UserExplanation, explain_item
 from raygr.models.workers import Share
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.train.config import TrainConfig

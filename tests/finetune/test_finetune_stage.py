@@ -18,9 +18,10 @@ from toy_data import random_scores, walks, write_csv, write_prepared
 from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import load_inputs
-from raygr.finetune.loop import Share, Tuning, start_tuning, tuning_rounds
+from raygr.finetune.examples import load_tuning_data
+from raygr.finetune.loop import Tuning, start_tuning, tune
 from raygr.finetune.stage import finetune, warn_if_untouched
+from raygr.models.workers import Share
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
 from raygr.score.adapters import adapter_folder, check_adapter, read_note
 from raygr.score.aspects import load_aspects
@@ -81,8 +82,8 @@ def settings(folder: Path, model: str, **changes: Any) -> FinetuneConfig:
 
 def finished(config: FinetuneConfig) -> Tuning:
     """The loop without Ray."""
-    tuning = start_tuning(config, load_inputs(config), torch.device("cpu"), Share())
-    for _ in tuning_rounds(tuning):
+    tuning = start_tuning(config, load_tuning_data(config), torch.device("cpu"), Share())
+    for _ in tune(tuning):
         pass
     return tuning
 
@@ -114,7 +115,7 @@ def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
     assert stages == [("before", 0), ("warm_start", 0), ("reinforcement", 3), ("reinforcement", 6)]
     assert evaluations["best_step"] in (0, 3, 6)
     users = files.read_table(run.file(USER_EVALUATIONS)).to_pandas()
-    assert len(users) == 4 * 3 and set(users["user_index"]) == {p.user_index for p in load_inputs(config).held_out}
+    assert len(users) == 4 * 3 and set(users["user_index"]) == {p.user_index for p in load_tuning_data(config).held_out}
     last = users[(users["stage"] == "reinforcement") & (users["step"] == 6)]
     assert last["mrr"].mean() == pytest.approx(evaluations["evaluations"][-1]["metrics"]["mrr"], abs=1e-6)
     with pytest.raises(runs.RunError, match="finished run"):

@@ -16,7 +16,7 @@ from transformers.utils import chat_template_utils
 from raygr.config import ConfigError
 from raygr.finetune.lora import with_adapter
 from raygr.finetune.policy import check_passes
-from raygr.finetune.prefix_cache import Rows, completion_logits, packed_logits, prefill, register_attention
+from raygr.finetune.prefix_cache import TokenRows, completion_logits, packed_logits, prefill, register_attention
 from raygr.finetune.sampling import answer_ids, answer_template, read_completion, sample_free, sample_slots
 from raygr.score.answer_format import aspect_tails, parse_ratings, rating_tokens, token_ends
 from raygr.score.chat_template import TODAY, chat_parts, render_chat
@@ -160,7 +160,7 @@ def short_prompts() -> list[tuple[int, ...]]:
 def test_log_probabilities_are_those_of_plain_passes(name):
     model, prompts = family_policy(name), short_prompts()
     ids_BRT = torch.randint(20, 400, (2, 3, 9), generator=torch.Generator().manual_seed(4))
-    rows = Rows(ids_BRT, torch.ones_like(ids_BRT) > 0)
+    rows = TokenRows(ids_BRT, torch.ones_like(ids_BRT) > 0)
     with torch.no_grad():
         shared = completion_logits(model, prefill(model, prompts), rows).log_softmax(-1)
         packed = packed_logits(model, prompts, rows).log_softmax(-1)
@@ -182,7 +182,7 @@ def test_slots_are_sampled_from_the_probabilities_of_plain_passes(name):
     for b, g, a in np.ndindex(2, 2, 2):
         before = tuple(slots.ratings_BGA[b, g, :a].tolist())
         expected = np.exp(naive_rating_log_probs(model, prompts[b], answer, before))
-        np.testing.assert_allclose(slots.probabilities_BGAR[b, g, a], expected / expected.sum(), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(slots.probabilities_BGAL[b, g, a], expected / expected.sum(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
