@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import GRPOConfig, GRPOTrainer
 
 from raygr.finetune.rewards import reciprocal_rank, standardised
-from raygr.score.answer_parsing import parse_ratings
+from raygr.score.answer_format import parse_ratings
 
 # small, so that each prompt is in a later batch than the one before it; the defaults, 256 and 8,192, share nothing
 PAGED = {"page_size": 16, "max_batch_tokens": 512}

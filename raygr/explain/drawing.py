@@ -1,4 +1,4 @@
-"""The drawing of an explanation: values and gaps on 1..10, levels to recommend, and the parts of each score."""
+"""The figure of an explanation: values and gaps on 1..10, levels to recommend, and the parts of each score."""
 
 import textwrap
 
@@ -10,16 +10,19 @@ from matplotlib.lines import Line2D
 from raygr.explain.explanation import Explanation, UserExplanation
 from raygr.report.charts import BLUE, GREEN, GREY, LIGHT, ORANGE, STYLE
 
-COLORS = (BLUE, ORANGE, GREEN, "#8a4f9e")  # as many as ExplainConfig takes users
+COLORS = (BLUE, ORANGE, GREEN, "#8a4f9e")  # one for each user that ExplainConfig allows
 WIDTH_INCHES, LANE_INCHES, ROW_GAP_INCHES, MARGIN_INCHES = 10.5, 0.2, 0.14, 1.75
-ROW = 0.84  # of the distance between two rows; the rest is space
+ROW = 0.84  # height of a row, as a share of the distance between rows
 PALE, SHADE = 0.4, "#f4f5f7"
 TITLE_LETTERS, NOTE_LETTERS = 70, 205
 
 
 @matplotlib.rc_context(STYLE)
 def explanation_figure(explanation: Explanation) -> Figure:
-    users, names = explanation.users, row_names(explanation)
+    """A row per aspect, with a lane for each user, in three columns: values, levels, terms of the score."""
+    users = explanation.users
+    names = [plain(term.aspect) for term in users[0].terms]
+    names += [f"{users[0].other_aspects} other aspects"] if users[0].other_aspects else []
     row_inches = ROW_GAP_INCHES + LANE_INCHES * len(users)
     height = MARGIN_INCHES + LANE_INCHES * len(users) + row_inches * len(names)
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
@@ -40,12 +43,12 @@ def explanation_figure(explanation: Explanation) -> Figure:
 
 
 def lane(row: int, user: int, users: int) -> float:
-    """Height of a user's lane in a row."""
+    """The vertical place of a user's lane in a row."""
     return row + ROW / users * (user - (users - 1) / 2)
 
 
 def draw_values(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
-    """The item as an upright bar, users as dots in lanes, tied to it by their gaps."""
+    """The item's value as a vertical bar, and in each lane the user's value as a dot, joined to the bar by the gap."""
     for row, term in enumerate(users[0].terms):
         axes.vlines(term.item_value, row - ROW / 2, row + ROW / 2, color="black", linewidth=3, zorder=3)
     for k, user in enumerate(users):
@@ -73,7 +76,7 @@ def draw_levels(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
 
 
 def draw_terms(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
-    """Encoder's and user's share of each term, stacked by their sign; a mark where the average item's term lies."""
+    """The encoder's and the user's part of each term, stacked by sign, and a mark at the average item's term."""
     height = ROW / len(users) * 0.8
     for k, user in enumerate(users):
         parts = [(term.encoder_term, term.user_term, term.average_term) for term in user.terms]
@@ -93,24 +96,25 @@ def draw_terms(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
     axes.set_title("terms of the score:\nencoder's share full, user's share pale", fontsize=9)
 
 
-def row_names(explanation: Explanation) -> list[str]:
-    names = [plain(term.aspect) for term in explanation.users[0].terms]
-    hidden = explanation.users[0].other_aspects
-    return [*names, f"{hidden} other aspects"] if hidden else names
-
-
 def handles(explanation: Explanation) -> list[Line2D]:
-    """The item and every user with outcome, rank and score."""
+    """Legend entries of the item and of each user, with outcome, rank and score."""
     title = textwrap.shorten(explanation.title, TITLE_LETTERS, placeholder=" ...")
     label = plain(f"item {explanation.item_id}: {title}")
     found = [Line2D([], [], color="black", marker="|", markersize=10, markeredgewidth=3, linestyle="", label=label)]
     for user, color in zip(explanation.users, COLORS, strict=False):
         words = (
-            f"{user.user_id}: {user.outcome()}; rank {user.rank:g} of {user.ranked}; "
+            f"{user.user_id}: {outcome(user)}; rank {user.rank:g} of {user.ranked}; "
             f"score {user.score:.2f} = base part {user.base_part:.2f} and all aspects {user.aspect_part():+z.2f}"
         )
         found.append(Line2D([], [], color=color, marker="o", markersize=6, linestyle="", label=plain(words)))
     return found
+
+
+def outcome(user: UserExplanation) -> str:
+    """What the user did with the item, such as `rated 5 (test)`."""
+    if user.part is None:
+        return "not seen yet"
+    return f"chosen, without a rating ({user.part})" if user.rating is None else f"rated {user.rating:g} ({user.part})"
 
 
 def note(explanation: Explanation) -> str:
@@ -131,5 +135,5 @@ def note(explanation: Explanation) -> str:
 
 
 def plain(text: str) -> str:
-    """A dollar sign in a text is no formula."""
+    """Text in which matplotlib reads no dollar sign as the start of a formula."""
     return text.replace("$", r"\$")

@@ -21,7 +21,7 @@ from raygr.data.user_profiles import user_profiles
 from raygr.data.vector_tables import check_read, check_same_data, named, read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.sampling import AnswerTemplate, answer_template
-from raygr.models.embeddings import standardised_like
+from raygr.metrics.z_scores import standardised_like
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
 from raygr.score.prompts import item_from_row
 from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings, review_of

@@ -6,7 +6,6 @@ The files are PEFT's, and raygr.json, which tells scoring what the adapter was t
 import tempfile
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic_core import to_jsonable_python
@@ -16,10 +15,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from raygr import files
 from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
-from raygr.score.adapters import NOTE, PEFT_FILE, AdapterNote, check_adapter, finetune_record
+from raygr.score.adapters import (
+    NOTE,
+    PEFT_FILE,
+    WEIGHTS,
+    AdapterNote,
+    check_adapter,
+    finetune_record,
+    read_weights,
+)
 from raygr.score.default_model import model_folder
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
@@ -100,11 +105,6 @@ def check_weights(config: FinetuneConfig, folder: str, model: str) -> None:
 
 def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}
-
-
-def read_weights(folder: str) -> dict[str, Tensor]:
-    filesystem, inner = files.filesystem_of(files.join(folder, WEIGHTS))
-    return safetensors.torch.load(filesystem.cat_file(inner))
 
 
 def load_start(model: PeftModel, folder: str) -> None:

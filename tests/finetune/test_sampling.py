@@ -33,8 +33,8 @@ from raygr.finetune.sampling import (
     slots_rollouts,
     slots_rows,
 )
-from raygr.score.answer_parsing import rating_probabilities
 from raygr.score.chat_template import PromptError
+from raygr.score.engine import rating_probabilities
 
 
 def read_back(answer: AnswerTemplate, ratings: list[int]) -> list[int]:
