@@ -22,7 +22,7 @@ from raygr.metrics.ranking import METRICS as METRIC_NAMES
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
 from raygr.reproduce.experiments import arms_of, source_stages, trainings_of, twins_of, with_sources
 from raygr.reproduce.paper_tables import read_paper
-from raygr.reproduce.stage import check_arms, reproduce
+from raygr.reproduce.stage import reproduce
 from raygr.schema import METRICS, RANK_SCHEMA, RANKS
 from raygr.train.config import TrainConfig
 
@@ -256,7 +256,6 @@ def test_table_5_has_further_arms_behind_the_papers_two(tmp_path: Path):
     twins = {"refined (cls)": "items only", "bare": "items only"}
     config = open_settings(tmp_path, "table-5", extra_arms=arms, twins=twins)
     made = with_sources(config)
-    check_arms(made)
     found = {arm.name: arm.runs[0].user_score_run for arm in arms_of(made)}
     assert found == {
         "SASRec base": None,
