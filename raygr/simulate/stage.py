@@ -22,6 +22,7 @@ import numpy as np
 
 from raygr.config import ConfigError
 from raygr.files import join, write_text
+from raygr.metrics.z_scores import standardise
 from raygr.runs import Run, finish_run, start_run
 from raygr.simulate.config import SimulateConfig
 from raygr.simulate.review_texts import review_text, review_title
@@ -119,7 +120,7 @@ def draw_tastes(shoppers: int, aspects: int, *, generator: np.random.Generator) 
 def draw_purchases(films: Films, tastes_UA: np.ndarray, *, generator: np.random.Generator) -> Purchases:
     """Draws the films of all shoppers by popularity, nearness and taste, and their ratings by taste and noise."""
     shoppers = len(tastes_UA)
-    levels_IA = standardised(films.scores_IA)
+    levels_IA = standardise(films.scores_IA)[0]
     fit_UI = tastes_UA @ levels_IA.T
     popularity_I = draw_popularity(len(films.ids), generator=generator)
     films_UN = draw_films(popularity_I + TASTE_WEIGHT * fit_UI, levels_IA, generator=generator)
@@ -157,13 +158,7 @@ def nearness(levels_IA: np.ndarray, recent_UK: np.ndarray) -> np.ndarray:
     centre_UA = levels_IA[recent_UK].mean(axis=1)
     # The negative squared distance without the term that is constant per shopper, which does not change a softmax.
     closeness_UI = 2 * centre_UA @ levels_IA.T - (levels_IA**2).sum(axis=1)
-    return standardised(closeness_UI.T).T
-
-
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Columns with mean 0 and standard deviation 1; a constant column becomes 0."""
-    spread = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return standardise(closeness_UI.T)[0].T
 
 
 def draw_times(shoppers: int, *, generator: np.random.Generator) -> np.ndarray:
@@ -177,7 +172,7 @@ def review_records(
     films: Films, tastes_UA: np.ndarray, purchases: Purchases, *, generator: np.random.Generator
 ) -> Iterable[dict[str, Any]]:
     """One record per purchase in Amazon's format, by shopper, oldest first."""
-    levels_IA = standardised(films.scores_IA)
+    levels_IA = standardise(films.scores_IA)[0]
     for user, taste_A in enumerate(tastes_UA):
         for position in range(purchases.lengths_U[user]):
             film, rating = purchases.films_UN[user, position], int(purchases.ratings_UN[user, position])
