@@ -87,7 +87,7 @@ QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 
 
 def make_grammar(delimiter: str, width: int) -> Grammar:
-    # A cell is bare, or quoted with text behind its closing quote (loose), or quoted with a delimiter or line end there.
+    # A cell is bare or quoted. Behind its closing quote comes any text (loose), or a delimiter or line end (strict).
     d = re.escape(delimiter.encode())
     bare = rb'[^"%b\r\n][^%b\r\n]*+|' % (d, d)
     loose = rb'(?:"[^"\n]*+(?:""[^"\n]*+)*+"[^%b\r\n]*+|%b)' % (d, bare)
