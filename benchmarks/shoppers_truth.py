@@ -45,7 +45,9 @@ class Known(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=RUNS, help="finetune runs of the same users, in order")
+    parser.add_argument(
+        "--runs", nargs="+", default=RUNS, help="finetune runs of the same users, each from the one before"
+    )
     parser.add_argument("--tastes", default="outputs/shoppers/raw/tastes.csv")
     arguments = parser.parse_args()
     first_run = arguments.runs[0]

@@ -89,12 +89,12 @@ def finetune_section(path: str, config: Mapping[str, Any], *, figure_id: str) ->
     best = next(one for one in reversed(evaluations) if one.step == record.best_step)
     start = f", from the adapter of {config['adapter']}" if config["adapter"] else ""
     text = (
-        f"Task “{config['task']}”, {config['rollouts']} rollouts, {record.steps} reinforcement learning steps "
-        f"after {record.warm_steps} steps of the SFT warm-up{start}; means over {record.held_out} held-out users with "
-        "95% intervals over users, then the same users' change from before; an asterisk marks an interval without zero. "
-        "This is one run: no interval shows how another fine-tune would differ. One answer for all is the mean of "
-        "these users' ratings; the personal metrics are of ratings centred on that mean, as a recommender's user "
-        "vectors are. The best step was chosen by the reward of these same users, the last step was not."
+        f"Task “{config['task']}”, {config['rollouts']} rollouts, {record.steps} reinforcement learning steps after "
+        f"{record.warm_steps} steps of the SFT warm-up{start}; means over {record.held_out} held-out users with 95% "
+        "intervals over users, then the same users' change from before; an asterisk marks an interval without zero. "
+        "No interval shows how another fine-tune would differ, because this is one run. One answer for all is the "
+        "mean of these users' ratings; the personal metrics are of ratings centred on that mean, as a recommender's "
+        "user vectors are. The best step was chosen by the reward of these same users, the last step was not."
     )
     tables = [stage_table(evaluations, best)]
     if record.steps:

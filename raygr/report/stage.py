@@ -82,7 +82,15 @@ def report(config: ReportConfig) -> Run:
         title=config.title,
         notice=config.notice,
         sections=list(report_sections(config, records)),
-        runs=[run_note(path, record) for path, record in records.items()],
+        runs=[
+            RunNote(
+                path,
+                record["job"],
+                json.dumps(record["config"], indent=1, ensure_ascii=False),
+                run_command(record["job"], record["config"]),
+            )
+            for path, record in records.items()
+        ],
         versions=version_table(records),
     )
     run = start_run(config.output, job="report", config=config)
@@ -145,11 +153,6 @@ def read_quality(run: str) -> tuple[dict[str, Any], dict[str, AspectQuality]]:
     quality = read_json(join(run, QUALITY))
     aspects = {name: AspectQuality(**found) for name, found in quality.pop("aspects").items()}
     return quality, aspects
-
-
-def run_note(path: str, record: Mapping[str, Any]) -> RunNote:
-    job, config = record["job"], record["config"]
-    return RunNote(path, job, json.dumps(config, indent=1, ensure_ascii=False), run_command(job, config))
 
 
 def run_command(job: str, config: Mapping[str, Any]) -> str:
