@@ -1,5 +1,11 @@
-# `make quickstart`: set-up and the whole pipeline on the embedded data. `make test`: set-up and the tests.
-# `make data-ml-1m`, `data-ml-100k`, `data-gift-cards`: the data of configs/<name>, from its publisher into data/<name>.
+# make quickstart   set-up, then the whole pipeline on the embedded data
+# make test         set-up, then all tests
+# make test-fast    the tests that start no Ray and are not marked slow: under two minutes
+# make lint         ruff: rules and format
+# make types        mypy over raygr/
+# make docs         the documentation in site/; a warning is an error
+# make tree         writes the list of modules in docs/architecture.md anew
+# make data-ml-1m, data-ml-100k, data-gift-cards   the data of configs/<name>, from its publisher into data/<name>
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +15,7 @@ STAMP := $(VENV)/.installed
 MOVIELENS := https://files.grouplens.org/datasets/movielens
 AMAZON_2018 := https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2
 
-.PHONY: setup quickstart test lint clean data-ml-1m data-ml-100k data-gift-cards
+.PHONY: setup quickstart test test-fast lint types docs tree clean data-ml-1m data-ml-100k data-gift-cards
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -32,8 +38,20 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not ray"
+
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+tree: setup
+	$(BIN)/python docs/tree.py
 
 data-ml-1m: data/ml-1m/ratings.dat
 data-ml-100k: data/ml-100k/u.data

@@ -44,11 +44,14 @@ def measure(folder: str, history: int) -> list[int]:
     import torch
 
     from raygr.distributed import keep_freed_memory
+    from raygr.models.workers import Share
     from raygr.schema import VALIDATION
     from raygr.train.batches import Targets
     from raygr.train.config import TrainConfig
+    from raygr.train.evaluate import target_ranks
     from raygr.train.inputs import load_inputs
-    from raygr.train.loop import Share, accumulate_gradients, start_training, take_step, target_ranks
+    from raygr.train.loop import accumulate_gradients, take_step
+    from raygr.train.state import start_training
     from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
     keep_freed_memory()

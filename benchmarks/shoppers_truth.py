@@ -21,8 +21,8 @@ from raygr.compare.tables import markdown_rows
 from raygr.config import check_config
 from raygr.data.vector_tables import read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import Problem, load_inputs
-from raygr.finetune.metrics import METRICS, Judge, fitted, moments, user_metrics
+from raygr.finetune.examples import TuningExample, load_tuning_data
+from raygr.finetune.metrics import METRICS, TuningTask, moments, normalisation_from, tuning_task, user_metrics
 from raygr.report.finetune_section import METRICS as HEADINGS
 from raygr.report.finetune_section import read_evaluations, user_mean
 from raygr.score.subjects import load_tokenizer
@@ -71,13 +71,13 @@ def name_of(stage: str, step: int) -> str:
 
 def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np.ndarray]]:
     """Metrics of each held-out user, of ratings that are known without the model."""
-    inputs = load_inputs(config)
-    judge = Judge.of(config, inputs.items_IA, None)
+    inputs = load_tuning_data(config)
+    task = tuning_task(config, inputs.items_IA, None)
     phrases = [phrase for name in inputs.names for phrase in ASPECT_PHRASES[name]]
     vectors = read_vectors(tastes, subjects="users", column=config.score_column, aspects=inputs.names)
     tokenizer = load_tokenizer(inputs.model)
 
-    def known_of(users: list[Problem]) -> Known:
+    def known_of(users: list[TuningExample]) -> Known:
         tastes_UA, _ = rows_by_id(vectors, np.array([user.user_id for user in users]))
         if np.isnan(tastes_UA).any():
             raise SystemExit(f"{tastes} does not belong to the simulation that {config.data} was prepared from")
@@ -91,7 +91,7 @@ def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np
         "linear reader, taught by the tastes": ridge(train.read_UF, train.tastes_UA, held_out.read_UF),
         "hidden tastes": held_out.tastes_UA,
     }
-    return {name: metrics_of(judge, inputs.held_out, torch.as_tensor(values)) for name, values in ratings.items()}
+    return {name: metrics_of(task, inputs.held_out, torch.as_tensor(values)) for name, values in ratings.items()}
 
 
 def phrases_read(texts: list[str], phrases: list[str]) -> np.ndarray:
@@ -110,8 +110,8 @@ def ridge(known_TF: np.ndarray, targets_TA: np.ndarray, new_UF: np.ndarray) -> n
     return targets_TA.mean(0) + (new_UF - centre_F) @ weights_FA
 
 
-def metrics_of(judge: Judge, problems: list[Problem], ratings_UA: torch.Tensor) -> dict[str, np.ndarray]:
-    values_MU = user_metrics(judge, fitted(judge, moments(ratings_UA)), problems, ratings_UA.double())
+def metrics_of(task: TuningTask, examples: list[TuningExample], ratings_UA: torch.Tensor) -> dict[str, np.ndarray]:
+    values_MU = user_metrics(task, normalisation_from(task, moments(ratings_UA)), examples, ratings_UA.double())
     return dict(zip(METRICS, values_MU.numpy(), strict=True))
 
 

@@ -1,7 +1,8 @@
-"""Loads and checks configurations: frozen dataclasses, one in each stage's config.py, checked by pydantic.
+"""Load and check configurations: frozen dataclasses, one in each stage's config.py, checked by pydantic.
 
-`load_config(ScoreConfig, "score.yaml", ["mode=probe"])`: file first, then `--set` values on top.
-An unknown name, a wrong type or a value out of range is refused with the field's name.
+`load_config(ScoreConfig, "score.yaml", ["mode=probe"])` reads the file first and puts the `--set` values on top.
+An unknown name, a wrong type, a value out of range and settings that contradict each other are refused by name.
+`input_paths(config)` lists every path that a configuration reads, with the kind of run or file that belongs there.
 """
 
 import dataclasses
@@ -9,7 +10,8 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import fsspec
 from omegaconf import OmegaConf
@@ -18,26 +20,68 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
-from raygr.files import model_place, placed, shipped
+from raygr.files import is_relative, model_place, placed, shipped
 
 STRICT = ConfigDict(extra="forbid")
 
-# A path, made absolute where it is checked, or any fsspec URI; a file that the checkout may have; a model's folder or
-# its name. `SPEED` of a class names the fields that change no result: a run may go on with other values of them.
+
+class InputKind(NamedTuple):
+    """What a path field must name. Without a job it is a file or folder of any content."""
+
+    job: str = ""
+    """The stage whose finished run it is."""
+    subjects: Literal["", "items", "users"] = ""
+    """Of a score run."""
+    or_other: bool = False
+    """Something else than a run is as good: a table of vectors, or the folder of an adapter."""
+    pattern: bool = False
+    """It may be a glob pattern of files."""
+    or_name: bool = False
+    """It may be the name of a model instead of a path."""
+
+
+class SettingsOf(NamedTuple):
+    """Marks a mapping whose keys are fields of another configuration, and whose paths are inputs too."""
+
+    config: type
+    listed: bool = False
+    """Whether each value is a tuple of values to try."""
+
+
+# Types of path fields. A local path is made absolute where it is checked; any fsspec URI stays as it is. `Place` alone
+# is written to; the others are read. `Shipped` is a file that the checkout may hold.
 Place = Annotated[str, AfterValidator(placed)]
+InputFile = Annotated[Place, InputKind()]
+RawFiles = Annotated[Place, InputKind(pattern=True)]
+Shipped = Annotated[str, AfterValidator(shipped), InputKind()]
+Model = Annotated[str, AfterValidator(model_place), InputKind(or_name=True)]
+PrepareRun = Annotated[Place, InputKind("prepare")]
+ItemScoreRun = Annotated[Place, InputKind("score", "items")]
+UserScoreRun = Annotated[Place, InputKind("score", "users")]
+ItemVectors = Annotated[Place, InputKind("score", "items", or_other=True)]
+UserVectors = Annotated[Place, InputKind("score", "users", or_other=True)]
+Adapter = Annotated[Place, InputKind("finetune", or_other=True)]
+FinetuneRun = Annotated[Place, InputKind("finetune")]
+TrainRun = Annotated[Place, InputKind("train")]
+CompareRun = Annotated[Place, InputKind("compare")]
 
-Shipped = Annotated[str, AfterValidator(shipped)]
 
-Model = Annotated[str, AfterValidator(model_place)]
+class InputPath(NamedTuple):
+    """A path that a configuration reads."""
+
+    field: str
+    """Such as `item_scores`, or `arms.base.0` inside a mapping of tuples."""
+    path: str
+    kind: InputKind
 
 
 class ConfigError(Exception):
-    """A configuration that was refused, with the file and the field."""
+    """A configuration was refused; the message names the file and the field."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class PipelineConfig:
-    """Stages in their order; each is one job's name with that job's configuration."""
+    """Run several stages in order, each given as its name with its settings."""
 
     stages: tuple[Mapping[str, Mapping[str, Any]], ...] = Field(min_length=1)
 
@@ -46,7 +90,7 @@ Config = TypeVar("Config")
 
 
 def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> Config:
-    """The job's configuration from a YAML file with `name=value` overrides on top."""
+    """Return the configuration of a YAML file, with `name=value` overrides on top."""
     values = read_yaml(file) if file else {}
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: settings are name: value, found a list")
@@ -60,9 +104,9 @@ def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> C
 
 
 def check_config(kind: type[Config], settings: object, *, source: str, by_hand: Collection[str] = ()) -> Config:
-    """`settings` as a checked `kind`; ConfigError names the source and every field that is wrong.
+    """Return `settings` as a checked `kind`; ConfigError names the source and every field that is wrong.
 
-    Fields named in `by_hand` come from --set, and not from the source.
+    Fields named in `by_hand` come from --set and not from the source.
     """
     try:
         return TypeAdapter(kind).validate_python(settings)
@@ -78,7 +122,7 @@ def check_config(kind: type[Config], settings: object, *, source: str, by_hand: 
 
 
 def unknown_field(kind: type, place: tuple[int | str, ...]) -> str:
-    """What to say of a field that `kind`, or a configuration inside it, lacks."""
+    """Return the message for a field that `kind`, or a configuration inside it, does not have."""
     for name in place[:-1]:
         inner = get_type_hints(kind).get(str(name)) if dataclasses.is_dataclass(kind) else None
         kind = inner if isinstance(inner, type) else object
@@ -87,8 +131,55 @@ def unknown_field(kind: type, place: tuple[int | str, ...]) -> str:
     return f"no such field; did you mean {close[0]}?" if close else "no such field"
 
 
+def input_paths(config: object) -> list[InputPath]:
+    """Return every path that the configuration reads, those inside tuples and nested mappings too."""
+    return inputs_in(type(config), config, "")
+
+
+def inputs_in(kind: Any, value: Any, field: str) -> list[InputPath]:
+    """Return the inputs in `value`, which `kind` has checked; `field` is the name that errors give it."""
+    origin, parts = get_origin(kind), get_args(kind)
+    found: list[tuple[Any, Any, str]] = []
+    if value is None or origin is Literal:
+        return []
+    if origin is Annotated:
+        for mark in kind.__metadata__:
+            if isinstance(mark, InputKind):
+                is_path = isinstance(value, str) and not (mark.or_name and is_relative(value))
+                return [InputPath(field, value, mark)] if is_path else []
+            if isinstance(mark, SettingsOf):
+                return inputs_of_settings(mark, value, field)
+        found = [(parts[0], value, field)]
+    elif origin in (Union, UnionType):
+        is_word = any(get_origin(part) is Literal and value in get_args(part) for part in parts)
+        found = [] if is_word else [(part, value, field) for part in parts]
+    elif isinstance(value, tuple) and parts:
+        found = [(parts[0], one, f"{field}.{place}") for place, one in enumerate(value)]
+    elif isinstance(value, Mapping) and parts:
+        found = [(parts[1], one, f"{field}.{name}") for name, one in value.items()]
+    elif dataclasses.is_dataclass(value):
+        hints, names = get_type_hints(kind, include_extras=True), [one.name for one in dataclasses.fields(value)]
+        found = [(hints[name], vars(value)[name], f"{field}.{name}".lstrip(".")) for name in names]
+    return [one for part in found for one in inputs_in(*part)]
+
+
+def inputs_of_settings(mark: SettingsOf, settings: Mapping[str, Any], field: str) -> list[InputPath]:
+    """Return the inputs in unchecked settings of another configuration; what it would refuse is left to it."""
+    hints = get_type_hints(mark.config, include_extras=True)
+    found = []
+    for name, given in settings.items():
+        values = given if mark.listed and isinstance(given, tuple | list) else [given]
+        for value in values if name in hints else []:
+            try:
+                checked = TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError:
+                continue
+            found += inputs_in(hints[name], checked, f"{field}.{name}")
+    return found
+
+
 def override(name: str, value: object) -> str:
-    """The `name=value` that load_config reads as `value`; JSON is YAML, and plain words go without quotes."""
+    """Return the `name=value` that load_config reads as `value`: JSON, which is YAML too, or a plain word."""
     plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
     if plain and OmegaConf.from_dotlist([f"{name}={value}"])[name] == value:
         return f"{name}={value}"
@@ -96,7 +187,7 @@ def override(name: str, value: object) -> str:
 
 
 def read_yaml(path: str) -> Any:
-    """The content of one YAML file; ConfigError where it is missing or not YAML."""
+    """Return the content of one YAML file; ConfigError where it is missing or not YAML."""
     try:
         with fsspec.open(path, "r", encoding="utf-8") as file:
             return OmegaConf.to_container(OmegaConf.create(file.read()))
@@ -107,7 +198,7 @@ def read_yaml(path: str) -> Any:
 
 
 def id_text(value: object) -> str:
-    """Whole numbers are ids, as YAML reads those of MovieLens; ValueError for what may have been another id."""
+    """Return an id as text. YAML reads ids such as MovieLens's as whole numbers; any other type is a ValueError."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -116,7 +207,7 @@ def id_text(value: object) -> str:
 
 
 def id_texts(value: object) -> object:
-    """A list of ids; a single one is a list of one."""
+    """Return ids as a tuple of texts; a single id becomes a tuple of one."""
     if value is None:
         return value
     return tuple(map(id_text, value if isinstance(value, list | tuple) else (value,)))

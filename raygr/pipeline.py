@@ -1,29 +1,38 @@
-"""Runs one stage, or the stages of a pipeline file in their order.
+"""Run one stage, or the stages of a pipeline file in their order.
 
-Every configuration is checked and the plan (plan.py) printed before the first stage starts. A stage whose folder is
-finished with the same configuration and unchanged inputs is skipped; one that is finished otherwise is refused by name.
+Before the first stage starts, every configuration is checked and a plan made: a stage is finished, to be resumed, to
+run, or refused. A stage is finished where its folder holds a run of exactly this configuration on unchanged inputs,
+which are not going to be made anew; it is skipped then. A finished or started run that differs is never repeated or
+overwritten automatically: the pipeline is refused, with the reason, and nothing starts.
 """
 
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic_core import to_jsonable_python
 
-from raygr import runs
-from raygr.config import ConfigError, PipelineConfig, check_config
-from raygr.plan import FINISHED, check_plan, is_done, is_in_the_way, plan_lines, plan_stages
+from raygr import files, records, runs
+from raygr.config import ConfigError, InputPath, PipelineConfig, check_config, input_paths
+from raygr.finetune.config import FinetuneConfig
+from raygr.score.config import ScoreConfig
 from raygr.stages import STAGES, StageConfig, run_stage
 from raygr.train.config import TrainConfig
+from raygr.vectors.config import VectorsConfig
 
 logger = logging.getLogger(__name__)
 
+State = Literal["finished, skipped", "unfinished, resumed", "to run", "refused"]
+FINISHED, RESUMED, TO_RUN, REFUSED = "finished, skipped", "unfinished, resumed", "to run", "refused"
+SAMPLED = 128  # subjects whose prompts are made to estimate the tokens of all
+
 
 class SideBySide(NamedTuple):
-    """How many train runs at a time, each on its share of a GPU where there is one."""
+    """How many train runs run at the same time, and the share of a GPU that each worker takes where there is one."""
 
     at_once: int = 1
     gpu_share: float = 1.0
@@ -32,29 +41,49 @@ class SideBySide(NamedTuple):
 ALONE = SideBySide()
 
 
-def run_alone(job: str, config: Any, run: Callable[[Any], runs.Run] = run_stage, *, force: bool = False) -> str:
-    """Path of the run that `run` makes of `config`; a finished one stays as it is.
+class StagePlan(NamedTuple):
+    """What will be done with one stage of a pipeline; stages are numbered from 1."""
 
-    `force` runs it in any case: what is finished there, or was started otherwise, is set aside under another name.
+    number: int
+    job: str
+    config: Any
+    state: State
+    note: str
+    """Why the stage is refused, or the prompts that it asks an LLM; "" where there is nothing to say."""
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+def run_alone(job: str, config: Any, run: Callable[[Any], runs.Run] = run_stage, *, force: bool = False) -> str:
+    """Return the path of the run that `run` makes of `config`; a finished one is returned as it is.
+
+    RunError where the output holds another run. `force` renames whatever run is there and runs anew.
     """
-    if not force and is_done(job, config):
-        logger.info("already finished: %s", config.output)
-        return config.output
     if force:
         make_room(job, config)
+    elif runs.is_finished(config.output):
+        reason = difference(files.RUN_FILE, job, config)
+        if reason:
+            raise runs.RunError(f"{config.output} is finished {reason}; {way_out(config)}")
+        logger.info("already finished: %s", config.output)
+        return config.output
     return run(config).path
 
 
 def make_room(job: str, config: Any) -> None:
-    """Renames the output's folder where a run is in the way there; RunError while another process works in it."""
-    if not is_in_the_way(job, config):
-        return
-    runs.check_inputs(config.output, to_jsonable_python(config))
-    logger.info("set aside: %s is now %s", config.output, runs.set_aside(config.output, job))
+    """Rename the output's folder if it holds a finished run, or one that was started with other settings or inputs.
+
+    RunError while another process works in it.
+    """
+    started = files.exists(files.join(config.output, files.STARTED_FILE)) and runs.has_work(config.output)
+    if runs.is_finished(config.output) or (started and difference(files.STARTED_FILE, job, config)):
+        runs.check_inputs(config.output, to_jsonable_python(config))
+        logger.info("set aside: %s is now %s", config.output, runs.set_aside(config.output, job))
 
 
 def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
-    """Runs what is not finished yet, in order; `dry_run` prints the plan and stops there."""
+    """Run the stages that are not finished yet, in order; `dry_run` prints the plan and stops there."""
     started = time.time()
     stages = [checked_stage(number, entry) for number, entry in enumerate(config.stages, start=1)]
     if dry_run:
@@ -66,8 +95,8 @@ def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
     logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
 
 
-def run_stages(stages: list[tuple[str, StageConfig]], side_by_side: SideBySide = ALONE) -> None:
-    """Runs (job, configuration) by (job, configuration) what is not finished yet; train runs in a row may go at once.
+def run_stages(stages: Sequence[tuple[str, StageConfig]], side_by_side: SideBySide = ALONE) -> None:
+    """Run each (stage name, configuration) that is not finished yet, in order; train runs in a row may run at once.
 
     RunError before anything starts where a stage is refused.
     """
@@ -85,22 +114,22 @@ def run_stages(stages: list[tuple[str, StageConfig]], side_by_side: SideBySide =
             run_logged(job, config, run_stage)
 
 
-def train_side_by_side(configs: list[TrainConfig], side_by_side: SideBySide) -> None:
-    from raygr.train.stage import train, train_all
+def train_side_by_side(configs: Sequence[TrainConfig], side_by_side: SideBySide) -> None:
+    from raygr.train.stage import train, train_all  # torch and Ray, which plans do without
 
     placed = partial(train, at_once=side_by_side.at_once, gpu_share=side_by_side.gpu_share)
     train_all(lambda config: run_logged("train", config, placed), configs, side_by_side.at_once)
 
 
-def run_logged(job: str, config: StageConfig, run: Callable[[StageConfig], runs.Run]) -> None:
+def run_logged(job: str, config: StageConfig, run: Callable[[Any], runs.Run]) -> None:
     begun = time.time()
     logger.info("%-9s %s", job, config.output)
     run(config)
     logger.info("%-9s %s done in %.0f s", job, config.output, time.time() - begun)
 
 
-def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:
-    """Name and configuration of one entry such as `- prepare: {output: ...}`."""
+def checked_stage(number: int, entry: Mapping[str, Any]) -> tuple[str, StageConfig]:
+    """Return name and configuration of one entry such as `- prepare: {output: ...}`; ConfigError names the entry."""
     if len(entry) != 1 or next(iter(entry)) not in STAGES:
         found = ", ".join(map(str, entry))
         raise ConfigError(
@@ -109,3 +138,168 @@ def checked_stage(number: int, entry: dict) -> tuple[str, StageConfig]:
         )
     [(job, settings)] = entry.items()
     return job, check_config(STAGES[job], settings, source=f"stage {number} ({job})")
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def plan_stages(stages: Sequence[tuple[str, Any]]) -> list[StagePlan]:
+    """Return the plan of each (stage name, configuration), in order. Reads what is there and writes nothing."""
+    plans: list[StagePlan] = []
+    for number, (job, config) in enumerate(stages, start=1):
+        made = [plan for plan in plans if plan.state != FINISHED]
+        state, note = stage_state(job, config, made)
+        twin = next((plan for plan in plans if plan.config.output == config.output), None)
+        if twin:
+            state, note = REFUSED, f"stage {twin.number} ({twin.job}) has the same output"
+        if state in (RESUMED, TO_RUN):
+            state, note = with_prompts(config, state, made)
+        plans.append(StagePlan(number, job, config, state, note))
+    return plans
+
+
+def stage_state(job: str, config: Any, made: Sequence[StagePlan]) -> tuple[State, str]:
+    """Return the state of a stage that follows those in `made`, and the reason of a refusal."""
+    settings = to_jsonable_python(config)
+    try:
+        runs.check_output(config.output)
+        runs.check_inputs(config.output, settings)
+        if runs.is_finished(config.output):
+            reason = difference(files.RUN_FILE, job, config, made)
+            return (REFUSED, f"finished {reason}; {way_out(config)}") if reason else (FINISHED, "")
+        wrong = [problem for given in input_paths(config) if (problem := input_problem(given, made))]
+        if wrong:
+            return REFUSED, "; ".join(wrong)
+        if not files.exists(files.join(config.output, files.STARTED_FILE)) or not runs.has_work(config.output):
+            runs.check_folder(config.output, {"job": job, "config": settings}, runs.speed_fields(config))
+            return TO_RUN, ""
+    except runs.RunError as error:
+        return REFUSED, str(error)
+    reason = difference(files.STARTED_FILE, job, config, made)
+    return (REFUSED, f"started {reason}; {way_out(config)}") if reason else (RESUMED, "")
+
+
+def input_problem(given: InputPath, made: Sequence[StagePlan]) -> str:
+    """Say what is wrong with an input: missing, unfinished, or of another kind; "" where nothing is."""
+    field, path, kind = given
+    subjects = kind.subjects and f"scores of {kind.subjects}"
+    one = maker(path, made)
+    if one:
+        is_run = one.config.output.rstrip("/") == path.rstrip("/")
+        if is_run and kind.job and one.job != kind.job:
+            return f"{field}: {path} is the output of stage {one.number} ({one.job}): name one of `{kind.job}` here"
+        if is_run and subjects and one.config.subjects != kind.subjects:
+            return f"{field}: stage {one.number} makes scores of {one.config.subjects}: name {subjects} here"
+        return ""
+    filesystem, inner = files.filesystem_of(path)
+    if not filesystem.exists(inner) and not (kind.pattern and filesystem.glob(inner)):
+        return f"{field}: {path} is not there, and no earlier stage makes it"
+    is_run = runs.is_finished(path) or files.exists(files.join(path, files.STARTED_FILE))
+    if not kind.job or (kind.or_other and not is_run):
+        return ""
+    try:
+        record = runs.read_run(path, job=kind.job)
+    except runs.RunError as error:
+        return f"{field}: {error}"
+    is_other = subjects and record["config"]["subjects"] != kind.subjects
+    return f"{field}: {path} has scores of {record['config']['subjects']}: name {subjects} here" if is_other else ""
+
+
+def maker(path: str, made: Sequence[StagePlan]) -> StagePlan | None:
+    """Return the stage that is going to write `path`, or the folder that `path` lies in."""
+    return next((one for one in made if f"{path.rstrip('/')}/".startswith(files.join(one.config.output, ""))), None)
+
+
+def difference(file: str, job: str, config: Any, made: Sequence[StagePlan] = ()) -> str:
+    """Say how this stage differs from the one that left run.json or started.json in its folder; "" if it does not."""
+    inputs = records.read_record(config.output, file)["inputs"]
+    anew = {path: found for path in inputs if (found := maker(path, made))}
+    if anew:
+        texts = [f"{path}, which stage {one.number} ({one.job}) makes anew" for path, one in anew.items()]
+        return f"from {' and '.join(texts)}"
+    settings = {"job": job, "config": to_jsonable_python(config)}
+    return records.unlike(config.output, file, settings, runs.speed_fields(config))
+
+
+def way_out(config: Any) -> str:
+    hint = "rename the folder to redo it, as --force of a single stage does, or name another output"
+    own_store = isinstance(config, ScoreConfig) and config.store is None and files.join(config.output, "store")
+    if own_store and files.exists(own_store):
+        return f"{hint} (the LLM's answers are in {own_store}: move it out and set `store` to it to keep them)"
+    return hint
+
+
+def plan_lines(plans: Sequence[StagePlan]) -> list[str]:
+    """Return one line of text per stage."""
+    return [
+        f"{plan.number:>2}  {plan.job:<9}  {plan.state:<19}  {plan.config.output}" + (plan.note and f": {plan.note}")
+        for plan in plans
+    ]
+
+
+def check_plan(plans: Sequence[StagePlan]) -> None:
+    """RunError with every refused stage and its reason."""
+    refused = [
+        f"\n  stage {plan.number} ({plan.job}), {plan.config.output}: {plan.note}"
+        for plan in plans
+        if plan.state == REFUSED
+    ]
+    if refused:
+        raise runs.RunError(f"{len(refused)} of {len(plans)} stages are refused, none was started:{''.join(refused)}")
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+def with_prompts(config: Any, state: State, made: Sequence[StagePlan]) -> tuple[State, str]:
+    """Return the state with the prompts that the stage asks an LLM; refused where they cannot be made."""
+    if not isinstance(config, ScoreConfig | FinetuneConfig | VectorsConfig):
+        return state, ""
+    unknown = maker(config.data, made) or maker(config.aspects, made)
+    if unknown:
+        return state, f"prompts are known after stage {unknown.number} ({unknown.job})"
+    try:
+        return state, prompts_to_ask(config, made)
+    except (ConfigError, runs.RunError, ValueError, OSError) as error:  # also a model that cannot be loaded
+        return REFUSED, str(error)
+
+
+def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: Sequence[StagePlan]) -> str:
+    """Say how many prompts the stage asks and their tokens, without those that the score store has answers to.
+
+    Above SAMPLED subjects both are estimated from the prompts of as many. A fine-tune's prompts are a little shorter.
+    """
+    # tokenizers and torch, which a plan without prompts does without
+    import torch
+
+    from raygr.score.adapters import fitting_adapter
+    from raygr.score.prompts import prompt_sha256
+    from raygr.score.store import answer_mode, open_store
+    from raygr.score.subjects import chosen_prompts, encoder_of, prompt_settings, subjects_of
+
+    known: set[str] = set()
+    match config:
+        case ScoreConfig():
+            subjects, limit, fraction = config.subjects, config.max_subjects, config.cutoff_fraction
+        case FinetuneConfig():
+            subjects, limit, fraction = "users", config.max_users, 1.0
+        case VectorsConfig():
+            subjects, limit, fraction = "items", None, 1.0
+    settings = prompt_settings(config, subjects, cutoff_fraction=fraction)
+    # no answer of an adapter that is not tuned yet
+    if isinstance(config, ScoreConfig) and not (config.adapter and maker(config.adapter, made)):
+        if config.adapter:
+            shared = prompt_sha256(encoder_of(settings).shared)
+            fitting_adapter(config, shared_prompt_sha256=shared, mode=answer_mode(config))
+        store = open_store(config, on_gpu=torch.cuda.is_available())
+        known = store.known(retry_failed=config.retry_failed)
+    chosen = subjects_of(config.data, subjects, limit)
+    drawn = np.random.default_rng(0).permutation(chosen)[:SAMPLED]
+    rows = chosen_prompts(config.data, settings, drawn)
+    tokens_of = dict(zip(rows["prompt_sha256"].to_pylist(), rows["prompt_tokens"].to_pylist(), strict=True))
+    asked = [tokens for digest, tokens in tokens_of.items() if digest not in known]  # equal prompts are asked once
+    share = len(chosen) / max(1, len(drawn))
+    prompts, tokens = round(len(asked) * share), round(sum(asked) * share)
+    about = "about " if len(drawn) < len(chosen) else ""
+    every = " in each pass" if isinstance(config, FinetuneConfig) else ""
+    return f"{len(chosen):,} {subjects}: {about}{prompts:,} prompts to ask{every}, {tokens:,} tokens"

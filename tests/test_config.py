@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raygr.cli import COMMANDS
-from raygr.config import ConfigError, PipelineConfig, check_config, load_config
+from raygr.config import ConfigError, PipelineConfig, check_config, input_paths, load_config
 from raygr.explain.config import ExplainConfig
 from raygr.files import model_place
 from raygr.pipeline import checked_stage
@@ -111,7 +111,7 @@ PATHS = {
     | {"reference_scores": "~/r.csv", "finetune": ["~/f"]},
     "reproduce": {"experiment": "table-2", "runs": "~/r", "data": "~/p", "item_scores": "~/s", "user_score_run": "~/u"}
     | {"classification_scores": "~/c", "stage_files": {"prepare": "~/p.yaml"}, "recommenders": {"SASRec": "~/s.yaml"}}
-    | {"protocol": {}, "refined": {}, "paper": "~/p.csv"},
+    | {"protocol": {"SASRec": "full"}, "refined": {}, "paper": "~/p.csv"},
 }
 
 
@@ -125,6 +125,43 @@ def test_the_home_folder_is_known_in_every_path_and_relative_ones_are_absolute(j
         settings = json.loads(written.replace("~/", prefix))
         found = json.dumps(to_jsonable_python(check_config(COMMANDS[job], settings, source="test")))
         assert found.count(f'"{meant}') == written.count('"~/')
+
+
+def home_paths(value: object) -> list[str]:
+    """The texts that begin with ~/ anywhere in JSON."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    own = [value] if isinstance(value, str) and value.startswith("~/") else []
+    return own + [path for one in inside for path in home_paths(one)]
+
+
+@pytest.mark.parametrize("job", PATHS)
+def test_the_inputs_of_a_configuration_are_all_its_paths_but_those_that_it_writes(job, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = check_config(COMMANDS[job], {"output": "~/o"} | PATHS[job], source="test")
+    read = home_paths({name: value for name, value in PATHS[job].items() if name not in ("store", "runs")})
+    assert sorted(one.path for one in input_paths(config)) == sorted(path.replace("~", str(tmp_path)) for path in read)
+    assert all(one.kind.job in ("", *STAGES) for one in input_paths(config))
+
+
+def test_inputs_inside_the_settings_of_train_runs_are_found():
+    settings = {"output": "/o", "train": {"data": "/p", "list_scores": "/l", "fusion": "wrong", "datta": "/x"}}
+    sweep = check_config(STAGES["sweep"], settings | {"space": {"item_scores": ["/s", None]}}, source="test")
+    assert [(one.field, one.path, one.kind.job) for one in input_paths(sweep)] == [
+        ("train.data", "/p", "prepare"),
+        ("train.list_scores", "/l", "score"),
+        ("space.item_scores", "/s", "score"),
+    ]
+    arms = {"extra_arms": {"more": {"item_scores": "/m"}}, "refined": {"user_score_run": "/u"}}
+    found = input_paths(
+        check_config(COMMANDS["reproduce"], PATHS["reproduce"] | {"output": "/o"} | arms, source="test")
+    )
+    assert {("extra_arms.more.item_scores", "/m"), ("refined.user_score_run", "/u")} < {one[:2] for one in found}
+
+
+def test_a_name_of_a_model_and_a_word_are_no_paths():
+    settings = {"output": "/o", "data": "/p", "item_scores": "/s", "aspects": "/a", "llm": "org/name"}
+    config = check_config(STAGES["finetune"], settings | {"teacher": "profile"}, source="test")
+    assert [one.field for one in input_paths(config)] == ["data", "item_scores", "aspects"]
 
 
 def test_words_in_place_of_paths_stay_words():

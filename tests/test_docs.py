@@ -1,11 +1,16 @@
 """README.md and docs/: commands are valid, what is named exists, the tree is whole, one folder has one content."""
 
 import argparse
+import ast
 import dataclasses
-import fnmatch
+import importlib.util
 import json
+import os
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +33,20 @@ from raygr.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/**/*.md")), ROOT / "configs/paper/README.md"]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("configs/**/*.md")),
+]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 KINDS: dict[str, Any] = COMMANDS
 TRAIN_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?<![\w./-])(?:raygr|python jobs/(?P<job>\w+)\.py)\s+")
+SKIP_BUILD = "" if importlib.util.find_spec("material") else "needs mkdocs-material: pip install 'raygr[docs]'"
 PATH = re.compile(r"(?<![\w./~-])(?:benchmarks|configs|datasets|docs|jobs|raygr|requirements|tests)/[\w./*<>{}$-]+")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
@@ -190,7 +202,10 @@ def test_a_broken_command_is_told(text, words):
 
 
 def test_yaml_blocks_are_valid(tmp_path):
-    blocks = [block for language, block in FENCED.findall(README.read_text(encoding="utf-8")) if language == "yaml"]
+    """A block's first line says whose configuration it is: `# prepare.yaml: ...`."""
+    blocks = [
+        block for page in PAGES for language, block in FENCED.findall(page.read_text("utf-8")) if language == "yaml"
+    ]
     assert blocks
     for block in blocks:
         file = tmp_path / "block.yaml"
@@ -199,12 +214,33 @@ def test_yaml_blocks_are_valid(tmp_path):
         load_config(STAGES[stage[1]], str(file), [])
 
 
+def test_python_blocks_import_what_exists():
+    blocks = [
+        block for page in PAGES for language, block in FENCED.findall(page.read_text("utf-8")) if language == "python"
+    ]
+    imports = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+    assert len(imports) > 4
+    for node in imports:
+        names = vars(importlib.import_module(node.module))
+        assert not [alias.name for alias in node.names if alias.name not in names], node.module
+
+
+def test_a_block_is_a_command_or_says_its_language():
+    """So that no command escapes the checks above under another name."""
+    for page in PAGES:
+        for language, block in FENCED.findall(page.read_text(encoding="utf-8")):
+            assert language in ("", "yaml", "python", "text", "bibtex"), f"{page}: {language}"
+            assert language != "text" or not re.search(r"^(raygr|make|pip|python) ", block, re.MULTILINE), block
+
+
 def test_explained_aspects_are_those_that_the_page_scores():
-    commands = [one for one in commands_of(README) if one.stage in ("score", "explain") and one.whole]
+    pages = [ROOT / "docs/own-data.md", ROOT / "docs/explaining.md"]
+    found = [one for page in pages for one in commands_of(page)]
+    commands = [one for one in found if one.stage in ("score", "explain") and one.whole]
     configs = [config_of(command) for command in commands if not has_own_file(command)]
     files = [config.aspects for config in configs if isinstance(config, ScoreConfig)]
     scored = {aspect.name for file in files for aspect in load_aspects(file).aspects}
-    explained = [config.aspect_names for config in configs if isinstance(config, ExplainConfig)]
+    explained = [config.aspect_names for config in configs if isinstance(config, ExplainConfig) and config.aspect_names]
     assert explained and all(scored.issuperset(aspects) for aspects in explained)
 
 
@@ -230,29 +266,67 @@ def test_links_resolve(path):
     assert not [one for one in links if not (path.parent / one).exists()]
 
 
-def tree_names() -> list[str]:
-    """Paths below raygr/ as README's tree names them, `*` in some."""
-    tree = next(block for _, block in FENCED.findall(README.read_text(encoding="utf-8")) if block.startswith("raygr/"))
-    names, folder = [], ""
-    for line in tree.partition("\njobs/")[0].splitlines()[1:]:
-        head = re.match(r"  (\S+)", line)
-        if head:
-            folder = head[1] if head[1].endswith("/") else ""
-        names += [folder + name for name in re.findall(r"[\w*]+\.py", line)]
-    return names
+def test_the_list_of_modules_is_made_of_their_docstrings():
+    page = ROOT / "docs/architecture.md"
+    written = runpy.run_path(str(ROOT / "docs/tree.py"))["with_tree"](page.read_text(encoding="utf-8"))
+    assert page.read_text(encoding="utf-8") == written, "run `make tree`"
+    modules = [path for path in (ROOT / "raygr").rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    assert not [path for path in modules if not re.search(rf"^ +{path.name} ", written, re.MULTILINE)]
 
 
-def test_the_tree_names_every_module_and_no_other():
-    modules = [str(path.relative_to(ROOT / "raygr")) for path in (ROOT / "raygr").rglob("*.py")]
-    modules = [module for module in modules if not module.endswith("__init__.py")]
-    names = tree_names()
-    assert not [module for module in modules if not any(fnmatch.fnmatch(module, name) for name in names)]
-    assert not [name for name in names if not fnmatch.filter(modules, name)]
-
-
-def test_the_tree_names_every_folder_of_configurations():
-    [line] = re.findall(r"^configs/  .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_every_folder_of_configurations_is_named():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^configs/  .*$", text, re.MULTILINE)
     assert not [path.name for path in (ROOT / "configs").iterdir() if path.is_dir() and f"{path.name}/" not in line]
+
+
+def test_every_stage_is_in_the_table_of_stages():
+    rows = re.findall(r"^\| `raygr (\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(KINDS)
+
+
+def code_texts() -> str:
+    """All texts of the package, one a line; what an f-string fills in is left out."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "raygr").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return "\n".join(" ".join(node.value.split()) for node in nodes if isinstance(node.value, str))
+
+
+def test_messages_in_the_faq_are_those_of_the_code():
+    texts = code_texts()
+    messages = FENCED.findall((ROOT / "docs/faq.md").read_text(encoding="utf-8"))
+    assert len(messages) > 20
+    for _, message in messages:
+        parts = [part.strip(" \n") for part in re.split(r"<[^>]+>|run\.json", message)]
+        assert not [part for part in parts if part not in texts], message
+
+
+def test_shape_letters_are_in_the_legend():
+    """Of names such as `scores_IA`; what a letter means in one module is that module's docstring."""
+    legend = set(re.findall(r"\| ([A-Z]) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8")))
+    letters: dict[str, str] = {}
+    for path in (ROOT / "raygr").rglob("*.py"):
+        names = re.findall(r"\b[a-z][a-z0-9_]*_([A-Z]{1,5})\b", path.read_text(encoding="utf-8"))
+        letters |= {letter: str(path) for letter in "".join(name for name in names if name != "ID")}
+    assert not {letter: path for letter, path in letters.items() if letter not in legend}
+
+
+# --- the site -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(bool(SKIP_BUILD), reason=SKIP_BUILD)
+def test_the_site_builds_and_fetches_nothing(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        fetched = re.findall(
+            r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?(https?://[^\"> ]+)", page.read_text("utf-8")
+        )
+        assert not fetched, page
 
 
 # --- contents -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a pipeline says before it starts: states of stages, reasons of refusals, prompts and tokens of LLM stages."""
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -9,22 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from pydantic_core import to_jsonable_python
 from toy_data import walks, write_prepared
 
-from raygr import estimates, files, pipeline, runs
+from raygr import files, pipeline, runs
 from raygr.cli import main
 from raygr.config import PipelineConfig, check_config
-from raygr.estimates import answer_tokens, finetune_estimate, score_estimate, vectors_estimate
-from raygr.pipeline import checked_stage
-from raygr.plan import FINISHED, REFUSED, RESUMED, TO_RUN, StagePlan, plan_stages
-from raygr.score.asking import way_of_asking
-from raygr.score.aspects import load_aspects
-from raygr.score.chosen_subjects import chosen_prompts
+from raygr.pipeline import FINISHED, REFUSED, RESUMED, TO_RUN, StagePlan, checked_stage, plan_stages
 from raygr.score.config import ScoreConfig
-from raygr.score.store import StoredScore
-from raygr.score.subjects import item_prompts, prompt_settings, user_prompt
+from raygr.score.store import StoredScore, open_store
+from raygr.score.subjects import chosen_prompts, item_prompts, prompt_settings, user_prompt
 from raygr.stages import STAGES
 
 ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 test
@@ -50,6 +47,7 @@ def planned(*entries: Mapping[str, Any]) -> list[StagePlan]:
 
 
 def prepare_stage(folder: Path) -> dict[str, Any]:
+    (folder / "raw.jsonl").touch()
     return {"prepare": {"output": f"{folder}/made", "reviews": [f"{folder}/raw.jsonl"]}}
 
 
@@ -173,10 +171,113 @@ def test_a_file_inside_a_folder_that_is_made_anew_counts_too(tmp_path: Path):
 
 def test_an_input_that_nobody_makes_is_refused(tmp_path: Path):
     [plan] = planned(train_stage(tmp_path))
-    assert (plan.state, plan.note) == (REFUSED, f"{tmp_path}/made: not there, and no earlier stage makes it")
+    assert (plan.state, plan.note) == (REFUSED, f"data: {tmp_path}/made is not there, and no earlier stage makes it")
     compare = {"compare": {"output": f"{tmp_path}/table", "arms": {"base": [f"{tmp_path}/train"]}}}
     assert planned(compare)[0].state == REFUSED
     assert [plan.state for plan in planned(prepare_stage(tmp_path), train_stage(tmp_path), compare)] == [TO_RUN] * 3
+
+
+def stage_of(job: str, folder: Path, field: str, value: Any) -> dict[str, Any]:
+    """A stage whose inputs are there, but for one field."""
+    there = {name: f"{folder}/{name}.csv" for name in ("items", "users")}
+    for path in there.values():
+        Path(path).write_text("id,pace\nx,1\n")
+    write_aspects(folder / "aspects.yaml")
+    data = {"data": f"{folder}/made"}
+    settings = {
+        "score": data | {"subjects": "users", "aspects": f"{folder}/aspects.yaml"},
+        "finetune": data | {"item_scores": there["items"], "aspects": f"{folder}/aspects.yaml"},
+        "train": data | {"item_scores": there["items"]},
+        "sweep": {"train": data, "space": {"seed": [0, 1]}},
+        "recommend": {"train_run": f"{folder}/train"},
+        "report": {"title": "", **data},
+    }[job]
+    return {job: {"output": f"{folder}/new"} | settings | {field: value}}
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        ("train", "item_scores"),
+        ("train", "list_scores"),
+        ("finetune", "teacher"),
+        ("finetune", "adapter"),
+        ("score", "aspects"),
+        ("score", "llm"),
+        ("recommend", "histories"),
+        ("recommend", "users_file"),
+        ("recommend", "mmr_scores"),
+        ("report", "comparison"),
+        ("report", "item_score_run"),
+        ("report", "user_score_run"),
+        ("report", "reference_scores"),
+    ],
+)
+def test_a_path_with_a_typo_is_refused_before_anything_starts(tmp_path: Path, job: str, field: str):
+    finish(prepare_stage(tmp_path), [])
+    finish(train_stage(tmp_path), [])
+    changes = {"warm_start_epochs": 1} if field == "teacher" else {}
+    entry = stage_of(job, tmp_path, field, f"{tmp_path}/typo")
+    entry[job] |= changes
+    [plan] = planned(entry)
+    assert (plan.state, plan.note) == (REFUSED, f"{field}: {tmp_path}/typo is not there, and no earlier stage makes it")
+
+
+@pytest.mark.parametrize(
+    ("job", "field", "value", "place"),
+    [
+        ("report", "finetune", ["{}/typo"], "finetune.0"),
+        ("sweep", "train", {"data": "{}/made", "item_scores": "{}/typo"}, "train.item_scores"),
+        ("sweep", "space", {"item_scores": ["{}/items.csv", "{}/typo"]}, "space.item_scores"),
+    ],
+)
+def test_a_typo_inside_a_list_or_in_the_settings_of_trials_is_refused(tmp_path: Path, job, field, value, place):
+    finish(prepare_stage(tmp_path), [])
+    value = json.loads(json.dumps(value).replace("{}", str(tmp_path)))
+    [plan] = planned(stage_of(job, tmp_path, field, value))
+    assert (plan.state, plan.note) == (REFUSED, f"{place}: {tmp_path}/typo is not there, and no earlier stage makes it")
+
+
+def test_raw_files_that_match_nothing_are_refused(tmp_path: Path):
+    entry = prepare_stage(tmp_path)
+    entry["prepare"]["reviews"] = [f"{tmp_path}/*.jsonl"]
+    assert planned(entry)[0].state == TO_RUN
+    entry["prepare"]["reviews"] = [f"{tmp_path}/*.csv"]
+    assert "reviews.0: " in planned(entry)[0].note
+
+
+def score_run(folder: Path, name: str, subjects: str) -> None:
+    finish({"score": score_stage(folder, output=f"{folder}/{name}", subjects=subjects)["score"]}, [])
+
+
+def test_a_run_of_the_wrong_kind_is_refused_before_anything_starts(tmp_path: Path):
+    finish(prepare_stage(tmp_path), [])
+    finish(train_stage(tmp_path), [])
+    begin(train_stage(tmp_path, output=f"{tmp_path}/begun"), [])
+    score_run(tmp_path, "items", "items")
+    wrong = {
+        ("train", "data", "train"): "is a run of `train`: name the output of `raygr prepare` here",
+        ("train", "item_scores", "train"): "is a run of `train`: name the output of `raygr score` here",
+        ("recommend", "train_run", "made"): "is a run of `prepare`: name the output of `raygr train` here",
+        ("recommend", "train_run", "begun"): "did not finish there",
+        ("report", "user_score_run", "items"): "has scores of items: name scores of users here",
+        ("report", "item_score_run", "items.csv"): "holds no run.json",
+        ("finetune", "adapter", "made"): "is a run of `prepare`: name the output of `raygr finetune` here",
+    }
+    for (job, field, name), words in wrong.items():
+        [plan] = planned(stage_of(job, tmp_path, field, f"{tmp_path}/{name}"))
+        assert plan.state == REFUSED and plan.note.startswith(f"{field}: ") and words in plan.note, plan.note
+
+
+def test_an_earlier_stage_of_the_wrong_kind_is_refused_too(tmp_path: Path):
+    prepare, train = prepare_stage(tmp_path), train_stage(tmp_path)
+    again = train_stage(tmp_path, output=f"{tmp_path}/new", item_scores=f"{tmp_path}/train")
+    plan = planned(prepare, train, again)[2]
+    assert plan.note == f"item_scores: {tmp_path}/train is the output of stage 2 (train): name one of `score` here"
+    write_aspects(tmp_path / "aspects.yaml")
+    users = {"score": score_stage(tmp_path, data=f"{tmp_path}/made", subjects="users")["score"]}
+    plan = planned(prepare, users, train_stage(tmp_path, item_scores=f"{tmp_path}/scores"))[2]
+    assert plan.note == "item_scores: stage 2 makes scores of users: name scores of items here"
 
 
 def test_two_stages_with_one_output_are_refused(tmp_path: Path):
@@ -200,29 +301,24 @@ def all_items(config: ScoreConfig) -> pa.Table:
 
 def file_answers(config: ScoreConfig, hashes: list[str]) -> None:
     answer = StoredScore(ratings=(5, 5), expected=(5.0, 5.0), reason="ok", completion="")
-    way_of_asking(config, exchanges=False).store.write(hashes, [answer] * len(hashes))
+    open_store(config, on_gpu=torch.cuda.is_available()).write(hashes, [answer] * len(hashes))
+
+
+def asked(found: StagePlan) -> tuple[int, int]:
+    """Prompts and tokens of a plan's note."""
+    numbers = re.search(r": (?:about )?([\d,]+) prompts to ask(?: in each pass)?, ([\d,]+) tokens$", found.note)
+    assert numbers, found.note
+    return tuple(int(one.replace(",", "")) for one in numbers.groups())
 
 
 def test_items_are_counted_net_of_the_store(shop: Path, tokenizer):
     config = score_config(shop)
     prompts = all_items(config)
-    found = score_estimate(config, adapter_is_known=True)
     lengths = prompts["prompt_tokens"].to_pylist()
-    shared = prompts["shared_tokens"][0].as_py()
-    assert (found.prompts, found.prompt_tokens, found.shared_tokens) == (ITEMS, sum(lengths), ITEMS * shared)
-    assert found.sampled is None
-    assert found.answer_tokens == ITEMS * (len(tokenizer.encode("pace: 5\nwit: 5")) + 1)
+    [found] = planned(score_stage(shop))
+    assert (asked(found), found.state) == ((ITEMS, sum(lengths)), TO_RUN)
     file_answers(config, prompts["prompt_sha256"].to_pylist()[:25])
-    left = score_estimate(config, adapter_is_known=True)
-    assert (left.prompts, left.prompt_tokens) == (ITEMS - 25, sum(lengths[25:]))
-    assert score_estimate(config, adapter_is_known=False).prompts == ITEMS
-
-
-def test_probe_asks_each_aspect_with_a_tail_and_tells_a_ten_from_a_one(shop: Path, tokenizer):
-    aspects = load_aspects(f"{shop}/aspects.yaml")
-    assert len(tokenizer.encode("10")) == 2
-    tails = [tokenizer.encode(f"{name}: ") for name in ("pace", "wit")]
-    assert answer_tokens(tokenizer, aspects, "probe") == sum(len(tail) + 2 for tail in tails)
+    assert asked(planned(score_stage(shop))[0]) == (ITEMS - 25, sum(lengths[25:]))
 
 
 def test_equal_prompts_are_asked_once(shop: Path, tokenizer):
@@ -230,17 +326,17 @@ def test_equal_prompts_are_asked_once(shop: Path, tokenizer):
     items = files.read_table(part)
     titles = pa.array(["the same"] * 3 + items["title"].to_pylist()[3:])
     files.write_table(items.set_column(items.column_names.index("title"), "title", titles), part)
-    assert score_estimate(score_config(shop), adapter_is_known=True).prompts == ITEMS - 2
+    assert asked(planned(score_stage(shop))[0])[0] == ITEMS - 2
 
 
 def test_other_words_ask_all_again_and_the_same_words_nothing(shop: Path, tokenizer):
     config = score_config(shop)
     file_answers(config, all_items(config)["prompt_sha256"].to_pylist())
     same = {"score": score_stage(shop, output=f"{shop}/again")["score"]}
-    assert planned(same)[0].note == f"{ITEMS} items: nothing to ask, the store knows all"
+    assert planned(same)[0].note == f"{ITEMS} items: 0 prompts to ask, 0 tokens"
     write_aspects(shop / "other.yaml", pace="Slow to very fast.")
     other = score_stage(shop, output=f"{shop}/again", aspects=f"{shop}/other.yaml")
-    assert planned(other)[0].note.startswith(f"{ITEMS} items: {ITEMS} prompts to ask")
+    assert asked(planned(other)[0])[0] == ITEMS
 
 
 def test_a_subset_of_the_aspects_asks_nothing_and_words_changed_in_place_are_refused(shop: Path, tokenizer):
@@ -254,37 +350,16 @@ def test_a_subset_of_the_aspects_asks_nothing_and_words_changed_in_place_are_ref
     assert (refused.state, f"from other content of {shop}/aspects.yaml;" in refused.note) == (REFUSED, True)
 
 
-def test_the_prompts_that_an_interrupted_run_wrote_are_counted(shop: Path, tokenizer, monkeypatch):
-    monkeypatch.setattr(estimates, "SAMPLED", 5)
-    config = score_config(shop)
-    begin(score_stage(shop), [])
-    prompts = all_items(config)
-    files.write_table(prompts, f"{config.output}/prompts/part-0.parquet")
-    files.write_json({"prompts": ITEMS}, f"{config.output}/prompts.json")
-    file_answers(config, prompts["prompt_sha256"].to_pylist()[:10])
-    found = score_estimate(config, adapter_is_known=True)
-    assert (found.prompts, found.sampled) == (ITEMS - 10, None)
-    assert found.prompt_tokens == sum(prompts["prompt_tokens"].to_pylist()[10:])
-    assert planned(score_stage(shop))[0].note.endswith("counted")
-
-
 def test_many_subjects_are_estimated_from_some(shop: Path, tokenizer, monkeypatch):
-    monkeypatch.setattr(estimates, "SAMPLED", 10)
-    config = score_config(shop)
-    found = score_estimate(config, adapter_is_known=True)
-    assert (found.prompts, found.sampled) == (ITEMS, 10)
-    assert found.prompt_tokens == pytest.approx(sum(all_items(config)["prompt_tokens"].to_pylist()), rel=0.02)
-    [plan] = planned(score_stage(shop))
-    assert re.fullmatch(
-        r"40 items: 40 prompts to ask, [\d,]+ prompt tokens \([\d,]+ of them the start that all share\), "
-        r"[\d,]+ answer tokens; estimated from 10 prompts",
-        plan.note,
-    )
+    monkeypatch.setattr(pipeline, "SAMPLED", 10)
+    [found] = planned(score_stage(shop))
+    assert found.note.startswith("40 items: about 40 prompts to ask, ")
+    assert asked(found)[1] == pytest.approx(sum(all_items(score_config(shop))["prompt_tokens"].to_pylist()), rel=0.02)
 
 
 def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
     config = score_config(shop, subjects="users", max_subjects=7)
-    settings = prompt_settings(config, config.subjects)
+    settings = prompt_settings(config, "users")
     reviews = files.read_table(f"{shop}/prepare/reviews")
     reviews = reviews.filter(pa.compute.equal(reviews["split"], "train"))
     items = files.read_table(f"{shop}/prepare/items").sort_by("item_index")
@@ -297,34 +372,27 @@ def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
     ]
     sampled = chosen_prompts(config.data, settings, np.arange(7))
     assert sampled.equals(pa.concat_tables(whole))
-    assert score_estimate(config, adapter_is_known=True).prompts == 7
+    found = planned(score_stage(shop, subjects="users", max_subjects=7))[0]
+    assert asked(found) == (7, sum(sampled["prompt_tokens"].to_pylist()))
 
 
-def finetune_settings(shop: Path, **changes: Any) -> dict[str, Any]:
+def finetune_stage(shop: Path, **changes: Any) -> dict[str, Any]:
     named = {"output": f"{shop}/tuned", "data": f"{shop}/prepare", "aspects": f"{shop}/aspects.yaml"}
     small = {"keep_out": 3, "held_out_fraction": 0.25, "completions": 4, "batch_size": 4}
     (shop / "items.csv").write_text("id,pace,wit\ni1,1,2\n")
-    return named | small | {"item_scores": f"{shop}/items.csv", "warm_start_epochs": 1, "teacher": "profile"} | changes
+    named |= small | {"item_scores": f"{shop}/items.csv", "warm_start_epochs": 1, "teacher": "profile"} | changes
+    return {"finetune": named}
 
 
 def test_a_finetune_asks_its_users_in_every_pass(shop: Path, tokenizer):
-    config = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2), source="test")
-    found = finetune_estimate(config)
-    # 9 users to train on in 3 passes, 3 held out evaluated before, after the warm start and after two epochs
-    assert found.what == "9 users to train on, 3 held out, in all passes and evaluations"
-    assert found.prompts == 9 * 3 + 3 * 4
-    answer = len(tokenizer.encode("pace: 5\nwit: 5")) + 1
-    assert found.answer_tokens == answer * (9 * (1 + 2 * 4) + 3 * 4)
-    often = check_config(STAGES["finetune"], finetune_settings(shop, epochs=2, evaluate_every_steps=2), source="test")
-    assert finetune_estimate(often).prompts == 9 * 3 + 3 * (2 + 3)  # 6 steps
+    found = planned(finetune_stage(shop))[0]
+    assert asked(found)[0] == USERS and "in each pass" in found.note
 
 
 def test_vectors_read_every_item_once(shop: Path, tokenizer):
     settings = {"output": f"{shop}/pca", "data": f"{shop}/prepare", "aspects": f"{shop}/aspects.yaml", "width": 2}
-    found = vectors_estimate(check_config(STAGES["vectors"], settings, source="test"))
     whole = all_items(score_config(shop))
-    assert (found.prompts, found.answer_tokens) == (ITEMS, 0)
-    assert found.prompt_tokens == sum(whole["prompt_tokens"].to_pylist())
+    assert asked(planned({"vectors": settings})[0]) == (ITEMS, sum(whole["prompt_tokens"].to_pylist()))
 
 
 def test_before_the_data_are_prepared_nothing_is_counted(shop: Path):
@@ -361,7 +429,7 @@ def test_a_dry_run_of_a_refused_pipeline_fails_with_every_reason(shop: Path, cap
     (shop / "pipeline.yaml").write_text(yaml.safe_dump({"stages": stages}))
     assert main(["pipeline", "--config", f"{shop}/pipeline.yaml", "--dry-run"]) == 2
     said = capsys.readouterr()
-    assert said.err.count("not there, and no earlier stage makes it") == said.out.count("  refused  ") == 2
+    assert said.err.count("is not there, and no earlier stage makes it") == said.out.count("  refused  ") == 2
 
 
 def simulated(folder: Path, *flags: str) -> int:
@@ -400,7 +468,7 @@ def test_exported_prompts_replace_no_file(shop: Path, capsys):
     flags = [flag for name, value in settings.items() if value for flag in ("--set", f"{name}={value}")]
     flags += ["--set", "answered_by=gpt", "--set", "structured=false"]
     assert main(["score", *flags, "--export-prompts", f"{shop}/requests.jsonl"]) == 2
-    assert "requests.jsonl is there already: export to another file" in capsys.readouterr().err
+    assert "requests.jsonl exists already: export to another file" in capsys.readouterr().err
     assert (shop / "requests.jsonl").read_text() == "mine" and not (shop / "scores").exists()
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place
+from raygr.config import STRICT, Place, TrainRun
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -14,7 +14,7 @@ class CompareConfig:
     """Train runs -> metrics per arm, paired intervals and corrected p-values, tables as Markdown, CSV and LaTeX."""
 
     output: Place
-    arms: Mapping[str, tuple[Place, ...]]
+    arms: Mapping[str, tuple[TrainRun, ...]]
     """Arm name -> its runs, one per seed."""
     base: str = "base"
     """The arm that the others are compared with."""

@@ -3,7 +3,7 @@
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Id, Ids, Place
+from raygr.config import STRICT, Id, Ids, Place, TrainRun
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -11,7 +11,7 @@ class ExplainConfig:
     """A refined train run -> why an item suits some users or not: figure, JSON and sentences (Figure 5)."""
 
     output: Place
-    train_run: Place
+    train_run: TrainRun
     """A train run with item scores on 1..10; its data and scores must be where they were."""
     item: Id | None = None
     """An item id; null picks one that one user rated high and another low."""

@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place
+from raygr.config import STRICT, Place, TrainRun
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -10,5 +10,5 @@ class ExportConfig:
     """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
 
     output: Place
-    train_run: Place
-    """A train run; its data and scores must be where they were."""
+    train_run: TrainRun
+    """A train run; its folder is enough, wherever it is."""

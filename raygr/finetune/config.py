@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Model, Place, Shipped
+from raygr.config import STRICT, Adapter, ItemVectors, Model, Place, PrepareRun, Shipped, UserVectors
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -15,9 +15,9 @@ class FinetuneConfig:
     SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
 
     output: Place
-    data: Place
+    data: PrepareRun
     """A prepare run."""
-    item_scores: Place
+    item_scores: ItemVectors
     """A score run, or a Parquet/CSV of id -> one score per aspect; stays as it is."""
     score_column: Literal["expected", "ratings"] = "expected"
     """Which of a score run's numbers: of the items, and of a teacher that is a score run."""
@@ -64,13 +64,13 @@ class FinetuneConfig:
     keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
     """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr."""
 
-    teacher: Literal["profile"] | Place | None = Field(default=None, union_mode="left_to_right")
+    teacher: Literal["profile"] | UserVectors | None = Field(default=None, union_mode="left_to_right")
     """Parquet/CSV of user id -> ratings on 1..10, a score run of users, or `profile`: made from item scores."""
     warm_start_epochs: int = Field(default=0, ge=0)
     """Passes of cross-entropy on the teacher's answers before the reinforcement."""
     warm_start_learning_rate: float = Field(default=1e-4, gt=0)
 
-    adapter: Place | None = None
+    adapter: Adapter | None = None
     """A finetune run, or a LoRA adapter in PEFT's format, to go on from; null starts a fresh one."""
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: float = Field(default=16, gt=0)

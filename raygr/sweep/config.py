@@ -1,12 +1,13 @@
 """Settings of `raygr sweep`."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place
+from raygr.config import STRICT, Place, SettingsOf
+from raygr.train.config import TrainConfig
 
 Value = bool | int | float | str | None
 
@@ -37,9 +38,12 @@ class SweepConfig:
     SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "mlflow"})
 
     output: Place
-    train: Mapping[str, Any]
+    train: Annotated[Mapping[str, Any], SettingsOf(TrainConfig)]
     """What all trials share: fields of `raygr train`, but `output`. Where `threads` is not named it is 1."""
-    space: Mapping[str, ValueRange | tuple[Value | RandomSubsets | tuple[str, ...], ...]]
+    space: Annotated[
+        Mapping[str, ValueRange | tuple[Value | RandomSubsets | tuple[str, ...], ...]],
+        SettingsOf(TrainConfig, listed=True),
+    ]
     """Name -> its values. Names are fields of `raygr train` and two more. guided_dimension: 0 is the base model, k the
     first k aspects, a list the aspects that it names, {random: 6, subsets: 3} three draws of six. total_width:
     sets base_width so that `concat` has this width in all; null leaves base_width as it is."""

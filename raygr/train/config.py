@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place
+from raygr.config import STRICT, ItemVectors, Place, PrepareRun, UserScoreRun
 
 
 def off_for_false(value: object) -> object:
@@ -20,9 +20,9 @@ class TrainConfig:
     SPEED: ClassVar = frozenset({"threads"})
 
     output: Place
-    data: Place
+    data: PrepareRun
     """A prepare run."""
-    item_scores: Place | None = None
+    item_scores: ItemVectors | None = None
     """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
     score_column: Literal["expected", "ratings"] = "expected"
     aspect_names: tuple[str, ...] | None = None
@@ -31,7 +31,7 @@ class TrainConfig:
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
     user_scores: Literal["none", "llm", "profile"] = "none"
-    user_score_run: Place | None = None
+    user_score_run: UserScoreRun | None = None
     """The score run of `user_scores: llm`."""
     fusion: Literal["concat", "add"] = "add"
     """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added."""
@@ -120,7 +120,7 @@ class TrainConfig:
     mmr_weight: float = Field(default=0.5, ge=0, le=1)
     """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
     alone, 0 diversity alone."""
-    list_scores: Place | None = None
+    list_scores: ItemVectors | None = None
     """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
     vectors, which differ from arm to arm."""
     seed: int = 0

@@ -26,13 +26,15 @@ from raygr.distributed import (
     wants_gpu,
     worker_cpus,
 )
+from raygr.models.workers import Share
 from raygr.ray_setup import connect
 from raygr.schema import EVENTS, HISTORY, TEST, VALIDATION
 from raygr.train.config import TrainConfig
 from raygr.train.events import EventFile
 from raygr.train.inputs import Inputs, load_inputs, with_absolute_paths
-from raygr.train.loop import CHOSEN_BY, Share, Training, checkpoint_state, restore, start_training, training_rounds
+from raygr.train.loop import CHOSEN_BY, training_rounds
 from raygr.train.outputs import write_outputs
+from raygr.train.state import Training, checkpoint_state, restore, start_training
 
 logger = logging.getLogger(__name__)
 

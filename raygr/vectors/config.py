@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Model, Place, Shipped
+from raygr.config import STRICT, Model, Place, PrepareRun, Shipped
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -15,7 +15,7 @@ class VectorsConfig:
     SPEED: ClassVar = frozenset({"batch_size"})
 
     output: Place
-    data: Place
+    data: PrepareRun
     """A prepare run."""
     aspects: Shipped
     """YAML of the aspects, whose system prompt precedes the texts as it does in scoring."""

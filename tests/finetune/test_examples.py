@@ -1,4 +1,4 @@
-"""What the policy reads ends before what its reward looks at; users are drawn by seed; bad input is refused."""
+"""Prompts end before the interactions of the reward; users are drawn by seed; bad inputs are refused."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,8 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 
 from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import Inputs, Problem, like_threshold, load_inputs
-from raygr.finetune.metrics import Judge
+from raygr.finetune.examples import TuningData, TuningExample, like_threshold, load_tuning_data
+from raygr.finetune.metrics import tuning_task
 from raygr.score.aspects import load_aspects
 from raygr.score.subjects import encoder_of, prompt_settings
 
@@ -27,7 +27,7 @@ def settings(folder: Path, **changes: Any) -> FinetuneConfig:
 
 
 def write_toy(folder: Path, *, histories: list[list[int]] | None = None, late_rating: float = 3.0) -> Path:
-    """`late_rating` is that of every interaction behind the cut of keep_out 3, test and validation included."""
+    """`late_rating`: rating of every interaction after the cut of keep_out 3, test and validation included."""
     histories = histories or walks(USERS, ITEMS, LENGTH, seed=0)
     ratings = [
         [1.0, 5.0, 4.0, 2.0, 3.0, *[late_rating, 5.0, 1.0, late_rating, late_rating]][: len(h)] for h in histories
@@ -43,36 +43,36 @@ def toy(tmp_path: Path) -> Path:
     return write_toy(tmp_path)
 
 
-def texts(config: FinetuneConfig, problem: Problem) -> str:
+def texts(config: FinetuneConfig, example: TuningExample) -> str:
     encoder = encoder_of(prompt_settings(config, "users"))
-    return encoder.tokenizer.decode(problem.prompt_ids)
+    return encoder.tokenizer.decode(example.prompt_ids)
 
 
-def users_of(inputs: Inputs) -> tuple[list[int], list[int]]:
+def users_of(inputs: TuningData) -> tuple[list[int], list[int]]:
     return [one.user_index for one in inputs.train], [one.user_index for one in inputs.held_out]
 
 
 def test_a_prompt_holds_the_reviews_before_the_cut_and_no_other(toy: Path):
     config = settings(toy)
-    inputs = load_inputs(config)
+    inputs = load_tuning_data(config)
     histories = walks(USERS, ITEMS, LENGTH, seed=0)
-    for problem in inputs.train + inputs.held_out:
-        own = histories[problem.user_index]
-        text = texts(config, problem)
+    for example in inputs.train + inputs.held_out:
+        own = histories[example.user_index]
+        text = texts(config, example)
         shown = {int(title) for title in re.findall(r"title (\d+)\b", text)}
         assert shown == set(own[:5])
-        assert [int(at) for at in re.findall(rf"words of u{problem.user_index} at (\d)", text)] == [0, 1, 2, 3, 4]
+        assert [int(at) for at in re.findall(rf"words of u{example.user_index} at (\d)", text)] == [0, 1, 2, 3, 4]
         assert text.endswith("<|im_start|>assistant\n")
-        assert (problem.judged_K + 1).tolist() == own[5:8]
-        assert problem.candidate_C[0] + 1 == own[7]
-        assert not shown & set((problem.judged_K + 1).tolist())
-        assert not set((problem.candidate_C[1:] + 1).tolist()) & set(own)
-        assert len(set(problem.candidate_C.tolist())) == 11
+        assert (example.judged_K + 1).tolist() == own[5:8]
+        assert example.candidate_C[0] + 1 == own[7]
+        assert not shown & set((example.judged_K + 1).tolist())
+        assert not set((example.candidate_C[1:] + 1).tolist()) & set(own)
+        assert len(set(example.candidate_C.tolist())) == 11
 
 
 def test_what_happens_behind_the_cut_changes_no_prompt_and_no_teacher(tmp_path: Path):
     found = [
-        load_inputs(settings(write_toy(tmp_path / str(late), late_rating=late), teacher="profile"))
+        load_tuning_data(settings(write_toy(tmp_path / str(late), late_rating=late), teacher="profile"))
         for late in (1.0, 5.0)
     ]
     for one, other in zip(*(inputs.train + inputs.held_out for inputs in found), strict=True):
@@ -82,12 +82,12 @@ def test_what_happens_behind_the_cut_changes_no_prompt_and_no_teacher(tmp_path: 
 
 
 def test_users_are_drawn_by_seed_and_held_out_for_every_task_alike(toy: Path):
-    base = users_of(load_inputs(settings(toy)))
-    assert users_of(load_inputs(settings(toy))) == base
+    base = users_of(load_tuning_data(settings(toy)))
+    assert users_of(load_tuning_data(settings(toy))) == base
     assert sorted(base[0] + base[1]) == list(range(USERS)) and len(base[1]) == 3
-    assert users_of(load_inputs(settings(toy, task="classification"))) == base
-    assert users_of(load_inputs(settings(toy, seed=1))) != base
-    few = load_inputs(settings(toy, max_users=4))
+    assert users_of(load_tuning_data(settings(toy, task="classification"))) == base
+    assert users_of(load_tuning_data(settings(toy, seed=1))) != base
+    few = load_tuning_data(settings(toy, max_users=4))
     assert users_of(few) == (base[0][:3], base[1][:1])
     assert few.counts == {
         "users": 12,
@@ -104,14 +104,14 @@ def test_users_are_drawn_by_seed_and_held_out_for_every_task_alike(toy: Path):
 def test_short_users_and_users_of_one_class_are_skipped_and_counted(tmp_path: Path):
     histories = walks(USERS, ITEMS, LENGTH, seed=0)
     histories[2], histories[5] = histories[2][:5], histories[5][:5]  # 3 train interactions, all kept out
-    inputs = load_inputs(settings(write_toy(tmp_path, histories=histories)))
+    inputs = load_tuning_data(settings(write_toy(tmp_path, histories=histories)))
     assert inputs.counts["too_short"] == 2 and inputs.counts["train"] + inputs.counts["held_out"] == 10
     assert not {2, 5} & {one.user_index for one in inputs.train + inputs.held_out}
     # the last two train ratings are 5 and 1, or 5 and 4 of the short users: of one class at 4, all of them at 1
     judged = {"task": "classification", "keep_out": 2}
-    assert load_inputs(settings(tmp_path, **judged)).counts["one_class"] == 2
+    assert load_tuning_data(settings(tmp_path, **judged)).counts["one_class"] == 2
     with pytest.raises(ConfigError, match=r"0 users to train on and 0 held out.*12 have no liked or only liked"):
-        load_inputs(settings(tmp_path, **judged, like_threshold=1.0))
+        load_tuning_data(settings(tmp_path, **judged, like_threshold=1.0))
 
 
 @pytest.mark.parametrize(("low", "high", "threshold"), [(1, 5, 4.0), (0.5, 5, 3.875), (0, 10, 7.5), (0, 1, 0.75)])
@@ -122,22 +122,22 @@ def test_what_is_liked_follows_the_rating_range(toy: Path, low: float, high: flo
 
 
 def test_a_teacher_table_may_miss_users_and_they_are_counted(toy: Path):
-    train, held_out = users_of(load_inputs(settings(toy)))
+    train, held_out = users_of(load_tuning_data(settings(toy)))
     ratings = {f"u{user}": [float(1 + user % 10)] * len(NAMES) for user in [*train[1:], *held_out]}
-    inputs = load_inputs(settings(toy, teacher=write_csv(toy / "teacher.csv", ratings, NAMES)))
+    inputs = load_tuning_data(settings(toy, teacher=write_csv(toy / "teacher.csv", ratings, NAMES)))
     assert inputs.counts["without_teacher"] == 1 and inputs.train[0].teacher_A is None
     assert inputs.train[1].teacher_A.tolist() == [1.0 + train[1] % 10] * len(NAMES)
 
 
 def test_item_statistics_are_of_the_items_that_have_scores(toy: Path):
-    """Half of the items have none: filled with the mean they would shrink the deviation by a factor of .71."""
+    """Half of the items have no scores; filled with the mean they would shrink the deviation by a factor of .71."""
     scored = {f"i{i}": [float(1 + i % 2 * 8)] * len(NAMES) for i in range(1, ITEMS // 2 + 1)}  # 9 and 1 in turn
     config = settings(toy, item_scores=write_csv(toy / "half.csv", scored, NAMES), teacher="profile")
-    inputs = load_inputs(config)
+    inputs = load_tuning_data(config)
     assert inputs.counts["items_without_score"] == 20
-    judge = Judge.of(config, inputs.items_IA, None)
-    assert (judge.item_mean, judge.item_std) == ((5.0,) * len(NAMES), (4.0,) * len(NAMES))
-    assert judge.items_IA[:, 0].tolist() == [1.0, -1.0] * 10 + [0.0] * 20
+    task = tuning_task(config, inputs.items_IA, None)
+    assert (task.item_mean, task.item_std) == ((5.0,) * len(NAMES), (4.0,) * len(NAMES))
+    assert task.items_IA[:, 0].tolist() == [1.0, -1.0] * 10 + [0.0] * 20
     assert all(np.isfinite(one.teacher_A).all() for one in inputs.train)
 
 
@@ -145,11 +145,11 @@ def test_an_aspect_without_any_score_is_refused(toy: Path):
     scores = {f"i{i}": [None, *[5.0] * (len(NAMES) - 1)] for i in range(1, ITEMS + 1)}
     unread = write_score_run(toy / "unread", scores, aspects=NAMES)
     with pytest.raises(ValueError, match=f"no item has a score of {NAMES[0]}"):
-        load_inputs(settings(toy, item_scores=unread))
+        load_tuning_data(settings(toy, item_scores=unread))
 
 
 def test_a_profile_teacher_rates_what_the_user_likes_high(toy: Path):
-    inputs = load_inputs(settings(toy, teacher="profile"))
+    inputs = load_tuning_data(settings(toy, teacher="profile"))
     ratings_UA = np.stack([one.teacher_A for one in inputs.train])
     assert ratings_UA.min() >= 1 and ratings_UA.max() <= 10
     # user 0 rates item histories[0][1] with 5 and histories[0][0] with 1: its profile leans from one to the other
@@ -167,12 +167,12 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         folder, cutoffs = toy / f"users-{cutoff}-{data}", dict.fromkeys(scores, cutoff)
         return write_score_run(folder, scores, aspects=NAMES, cutoffs=cutoffs, data=str(toy / data))
 
-    assert load_inputs(settings(toy, teacher=teacher(7))).counts["without_teacher"] == 0
+    assert load_tuning_data(settings(toy, teacher=teacher(7))).counts["without_teacher"] == 0
     with pytest.raises(ConfigError, match="seen interactions after the train part"):
-        load_inputs(settings(toy, teacher=teacher(8)))
+        load_tuning_data(settings(toy, teacher=teacher(8)))
     write_prepared(toy / "other", walks(USERS, ITEMS, LENGTH + 1, seed=0), items=ITEMS)
     with pytest.raises(ConfigError, match="scored from other data"):
-        load_inputs(settings(toy, teacher=teacher(7, "other")))
+        load_tuning_data(settings(toy, teacher=teacher(7, "other")))
 
 
 @pytest.mark.parametrize(
@@ -192,16 +192,16 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
 )
 def test_settings_that_cannot_work_are_refused_in_one_line(toy: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError if "tokens" in message else ConfigError, match=message) as caught:
-        load_inputs(settings(toy, **changes))
+        load_tuning_data(settings(toy, **changes))
     assert "\n" not in str(caught.value)
 
 
 def test_scores_and_teachers_of_other_aspects_or_scales_are_refused(toy: Path):
     other = write_csv(toy / "other.csv", {"i1": [1.0]}, ["pace"])
     with pytest.raises(ValueError, match="no aspect story complexity"):
-        load_inputs(settings(toy, item_scores=other))
+        load_tuning_data(settings(toy, item_scores=other))
     outside = write_csv(toy / "teacher.csv", {"u0": [11.0] * len(NAMES)}, NAMES)
     with pytest.raises(ConfigError, match=r"ratings outside 1\.\.10 of u0"):
-        load_inputs(settings(toy, teacher=outside))
+        load_tuning_data(settings(toy, teacher=outside))
     with pytest.raises(FileNotFoundError):
-        load_inputs(settings(toy, teacher=str(toy / "none.csv")))
+        load_tuning_data(settings(toy, teacher=str(toy / "none.csv")))

@@ -1,19 +1,21 @@
-"""One's own reward is taken as it is where it keeps to its contract, and refused where it does not."""
+"""A user's own reward is used unchanged if its values are valid, and refused otherwise."""
 
 import pytest
 import torch
-from test_tuning_metrics import ITEMS_IA, problem
+from test_tuning_metrics import ITEMS_IA, example
 from tiny_policy import toy_config
 
-from raygr.finetune.metrics import METRICS, Judge, judge_ratings, user_metrics
+from raygr.finetune.metrics import METRICS, advantages_of, rewards_of, standardised_users, tuning_task, user_metrics
 from raygr.finetune.rewards import Normalisation, Reward
 
 
 def own_outcome(own_reward: Reward, ratings_GA: list[list[float]], **changes: object):
-    """Of one user's answers."""
-    judge = Judge.of(toy_config(**changes), ITEMS_IA, own_reward)
-    normalisation = Normalisation(judge.item_mean, judge.item_std, (5.5,), (2.0,))
-    return judge_ratings(judge, normalisation, [problem(7, 0)], torch.tensor([ratings_GA], dtype=torch.float64))
+    """Rewards (1, G) and advantages (1, G, A) of one user's answers."""
+    task, examples = tuning_task(toy_config(**changes), ITEMS_IA, own_reward), [example(7, 0)]
+    normalisation = Normalisation(task.item_mean, task.item_std, (5.5,), (2.0,))
+    users_BGA = standardised_users(normalisation, torch.tensor([ratings_GA], dtype=torch.float64))
+    reward_BG = rewards_of(task, examples, users_BGA)
+    return reward_BG, advantages_of(task, examples, users_BGA, reward_BG)
 
 
 def first_aspect(user_GA, items_CA, relevant_C):
@@ -22,9 +24,9 @@ def first_aspect(user_GA, items_CA, relevant_C):
 
 def test_ones_own_reward_is_taken_as_it_is():
     for values in ([1.0, -1.0], [1 + 1e-7, 0.5]):
-        outcome = own_outcome(lambda user_GA, *task, values=values: torch.tensor(values), [[9.0], [2.0]])
-        assert outcome.reward_BG.tolist() == [pytest.approx(values, abs=1e-6)]
-    assert own_outcome(first_aspect, [[9.0], [5.5]], per_aspect_credit=True).advantage_BGA.shape == (1, 2, 1)
+        reward_BG, _ = own_outcome(lambda user_GA, *task, values=values: torch.tensor(values), [[9.0], [2.0]])
+        assert reward_BG.tolist() == [pytest.approx(values, abs=1e-6)]
+    assert own_outcome(first_aspect, [[9.0], [5.5]], per_aspect_credit=True)[1].shape == (1, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_ones_own_reward_outside_its_contract_is_refused(values, message: str):
 
 def test_ones_own_reward_is_held_to_it_in_the_credit_of_aspects_too():
     def undefined_at_the_mean(user_GA, items_CA, relevant_C):
-        """NaN for equal rows, which the answers with an aspect at the others' mean are here."""
+        """NaN for the rows in which an aspect has the others' mean."""
         return user_GA[:, 0] / 4 if user_GA[0, 0] == 1.0 else torch.full((len(user_GA),), float("nan"))
 
     own_outcome(undefined_at_the_mean, [[7.5], [3.5]])
@@ -58,16 +60,16 @@ def test_ones_own_reward_is_held_to_it_in_the_credit_of_aspects_too():
 
 
 def test_metrics_of_answers_that_nobody_gave_ask_for_no_reward():
-    """The common answer and the centred ones may be zeros, where one's own reward need not be defined."""
+    """The common answer and the centred ones may be zeros, for which a reward need not be defined."""
 
     def cosine(user_GA, items_CA, relevant_C):
         asked.append(user_GA.tolist())
         return user_GA[:, 0] / user_GA[:, 0].abs()
 
     asked: list = []
-    judge = Judge.of(toy_config(), ITEMS_IA, cosine)
-    normalisation = Normalisation(judge.item_mean, judge.item_std, (5.5,), (2.0,))
+    task = tuning_task(toy_config(), ITEMS_IA, cosine)
+    normalisation = Normalisation(task.item_mean, task.item_std, (5.5,), (2.0,))
     ratings_UA = torch.tensor([[7.5], [3.5]], dtype=torch.float64)  # their mean is 5.5
-    metrics_MU = user_metrics(judge, normalisation, [problem(0, 0), problem(1, 1)], ratings_UA)
+    metrics_MU = user_metrics(task, normalisation, [example(0, 0), example(1, 1)], ratings_UA)
     assert asked == [[[1.0]], [[-1.0]]] and metrics_MU[0].tolist() == [1.0, -1.0]
     assert metrics_MU[METRICS.index("common_auc")].tolist() == [0.5, 0.5]

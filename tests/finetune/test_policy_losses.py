@@ -1,4 +1,4 @@
-"""Losses and their gradients on a tiny policy: against naive full passes, enumeration and finite differences."""
+"""Losses and gradients of a tiny policy agree with naive full passes, enumeration and finite differences."""
 
 from itertools import product
 
@@ -13,8 +13,8 @@ from raygr.finetune.losses import (
     answer_log_probs,
     free_loss,
     is_canonical,
-    joined,
     log_complement,
+    loss_rows,
     sampled_log_probs,
     slots_loss,
     soft_ratings,
@@ -24,7 +24,6 @@ from raygr.finetune.losses import (
 )
 from raygr.finetune.policy import adapter_weights
 from raygr.finetune.prefix_cache import completion_logits, packed_logits, prefill, register_attention
-from raygr.finetune.rewards import token_advantages
 from raygr.finetune.sampling import answer_ids, free_rollouts, sample_slots, slots_rollouts, slots_rows
 
 RATINGS_BGA = torch.tensor([[[1, 10], [5, 3]], [[10, 1], [9, 10]], [[1, 1], [2, 7]]])
@@ -36,7 +35,7 @@ def gradient(model, loss) -> torch.Tensor:
 
 
 def naive_log_probs(model, prompt, completion) -> torch.Tensor:
-    """Of every token of one completion, by a pass of its own."""
+    """Log-probability of every token of one completion, by a separate pass."""
     logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
@@ -79,7 +78,7 @@ def test_ratings_and_template_make_up_the_whole_answers_probability(answer):
     rows = slots_rows(answer, RATINGS_BGA)
     logits = shared_logits(model, rows, packed=False)
     parts = answer_log_probs(logits, rows, RATINGS_BGA, answer)
-    rating_BR = parts.rating_BRAR.gather(-1, (RATINGS_BGA - 1)[..., None]).sum((2, 3))
+    rating_BR = parts.rating_BRAL.gather(-1, (RATINGS_BGA - 1)[..., None]).sum((2, 3))
     whole_BR = (token_log_probs(logits, rows)[0] * rows.kept_BRT).sum(2)
     torch.testing.assert_close(rating_BR + parts.template_BRT.sum(2), whole_BR, rtol=1e-4, atol=1e-4)
 
@@ -91,7 +90,7 @@ def test_slots_sampled_with_their_gradient_need_no_pass_of_their_own(answer):
     slots = sample_slots(model, prefill(model, PROMPTS), answer, uniform_BGA)
     rows = slots_rows(answer, slots.ratings_BGA)
     logits = completion_logits(model, prefill(model, PROMPTS), rows)
-    assert {1, 10} & set(slots.ratings_BGA.flatten().tolist())  # the places that a split ten treats apart
+    assert {1, 10} & set(slots.ratings_BGA.flatten().tolist())  # the ratings that are special where `10` is two tokens
     torch.testing.assert_close(slots.logits_BGTV, logits, rtol=1e-4, atol=1e-4)
     weight_BRT = torch.randn(3, 4, answer.places, generator=torch.Generator().manual_seed(2)) * rows.kept_BRT
     ours, theirs = (
@@ -133,7 +132,7 @@ def test_the_complement_of_a_probability_is_exact_and_its_slope_bounded():
 
 
 def reward_of(ratings: torch.Tensor) -> torch.Tensor:
-    """Any function of the ratings that is not additive."""
+    """A function of the ratings that is not additive."""
     return ((ratings[..., 0] - ratings[..., 1]).abs() == 9).float() + 0.1 * ratings[..., 0]
 
 
@@ -142,10 +141,10 @@ def all_answers() -> torch.Tensor:
 
 
 def expected_reward(model, temperature: float) -> torch.Tensor:
-    """Of one prompt, by enumerating all 100 answers."""
+    """Expected reward of one prompt, by enumerating all 100 answers."""
     rows = slots_rows(SPLIT, all_answers())
     logits = completion_logits(model, prefill(model, PROMPTS[:1]), rows)
-    log_probs = (answer_log_probs(logits, rows, all_answers(), SPLIT).rating_BRAR / temperature).log_softmax(-1)
+    log_probs = (answer_log_probs(logits, rows, all_answers(), SPLIT).rating_BRAL / temperature).log_softmax(-1)
     chosen = log_probs.gather(-1, (all_answers() - 1)[..., None])[..., 0].sum(2)
     return (chosen.exp() * reward_of(all_answers())).sum()
 
@@ -157,10 +156,10 @@ def test_the_policy_gradient_is_that_of_the_expected_reward_by_finite_difference
     rollouts = slots_rollouts(SPLIT, all_answers())
     logits = completion_logits(model, prefill(model, PROMPTS[:1]), rollouts.rows).double()
     with torch.no_grad():
-        ratings = answer_log_probs(logits, rollouts.rows, all_answers(), SPLIT).rating_BRAR / temperature
+        ratings = answer_log_probs(logits, rollouts.rows, all_answers(), SPLIT).rating_BRAL / temperature
         probability = ratings.log_softmax(-1).gather(-1, (all_answers() - 1)[..., None])[..., 0].sum(2).exp()
     assert probability.sum().item() == pytest.approx(1, abs=1e-5)
-    # the mean over what is sampled becomes a sum weighted by how often it is sampled
+    # the mean over samples becomes a sum over all answers, weighted by their probabilities
     advantage = (probability * reward_of(all_answers()) * 100)[..., None].expand(1, 100, 2)
     weights = LossWeights(temperature=temperature, format_read=0.0)
     loss = slots_loss(logits, rollouts, advantage, SPLIT, weights, None).total.sum()
@@ -219,7 +218,7 @@ def test_the_teachers_loss_worked_by_hand():
     answer = answer_log_probs(torch.zeros(1, 1, SPLIT.places, 100), rows, torch.tensor([[[10, 1]]]), SPLIT)
     loss = teacher_loss(answer, torch.tensor([[[10.0, 1.0]]]), SPLIT)
     ratings = -(np.log(0.01 * 0.01) + np.log(0.01 * 0.99)) / 2
-    # behind the rating of 1, where no 0 follows, the ending is one of 99
+    # after the rating of 1, where no 0 may follow, the ending is one of 99 tokens
     template_part = (3 * np.log(100) + np.log(99)) / 4
     assert loss.item() == pytest.approx(ratings + template_part, rel=1e-5)
 
@@ -241,10 +240,9 @@ def test_free_losses_take_the_three_cases():
     assert targets.ratings_BRA.tolist() == [[[4, 2], [8, 2]]]
     assert targets.row_BG[0, 1:].tolist() == [0, 1]
     prompts = PROMPTS[:1]
-    logits = completion_logits(model, prefill(model, prompts), joined(rollouts.rows, targets.rows))
+    logits = completion_logits(model, prefill(model, prompts), loss_rows(rollouts, targets))
     advantage_BGA = torch.tensor([[[0.5, -0.25], [1.0, 2.0], [3.0, 3.0]]])
-    advantages = token_advantages(advantage_BGA, rollouts.aspect_BGT, rollouts.correct_BGT)
-    parts = free_loss(logits, rollouts, advantages, targets, answer, LossWeights(format_reward=1.0))
+    parts = free_loss(logits, rollouts, advantage_BGA, answer, LossWeights(format_reward=1.0), None, targets)
 
     with torch.no_grad():
         own = [naive_log_probs(model, prompts[0], tokenizer().encode(text)) for text in TEXTS]
@@ -262,12 +260,12 @@ def test_free_losses_take_the_three_cases():
     format_tokens = [t for t, aspect in enumerate(place[0]) if aspect == -1]
     own_nll = -(own[0][format_tokens].sum() - torch.log(1 - zero)) / len(format_tokens)
     assert parts.format.item() == pytest.approx((0.1 * own_nll + 1.0 * nll[0]).item() / 3, rel=1e-4)
-    # the mean format rewards are 1, -1 and -1: the unread one counts in the others' baseline, and has no term itself
+    # the mean format rewards are 1, -1 and -1: the unread one counts in the others' baseline but has no term itself
     second_nll = -own[1][[t for t, aspect in enumerate(place[1]) if aspect == -1]].mean()
     advantage = (1 - (-1 - 1) / 2, -1 - (1 - 1) / 2)
     expected = (advantage[0] * own_nll + advantage[1] * second_nll).item() / 3
     assert parts.format_reward.item() == pytest.approx(expected, rel=1e-4)
-    soft = 0.5 * target.rating_BRAR[0, 1, 0, [6, 7]].sum() + target.rating_BRAR[0, 1, 1, 1]
+    soft = 0.5 * target.rating_BRAL[0, 1, 0, [6, 7]].sum() + target.rating_BRAL[0, 1, 1, 1]
     assert parts.teacher.item() == pytest.approx((nll[1] - soft / 2).item() / 3, rel=1e-4)
 
 
@@ -292,10 +290,8 @@ def free_loss_of(model, answer, texts: list[str], weights: LossWeights):
     targets = None
     if not is_canonical(rollouts).all():
         targets = target_answers(rollouts, torch.tensor([[5.0, 5.0]], dtype=torch.float64), answer)
-    rows = rollouts.rows if targets is None else joined(rollouts.rows, targets.rows)
-    logits = completion_logits(model, prefill(model, PROMPTS[:1]), rows)
-    advantages = token_advantages(torch.ones_like(rollouts.ratings_BGA), rollouts.aspect_BGT, rollouts.correct_BGT)
-    return free_loss(logits, rollouts, advantages, targets, answer, weights)
+    logits = completion_logits(model, prefill(model, PROMPTS[:1]), loss_rows(rollouts, targets))
+    return free_loss(logits, rollouts, torch.ones_like(rollouts.ratings_BGA), answer, weights, None, targets)
 
 
 def test_that_no_zero_follows_a_rating_of_one_is_credited_to_the_rating():
@@ -304,8 +300,8 @@ def test_that_no_zero_follows_a_rating_of_one_is_credited_to_the_rating():
     logits = torch.zeros(1, 1, rollouts.rows.ids_BRT.shape[2], vocabulary)
     behind_one = rollouts.aspect_BGT[0, 0].tolist().index(0) + 1
     logits[0, 0, behind_one, answer.ratings.ten[1]] = np.log(vocabulary - 1)  # P('0' | '1') = 1/2
-    advantages = token_advantages(torch.tensor([[[1.0, 0.0]]]), rollouts.aspect_BGT, rollouts.correct_BGT)
-    parts = free_loss(logits, rollouts, advantages, None, answer, LossWeights(format_reward=0.0))
+    advantage_BGA = torch.tensor([[[1.0, 0.0]]])
+    parts = free_loss(logits, rollouts, advantage_BGA, answer, LossWeights(format_reward=0.0), None, None)
     assert parts.value.item() == pytest.approx((np.log(vocabulary) + np.log(2)) / 2, rel=1e-5)
 
 
@@ -319,6 +315,6 @@ def test_free_and_slots_give_an_answer_the_same_probability():
     slots = answer_log_probs(
         completion_logits(model, prefill(model, PROMPTS[:1]), rows), rows, torch.tensor([[[1, 10]]]), answer
     )
-    assert free_one.item() == pytest.approx(slots.rating_BRAR[0, 0, 0, 0].item(), rel=1e-4)
-    assert sampled[aspect == 1].sum().item() == pytest.approx(slots.rating_BRAR[0, 0, 1, 9].item(), rel=1e-4)
+    assert free_one.item() == pytest.approx(slots.rating_BRAL[0, 0, 0, 0].item(), rel=1e-4)
+    assert sampled[aspect == 1].sum().item() == pytest.approx(slots.rating_BRAL[0, 0, 1, 9].item(), rel=1e-4)
     assert (sampled - no_zero)[aspect == -1].sum().item() == pytest.approx(slots.template_BRT.sum().item(), rel=1e-4)

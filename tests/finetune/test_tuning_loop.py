@@ -1,4 +1,4 @@
-"""The loop on a tiny random Llama: it learns what can be learned, and does the same however it is run."""
+"""The loop on a tiny random Llama learns what can be learned, and its result does not depend on how it is run."""
 
 import io
 import logging
@@ -25,21 +25,28 @@ from tiny_policy import (
 
 from raygr.config import ConfigError
 from raygr.finetune.loop import (
-    Share,
     Tuning,
     checkpoint_state,
     learning_rate_at,
-    reinforcement_step,
     restore,
     start_tuning,
-    step_problems,
-    tuning_rounds,
+    step_examples,
+    tune,
 )
 from raygr.finetune.lora import check_start, save_adapter
-from raygr.finetune.metrics import METRICS, judge_ratings, keep_best_by
-from raygr.finetune.policy import copied_adapter, fresh_rollout, load_adapter, reference_logits, rollouts_loss
+from raygr.finetune.losses import free_loss
+from raygr.finetune.metrics import METRICS, advantages_of, keep_best_by, rewards_of, standardised_users
+from raygr.finetune.policy import (
+    adapter_state,
+    load_adapter_state,
+    loss_weights,
+    reference_logits,
+    rollout_logits,
+    sample_rollouts,
+)
 from raygr.finetune.rewards import log_prob, reciprocal_rank
 from raygr.finetune.sampling import answer_template, free_rollouts
+from raygr.models.workers import Share
 from raygr.score.adapters import AdapterNote, model_sha256, read_note
 
 CPU = torch.device("cpu")
@@ -53,7 +60,7 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def wordy_folder(tmp_path_factory) -> str:
-    """With the tokenizer's whole vocabulary, to be read as text."""
+    """A tiny Llama with the tokenizer's whole vocabulary, whose completions can be read as text."""
     return save_tiny_llama(tmp_path_factory.mktemp("wordy"))
 
 
@@ -64,7 +71,7 @@ def tuning_of(folder: str, *, reward=None, share=None, users: int = 8, device=CP
 
 
 def run(tuning: Tuning) -> Tuning:
-    for _ in tuning_rounds(tuning):
+    for _ in tune(tuning):
         pass
     return tuning
 
@@ -79,12 +86,13 @@ def without_times(lines: list[dict]) -> list[dict]:
     return [{n: v for n, v in line.items() if n not in ("seconds", "tokens_per_second")} for line in lines]
 
 
-def saved_rounds(tuning: Tuning) -> list[io.BytesIO]:
-    """A checkpoint after every round."""
+def saved_checkpoints(tuning: Tuning) -> list[io.BytesIO]:
+    """A checkpoint wherever the loop may be interrupted."""
     files = []
-    for _ in tuning_rounds(tuning):
-        files.append(io.BytesIO())
-        torch.save(checkpoint_state(tuning), files[-1])
+    for is_checkpoint in tune(tuning):
+        if is_checkpoint:
+            files.append(io.BytesIO())
+            torch.save(checkpoint_state(tuning), files[-1])
     return files
 
 
@@ -92,7 +100,7 @@ def assert_resumes(straight: Tuning, resumed: Tuning, file: io.BytesIO) -> None:
     file.seek(0)
     restore(resumed, torch.load(file, weights_only=True))
     run(resumed)
-    assert_same_adapter(copied_adapter(resumed.model), copied_adapter(straight.model))
+    assert_same_adapter(adapter_state(resumed.model), adapter_state(straight.model))
     assert_same_adapter(resumed.best_adapter, straight.best_adapter)
     assert without_times(resumed.progress.lines) == without_times(straight.progress.lines)
     assert resumed.progress.evaluations == straight.progress.evaluations
@@ -102,8 +110,8 @@ def test_a_run_interrupted_after_any_round_equals_the_straight_one(folder):
     settings = {"warm_start_epochs": 2, "epochs": 2, "evaluate_every_steps": 1, "batch_size": 4}
     settings |= {"lora_dropout": 0.1, "kl_weight": 0.1}
     straight = tuning_of(folder, users=6, **settings)
-    files = saved_rounds(straight)
-    assert len(files) == 1 + 2 + 4  # before, two epochs of warm start, four steps
+    files = saved_checkpoints(straight)
+    assert len(files) == 1 + 2 + 4  # before, two epochs of SFT warm-up, four steps
     for file in files:
         assert_resumes(straight, tuning_of(folder, users=6, **settings), file)
 
@@ -111,15 +119,15 @@ def test_a_run_interrupted_after_any_round_equals_the_straight_one(folder):
 def test_an_interrupted_run_of_free_rollouts_equals_the_straight_one(wordy_folder):
     settings = {"rollouts": "free", "epochs": 2, "completions": 2}
     straight = tuning_of(wordy_folder, users=4, **settings)
-    files = saved_rounds(straight)
+    files = saved_checkpoints(straight)
     assert len(files) == 1 + 2  # before, two epochs
     assert_resumes(straight, tuning_of(wordy_folder, users=4, **settings), files[1])
 
 
-def saved_warm_start(folder: str, path: Path) -> Tuning:
-    """Only taught, and saved as an adapter."""
+def saved_sft(folder: str, path: Path) -> Tuning:
+    """An adapter of the SFT warm-up alone, saved."""
     taught = run(tuning_of(folder, warm_start_epochs=5, epochs=0))
-    load_adapter(taught.model, taught.best_adapter)
+    load_adapter_state(taught.model, taught.best_adapter)
     names = {"shared_prompt_sha256": "p", "rollouts": "slots", "model": folder}
     names["model_sha256"] = model_sha256(folder)
     save_adapter(taught.model, AdapterNote(**names, aspects=NAMES, normalisation={}), str(path))
@@ -127,18 +135,18 @@ def saved_warm_start(folder: str, path: Path) -> Tuning:
 
 
 def test_reinforcement_goes_on_from_a_saved_adapter(folder, tmp_path):
-    taught = saved_warm_start(folder, tmp_path / "warm")
+    taught = saved_sft(folder, tmp_path / "warm")
     assert [one["stage"] for one in taught.progress.evaluations] == ["before", "warm_start"]
     assert {line["stage"] for line in taught.progress.lines} == {"warm_start"}
     tuning = tuning_of(folder, adapter=str(tmp_path / "warm"))
-    assert_same_adapter(copied_adapter(tuning.model), taught.best_adapter)
+    assert_same_adapter(adapter_state(tuning.model), taught.best_adapter)
     run(tuning)
     assert tuning.progress.evaluations[0]["metrics"] == taught.progress.evaluations[-1]["metrics"]
     assert tuning.progress.lines[0]["step"] == 1 and tuning.progress.lines[0]["stage"] == "reinforcement"
 
 
 def test_an_adapter_of_another_shape_is_refused(folder, tmp_path):
-    saved_warm_start(folder, tmp_path / "warm")
+    saved_sft(folder, tmp_path / "warm")
     note = read_note(str(tmp_path / "warm"))
     fitting = toy_config(**BASE)
     check_start(fitting, str(tmp_path / "warm"), note)
@@ -155,7 +163,7 @@ def two_workers(rank: int, folder: str, meeting: str, results) -> None:
     tuning = run(tuning_of(folder, users=5, share=Share(rank, 2), warm_start_epochs=1))
     if rank == 0:
         lines = without_times(tuning.progress.lines)
-        torch.save({"adapter": copied_adapter(tuning.model), "lines": lines, "e": tuning.progress.evaluations}, results)
+        torch.save({"adapter": adapter_state(tuning.model), "lines": lines, "e": tuning.progress.evaluations}, results)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -165,10 +173,10 @@ def test_two_workers_do_as_one(folder, tmp_path):
     results = str(tmp_path / "results.pt")
     torch.multiprocessing.spawn(two_workers, (folder, str(tmp_path / "meeting"), results), nprocs=2)
     two = torch.load(results, weights_only=True)
-    # five users: a last step of one user leaves the second worker with none
+    # five users: the last step has one user, so the second worker has none
     one = run(tuning_of(folder, users=5, warm_start_epochs=1))
-    # Adam divides by the gradient's size, which makes much of rounding where that is next to nothing
-    assert_same_adapter(two["adapter"], copied_adapter(one.model), atol=2e-3)
+    # Adam divides by the gradient's size, so rounding errors of tiny gradients become large
+    assert_same_adapter(two["adapter"], adapter_state(one.model), atol=2e-3)
     for ours, theirs in zip(two["lines"], without_times(one.progress.lines), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-2)
@@ -176,20 +184,16 @@ def test_two_workers_do_as_one(folder, tmp_path):
 
 
 def test_gradient_checkpointing_and_accumulation_change_no_step(folder):
-    plain = tuning_of(folder, batch_size=4)
-    next(tuning_rounds(plain))
-    line = reinforcement_step(plain)
+    line = run(tuning_of(folder, batch_size=4)).progress.lines[0]
     assert line["gradient_norm"] > 0
     for changes in ({"gradient_checkpointing": True, "batch_size": 4}, {"batch_size": 2, "accumulation": 2}):
-        other = tuning_of(folder, **changes)
-        other.progress.normalisation = plain.progress.normalisation
-        other_line = reinforcement_step(other)
+        other_line = run(tuning_of(folder, **changes)).progress.lines[0]
         assert other_line["gradient_norm"] == pytest.approx(line["gradient_norm"], rel=1e-3)
         assert other_line["loss"] == pytest.approx(line["loss"], rel=1e-4, abs=1e-6)
 
 
 def mixed_up(reward):
-    """The same rewards, given to the wrong completions; of the same completions always in the same order."""
+    """The same rewards in a random order, which is always the same for the same completions."""
 
     def shuffled(user_GA, items_CA, relevant_C):
         order = np.random.default_rng(zlib.crc32(user_GA.numpy().tobytes())).permutation(len(user_GA))
@@ -199,7 +203,7 @@ def mixed_up(reward):
 
 
 def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
-    """Rise of the sampled reward from the first five to the last five steps, and its standard error."""
+    """Increase of the sampled reward from the first five to the last five steps, and its standard error."""
     tuning = run(tuning_of(folder, reward=reward, seed=seed, epochs=15, completions=8, evaluate_every_steps=1000))
     rewards = np.array([line["reward"] for line in tuning.progress.lines])
     first, last = rewards[:5], rewards[-5:]
@@ -209,7 +213,7 @@ def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
 def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
     rises, errors = np.array([rise(folder, reward=log_prob, seed=seed) for seed in range(3)]).T
     assert (rises > 3 * errors).all()
-    # what chance does to one run is a large part of what there is to learn: more seeds
+    # chance moves one run by a large part of what can be learned: more seeds
     shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(6)]).T
     assert shuffled.mean() < 0.25 * rises.mean()
     assert (shuffled > 3 * noise).sum() <= 2
@@ -217,7 +221,7 @@ def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
 
 @pytest.mark.parametrize("per_aspect_credit", [False, True])
 def test_users_of_opposite_tastes_are_told_apart_by_their_prompts(folder, per_aspect_credit: bool):
-    """One answer for all is worth nothing here, so whatever is learned is personal."""
+    """One answer for all users has no value here, so whatever is learned is personal."""
     for seed in range(3):
         config = toy_config(**BASE, completions=8, epochs=40, evaluate_every_steps=1000, seed=seed)
         config = replace(config, per_aspect_credit=per_aspect_credit)
@@ -246,9 +250,9 @@ def test_reinforcement_starts_without_the_moments_of_the_warm_start(folder):
 def test_free_rollouts_that_nothing_is_read_from_learn_the_teachers_answer(wordy_folder, taught: bool):
     tuning = tuning_of(wordy_folder, rollouts="free", epochs=3, completions=2, format_reward=False)
     if not taught:
-        tuning.inputs = tuning.inputs._replace(train=[p._replace(teacher_A=None) for p in tuning.inputs.train])
+        tuning.data = tuning.data._replace(train=[one._replace(teacher_A=None) for one in tuning.data.train])
     lines = run(tuning).progress.lines
-    assert len(tuning.policy.structured) == (0 if taught else 8)
+    assert len(tuning.policy.base_answers) == (0 if taught else 8)
     assert all(line["aspects_read"] < 0.5 and line["losses"]["value"] == 0 for line in lines)
     assert lines[-1]["losses"]["teacher"] < 0.9 * lines[0]["losses"]["teacher"]
 
@@ -256,7 +260,7 @@ def test_free_rollouts_that_nothing_is_read_from_learn_the_teachers_answer(wordy
 def test_a_rating_that_is_read_later_counts_though_none_was_at_first(wordy_folder, caplog):
     tuning = tuning_of(wordy_folder, rollouts="free", warm_start_epochs=1, epochs=1, reward=reciprocal_rank)
     with caplog.at_level(logging.WARNING, logger="raygr.finetune.loop"):
-        for _ in tuning_rounds(tuning):
+        for _ in tune(tuning):
             if tuning.progress.evaluations[-1]["stage"] == "warm_start":
                 break
     said = [record.getMessage() for record in caplog.records]
@@ -265,21 +269,24 @@ def test_a_rating_that_is_read_later_counts_though_none_was_at_first(wordy_folde
     # users like the first aspect high and the second low
     texts = ["tension level: 9\nhumor: 2<|im_end|>", "tension level: 2\nhumor: 9<|im_end|>"]
     completions = [[tokenizer().encode(text) for text in texts]]
-    problems, policy = tuning.inputs.train[:1], tuning.policy
+    examples, policy, task = tuning.data.train[:1], tuning.policy, tuning.task
     rollouts = free_rollouts(tokenizer(), completions, NAMES, policy.template, CPU)
-    outcome = judge_ratings(tuning.judge, tuning.progress.normalisation, problems, rollouts.ratings_BGA)
-    assert outcome.reward_BG[0, 0] > outcome.reward_BG[0, 1]
-    parts = rollouts_loss(policy, problems, None, rollouts, outcome.advantage_BGA, watch_kl=False)
+    users_BGA = standardised_users(tuning.progress.normalisation, rollouts.ratings_BGA)
+    reward_BG = rewards_of(task, examples, users_BGA)
+    assert reward_BG[0, 0] > reward_BG[0, 1]
+    advantage_BGA = advantages_of(task, examples, users_BGA, reward_BG)
+    logits, targets = rollout_logits(policy, examples, rollouts)
+    parts = free_loss(logits, rollouts, advantage_BGA, policy.template, loss_weights(policy.config), None, targets)
     assert parts.value.abs().item() > 0.01
 
 
 def free_run(folder: str, **changes) -> Tuning:
-    """Free rollouts of a model that knows no format yet, with a teacher that tells the aspects not apart."""
+    """Free rollouts of a model that has not learned the format, with a teacher that rates all aspects alike."""
     config = toy_config(
         **(BASE | {"rollouts": "free", "epochs": 35, "completions": 8, "evaluate_every_steps": 1000} | changes)
     )
     inputs = toy_inputs(folder, answer_template(terse_tokenizer(), aspect_set()))
-    train = [problem._replace(teacher_A=np.array([5.5, 5.5])) for problem in inputs.train]
+    train = [example._replace(teacher_A=np.array([5.5, 5.5])) for example in inputs.train]
     return run(start_tuning(config, inputs._replace(train=train), CPU, Share()))
 
 
@@ -311,19 +318,19 @@ def test_every_step_says_how_it_went(folder):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["behind the prefill", "a pass of its own"])
 def test_kl_is_to_the_policy_at_the_start_of_reinforcement(folder, dropout: float):
-    """Not to the bare model, which the warm start has left; and the divergence's gradient is that of the policy."""
+    """The divergence is 0 at the first step, not that to the bare model, from which the SFT warm-up has moved away."""
     tuning = run(
         tuning_of(folder, warm_start_epochs=10, epochs=1, value_reward=True, kl_weight=1.0, lora_dropout=dropout)
     )
     [first, *_] = [line for line in tuning.progress.lines if line["stage"] == "reinforcement"]
     assert first["kl"] < (1e-6 if not dropout else 0.1)
-    before = copied_adapter(tuning.model)
-    problems = tuning.inputs.train[:2]
-    rollouts = fresh_rollout(tuning.policy, problems, (0,))
-    to_itself = reference_logits(tuning.policy, problems, rollouts.rows)
-    assert_same_adapter(copied_adapter(tuning.model), before)
+    before = adapter_state(tuning.model)
+    examples = tuning.data.train[:2]
+    rollouts = sample_rollouts(tuning.policy, examples, (0,), completions=1, learn=False)
+    to_itself = reference_logits(tuning.policy, examples, rollouts.rows)
+    assert_same_adapter(adapter_state(tuning.model), before)
     tuning.policy.reference.clear()
-    assert (to_itself - reference_logits(tuning.policy, problems, rollouts.rows)).abs().max() > 0.1
+    assert (to_itself - reference_logits(tuning.policy, examples, rollouts.rows)).abs().max() > 0.1
 
 
 def test_the_personal_metric_chooses_the_adapter_unless_told_otherwise():
@@ -334,18 +341,18 @@ def test_the_personal_metric_chooses_the_adapter_unless_told_otherwise():
 
 @pytest.mark.parametrize("metric", ["personal_mrr", "reward"])
 def test_an_adapter_that_answers_alike_for_all_is_not_kept_for_its_reward(folder, monkeypatch, metric: str):
-    """The later evaluation has the higher reward, and less that is personal."""
+    """The later evaluation has the higher reward and the lower personal metric."""
     values = iter([{"personal_mrr": 0.3, "reward": 0.1}, {"personal_mrr": 0.2, "reward": 0.5}])
-    monkeypatch.setattr("raygr.finetune.loop.evaluate", lambda tuning, problems: {"metrics": next(values)})
+    monkeypatch.setattr("raygr.finetune.loop.evaluate", lambda tuning, examples: {"metrics": next(values)})
     tuning = run(tuning_of(folder, epochs=1, keep_best_by=metric))
     assert tuning.progress.best_step == (0 if metric == "personal_mrr" else tuning.progress.step)
 
 
 def test_an_epoch_sees_every_user_once_in_its_own_order(folder):
     config = toy_config(batch_size=2)
-    problems = toy_inputs(folder, users=5).train
+    examples = toy_inputs(folder, users=5).train
     epochs = [
-        [p.user_index for step in range(3) for p in step_problems(config, problems, 3 * e + step, 0)] for e in (0, 1)
+        [p.user_index for step in range(3) for p in step_examples(config, examples, 3 * e + step, 0)] for e in (0, 1)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(5))
     assert epochs[0] != epochs[1]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from toy_data import random_scores
 
-from raygr.models.bert4rec import BERT4Rec, Block
+from raygr.models.bert4rec import BERT4Rec, BERT4RecBlock
 from raygr.models.cpu_kernels import bidirectional_attention
-from raygr.models.embeddings import Fusion, RefinedEmbedding
+from raygr.models.embeddings import Fusion, RefinedEmbedding, position_rows
 
 MASK = 13
 
@@ -47,7 +47,7 @@ def test_a_mask_follows_the_history_and_the_oldest_item_makes_room_for_it():
     asked_BL, asked_length_B = model.with_mask(history_BL, length_B)
     assert asked_BL.tolist() == [[2, 3, 4, MASK], [5, 6, 7, MASK], [8, MASK, 0, 0]]
     assert asked_length_B.tolist() == [4, 4, 2]
-    last_BD = model.last_state(model.embedding.item_rows(), history_BL, length_B)
+    last_BD = model.encode(model.embedding.item_rows(), history_BL, length_B)
     all_BLD = states(model, asked_BL.tolist())
     assert torch.equal(last_BD, torch.stack([all_BLD[0, 3], all_BLD[1, 3], all_BLD[2, 1]]))
 
@@ -59,7 +59,7 @@ def test_short_histories_grow_by_the_mask():
 
 
 def test_the_last_step_of_a_history_has_the_last_position():
-    steps = small_model().recency(torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([3, 1]))
+    steps = position_rows(torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([3, 1]), small_model().max_history)
     assert steps[0].tolist() == [3, 4, 5]
     assert steps[1, 0].item() == 5
 
@@ -82,7 +82,7 @@ def test_the_mask_has_no_guided_part(form: str):
 def test_attention_equals_the_formula_written_out():
     """softmax(Q K^T / sqrt(d)) V per head over the three real positions, with nn.Linear's own weights."""
     torch.manual_seed(1)
-    block, input_BLD = Block(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
+    block, input_BLD = BERT4RecBlock(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
     query, key, value = block.queries_keys_values(input_BLD)[0].split(8, dim=1)
     heads = []
     for part in (slice(0, 4), slice(4, 8)):
@@ -105,7 +105,7 @@ def test_attention_in_training_is_torchs_where_dropping_changes_next_to_nothing(
 def test_a_block_norms_after_each_half():
     """Post-norm as published: the block's output is that of a layer norm, mean 0 and deviation 1 at the start."""
     torch.manual_seed(0)
-    output_BLD = Block(8, heads=2, dropout=0.0).eval()(5 + 3 * torch.randn(1, 4, 8), torch.tensor([4]))
+    output_BLD = BERT4RecBlock(8, heads=2, dropout=0.0).eval()(5 + 3 * torch.randn(1, 4, 8), torch.tensor([4]))
     torch.testing.assert_close(output_BLD.mean(2), torch.zeros(1, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(output_BLD.std(2, correction=0), torch.ones(1, 4), atol=1e-3, rtol=0)
 

@@ -33,7 +33,7 @@ def test_padding_changes_nothing_and_the_last_state_is_the_newest_interactions()
     batched = states(model, [[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
     torch.testing.assert_close(batched[:1, :3], states(model, [[1, 2, 3]]))
     history_BL = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
-    last_BD = model.last_state(model.embedding.item_rows(), history_BL, torch.tensor([3, 5]))
+    last_BD = model.encode(model.embedding.item_rows(), history_BL, torch.tensor([3, 5]))
     assert torch.equal(last_BD, torch.stack([batched[0, 2], batched[1, 4]]))
 
 
@@ -71,10 +71,12 @@ def test_sessions_side_by_side_have_the_states_of_each_alone():
     model = small_model(hidden_width=5)
     rows_ID = model.embedding.item_rows()
     steps = [([1, 4], [False, False]), ([2, 5], [True, True]), ([3, 6], [True, False]), ([9, 7], [False, True])]
-    found = [
-        model.next_states(rows_ID, torch.tensor(items)[:, None], torch.tensor(goes_on))[:, 0]
-        for items, goes_on in steps
-    ]
+    found, hidden_BH = [], None
+    for items, goes_on in steps:
+        state_BLD, hidden_BH = model.next_states(
+            rows_ID, torch.tensor(items)[:, None], torch.tensor(goes_on), hidden_BH
+        )
+        found.append(state_BLD[:, 0])
     first, second = torch.stack([step[0] for step in found]), torch.stack([step[1] for step in found])
     alone = [states(model, [history])[0] for history in ([1, 2, 3], [9], [4, 5], [6, 7])]
     torch.testing.assert_close(first, torch.cat(alone[:2]))
@@ -84,6 +86,6 @@ def test_sessions_side_by_side_have_the_states_of_each_alone():
 def test_no_gradient_reaches_back_into_the_step_before():
     model = small_model()
     rows_ID = model.embedding.item_rows()
-    model.next_states(rows_ID, torch.tensor([[1]]), torch.tensor([False]))
-    model.next_states(rows_ID, torch.tensor([[2]]), torch.tensor([True])).sum().backward()
+    _, hidden_BH = model.next_states(rows_ID, torch.tensor([[1]]), torch.tensor([False]), None)
+    model.next_states(rows_ID, torch.tensor([[2]]), torch.tensor([True]), hidden_BH)[0].sum().backward()
     assert (model.embedding.base_ID.grad.abs().sum(1) > 0).nonzero()[:, 0].tolist() == [1]

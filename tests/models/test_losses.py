@@ -1,4 +1,4 @@
-"""Losses against torch's own and hand-worked numbers; negatives against brute force."""
+"""Losses against torch's own and hand-worked numbers."""
 
 import math
 
@@ -6,30 +6,31 @@ import numpy as np
 import pytest
 import torch
 
-from raygr.models import losses
+from raygr.models import cpu_kernels
 from raygr.models.losses import (
-    OwnedPairs,
     PairLoss,
     StepNegatives,
     activated,
     bce,
     cross_entropy,
+    pair_losses,
+    sampled_cross_entropy,
+    step_loss,
+)
+from raygr.models.negatives import (
+    OwnedPairs,
     expected_counts,
-    is_owned,
     owned_items,
     owned_pairs,
-    pair_losses,
     popularity_sums,
     sample_negatives,
-    sampled_cross_entropy,
     shared_negatives,
-    step_loss,
 )
 
 
 @pytest.mark.parametrize("positions", [1, 3, 700])  # 700 is more than one tile
 def test_cross_entropy_and_its_gradients_equal_torch(positions: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 21 * 128)
+    monkeypatch.setattr(cpu_kernels, "LOGITS_AT_ONCE", 21 * 128)
     generator = torch.Generator().manual_seed(0)
     state_ND = torch.randn(positions, 8, generator=generator, requires_grad=True)
     rows_ID = torch.randn(21, 8, generator=generator, requires_grad=True)
@@ -73,26 +74,11 @@ def test_half_precision_states_give_fp32_losses():
     assert loss.dtype == torch.float32 and loss.isfinite()
 
 
-def test_negatives_are_never_the_users_own_and_uniform_over_the_rest():
-    owned = {0: [1, 2, 5, 5], 1: [6], 2: [3, 4, 6]}
-    user_N = np.concatenate([np.full(len(items), user) for user, items in owned.items()])
-    item_N = np.concatenate([np.array(items) for items in owned.values()])
-    table = owned_items(user_N, item_N, users=3, items=6)
-    drawn_N = sample_negatives(
-        table, torch.arange(3).repeat_interleave(6000), generator=torch.Generator().manual_seed(0)
-    )
-    for user, items in owned.items():
-        free = sorted(set(range(1, 7)) - set(items))
-        counts = np.bincount(drawn_N[user * 6000 : (user + 1) * 6000], minlength=7)
-        assert np.flatnonzero(counts).tolist() == free
-        assert counts[free] == pytest.approx(6000 / len(free), rel=0.1)
-
-
 def test_tiles_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch):
     state_ND, rows_ID = torch.randn(10, 4, dtype=torch.float32), torch.randn(7, 4)
     target_N = torch.arange(10) % 7 + 1
     whole = cross_entropy(state_ND, rows_ID, target_N)
-    monkeypatch.setattr(losses, "POSITIONS_AT_ONCE", 3)
+    monkeypatch.setattr(cpu_kernels, "POSITIONS_AT_ONCE", 3)
     torch.testing.assert_close(cross_entropy(state_ND, rows_ID, target_N), whole)
 
 
@@ -200,7 +186,7 @@ def step_loss_by_loops(
 @pytest.mark.parametrize("kind", ["top1", "bpr", "bpr_max"])
 def test_step_loss_and_its_gradients_equal_plain_loops(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch):
     """Two own histories of three; no padding, no own item and no target is among the negatives."""
-    monkeypatch.setattr(losses, "POSITIONS_AT_ONCE", tile)
+    monkeypatch.setattr(cpu_kernels, "POSITIONS_AT_ONCE", tile)
     histories = [{1, 2, 3}, {2, 4, 5, 6}, {1, 7}]
     batch_LM = torch.tensor([[1, 4, 7], [2, 5, 1], [3, 6, 0], [0, 2, 0]])
     target_LB = torch.tensor([[1, 0], [2, 5], [3, 6], [0, 2]])  # the first target of the second is not in the loss
@@ -222,7 +208,7 @@ def test_step_loss_and_its_gradients_equal_plain_loops(kind: str, tile: int, mon
 
 @pytest.mark.parametrize("tile", [2, 512])
 def test_sampled_cross_entropy_equals_torch_without_the_users_own(tile: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(losses, "POSITIONS_AT_ONCE", tile)
+    monkeypatch.setattr(cpu_kernels, "POSITIONS_AT_ONCE", tile)
     generator = torch.Generator().manual_seed(0)
     state_ND = torch.randn(5, 4, generator=generator, requires_grad=True)
     rows_ID = torch.randn(9, 4, generator=generator, requires_grad=True)
@@ -273,12 +259,6 @@ def test_sampled_gradients_are_on_average_those_of_the_full_softmax(alpha: float
     assert gradient_ID[:, 0].tolist() == pytest.approx([-7 / 8] + [1 / 8] * 7, abs=0.03)
 
 
-def test_expected_counts_by_hand():
-    """Weights 1, 0, 4 and 9 and alpha 1/2 are chances of 1/6, 0, 2/6 and 3/6; three draws."""
-    sums_I = popularity_sums(np.array([1, 0, 4, 9]), 0.5)
-    assert expected_counts(sums_I, torch.tensor([1, 4, 3])).tolist() == pytest.approx([0.5, 1.5, 1.0])
-
-
 def test_a_user_who_has_every_item_has_no_negative_and_counts_nothing():
     """User 0 has all three; user 1 has all but item 2, which is therefore the only one drawn."""
     table = owned_items(np.array([0, 0, 0, 1, 1]), np.array([1, 2, 3, 1, 3]), users=3, items=3)
@@ -290,33 +270,3 @@ def test_a_user_who_has_every_item_has_no_negative_and_counts_nothing():
     one = math.log1p(math.exp(-1)) + math.log1p(math.exp(-2))
     assert loss.item() == pytest.approx(2 * one, rel=1e-6)
     assert (torch.autograd.grad(loss, state_ND)[0][:, 0] == 0).tolist() == [True, False, True, False]
-
-
-def test_owned_pairs_mark_the_users_items_and_the_padding():
-    """Of items 1 to 3 by their places; then of items 2 and 3 alone, which are places 1 and 2."""
-    table = owned_items(np.array([0, 0, 0, 2]), np.array([3, 1, 3, 2]), users=3, items=3)
-    user_B, asked_K = torch.tensor([2, 0, 1]), torch.tensor([3, 0, 1, 2, 3])
-    pairs = owned_pairs(table, user_B, torch.tensor([1, 2, 3]))
-    assert is_owned(pairs, 3, asked_K).int().tolist() == [[0, 1, 0, 1, 0], [1, 1, 1, 0, 1], [0, 1, 0, 0, 0]]
-    pairs = owned_pairs(table, user_B, torch.tensor([2, 3]))
-    assert is_owned(pairs, 3, torch.tensor([1, 2, 0])).int().tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 1]]
-    assert is_owned(pairs, 3, torch.tensor([], dtype=torch.long)).shape == (3, 0)
-
-
-def test_owned_items_take_no_room_for_the_catalogue():
-    """Ten million items: a matrix of 4,096 users would have taken 38 GiB."""
-    items, users = 10_000_000, 4096
-    table = owned_items(np.arange(users), np.arange(1, users + 1) * 2000, users=users, items=items)
-    item_J = torch.arange(1, 1001) * 2000
-    pairs = owned_pairs(table, torch.arange(users), item_J)
-    is_owned_BK = is_owned(pairs, users, torch.arange(1, 1001))
-    assert torch.equal(is_owned_BK, torch.arange(users)[:, None] == torch.arange(1000))
-
-
-@pytest.mark.parametrize(("alpha", "shares"), [(0.0, [0.25] * 4), (0.5, [1 / 6, 0, 2 / 6, 3 / 6]), (1.0, [1, 0, 4, 9])])
-def test_shared_negatives_are_drawn_by_popularity_to_alpha(alpha: float, shares: list[float]):
-    """Train counts 1, 0, 4 and 9."""
-    sums_I = popularity_sums(np.array([1, 0, 4, 9]), alpha)
-    drawn_K = shared_negatives(sums_I, 20_000, generator=torch.Generator().manual_seed(0))
-    found = np.bincount(drawn_K, minlength=5)[1:] / 20_000
-    assert found == pytest.approx(np.array(shares) / sum(shares), abs=0.012)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from raygr.models.embeddings import Fusion, RefinedEmbedding
-from raygr.models.sasrec import Block, SASRec
+from raygr.models.embeddings import Fusion, RefinedEmbedding, position_rows
+from raygr.models.sasrec import SASRec, SASRecBlock
 
 
 def small_model(*, dropout: float = 0.0) -> SASRec:
@@ -45,14 +45,14 @@ def test_padding_changes_nothing():
 def test_last_state_is_that_of_the_newest_interaction():
     model = small_model()
     history_BL, length_B = torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]]), torch.tensor([3, 4])
-    last_BD = model.last_state(model.embedding.item_rows(), history_BL, length_B)
+    last_BD = model.encode(model.embedding.item_rows(), history_BL, length_B)
     all_BLD = states(model, history_BL.tolist())
     assert torch.equal(last_BD, torch.stack([all_BLD[0, 2], all_BLD[1, 3]]))
 
 
 def test_the_newest_interaction_has_the_last_position():
     model = small_model()
-    steps = model.recency(torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([3, 1]))
+    steps = position_rows(torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([3, 1]), model.max_history)
     assert steps[0].tolist() == [3, 4, 5]
     assert steps[1, 0].item() == 5
 
@@ -60,7 +60,7 @@ def test_the_newest_interaction_has_the_last_position():
 def test_attention_equals_the_formula_written_out():
     """softmax(Q K^T / sqrt(d) + causal mask) V per head, with nn.Linear's own weights."""
     torch.manual_seed(1)
-    block, input_BLD = Block(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
+    block, input_BLD = SASRecBlock(8, heads=2, dropout=0.0).eval(), torch.randn(1, 4, 8)
     query, key, value = block.queries_keys_values(input_BLD)[0].split(8, dim=1)
     heads = []
     for part in (slice(0, 4), slice(4, 8)):
