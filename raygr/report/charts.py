@@ -6,7 +6,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import fsspec
 import matplotlib
@@ -116,9 +116,7 @@ def curve_chart(curves: Sequence[Curve], *, figure_id: str, label: str, axis: st
         if curve.lows is not None and curve.highs is not None:
             axes.fill_between(curve.steps, curve.lows, curve.highs, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel(axis)
-    axes.grid(color=LIGHT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_frame(axes)
     figure.legend(loc="outside upper center", ncols=len(curves), frameon=False, fontsize=8)
     return inline_svg(figure, figure_id=figure_id, label=label)
 
@@ -132,11 +130,17 @@ def horizontal_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
         # matplotlib would read a dollar sign as the start of a formula
         axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="x", color=LIGHT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    plain_frame(axes, grid="x")
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure, axes
+
+
+def plain_frame(axes: Axes, *, grid: Literal["x", "y", "both"] = "both") -> None:
+    """Draws a light grid behind the data, and no frame at the top and the right."""
+    axes.grid(axis=grid, color=LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.tables import Table
-from raygr.config import check_config, override
+from raygr.config import check_config, input_paths, override
 from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
 from raygr.prepare.config import PrepareConfig
@@ -96,9 +96,8 @@ def report(config: ReportConfig) -> Run:
     run = start_run(config.output, job="report", config=config)
     write_text(render(content, "report.html.jinja", escape_html=True), run.file(HTML))
     write_text(render(content, "report.md.jinja", escape_html=False), run.file(MARKDOWN))
-    inputs = [config.data, config.comparison, config.item_score_run, config.user_score_run, config.reference_scores]
-    inputs += config.finetune
-    finish_run(run, inputs=[path for path in inputs if path], counts={"sections": len(content.sections)})
+    inputs = [given.path for given in input_paths(config)]
+    finish_run(run, inputs=inputs, counts={"sections": len(content.sections)})
     return run
 
 
