@@ -1,10 +1,11 @@
-"""What it does to expected ratings to fill the last cache block of each prompt, or to cut to it; in plain transformers.
+"""Effect on expected ratings of padding each prompt to a whole cache block, or cutting it; in plain transformers.
 
     python benchmarks/padding.py --data outputs/quickstart/prepare --items 48
 
-vLLM's prefix cache holds whole blocks (32 tokens on a CPU), so in probe mode the end of a prompt that fills none is
-computed again for each aspect. Padding behind the subject's text, or cutting that text, would spare it. Printed are the
-shifts of the expected ratings (1..10, all aspects of all items) against the prompt as it is; two minutes on two cores.
+vLLM's prefix cache holds whole blocks (32 tokens on a CPU), so in probe mode the partial block at a prompt's end is
+computed again for each aspect. Padding behind the subject's text, or cutting that text, would avoid this. The script
+prints how far expected ratings (1..10, all aspects of all items) move from those of the unchanged prompt; it takes two
+minutes on two cores.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from raygr import files
 from raygr.score.answer_format import RatingTokens, aspect_tails, rating_tokens
-from raygr.score.answer_parsing import rating_probabilities
 from raygr.score.aspects import load_aspects
 from raygr.score.default_model import model_folder
+from raygr.score.engine import rating_probabilities
 from raygr.score.prompts import PromptEncoder, item_from_row
 
 BLOCK = 32
@@ -44,7 +45,7 @@ def main() -> None:
         text, closing = ids[: -len(encoder.closing)], encoder.closing
         surplus = (len(encoder.shared) + len(ids)) % BLOCK
         changed = {name: [*text, *tokenizer.encode(pad) * (-surplus % BLOCK)] for name, pad in PADS.items()}
-        changed["cut, as raygr once did"] = text[: max(0, len(text) - surplus)]
+        changed["cut to a whole block"] = text[: max(0, len(text) - surplus)]
         whole_A = expected_ratings(model, shared, ids, tails, tokens)
         for name, other in changed.items():
             shift_A = expected_ratings(model, shared, [*other, *closing], tails, tokens) - whole_A
@@ -62,7 +63,7 @@ def expected_ratings(
     tails: tuple[tuple[int, ...], ...],
     tokens: RatingTokens,
 ) -> np.ndarray:
-    """(A,) in one pass behind the shared prefix: each tail and a `1` see the prompt and themselves alone."""
+    """Expected ratings (A,) from one pass behind the shared prefix; each tail attends to the prompt and itself only."""
     known, length = shared.get_seq_length(), len(own)
     branches = [[*tail, tokens.digits[0]] for tail in tails]
     ids = [*own, *(token for branch in branches for token in branch)]

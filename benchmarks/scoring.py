@@ -1,14 +1,14 @@
-"""Items per second of the three ways to ask, in one run on the same engine settings, model and items.
+"""Items per second of three ways to score, with the same engine settings, model and items.
 
     python benchmarks/scoring.py --data outputs/quickstart/prepare --items 48 --out benchmarks/results/scoring.json
 
 free        plain vLLM: the paper's prompt, one free completion per item, nothing of raygr's engine
-structured  mode generate: the format forced, expected ratings with an exact ten
-probe       mode probe: prefixes out of the cache as far as whole blocks go, one short tail per aspect, an exact ten
+structured  mode generate: forced format, expected ratings with an exact P(10)
+probe       mode probe: whole blocks of the prompt from the prefix cache, one short tail per aspect, an exact P(10)
 
-Each way has its own process (vLLM binds its process's threads), one after the other; seconds are those of
-scoring, without loading. `distinct` tokens are those that any engine must compute at least once. `peak_share` is the
-part of the same cores' fp32 matmul peak (torch, the model's own shapes) that the layers' matrices took up.
+The ways run one after the other, each in a process of its own, because vLLM binds its process's threads. Seconds are
+those of scoring, without loading the model. `distinct` tokens are those that any engine must compute at least once.
+`peak_share` is the share of the cores' fp32 matmul peak (torch, with the model's shapes) that the layers' matrices use.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 WAYS = ("free", "structured", "probe")
-ROUNDS = 2  # the first warms the kernels; both are written down, on different items
+ROUNDS = 2  # on different items; the first warms up the kernels
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def run_apart(arguments: list[str]) -> dict:
 
 
 def matmul_peak() -> dict:
-    """FLOP of a token in the layers' matrices, and FLOP/s of torch on the widest of them with 2,048 tokens."""
+    """FLOP of one token in the layers' matrices, and FLOP/s of torch on the widest matrix with 2,048 tokens."""
     import torch
     from transformers import AutoConfig
 
@@ -92,7 +92,7 @@ def timed(call) -> float:
 
 
 def measure(way: str, data: str, items: int) -> dict:
-    """One way on `ROUNDS` x `items` items; the figures are the last round's."""
+    """Run one way on `ROUNDS` x `items` items; the figures are those of the last round."""
     from transformers import AutoTokenizer
 
     from raygr import files
@@ -152,10 +152,10 @@ def measure(way: str, data: str, items: int) -> dict:
 
 
 def plain_generation(engine, batch: list[list[int]], counts) -> int:
-    """What `vllm.LLM.generate` does with the paper's prompt: sampled text and no log-probabilities."""
+    """`vllm.LLM.generate` with the paper's prompt: greedy text without log-probabilities; count the valid answers."""
     from vllm import SamplingParams
 
-    from raygr.score.answer_parsing import parse_ratings
+    from raygr.score.answer_format import parse_ratings
 
     sampling = SamplingParams(temperature=0.0, max_tokens=engine.settings.max_completion_tokens)
     outputs = engine.run(batch, [sampling] * len(batch))

@@ -145,7 +145,7 @@ def exchanges(parsed: argparse.Namespace) -> bool:
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
     """Prompts for another LLM, or its answers; the paths that were written. With --show-prompts the prompts."""
     if parsed.show_prompts:
-        from raygr.score.chosen_subjects import show_prompts
+        from raygr.score.subjects import show_prompts
 
         return show_prompts(config, parsed.show_prompts)
     from raygr.score.stage import export_prompts, score

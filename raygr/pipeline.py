@@ -270,21 +270,29 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     Above SAMPLED subjects both are estimated from the prompts of as many. A fine-tune's prompts are a little shorter.
     """
     # tokenizers and torch, which a plan without prompts does without
-    from raygr.score.asking import way_of_asking
-    from raygr.score.chosen_subjects import chosen_prompts, subjects_of
-    from raygr.score.subjects import prompt_settings
+    import torch
+
+    from raygr.score.adapters import fitting_adapter
+    from raygr.score.prompts import prompt_sha256
+    from raygr.score.store import answer_mode, open_store
+    from raygr.score.subjects import chosen_prompts, encoder_of, prompt_settings, subjects_of
 
     known: set[str] = set()
     match config:
         case ScoreConfig():
             subjects, limit, fraction = config.subjects, config.max_subjects, config.cutoff_fraction
-            if not (config.adapter and maker(config.adapter, made)):  # no answer of an adapter that is not tuned yet
-                known = way_of_asking(config, exchanges=False).store.known(retry_failed=config.retry_failed)
         case FinetuneConfig():
             subjects, limit, fraction = "users", config.max_users, 1.0
         case VectorsConfig():
             subjects, limit, fraction = "items", None, 1.0
     settings = prompt_settings(config, subjects, cutoff_fraction=fraction)
+    # no answer of an adapter that is not tuned yet
+    if isinstance(config, ScoreConfig) and not (config.adapter and maker(config.adapter, made)):
+        if config.adapter:
+            shared = prompt_sha256(encoder_of(settings).shared)
+            fitting_adapter(config, shared_prompt_sha256=shared, mode=answer_mode(config))
+        store = open_store(config, on_gpu=torch.cuda.is_available())
+        known = store.known(retry_failed=config.retry_failed)
     chosen = subjects_of(config.data, subjects, limit)
     drawn = np.random.default_rng(0).permutation(chosen)[:SAMPLED]
     rows = chosen_prompts(config.data, settings, drawn)

@@ -1,7 +1,7 @@
-"""Tiny tokenizers and random models in the manner of the families of models that raygr is used with.
+"""Tiny tokenizers and random models that imitate the model families that raygr is used with.
 
-Each tokenizer splits text, digits and spaces as its family's does, and has its control tokens and its chat template,
-without tools; vocabularies are trained on a few lines. Windows of attention are smaller than any prompt.
+Each tokenizer splits text, digits and spaces as its family's does, and has the family's control tokens and its chat
+template without tools. Vocabularies are trained on a few lines. Attention windows are smaller than any prompt.
 """
 
 import json
@@ -112,19 +112,19 @@ THREE_DIGITS, ONE_DIGIT = LETTERS + r"\p{N}{1,3}" + REST, LETTERS + r"\p{N}" + R
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's tokenizer and model are made."""
+    """The parts of a family's tokenizer and model."""
 
     splits: str
-    """A regular expression of a byte-level tokenizer, or the kind of a SentencePiece one."""
+    """The regular expression of a byte-level tokenizer, or the kind of a SentencePiece tokenizer."""
     special: tuple[str, ...]
-    """Control tokens; the first is the end of text."""
+    """Control tokens; the first is the end-of-text token."""
     end_of_turn: str
     config: type[PreTrainedConfig]
     plain: tuple[str, ...] = ()
-    """Added tokens that are not marked special."""
+    """Added tokens that are not marked as special."""
     bos: str | None = None
     shape: dict = field(default_factory=dict)
-    """Further settings of the model."""
+    """Further settings of the model's configuration."""
 
 
 CHATML_TOKENS, WINDOW = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), {"sliding_window": 6}
@@ -159,16 +159,16 @@ FAMILIES = {
 
 @cache
 def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Not to be changed: all tests share it."""
+    """The family's tokenizer, which all tests share and must not change."""
     family = FAMILIES[name]
     is_sentencepiece = family.splits.startswith("space")
     inner = sentencepiece_like(family.splits) if is_sentencepiece else byte_level(family.splits)
-    # Phi 3's roles take the line break behind them
+    # Phi 3's role tokens strip the line break behind them
     special = [AddedToken(token, normalized=False, special=True, rstrip=token in ROLES) for token in family.special]
     inner.add_special_tokens(special)
     inner.add_tokens([AddedToken(token, normalized=False) for token in family.plain])
     named = {"eos_token": family.special[0], "bos_token": family.bos}
-    # as the published one of Llama 3 has it: decoding takes the space out of "so ."
+    # as in the published Llama 3: decoding removes the space of "so ."
     made = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=name == "llama3", **named)
     made.chat_template = TEMPLATES[name]
     return made
@@ -183,7 +183,7 @@ def byte_level(splits: str) -> Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.Sequence(steps)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    # tokens of two digits, as those have that take digits in groups
+    # tokens of two digits, as tokenizers with groups of digits have
     numbers = [f"{number}" for number in range(10, 100)] * 20
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(WORDS * 5 + numbers, trainer)
@@ -191,10 +191,10 @@ def byte_level(splits: str) -> Tokenizer:
 
 
 def sentencepiece_like(kind: str) -> Tokenizer:
-    """BPE over characters with a mark for the space, digits alone, and bytes for characters that it does not know."""
+    """BPE over characters with a mark for spaces, single digits, and bytes for unknown characters."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
-    # marks start words, as SentencePiece has it
+    # marks start words, as in SentencePiece
     trained.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[^▁0-9\n]+|[▁0-9]"), "isolated")
     trained.train_from_iterator(WORDS * 5, trainers.BpeTrainer(vocab_size=400, show_progress=False))
     model = json.loads(trained.to_str())["model"]
@@ -217,7 +217,7 @@ def sentencepiece_like(kind: str) -> Tokenizer:
 
 
 def family_model(name: str) -> PreTrainedModel:
-    """Random, of two layers, with the family's attention."""
+    """A random model of two layers with the family's attention."""
     family, tokenizer = FAMILIES[name], family_tokenizer(name)
     torch.manual_seed(0)
     config = family.config(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from pydantic_core import to_jsonable_python
 from toy_data import walks, write_prepared
@@ -18,11 +19,9 @@ from raygr import files, pipeline, runs
 from raygr.cli import main
 from raygr.config import PipelineConfig, check_config
 from raygr.pipeline import FINISHED, REFUSED, RESUMED, TO_RUN, StagePlan, checked_stage, plan_stages
-from raygr.score.asking import way_of_asking
-from raygr.score.chosen_subjects import chosen_prompts
 from raygr.score.config import ScoreConfig
-from raygr.score.store import StoredScore
-from raygr.score.subjects import item_prompts, prompt_settings, user_prompt
+from raygr.score.store import StoredScore, open_store
+from raygr.score.subjects import chosen_prompts, item_prompts, prompt_settings, user_prompt
 from raygr.stages import STAGES
 
 ITEMS, USERS, LENGTH = 40, 12, 10  # positions 0..7 are train, 8 validation, 9 test
@@ -302,7 +301,7 @@ def all_items(config: ScoreConfig) -> pa.Table:
 
 def file_answers(config: ScoreConfig, hashes: list[str]) -> None:
     answer = StoredScore(ratings=(5, 5), expected=(5.0, 5.0), reason="ok", completion="")
-    way_of_asking(config, exchanges=False).store.write(hashes, [answer] * len(hashes))
+    open_store(config, on_gpu=torch.cuda.is_available()).write(hashes, [answer] * len(hashes))
 
 
 def asked(found: StagePlan) -> tuple[int, int]:
@@ -469,7 +468,7 @@ def test_exported_prompts_replace_no_file(shop: Path, capsys):
     flags = [flag for name, value in settings.items() if value for flag in ("--set", f"{name}={value}")]
     flags += ["--set", "answered_by=gpt", "--set", "structured=false"]
     assert main(["score", *flags, "--export-prompts", f"{shop}/requests.jsonl"]) == 2
-    assert "requests.jsonl is there already: export to another file" in capsys.readouterr().err
+    assert "requests.jsonl exists already: export to another file" in capsys.readouterr().err
     assert (shop / "requests.jsonl").read_text() == "mine" and not (shop / "scores").exists()
 
 

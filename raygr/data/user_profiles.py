@@ -1,21 +1,22 @@
-"""User vectors made from item scores: what a user's ratings say about each aspect, without an LLM.
+"""User vectors from item scores and the user's ratings, without an LLM.
 
 Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects.
 """
 
 import numpy as np
 
-from raygr.models.embeddings import standardise
+from raygr.metrics.z_scores import standardise
 
 
 def user_profiles(
     user_N: np.ndarray, item_N: np.ndarray, rating_N: np.ndarray, *, scores_IA: np.ndarray, users: int
 ) -> np.ndarray:
-    """Per user the mean over interactions of (rating - the user's mean rating) * standardised item scores: (U, A).
+    """Compute each user's profile of the aspects, (U, A).
 
-    `item_N` is item_index, 1..I, row `item_index - 1` of `scores_IA`, in which a missing score is NaN and has no part
-    in a mean. A user without ratings, or whose ratings are all the same, has the plain mean of the scores;
-    one without an interaction whose item has the score has NaN.
+    A profile is the mean over the user's interactions of (rating - the user's mean rating) * standardised item scores.
+    `item_N` is item_index, 1..I, for row `item_index - 1` of `scores_IA`; a missing score is NaN and is left out of the
+    mean. Users without ratings, or with equal ratings only, have the plain mean of the scores; users none of whose
+    items has a score of the aspect have NaN.
     """
     weight_N = rating_weights(user_N, rating_N, users)
     scores_NA, scored_NA = standardise(scores_IA)[0][item_N - 1], ~np.isnan(scores_IA)[item_N - 1]
@@ -26,7 +27,7 @@ def user_profiles(
 
 
 def rating_weights(user_N: np.ndarray, rating_N: np.ndarray, users: int) -> np.ndarray:
-    """Rating minus the user's mean rating, in stars; 1 for users whose ratings tell nothing apart."""
+    """Rating minus the user's mean rating; 1 for users without ratings or with equal ratings only."""
     rated = ~np.isnan(rating_N)
     total_U = np.bincount(user_N[rated], weights=rating_N[rated], minlength=users)
     mean_U = total_U / np.maximum(np.bincount(user_N[rated], minlength=users), 1)
@@ -36,5 +37,5 @@ def rating_weights(user_N: np.ndarray, rating_N: np.ndarray, users: int) -> np.n
 
 
 def prompt_lengths(train_count_U: np.ndarray, fraction: float) -> np.ndarray:
-    """How many of each user's first train interactions make a vector or prompt of the first part: at least one."""
+    """Number of each user's first train interactions in the share `fraction`, at least one where there are any."""
     return np.minimum(np.maximum((train_count_U * fraction).astype(np.int64), 1), train_count_U)

@@ -3,7 +3,7 @@
 slots  The answer's template is fixed and only the ratings are sampled, among 1..10. Every answer is valid and costs one
        pass of the model per aspect. Where `10` is two tokens, a `1` follows every "name: " as a probe: the logits after
        it give P('0' | '1'). It stays if the rating begins with 1. The next place holds the other digits, or the `0`.
-free   Text is sampled token by token up to the end-of-turn token; answer_parsing.py reads the ratings from it.
+free   Text is sampled token by token up to the end-of-turn token; answer_format.py reads the ratings from it.
 
 The caller draws the uniform random numbers per user, so a sample does not depend on the other users of the batch.
 Shape suffixes: B prompts, G completions of each, R rows (completions or target answers), A aspects, T places of a row,
@@ -21,8 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raygr.finetune.prefix_cache import Decoding, PromptCache, TokenRows
 from raygr.finetune.rewards import FORMAT, PADDING, correct_characters
-from raygr.score.answer_format import RatingTokens, decoded, rating_tokens, token_ends
-from raygr.score.answer_parsing import ParsedRatings, parse_ratings
+from raygr.score.answer_format import ParsedRatings, RatingTokens, decoded, parse_ratings, rating_tokens, token_ends
 from raygr.score.aspects import AspectSet
 from raygr.score.chat_template import PromptError, chat_parts, encode_answers, encode_control
 

@@ -1,28 +1,31 @@
-"""LoRA adapters for scoring: what one was tuned for (raygr.json beside PEFT's files), and merging one on a CPU.
+"""LoRA adapters for scoring: find one, check that it fits the run, and merge it into the model on a CPU.
 
-Scoring refuses an adapter that was tuned for another prompt, base model or mode. finetune/lora.py writes adapters.
-Shape suffix: `R` rating tokens.
+raygr.json beside PEFT's files says how an adapter was tuned; finetune/lora.py writes it. Scoring refuses an adapter
+that was tuned for another prompt, base model or mode, and one that changes nothing.
 """
 
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+import safetensors.torch
+import torch
 from pydantic.dataclasses import dataclass
 
 from raygr import files, runs
 from raygr.config import STRICT, ConfigError, check_config
+from raygr.score.config import ScoreConfig
 from raygr.score.default_model import model_folder
 
 logger = logging.getLogger(__name__)
 
-ADAPTER, NOTE, PEFT_FILE = "adapter", "raygr.json", "adapter_config.json"
-ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM sets memory aside for
-# The scoring modes that ask as the adapter's rollouts did: ratings in one answer, each behind those before it.
+ADAPTER, NOTE = "adapter", "raygr.json"
+PEFT_FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM reserves memory for
+# Scoring modes that ask as the adapter's rollouts did: all ratings in one answer, each behind those before it.
 MODES = {"free": ("generate-free", "generate"), "slots": ("generate",)}
 MODE_SETTINGS = {
     "generate": "mode: generate",
@@ -43,11 +46,11 @@ class AdapterNote:
     """Fingerprint of the base model's folder; "" for a hub name."""
     aspects: tuple[str, ...]
     normalisation: Mapping[str, Any]
-    """Means and deviations that the rewards were computed with."""
+    """Means and standard deviations that the rewards were computed with."""
 
 
 def adapter_folder(path: str) -> str:
-    """The folder in PEFT's format: `path` itself, or the one inside a finetune run."""
+    """The folder in PEFT's format: `path` itself, or the one inside the finetune run at `path`."""
     if files.exists(files.join(path, files.STARTED_FILE)) or runs.is_finished(path):
         runs.read_run(path, job="finetune")
         path = files.join(path, ADAPTER)
@@ -57,7 +60,7 @@ def adapter_folder(path: str) -> str:
 
 
 def copied_adapter(folder: str | None) -> tempfile.TemporaryDirectory | None:
-    """A copy on this machine of an adapter behind a URI, which vLLM and PEFT do not read; None where none is needed."""
+    """A local copy of an adapter behind a URI, which vLLM and PEFT cannot read; None where none is needed."""
     if folder is None or "://" not in folder:
         return None
     filesystem, inner = files.filesystem_of(folder)
@@ -69,30 +72,55 @@ def copied_adapter(folder: str | None) -> tempfile.TemporaryDirectory | None:
 
 
 def read_note(folder: str) -> AdapterNote | None:
-    """None for an adapter that raygr did not tune."""
+    """The adapter's note; None where raygr did not tune it."""
     path = files.join(folder, NOTE)
     return check_config(AdapterNote, files.read_json(path), source=path) if files.exists(path) else None
 
 
+def read_weights(folder: str) -> dict[str, torch.Tensor]:
+    filesystem, inner = files.filesystem_of(files.join(folder, WEIGHTS))
+    return safetensors.torch.load(filesystem.cat_file(inner))
+
+
 def finetune_record(folder: str) -> dict[str, Any] | None:
-    """run.json of the finetune run whose result the adapter in `folder` is; None where it lies by itself."""
+    """run.json of the finetune run that made the adapter in `folder`; None where the folder is in no such run."""
     run, _, name = folder.rstrip("/").rpartition("/")
     return runs.read_run(run, job="finetune") if name == ADAPTER and runs.is_finished(run) else None
 
 
-def check_learned(folder: str) -> None:
-    """ConfigError where the best of a finetune run was the fresh adapter that it began with, which changes nothing."""
-    record = finetune_record(folder)
-    if record is None or record["counts"]["best_step"]:
+# --- checks ------------------------------------------------------------------------------------
+
+
+def fitting_adapter(config: ScoreConfig, *, shared_prompt_sha256: str, mode: str) -> str:
+    """The folder of the run's adapter; ConfigError where it does not fit the run or vLLM, or changes nothing."""
+    folder = adapter_folder(config.adapter)
+    check_effect(folder)
+    adapter_rank(folder)
+    force = config.force_adapter
+    check_adapter(folder, shared_prompt_sha256=shared_prompt_sha256, model=config.llm, mode=mode, force=force)
+    return folder
+
+
+def check_effect(folder: str) -> None:
+    """ConfigError where the adapter changes no score: its weights are those before training, or not numbers.
+
+    LoRA adds B A to a weight matrix, and PEFT starts with B = 0, so some weight besides the A must differ from 0. An
+    adapter without safetensors, which older versions of PEFT write, is not checked.
+    """
+    if not files.exists(files.join(folder, WEIGHTS)):
         return
-    if not (record["config"]["warm_start_epochs"] or record["config"]["adapter"]):
+    moving = [w for name, w in read_weights(folder).items() if "lora_A" not in name and "lora_embedding_A" not in name]
+    if any(not weight.isfinite().all() for weight in moving):
+        raise ConfigError(f"adapter: {folder} holds weights that are not finite: tune it again")
+    if not any(weight.any() for weight in moving):
         raise ConfigError(
-            f"adapter: {folder} is of a run whose reward never rose, so its adapter is the bare model: score without it"
+            f"adapter: {folder} was never trained, or its finetune run kept the adapter from before its first step, so "
+            "it changes no score: score without it"
         )
 
 
 def adapter_rank(folder: str) -> int:
-    """The smallest rank that vLLM allows and the adapter fits into; ConfigError where it fits into none."""
+    """The smallest rank of vLLM that the adapter fits into; ConfigError where it fits into none."""
     rank = files.read_json(files.join(folder, PEFT_FILE))["r"]
     allowed = [one for one in ENGINE_RANKS if one >= rank]
     if not allowed:
@@ -103,9 +131,9 @@ def adapter_rank(folder: str) -> int:
 def check_adapter(
     folder: str, *, shared_prompt_sha256: str, model: str, mode: str | None = None, force: bool = False
 ) -> None:
-    """ConfigError where the adapter was tuned for another prompt, base model or way of asking; `force` only warns.
+    """ConfigError where the adapter was tuned for another prompt, base model or mode; `force` only warns.
 
-    `mode`: the way that scoring asks; None where the adapter is to be tuned on.
+    `mode`: the scoring mode, as `answer_mode` names it; None where fine-tuning continues from the adapter.
     """
     note = read_note(folder)
     if note is None:
@@ -114,29 +142,26 @@ def check_adapter(
     wrong = []
     if note.shared_prompt_sha256 != shared_prompt_sha256:
         wrong.append(f"another prompt (its aspects: {', '.join(note.aspects)})")
-    if model_identity(note.model, note.model_sha256) != model_identity(model, model_sha256(model)):
+    # a model folder is compared by its content, a hub name as it is
+    if (note.model_sha256 or note.model) != (model_sha256(model) or model):
         wrong.append(f"another base model ({note.model}, not {model})")
     if mode is not None and mode not in MODES[note.rollouts]:
         fitting = " or ".join(MODE_SETTINGS[one] for one in MODES[note.rollouts])
-        wrong.append(f"{note.rollouts} rollouts, which {fitting} asks for, not {MODE_SETTINGS[mode]}")
+        wrong.append(f"{note.rollouts} rollouts, which need {fitting}, not {MODE_SETTINGS[mode]}")
     if not wrong:
         return
     message = f"adapter: {folder} was tuned with {'; '.join(wrong)}"
     if not force:
-        raise ConfigError(message if mode is None else f"{message} (force_adapter: true scores all the same)")
-    logger.warning("%s: scored all the same, by force_adapter", message)
+        raise ConfigError(message if mode is None else f"{message} (force_adapter: true scores with it anyway)")
+    logger.warning("%s: used anyway, because of force_adapter", message)
 
 
 def warn_of_base_model(folder: str, model: str) -> None:
-    """All that can be said of an adapter that raygr did not tune."""
-    logger.warning("%s says not what it was tuned for (no %s): nothing was checked", folder, NOTE)
+    """Warn of an adapter without a note, and of another base model in PEFT's file."""
+    logger.warning("%s has no %s, so prompt, base model and mode were not checked", folder, NOTE)
     base = files.read_json(files.join(folder, PEFT_FILE)).get("base_model_name_or_path")
     if base and base not in (model, model_folder(model)):
-        logger.warning("%s is an adapter of %s, says its %s, and not of %s", folder, base, PEFT_FILE, model)
-
-
-def model_identity(name: str, sha256: str) -> str:
-    return sha256 or name
+        logger.warning("%s is an adapter of %s according to its %s, not of %s", folder, base, PEFT_FILE, model)
 
 
 def model_sha256(name: str) -> str:
@@ -145,44 +170,29 @@ def model_sha256(name: str) -> str:
     return files.fingerprint(folder) if files.exists(folder) else ""
 
 
-class Merged(NamedTuple):
-    """A model with its adapter in its weights, and what it and the bare one answer to one prompt."""
-
-    folder: tempfile.TemporaryDirectory
-    """Of the merged model; the engine removes it once vLLM has read it."""
-    tuned_R: np.ndarray
-    """log-probabilities behind the prompt."""
-    bare_R: np.ndarray
+# --- merging -----------------------------------------------------------------------------------
 
 
-def merged_model(model: str, adapter: str, prompt: Sequence[int], rating_ids: Sequence[int]) -> Merged:
-    """Adds an adapter to the base model's weights: vLLM's CPU kernels are several times slower with adapters.
+def merged_model(model: str, adapter: str) -> tempfile.TemporaryDirectory:
+    """Write the model with the adapter added to its weights: vLLM's CPU kernels are several times slower with LoRA.
 
-    `model` is a folder or hub name, `adapter` a folder in PEFT's format; fp32, because rounding loses small changes.
-
-    OSError where the temporary folder has no room for it.
+    `model` is a folder or hub name, `adapter` a local folder in PEFT's format. Weights are fp32, because rounding loses
+    small changes. OSError where the temporary folder lacks room.
     """
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def log_probs() -> np.ndarray:
-        with torch.inference_mode():
-            logits_V = loaded(torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1]
-        return logits_V.float().log_softmax(-1)[list(rating_ids)].numpy()
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    bare_R = log_probs()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
     check_room(sum(weight.numel() * weight.element_size() for weight in loaded.parameters()))
     folder = tempfile.TemporaryDirectory(prefix="raygr-merged-")
     loaded.save_pretrained(folder.name)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder.name)
-    return Merged(folder, log_probs(), bare_R)
+    return folder
 
 
 def check_room(needed: int) -> None:
-    """Bytes of one actor's model; several actors of a machine each write their own."""
+    """OSError where the temporary folder cannot hold `needed` bytes, the merged model of one actor."""
     place = tempfile.gettempdir()
     free = shutil.disk_usage(place).free
     if free < needed:

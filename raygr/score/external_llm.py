@@ -1,15 +1,15 @@
-"""Prompts as batches of chat requests for another LLM, and its answers back into the score store.
+"""Export prompts as batches of chat requests for another LLM, and import its answers into the score store.
 
-A batch is a file of JSON lines, one request each, under the prompt's hash, by which an answer finds its prompt whatever
-the order. `request_line` writes and `read_answer` reads the layouts of these services:
+A batch is a file of JSON lines with one request each. The prompt's hash is the request's id, so answers may come in any
+order. `request_line` writes and `read_answer` reads the layouts of these services:
 
-openai     platform.openai.com/docs/guides/batch; so take and answer vLLM's `run-batch` and most others.
-mistral    docs.mistral.ai/capabilities/batch: the same without method and url, which the job names.
+openai     platform.openai.com/docs/guides/batch; also vLLM's `run-batch` and most other services.
+mistral    docs.mistral.ai/capabilities/batch: the same without method and url, which belong to the job.
 anthropic  platform.claude.com/docs/en/build-with-claude/batch-processing: each line is an element of `requests`.
 gemini     ai.google.dev/gemini-api/docs/batch-api: GenerateContentRequests under a `key`; the job names the model.
 
-Answers are read by the rules of answer_parsing.py. A service gives no probabilities, so the expected rating is the
-rating.
+Answers are read by the rules of answer_format.py. A service gives no probabilities, so the expected rating is the
+rating itself.
 """
 
 import json
@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from raygr import files, runs
 from raygr.data.row_counts import log_rows
-from raygr.score.answer_parsing import read_completion
+from raygr.score.answer_format import parse_ratings
 from raygr.score.config import RequestConfig
 from raygr.score.prompts import system_text, user_lead_in
 from raygr.score.store import ScoreStore, StoredScore
@@ -31,20 +31,20 @@ from raygr.score.subjects import PromptSettings, encoder_of
 
 FILED, KNOWN = "filed", "known_before"
 NOT_JSON, NO_ID, UNKNOWN_PROMPT, REPEATED, FAILED = "not_json", "no_custom_id", "unknown_prompt", "repeated", "failed"
-# Characters that some readers end a line at, though JSON allows them inside a string.
+# Some readers end a line at these characters, which JSON allows inside a string.
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
-ANSWERS_AT_ONCE = 4096  # answers of one file of the store
-# finish_reason, stop_reason or finishReason of an answer that was cut off at the token limit
+ANSWERS_AT_ONCE = 4096  # answers in one file of the store
+# finish_reason, stop_reason or finishReason of an answer that reached the token limit
 CUT = ("length", "max_tokens", "MAX_TOKENS", "model_length", "model_context_window_exceeded")
 
 
 class Request(NamedTuple):
-    """What every request of a batch says besides its messages."""
+    """The fields of every request of a batch besides its messages."""
 
     model: str
     max_tokens: int
     temperature: float | None
-    """None leaves it out."""
+    """None leaves the field out."""
     layout: RequestConfig
 
 
@@ -55,9 +55,10 @@ class Answer(NamedTuple):
 
 
 def write_requests(prompts: pa.Table, path: str, *, settings: PromptSettings, request: Request) -> list[str]:
-    """One line per distinct prompt of the PROMPT rows, in as many files as the layout's limits ask for; their paths.
+    """Write one line per distinct prompt of the PROMPT rows; return the paths of the files.
 
-    The first is `path`, the others have a number before its ending: requests.jsonl, requests-2.jsonl.
+    The layout's limits decide how many files there are. The first is `path`; the others have a number before the
+    ending: requests.jsonl, requests-2.jsonl.
     """
     lines = request_lines(prompts, settings, request)
     line, paths = next(lines, None), []
@@ -70,11 +71,11 @@ def write_requests(prompts: pa.Table, path: str, *, settings: PromptSettings, re
 
 def check_free(path: str) -> None:
     if files.exists(path):
-        raise runs.RunError(f"{path} is there already: export to another file, or move that one away")
+        raise runs.RunError(f"{path} exists already: export to another file, or move that one away")
 
 
 def write_file(path: str, line: str | None, lines: Iterator[str], layout: RequestConfig) -> str | None:
-    """Writes `line` and those that follow while they fit into one file; the first that does not."""
+    """Write `line` and those that follow while they fit into one file; return the first that does not fit."""
     written, size = 0, 0
     with fsspec.open(path, "wt", encoding="utf-8", compression="infer") as file:
         while line is not None:
@@ -106,7 +107,7 @@ def request_lines(prompts: pa.Table, settings: PromptSettings, request: Request)
 
 
 def request_line(digest: str, system: str, user: str, request: Request) -> dict[str, Any]:
-    """One request in the layout of `request`; `body` of the layout wins over what is chosen here."""
+    """One request in the layout of `request`, whose `body` overrides the fields set here."""
     layout = request.layout
     sampling = {} if request.temperature is None else {"temperature": request.temperature}
     said = [{"role": "user", "content": user}]
@@ -130,24 +131,45 @@ def request_line(digest: str, system: str, user: str, request: Request) -> dict[
 
 
 def user_message(row: dict[str, Any], settings: PromptSettings) -> str:
-    """The user's side of the prompt, cut as the token budget cut it, without the chat template."""
+    """The prompt's user message without the chat template, cut as the token budget cut it."""
     encoder = encoder_of(settings)
-    subject_ids = row["prompt_ids"][row["shared_tokens"] : len(row["prompt_ids"]) - len(encoder.closing)]
-    text = encoder.tokenizer.decode(subject_ids, clean_up_tokenization_spaces=False)
+    text = encoder.tokenizer.decode(encoder.subject_ids(row["prompt_ids"]), clean_up_tokenization_spaces=False)
     return user_lead_in(settings.aspects, settings.subjects) + "\n" + text
 
 
 def import_answers(
     paths: Sequence[str], store: ScoreStore, *, asked: set[str], names: tuple[str, ...]
 ) -> dict[str, int]:
-    """Files the answers to the prompts in `asked`; the count of lines by what became of them.
+    """Write the answers to the prompts in `asked` to the store; count the lines by what became of them.
 
-    An answer of which more ratings are read replaces one that is there. ValueError where no line answers a prompt.
+    An answer replaces a stored one only if more ratings are read from it. ValueError where no line answers a prompt.
     """
     counts: Counter[str] = Counter()
     known = store.ratings_known()
     for path in paths:
-        file_answers(path, store, asked, known, names, counts)
+        batch: dict[str, StoredScore] = {}
+        filed = set()
+        for answer in read_answers(path):
+            if isinstance(answer, str):
+                counts[answer] += 1
+                continue
+            digest, parsed = answer.prompt_sha256, parse_ratings(answer.text, names, is_cut=answer.is_cut)
+            read = sum(rating is not None for rating in parsed.ratings)
+            if digest not in asked:
+                counts[UNKNOWN_PROMPT] += 1
+            elif read <= known.get(digest, -1):
+                counts[REPEATED if digest in filed else KNOWN] += 1
+            else:
+                counts[FILED] += 1
+                filed.add(digest)
+                known[digest] = read
+                expected = tuple(None if rating is None else float(rating) for rating in parsed.ratings)
+                batch[digest] = StoredScore(parsed.ratings, expected, parsed.reason, answer.text)
+            if len(batch) == ANSWERS_AT_ONCE:
+                store.write(list(batch), list(batch.values()))
+                batch = {}
+        if batch:
+            store.write(list(batch), list(batch.values()))
     others = {reason: count for reason, count in counts.items() if reason != FILED}
     log_rows(f"answers of {', '.join(paths)}", read=counts.total(), kept=counts[FILED], dropped=others)
     if not counts[FILED] and not counts[KNOWN]:
@@ -155,51 +177,16 @@ def import_answers(
     return dict(counts)
 
 
-def file_answers(
-    path: str, store: ScoreStore, asked: set[str], known: dict[str, int], names: tuple[str, ...], counts: Counter[str]
-) -> None:
-    """Files one file's answers; counts every line in `counts`, and notes in `known` the ratings of those filed."""
-    batch: dict[str, StoredScore] = {}
-    seen: set[str] = set()
-    for answer in read_answers(path, counts):
-        score = stored(answer, names)
-        read = sum(rating is not None for rating in score.ratings)
-        reason = reason_of_answer(answer.prompt_sha256, read, asked=asked, known=known, seen=seen)
-        counts[reason] += 1
-        if reason == FILED:
-            seen.add(answer.prompt_sha256)
-            known[answer.prompt_sha256] = read
-            batch[answer.prompt_sha256] = score
-        if len(batch) == ANSWERS_AT_ONCE:
-            store.write(list(batch), list(batch.values()))
-            batch = {}
-    if batch:
-        store.write(list(batch), list(batch.values()))
-
-
-def reason_of_answer(digest: str, read: int, *, asked: set[str], known: Mapping[str, int], seen: set[str]) -> str:
-    if digest not in asked:
-        return UNKNOWN_PROMPT
-    if read > known.get(digest, -1):
-        return FILED
-    return REPEATED if digest in seen else KNOWN
-
-
-def read_answers(path: str, counts: Counter[str]) -> Iterator[Answer]:
-    """The answers of one file; every line that holds none is counted by its reason."""
+def read_answers(path: str) -> Iterator[Answer | str]:
+    """The answer of each line of a file, or the reason why the line has none; empty lines are skipped."""
     with fsspec.open(path, "rt", encoding="utf-8", errors="replace", compression="infer") as file:
         for line in file:
-            if not line.strip():
-                continue
-            answer = read_answer(line)
-            if isinstance(answer, str):
-                counts[answer] += 1
-            else:
-                yield answer
+            if line.strip():
+                yield read_answer(line)
 
 
 def read_answer(line: str) -> Answer | str:
-    """The answer of one line, or why it is none. A refusal has no content: an answer without ratings."""
+    """The answer of one line, or the reason why it has none. A refusal is an answer without text."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError:
@@ -216,7 +203,7 @@ def read_answer(line: str) -> Answer | str:
         case {"key": str(digest), "response": {"candidates": [{**candidate}, *_]}}:
             parts = (candidate.get("content") or {}).get("parts")
             return Answer(digest, text_of(parts), candidate.get("finishReason") in CUT)
-        case {"key": str(digest), "response": {"promptFeedback": _}}:  # blocked, which is a refusal
+        case {"key": str(digest), "response": {"promptFeedback": _}}:  # blocked: a refusal
             return Answer(digest, "", is_cut=False)
         case dict():
             return FAILED if identifier(record) else NO_ID
@@ -229,19 +216,13 @@ def identifier(record: Mapping[str, Any]) -> str | None:
 
 
 def text_of(content: Any) -> str:
-    """The text of an answer's content, a string or a list of parts; parts of the model's reasoning are left out.
+    """The text of an answer's content, a string or a list of parts, without the model's reasoning.
 
-    Reasoning is a part of another type (Anthropic, Mistral), is marked `thought` (Gemini), or stands in a field of its
-    own beside the content (vLLM, OpenAI).
+    Reasoning is a part of another type (Anthropic, Mistral), a part marked `thought` (Gemini), or a field beside the
+    content (vLLM, OpenAI).
     """
     if isinstance(content, str):
         return content
     parts = [part for part in content or () if isinstance(part, dict)]
     texts = [part.get("text") for part in parts if part.get("type", "text") == "text" and not part.get("thought")]
     return "".join(text for text in texts if isinstance(text, str))
-
-
-def stored(answer: Answer, names: tuple[str, ...]) -> StoredScore:
-    parsed = read_completion(answer.text, names, is_cut=answer.is_cut)
-    expected = tuple(None if rating is None else float(rating) for rating in parsed.ratings)
-    return StoredScore(ratings=parsed.ratings, expected=expected, reason=parsed.reason, completion=answer.text)

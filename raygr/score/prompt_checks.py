@@ -1,4 +1,4 @@
-"""What the prompts of a score run tell of its subjects: counted, warned of, and refused before anything is asked."""
+"""Checks of a score run's prompts before the engine is asked: cut text, missing text, prompts that subjects share."""
 
 import logging
 from typing import Any
@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.config import ConfigError
-from raygr.score.chosen_subjects import whole_texts
-from raygr.score.subjects import PromptSettings
+from raygr.score.subjects import PromptSettings, whole_texts
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +23,24 @@ CHECKED_COLUMNS = [
     "reviews_used",
     "reviews_left_out",
 ]
-FEW_SHARE = 0.01  # of the subjects: so many may share a prompt with an unlike one where the budget cut both
-LISTED, VALUE_SHOWN = 3, 60
+FEW_SHARE = 0.01  # share of subjects that may share a prompt with a different one, if the budget cut both
+LISTED, VALUE_SHOWN = 3, 60  # pairs of a message, and characters of each text
 
 
 def check_prompts(prompts: pa.Table, *, data: str, settings: PromptSettings) -> dict[str, Any]:
-    """The counts of these PROMPT rows for `run.json`, with warnings of what the budget cut and of missing text.
+    """Count what these PROMPT rows show, for `run.json`; warn of text that is missing or was cut by the budget.
 
-    Raises ConfigError where no subject has any text, and where subjects whose texts differ share a prompt: always
-    where nothing of them was cut, else where they are more than `FEW_SHARE` of all.
+    Raises ConfigError where no subject has any text, and where subjects with different texts share a prompt: always if
+    one of them was not cut, otherwise if they are more than `FEW_SHARE` of all subjects.
     """
     counts = prompt_counts(prompts)
     what, total = settings.subjects, counts["count"]
     if total and counts["without_text"] == total:
-        raise ConfigError(f"{data}: none of the {total:,} {what} has any text to ask about; check prepare's metadata")
+        raise ConfigError(f"{data}: none of the {total:,} {what} has any text; check the metadata of the prepare run")
     if counts["without_text"]:
         logger.warning(
             "score: %s of %s %s have no text (no title, description, categories, details or review): their scores "
-            "rest on nothing",
+            "mean nothing",
             f"{counts['without_text']:,}",
             f"{total:,}",
             what,
@@ -52,7 +51,7 @@ def check_prompts(prompts: pa.Table, *, data: str, settings: PromptSettings) -> 
 
 
 def prompt_counts(prompts: pa.Table) -> dict[str, Any]:
-    """Subjects and tokens, and how many of either the budget left out."""
+    """Count subjects, tokens and reviews, and how many of them the budget cut."""
     tokens, lost, left_out = (
         prompts[name].fill_null(0).to_numpy() for name in ("prompt_tokens", "cut_tokens", "reviews_left_out")
     )
@@ -69,15 +68,14 @@ def prompt_counts(prompts: pa.Table) -> dict[str, Any]:
         "subjects_with_reviews_left_out": int((left_out > 0).sum()),
         "reviews_left_out": int(left_out.sum()),
         "reviews_used": pc.sum(prompts["reviews_used"]).as_py() or 0,
-        "share_a_prompt_unlike": len(unlike(prompts)),
+        "share_a_prompt_unlike": len(sharing_rows(prompts)),
     }
 
 
 def warn_of_cuts(counts: dict[str, Any], settings: PromptSettings) -> None:
     if counts["cut_subjects"]:
         logger.warning(
-            "score: max_prompt_tokens=%d cut the text of %s of %s %s (%.1f%%); %.1f%% of the tokens of what they show "
-            "were lost",
+            "score: max_prompt_tokens=%d cut the text of %s of %s %s (%.1f%%); %.1f%% of all subjects' tokens were cut",
             settings.max_prompt_tokens,
             f"{counts['cut_subjects']:,}",
             f"{counts['count']:,}",
@@ -99,7 +97,7 @@ def warn_of_cuts(counts: dict[str, Any], settings: PromptSettings) -> None:
 
 
 def check_shared(prompts: pa.Table, counts: dict[str, Any], *, data: str, settings: PromptSettings) -> None:
-    sharing = unlike(prompts)
+    sharing = sharing_rows(prompts)
     if not len(sharing):
         return
     examples = "; ".join(shared_examples(sharing, data=data, settings=settings))
@@ -115,8 +113,8 @@ def check_shared(prompts: pa.Table, counts: dict[str, Any], *, data: str, settin
     raise ConfigError(f"{message} ({mend})")
 
 
-def unlike(prompts: pa.Table) -> pa.Table:
-    """The PROMPT rows that share a prompt with a subject of another text, in the order of their prompts."""
+def sharing_rows(prompts: pa.Table) -> pa.Table:
+    """The PROMPT rows that share a prompt with a subject of different text, sorted by prompt."""
     texts = prompts.group_by("prompt_sha256").aggregate([("told_sha256", "count_distinct")])
     several = texts.filter(pc.greater(texts["told_sha256_count_distinct"], 1))["prompt_sha256"]
     return prompts.filter(pc.is_in(prompts["prompt_sha256"], value_set=several.combine_chunks())).sort_by(
@@ -125,7 +123,7 @@ def unlike(prompts: pa.Table) -> pa.Table:
 
 
 def shared_examples(sharing: pa.Table, *, data: str, settings: PromptSettings) -> list[str]:
-    """Pairs of subjects of one prompt, each with the first line in which their texts differ."""
+    """Pairs of subjects that share a prompt, each with the first line in which their texts differ."""
     pairs = []
     for prompt in sharing["prompt_sha256"].unique().to_pylist()[:LISTED]:
         rows = sharing.filter(pc.equal(sharing["prompt_sha256"], prompt))
@@ -137,7 +135,7 @@ def shared_examples(sharing: pa.Table, *, data: str, settings: PromptSettings) -
 
 
 def first_difference(one: str, other: str) -> str:
-    """Where two texts part, a few characters of each."""
+    """The label of the line where two texts first differ, and a few characters of each from there."""
     place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     start = one.rfind("\n", 0, place) + 1
     label = one[start:place].partition(":")[0]

@@ -1,7 +1,7 @@
-"""Items and users as prompts of token ids: the templates of Tables 9 and 10, the layouts of Tables 11 to 13.
+"""Prompts of items and users as token ids: the templates of Tables 9 and 10, the layouts of Tables 11 to 13.
 
-The chat template around them is chat_template.py's.
-The engine appends a tail of answer_format.py or a completion to `Prompt.prefix_ids`.
+chat_template.py puts the model's chat template around them. The engine appends an aspect's tail (answer_format.py) or
+generates a completion behind `Prompt.prefix_ids`.
 """
 
 import hashlib
@@ -20,49 +20,49 @@ from raygr.score.aspects import AspectSet
 from raygr.score.chat_template import PromptError, chat_parts, encode_control, encode_opening, encode_plain
 
 DAY_MS = 86_400_000
-MIN_SUBJECT_TOKENS = 96  # rating, date and labels take about 60 and are never cut
-MIN_REVIEW_TOKENS = 128  # a review of so many is not cut to show an older one
+MIN_SUBJECT_TOKENS = 96  # rating, date and labels take about 60 tokens and are never cut
+MIN_REVIEW_TOKENS = 128  # a review up to this length is not cut to show an older one
 CUT_FROM_ITEM = ("details", "description", "categories", "title")
 CUT_FROM_REVIEW = ("reviewText", "summary", "categories", "product: title", "title")
-TEXT_LABELS = frozenset(CUT_FROM_ITEM + CUT_FROM_REVIEW)  # the fields that the budget may cut; no others hold text
+TEXT_LABELS = frozenset(CUT_FROM_ITEM + CUT_FROM_REVIEW)  # the only fields with text, which the token budget may cut
 
 
 @dataclass(frozen=True)
 class Item:
-    """What the prompt tells of an item; "" and None leave their line out."""
+    """The facts of an item that the prompt shows; "" and None leave their line out."""
 
     title: str = ""
     description: str = ""
     categories: str = ""
     details: str = ""
-    rating: float | None = None  # mean on the scale that ends at the encoder's `best_rating`
+    rating: float | None = None  # mean rating, on the scale that ends at the encoder's `best_rating`
     rating_count: int = 0
 
 
 @dataclass(frozen=True)
 class Review:
-    """One interaction of a user with the item that it is about."""
+    """One interaction of a user, with its item."""
 
     item: Item
     rating: float | None  # None for implicit data
-    timestamp: int  # ms since 1970, or a position where the data has no clock
-    position: int  # among the user's interactions, from 0
+    timestamp: int  # milliseconds since 1970, or a position where the data has no times
+    position: int  # index among the user's interactions, from 0
     title: str = ""
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A whole prompt, up to where the model's answer starts, and what the budget left of its subject."""
+    """A prompt up to the start of the model's answer, with what the token budget cut from its subject."""
 
     prefix_ids: tuple[int, ...]
-    shared_length: int  # leading tokens that are the same for every subject of the encoder
-    told_sha256: str  # of the subject's uncut text, for users that of the reviews shown
-    has_text: bool  # whether it tells more of the subject than ratings and dates
-    cut: Mapping[str, int]  # field -> its tokens that the budget left no room for
+    shared_length: int  # number of leading tokens that all subjects of the encoder share
+    told_sha256: str  # hash of the subject's text before any cut; for users of the reviews that are shown
+    has_text: bool  # whether it shows more of the subject than ratings and dates
+    cut: Mapping[str, int]  # field -> number of its tokens that were cut
     reviews_used: int | None = None  # None for items
-    reviews_left_out: int | None = None  # the oldest; None for items
-    newest_position: int | None = None  # position of the newest review in the prompt; None for items
+    reviews_left_out: int | None = None  # the oldest reviews; None for items
+    newest_position: int | None = None  # position of the newest review shown; None for items
 
 
 class Line(NamedTuple):
@@ -71,7 +71,7 @@ class Line(NamedTuple):
 
 
 def item_from_row(row: Mapping[str, Any], item_rating: Literal["train", "none", "all"]) -> Item:
-    """The item of a row of `schema.ITEM_SCHEMA`, with its rating from the chosen interactions."""
+    """The item of an ITEM row, with the mean rating of train, all or no interactions."""
     rating = None if item_rating == "none" else row[f"{item_rating}_rating"]
     known = rating is not None and not math.isnan(rating)  # Arrow's null is NaN in a NumPy batch
     return Item(
@@ -85,7 +85,7 @@ def item_from_row(row: Mapping[str, Any], item_rating: Literal["train", "none", 
 
 
 def item_lines(item: Item, best_rating: float) -> list[Line]:
-    """Table 11, line by line, without those that have no value."""
+    """Table 11, line by line, without the lines that have no value."""
     rating = "" if item.rating is None else f"{item.rating:.1f}/{best_rating:.1f} ({item.rating_count} users)"
     return filled(
         [
@@ -99,15 +99,17 @@ def item_lines(item: Item, best_rating: float) -> list[Line]:
 
 
 def review_lines(review: Review, best_rating: float) -> list[Line]:
-    """Table 12 with the item's lines nested in it; title, categories, rating where there is no review text."""
+    """Table 12 with the item's lines nested in it; title, categories and rating where the review has no text."""
     rating = "" if review.rating is None else f"{review.rating:.1f}"
     if not (review.title.strip() or review.text.strip()):
         item = review.item
         return filled([Line("title", item.title), Line("categories", item.categories), Line("rating", rating)])
+    is_time = review.timestamp >= DAY_MS  # otherwise it is a position
+    day = datetime.fromtimestamp(review.timestamp / 1000, UTC).strftime("%Y-%m-%d") if is_time else ""
     own = filled(
         [
             Line("rating", rating),
-            Line("reviewTime", review_date(review.timestamp)),
+            Line("reviewTime", day),
             Line("summary", review.title),
             Line("reviewText", review.text),
         ]
@@ -118,13 +120,8 @@ def review_lines(review: Review, best_rating: float) -> list[Line]:
     return [*own, Line("product", ""), *nested]
 
 
-def review_date(timestamp: int) -> str:
-    """The day in UTC, or "" where the timestamp is a position and no time."""
-    return "" if timestamp < DAY_MS else datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d")
-
-
 def filled(lines: Sequence[Line]) -> list[Line]:
-    # values are put on one line, so that no text can pass for another field
+    # values are joined into one line, so that no text can pass for another field
     flat = [Line(line.label, " ".join(line.value.split())) for line in lines]
     return [line for line in flat if line.value]
 
@@ -165,10 +162,10 @@ def user_lead_in(aspects: AspectSet, subjects: Literal["items", "users"]) -> str
 
 
 class PromptEncoder:
-    """Prompts of at most `max_prompt_tokens` tokens for all items or all users of one category.
+    """Makes prompts of at most `max_prompt_tokens` tokens for the items or users of one category.
 
-    Only this budget cuts text. A subject's text is encoded as a whole, since tokenizers join the end of a line with
-    the line break. Raises PromptError where the budget leaves too little for a subject.
+    Nothing but this token budget cuts text. A subject's text is encoded as a whole, because tokenizers join the end of
+    a line with the line break. Raises PromptError where the budget leaves too little for a subject.
     """
 
     def __init__(
@@ -195,19 +192,23 @@ class PromptEncoder:
                 f"{len(aspects.aspects)} aspects takes {template_tokens}, so set at least {needed}"
             )
 
+    def subject_ids(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens of the subject's own text, between what all prompts share and the start of the answer."""
+        return prompt_ids[len(self.shared) : len(prompt_ids) - len(self.closing)]
+
     def item_prompt(self, item: Item) -> Prompt:
-        """Table 9's prompt; details are cut to fit first, then the description, categories and title."""
+        """The prompt of Table 9; details are cut first, then description, categories and title."""
         lines = item_lines(item, self.best_rating)
         shown, ids = self.fit("", lines, CUT_FROM_ITEM, self.room)
         return self.prompt(ids, told=lines_text(lines), whole=[lines], shown=[shown])
 
     def user_prompt(self, reviews: Sequence[Review]) -> Prompt:
-        """Table 10's prompt from at least one review, oldest first.
+        """The prompt of Table 10 from at least one review, oldest first.
 
-        Where they overflow, all products lose their description, then their details, then long reviews are cut
-        and the oldest dropped, as `share_out` says.
+        Where the reviews do not fit, all products lose their description, then their details; then `share_out` cuts
+        long reviews and drops the oldest.
         """
-        recent = reviews[-max(1, self.room // 4) :]  # a review takes four tokens at the very least
+        recent = reviews[-max(1, self.room // 4) :]  # a review takes at least four tokens
         whole = [review_lines(review, self.best_rating) for review in recent]
         shown, ids = self.fit_reviews(whole, may_fit=len(recent) == len(reviews))
         used = whole[-len(shown) :]
@@ -220,7 +221,7 @@ class PromptEncoder:
         )
 
     def fit_reviews(self, whole: list[list[Line]], *, may_fit: bool) -> tuple[list[list[Line]], list[int]]:
-        """What is shown of the newest reviews, and its token ids. `may_fit`: these are all the user's reviews."""
+        """The lines of the newest reviews that fit, and their token ids. `may_fit`: `whole` has all of the user's."""
         sizes = self.line_sizes(whole)
         for dropped in ((), ("description",), ("description", "details")):
             pairs = [
@@ -229,7 +230,7 @@ class PromptEncoder:
             ]
             shown = [[line for line, _ in review] for review in pairs]
             totals = [sum(size for _, size in review) for review in pairs]
-            # line by line a text may take more tokens than as a whole, but never twice as many
+            # encoded line by line, a text may take more tokens than as a whole, but never twice as many
             if may_fit and sum(totals) <= 2 * self.room:
                 ids = self.encode(reviews_text(shown))
                 if len(ids) <= self.room:
@@ -243,10 +244,10 @@ class PromptEncoder:
             room -= len(ids) - self.room
 
     def share_out(self, reviews: list[list[Line]], sizes: list[int], room: int) -> list[list[Line]]:
-        """The newest reviews that fit, with the long ones cut.
+        """Keep the newest reviews that fit into `room` tokens, and cut the long ones.
 
-        No review takes more than a quarter of the room from older ones, or `MIN_REVIEW_TOKENS` where a quarter is less.
-        Room that short reviews leave goes to the long ones, which all end at the same length.
+        While older reviews are added, a review counts at most a quarter of the room, or `MIN_REVIEW_TOKENS` if that is
+        more. Room that short reviews leave goes to the long ones, which are cut to the same length.
         """
         share = max(room // 4, MIN_REVIEW_TOKENS)
         taken = accumulate(min(size, share) for size in reversed(sizes))
@@ -267,7 +268,7 @@ class PromptEncoder:
         )
 
     def cut(self, whole: list[list[Line]], shown: list[list[Line]]) -> dict[str, int]:
-        """Tokens that each field lost, of all reviews together; a field that lost none is not there."""
+        """Count the tokens that each field lost, over all reviews; fields that lost none are left out."""
         left = [{line.label: line.value for line in lines} for lines in shown]
         pairs = [
             (line.label, line.value, kept.get(line.label, ""))
@@ -286,9 +287,9 @@ class PromptEncoder:
         return ids
 
     def line_sizes(self, reviews: list[list[Line]]) -> list[list[int]]:
-        """Tokens per review and line, encoded one by one in one call; the first line's with the review's header.
+        """Count the tokens of each review's lines, encoded separately; the first line includes the review's header.
 
-        Headers are numbered from the newest review on, so that those of the n newest are those of n reviews.
+        Headers are numbered from the newest review on, so that the n newest have the headers of n reviews.
         """
         texts = [
             ("\n" if place else f"\nreview {number}: ") + lines_text([line])
@@ -301,7 +302,7 @@ class PromptEncoder:
     def fit(
         self, header: str, lines: list[Line], cut_order: tuple[str, ...], room: int
     ) -> tuple[list[Line], list[int]]:
-        """The lines, with values cut at their end in this order until there is room, and ids with the header."""
+        """Cut values at their end, in `cut_order`, until header and lines fit into `room` tokens; lines and ids."""
         ids = self.encode(header + lines_text(lines))
         for label in cut_order:
             while len(ids) > room and label in [line.label for line in lines]:
@@ -310,17 +311,17 @@ class PromptEncoder:
                 ids = self.encode(header + lines_text(lines))
         if len(ids) > room:
             raise PromptError(
-                f"max_prompt_tokens leaves {room} tokens where ratings, date and labels alone take {len(ids)}: raise it"
+                f"max_prompt_tokens leaves {room} tokens, but ratings, date and labels alone take {len(ids)}: raise it"
             )
         return lines, ids
 
     def shorten(self, line: Line, tokens: int) -> Line:
-        """The line without the last so many tokens of its value."""
+        """The line without the last `tokens` tokens of its value."""
         encoding = self.tokenizer(
             line.value, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
         starts = [start for start, _ in encoding["offset_mapping"]]
-        # at the start of a token, where a character of several tokens begins: never half a character
+        # cut where a token starts and, of a character of several tokens, before its first: never half a character
         return Line(line.label, line.value[: starts[-tokens]].rstrip() if tokens < len(starts) else "")
 
 
@@ -329,7 +330,7 @@ def reviews_text(reviews: list[list[Line]]) -> str:
 
 
 def equal_share(sizes: Sequence[int], room: int) -> int:
-    """The most tokens that each of these may take, so that all together take at most `room`."""
+    """The largest number of tokens each may take so that all together take at most `room`."""
     for place, size in enumerate(sorted(sizes)):
         each = room // (len(sizes) - place)
         if size > each:
@@ -339,5 +340,5 @@ def equal_share(sizes: Sequence[int], room: int) -> int:
 
 
 def prompt_sha256(token_ids: Sequence[int]) -> str:
-    """Hash of the ids as little-endian 32-bit integers: the same on every machine."""
+    """SHA-256 of the ids as little-endian 32-bit integers, which is the same on every machine."""
     return hashlib.sha256(np.asarray(token_ids, dtype="<u4").tobytes()).hexdigest()

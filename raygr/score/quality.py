@@ -1,4 +1,4 @@
-"""How good a score run is: valid share by reason, spread per aspect, dead aspects, effective rank."""
+"""Quality of a score run: valid share by reason, spread of each aspect, dead aspects, effective rank."""
 
 import dataclasses
 import json
@@ -9,25 +9,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raygr.metrics.z_scores import standardise
+
 logger = logging.getLogger(__name__)
 
-DEAD_SPREAD = 0.05  # on the scale of 1 to 10: a twentieth of the step between two ratings
-DEAD_SHARE = 0.99  # of the integer ratings
-NO_SPREAD = 1e-3
+DEAD_SPREAD = 0.05  # standard deviation on the scale of 1 to 10
+DEAD_SHARE = 0.99  # share of equal integer ratings
+NO_SPREAD = 1e-3  # aspects with a smaller standard deviation count as constant
 
 
 @dataclasses.dataclass(frozen=True)
 class AspectQuality:
-    """One aspect over all subjects that were read."""
+    """One aspect over all subjects with a rating."""
 
-    mean: float | None  # of the expected ratings, 1 to 10
+    mean: float | None  # mean expected rating, 1 to 10
     spread: float | None  # standard deviation of the expected ratings
     identical_share: float | None  # share of the most frequent integer rating
-    dead: bool  # tells subjects nothing: spread below DEAD_SPREAD, or identical_share of DEAD_SHARE or more
+    dead: bool  # does not tell subjects apart: spread < DEAD_SPREAD, or identical_share >= DEAD_SHARE
 
 
 def score_quality(scores: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
-    """Summary of SCORE rows; `aspects` maps each name to its AspectQuality."""
+    """Summarise SCORE rows; `aspects` maps each name to the fields of its AspectQuality."""
     reasons = Counter(scores["reason"].to_pylist())
     expected_SA = vectors(scores, "expected", len(names))
     ratings_SA = vectors(scores, "ratings", len(names))
@@ -44,7 +46,7 @@ def score_quality(scores: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def vectors(scores: pa.Table, column: str, width: int) -> np.ndarray:
-    """(S, A) float64 of a list column; NaN where a rating was not read."""
+    """A list column as a float64 array (S, A); NaN where a rating was not read."""
     rows = [row if row is not None else [None] * width for row in scores[column].to_pylist()]
     return np.array(rows, dtype=np.float64).reshape(len(rows), width)
 
@@ -64,16 +66,15 @@ def aspect_quality(expected_S: np.ndarray, ratings_S: np.ndarray) -> AspectQuali
 
 
 def effective_rank(expected_SA: np.ndarray) -> float | None:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007), of standardised aspects.
+    """Effective rank of the standardised aspects: exp of the entropy of their normalised singular values.
 
-    1 means that all aspects say the same, A that each says something of its own; None without two full rows.
+    1 means that all aspects say the same, A that each says something of its own (Roy and Vetterli, 2007). None with
+    fewer than two rows without NaN.
     """
     full = expected_SA[~np.isnan(expected_SA).any(axis=1)]
     if len(full) < 2:
         return None
-    deviations = full.std(axis=0)
-    standardised = (full - full.mean(axis=0)) / np.where(deviations < NO_SPREAD, np.inf, deviations)
-    singular = np.linalg.svd(standardised, compute_uv=False)
+    singular = np.linalg.svd(standardise(full, least_spread=NO_SPREAD)[0], compute_uv=False)
     if singular.sum() == 0:
         return 0.0
     shares = singular[singular > 0] / singular.sum()
@@ -81,7 +82,7 @@ def effective_rank(expected_SA: np.ndarray) -> float | None:
 
 
 def log_quality(quality: dict[str, Any]) -> None:
-    """One line of `score_quality` for the log."""
+    """Log the summary of `score_quality` in one line."""
     dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
     logger.info(
         "score: %.1f%% valid %s, effective rank %s%s",

@@ -1,8 +1,9 @@
-"""The score store: answers of the LLM, kept by what was asked and shared by runs.
+"""The score store: answers of LLMs, shared by score runs so that no prompt is asked twice.
 
-Parquet files under `<store>/<key>/`, where the key stands for everything that changes an answer (asking.py), rows
-keyed by the prompt's hash. Actors write one file per finished batch; `compact` turns these into few large ones.
-A prompt may have been asked more than once: the best answer counts, and of equally good ones the last.
+The store holds Parquet files under `<store>/<key>/`. The key covers everything besides the prompt that changes an
+answer: model, adapter, mode, sampling and engine settings. Rows are keyed by the prompt's hash. Engine actors write one
+file per finished batch; `compact` merges these into few large files. Where a prompt was asked more than once, the
+answer with the most ratings counts, and of equals the last one written.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -19,8 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from huggingface_hub import try_to_load_from_cache
 
 from raygr import files
+from raygr.score.adapters import adapter_folder
+from raygr.score.answer_format import OK
+from raygr.score.config import SAME_ANSWERS, ScoreConfig
+from raygr.score.default_model import model_folder
 
 STORE_SCHEMA = pa.schema(
     [
@@ -32,18 +39,21 @@ STORE_SCHEMA = pa.schema(
         ("written", pa.int64()),  # nanoseconds since 1970
     ]
 )
-OK, NOT_FINITE, REFUSED_BY_ENGINE = "ok", "not_finite", "refused_by_engine"
-# Reasons that are no answers of the model, so that the prompt is always asked again.
-NOT_ANSWERED = (NOT_FINITE, REFUSED_BY_ENGINE)
-LARGE_BYTES = 16 << 20  # a file of this size is left alone by `compact`
-COMPACTED_ROWS = 500_000  # of one compacted file
-READERS = 16
-LISTINGS = 5  # tries to read a folder that another run compacts meanwhile
+NOT_FINITE, REFUSED_BY_ENGINE = "not_finite", "refused_by_engine"
+NOT_ANSWERED = (NOT_FINITE, REFUSED_BY_ENGINE)  # not answers of the model: such a prompt is always asked again
+LARGE_BYTES = 16 << 20  # `compact` leaves files of this size alone
+COMPACTED_ROWS = 500_000  # rows of one compacted file
+READERS = 16  # threads
+LISTINGS = 5  # attempts to read a folder that another run is compacting
+
+# Choices of the engine that change an answer.
+LOGPROBS_MODE = "raw_logprobs"  # before the masks that force an answer's format
+CPU_DTYPE = "float32"  # faster than bfloat16 on processors without AMX
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredScore:
-    """One subject's answer: A ratings in 1..10 or None, A expected ratings or None, and why."""
+    """The answer to one prompt: A ratings in 1..10 or None, A expected ratings or None, and the reason."""
 
     ratings: tuple[int | None, ...]
     expected: tuple[float | None, ...]
@@ -64,14 +74,10 @@ class StoredScore:
             completion="",
         )
 
-    @classmethod
-    def without_answer(cls, aspects: int, *, reason: str, why: str = "") -> "StoredScore":
-        return cls(ratings=(None,) * aspects, expected=(None,) * aspects, reason=reason, completion=why)
-
 
 @dataclasses.dataclass(frozen=True)
 class ScoreStore:
-    """The part of a store that belongs to one way of asking."""
+    """The folder of the store that belongs to one key."""
 
     path: str
 
@@ -80,7 +86,7 @@ class ScoreStore:
         rows = [
             {"prompt_sha256": h, **dataclasses.asdict(s), "written": now} for h, s in zip(hashes, scores, strict=True)
         ]
-        # an actor that was killed after it wrote writes the same file again; another attempt's answers are another file
+        # an actor that was killed after writing writes the same file again; other answers get another file
         name = hashlib.sha256("".join([*hashes, *(repr(s) for s in scores)]).encode()).hexdigest()[:32]
         files.write_table(pa.Table.from_pylist(rows, schema=STORE_SCHEMA), files.join(self.path, f"{name}.parquet"))
 
@@ -89,43 +95,44 @@ class ScoreStore:
         return best_of_each_hash(self.rows())
 
     def known(self, *, retry_failed: bool = False, unread: bool = True) -> set[str]:
-        """Hashes that need not be asked.
+        """Hashes of the prompts that need not be asked again.
 
-        `retry_failed` leaves out those of which not every rating was read; `unread=False` those of which none was.
+        `retry_failed` leaves out answers with a missing rating; `unread=False` leaves out answers without any rating.
         """
         rows = self.rows(["prompt_sha256", "ratings", "reason"])
-        answered = pc.equal(rows["reason"], OK) if retry_failed else pc.invert(is_in(rows["reason"], NOT_ANSWERED))
+        not_answered = pc.is_in(rows["reason"], value_set=pa.array(NOT_ANSWERED, pa.string()))
+        answered = pc.equal(rows["reason"], OK) if retry_failed else pc.invert(not_answered)
         if not unread:
             answered = pc.and_(answered, pa.array(ratings_read(rows) > 0))
         return set(rows["prompt_sha256"].filter(answered).to_pylist())
 
     def ratings_known(self) -> dict[str, int]:
-        """Hash -> how many ratings of its best answer were read."""
+        """Map each hash to the number of ratings that were read from its best answer."""
         rows = best_of_each_hash(self.rows(["prompt_sha256", "ratings", "written"]))
         return dict(zip(rows["prompt_sha256"].to_pylist(), ratings_read(rows).tolist(), strict=True))
 
     def rows(self, columns: list[str] | None = None) -> pa.Table:
-        """Every answer of every file, in the order of the files' names."""
+        """All answers of all files, in the order of file names."""
         for _ in range(LISTINGS - 1):
             try:
                 return self.read_files(sorted(self.sizes()), columns)
-            except FileNotFoundError:  # compacted by another run: its rows are in a file of the next listing
+            except FileNotFoundError:  # another run compacted it: the next listing has the new file
                 continue
         return self.read_files(sorted(self.sizes()), columns)
 
-    def read_files(self, files: list[str], columns: list[str] | None = None) -> pa.Table:
-        if not files:
+    def read_files(self, paths: list[str], columns: list[str] | None = None) -> pa.Table:
+        if not paths:
             return pa.schema([STORE_SCHEMA.field(name) for name in columns or STORE_SCHEMA.names]).empty_table()
         with ThreadPoolExecutor(READERS) as pool:
-            # fetched by threads, which wait on S3, and parsed by one, since more only fight for Python's lock
-            fetched = map(pa.BufferReader, pool.map(self.filesystem().cat_file, files))
+            # threads fetch, because they wait on S3; one thread parses, because several would contend for the GIL
+            fetched = map(pa.BufferReader, pool.map(self.filesystem().cat_file, paths))
             tables = [pq.ParquetFile(whole).read(columns=columns, use_threads=False) for whole in fetched]
-        return pa.concat_tables(tables).combine_chunks()  # thousands of chunks take longer to sort than to read
+        return pa.concat_tables(tables).combine_chunks()  # sorting thousands of chunks takes longer than reading
 
     def compact(self) -> None:
-        """Turns small files into few large ones; run again after a crash, it leaves every answer once.
+        """Merge small files into few large ones; after a crash, a second call leaves every answer once.
 
-        Files that others write meanwhile stay as they are. The new file is whole before the old ones go.
+        The new file is complete before the old ones are removed. Files that other runs write meanwhile stay.
         """
         small = sorted(path for path, size in self.sizes().items() if size < LARGE_BYTES)
         if len(small) < 2:
@@ -140,11 +147,11 @@ class ScoreStore:
             written.add(name)
         for path in small:
             if path.rpartition("/")[2] not in written:
-                with suppress(FileNotFoundError):  # another run compacts, too
+                with suppress(FileNotFoundError):  # another run is compacting, too
                     self.filesystem().rm_file(path)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
+        """Map each file to its size in bytes."""
         filesystem, inner = files.filesystem_of(self.path)
         filesystem.invalidate_cache()
         found = filesystem.glob(f"{inner}/*.parquet", detail=True)
@@ -154,12 +161,8 @@ class ScoreStore:
         return files.filesystem_of(self.path)[0]
 
 
-def is_in(column: pa.ChunkedArray, values: Sequence[str]) -> pa.ChunkedArray:
-    return pc.is_in(column, value_set=pa.array(values, pa.string()))
-
-
 def ratings_read(rows: pa.Table) -> np.ndarray:
-    """How many ratings of each row are not null, shape (rows,)."""
+    """Count the ratings of each row that are not null, shape (rows,)."""
     ratings = rows["ratings"].combine_chunks()
     is_read = pc.list_flatten(ratings).is_valid().to_numpy(zero_copy_only=False)
     owner = pc.list_parent_indices(ratings).to_numpy(zero_copy_only=False)
@@ -167,7 +170,7 @@ def ratings_read(rows: pa.Table) -> np.ndarray:
 
 
 def best_of_each_hash(rows: pa.Table) -> pa.Table:
-    """The row of each hash with the most ratings, the last written of equals."""
+    """Keep the row of each hash with the most ratings, and of equals the last one written."""
     ranked = pa.table({
         "prompt_sha256": rows["prompt_sha256"], "read": ratings_read(rows), "written": rows["written"]
     }).append_column("row", pa.array(np.arange(len(rows))))  # fmt: skip
@@ -176,7 +179,53 @@ def best_of_each_hash(rows: pa.Table) -> pa.Table:
     return rows.take(best)
 
 
-def store_key(mode: str, asked: Mapping[str, Any]) -> str:
-    """Folder name of one way of asking; `asked` is all that changes an answer, as JSON values."""
-    text = json.dumps({"mode": mode, **asked}, sort_keys=True, default=str)
-    return f"{mode}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+# --- the key -----------------------------------------------------------------------------------
+
+
+def answer_mode(config: ScoreConfig) -> str:
+    """Return probe, generate, or generate-free (generate without a forced format)."""
+    return "generate-free" if config.mode == "generate" and not config.structured else config.mode
+
+
+def open_store(config: ScoreConfig, *, on_gpu: bool) -> ScoreStore:
+    """The part of the store with the answers to this configuration. `on_gpu`: the engine runs on a GPU.
+
+    Model, adapter and other files enter the key by their content, not by their path.
+    """
+    mode = answer_mode(config)
+    settings: dict[str, Any] = {"mode": mode}
+    if mode != "probe" and config.temperature > 0:
+        settings |= {"temperature": config.temperature, "seed": config.seed}
+    if config.answered_by:
+        settings |= {"answered_by": config.answered_by}
+    else:
+        chosen = {"dtype": "auto" if on_gpu else CPU_DTYPE, "logprobs_mode": LOGPROBS_MODE, **config.engine_kwargs}
+        revision = chosen.pop("revision", None)
+        settings |= {
+            "model": model_content(model_folder(config.llm), revision),
+            "adapter": files.fingerprint(adapter_folder(config.adapter)) if config.adapter else None,
+            "engine": {name: content_of(value) for name, value in chosen.items() if name not in SAME_ANSWERS},
+        }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return ScoreStore(files.join(config.store or files.join(config.output, "store"), f"{mode}-{key}"))
+
+
+def model_content(model: str, revision: str | None) -> str:
+    """Fingerprint of a model folder; for a hub model its name and, if it is cached here, its commit."""
+    if files.exists(model):
+        return files.fingerprint(model)
+    cached = try_to_load_from_cache(model, "tokenizer_config.json", revision=revision)
+    commit = Path(cached).parent.name if isinstance(cached, str) else revision or ""
+    return f"{model} {commit}"
+
+
+def content_of(value: Any) -> Any:
+    """Replace the path of every file or folder that a setting names by the fingerprint of its content."""
+    match value:
+        case str() if value and files.exists(value):
+            return files.fingerprint(value)
+        case Mapping():
+            return {name: content_of(one) for name, one in value.items()}
+        case list() | tuple():
+            return [content_of(one) for one in value]
+    return value

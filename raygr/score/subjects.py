@@ -1,25 +1,42 @@
-"""Rows of a prepare run -> prompts as token ids: the map functions that scoring hands to Ray Data.
+"""Items and users of a prepare run as prompts: rows of the data in, PROMPT rows (PROMPT_SCHEMA) out.
 
-PROMPT rows out: PROMPT_SCHEMA. Importable and tested without Ray.
+Scoring hands `item_prompts` and `user_prompt` to Ray Data. Without Ray, `chosen_prompts` makes the same prompts for a
+few subjects: for estimates, `raygr score --show-prompts` and error messages.
 """
 
 import dataclasses
 import functools
-from typing import Literal, Protocol
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from raygr import files, runs
 from raygr.data.row_counts import log_rows
 from raygr.data.user_profiles import prompt_lengths
-from raygr.schema import ITEMS, USERS
+from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
 from raygr.score.aspects import AspectSet, load_aspects
 from raygr.score.config import ScoreConfig
 from raygr.score.default_model import ModelError, model_folder
-from raygr.score.prompts import Item, Prompt, PromptEncoder, Review, item_from_row, prompt_sha256
+from raygr.score.prompts import (
+    Item,
+    Prompt,
+    PromptEncoder,
+    Review,
+    item_from_row,
+    item_lines,
+    lines_text,
+    prompt_sha256,
+    review_lines,
+    reviews_text,
+)
 
+PROMPTS, PROMPTS_DONE = "prompts", "prompts.json"  # in a score run: the PROMPT rows, and their counts
 PROMPT_SCHEMA = pa.schema(
     [
         ("subject_id", pa.string()),
@@ -27,21 +44,24 @@ PROMPT_SCHEMA = pa.schema(
         ("shared_tokens", pa.int32()),
         ("prompt_sha256", pa.string()),
         ("prompt_tokens", pa.int32()),
-        ("told_sha256", pa.string()),  # of the text that the prompt tells, before the budget cut it
+        ("told_sha256", pa.string()),  # hash of the subject's text before the budget cut it
         ("has_text", pa.bool_()),
-        ("cut_tokens", pa.int32()),  # lost to the budget; for users in the reviews that are shown
-        ("cut_from", pa.string()),  # the fields that lost them, "details 210, description 12"
+        ("cut_tokens", pa.int32()),  # tokens that the budget cut; for users from the reviews that are shown
+        ("cut_from", pa.string()),  # the fields that they were cut from: "details 210, description 12"
         ("reviews_used", pa.int32()),  # null for items
-        ("reviews_left_out", pa.int32()),  # the user's oldest, for which the budget had no room
+        ("reviews_left_out", pa.int32()),  # a user's oldest reviews, which did not fit into the budget
         ("cutoff", pa.int64()),
         ("cutoff_position", pa.int32()),
     ]
 )
 
 
+# --- settings ----------------------------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptSettings:
-    """What a prompt depends on besides the subject."""
+    """Everything besides the subject that a prompt depends on."""
 
     model: str
     aspects: AspectSet
@@ -86,7 +106,7 @@ def prompt_settings(
 
 @functools.lru_cache(maxsize=2)
 def encoder_of(settings: PromptSettings) -> PromptEncoder:
-    """One tokenizer for all batches of a worker process; ModelError where the model has none to load."""
+    """The encoder of these settings, cached per process; ModelError where the model has no tokenizer to load."""
     return PromptEncoder(
         load_tokenizer(settings.model),
         settings.aspects,
@@ -99,12 +119,15 @@ def encoder_of(settings: PromptSettings) -> PromptEncoder:
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:  # their texts do not all name the model
+    except (OSError, ValueError) as error:  # not all of their messages name the model
         raise ModelError(f"model: {model} has no tokenizer that can be loaded: {error}") from error
 
 
+# --- rows to prompts ---------------------------------------------------------------------------
+
+
 def item_prompts(items: pa.Table, *, settings: PromptSettings) -> pa.Table:
-    """A batch of ITEM rows -> PROMPT rows."""
+    """Turn a batch of ITEM rows into PROMPT rows."""
     encoder = encoder_of(settings)
     rows = [
         prompt_row(row["item_id"], encoder.item_prompt(item_from_row(row, settings.item_rating)), cutoff=None)
@@ -114,9 +137,9 @@ def item_prompts(items: pa.Table, *, settings: PromptSettings) -> pa.Table:
 
 
 def user_prompt(reviews: pa.Table, *, settings: PromptSettings, items: pa.Table, user_ids: pa.Array) -> pa.Table:
-    """The train REVIEW rows of one user -> one PROMPT row.
+    """Turn the train REVIEW rows of one user into one PROMPT row.
 
-    `items` holds ITEM rows, where row n has item_index n + 1; `user_ids` the id of each user_index.
+    `items` holds ITEM rows, where row n has item_index n + 1; `user_ids` holds the id of each user_index.
     """
     history = history_of(reviews, items, settings)
     user_id = user_ids[reviews["user_index"][0].as_py()].as_py()
@@ -125,7 +148,7 @@ def user_prompt(reviews: pa.Table, *, settings: PromptSettings, items: pa.Table,
 
 
 def history_of(reviews: pa.Table, items: pa.Table, settings: PromptSettings) -> list[Review]:
-    """What the prompt knows of one user's REVIEW rows, oldest first; `items` as for `user_prompt`."""
+    """The reviews of one user that the prompt may show, oldest first; `items` as in `user_prompt`."""
     known = prompt_lengths(np.array([len(reviews)]), settings.cutoff_fraction)[0]
     ordered = reviews.sort_by("position").slice(0, known).to_pylist()
     rows = items.take(pa.array([review["item_index"] - 1 for review in ordered])).to_pylist()
@@ -134,7 +157,7 @@ def history_of(reviews: pa.Table, items: pa.Table, settings: PromptSettings) -> 
     ]
 
 
-def review_of(row: dict, item: Item) -> Review:
+def review_of(row: dict[str, Any], item: Item) -> Review:
     rating = row["rating"]
     return Review(
         item=item,
@@ -146,23 +169,7 @@ def review_of(row: dict, item: Item) -> Review:
     )
 
 
-def subjects_left_out(config: ScoreConfig, *, asked: int) -> dict[str, int]:
-    """Of the data's items or users: how many are not asked about, by reason."""
-    if config.subjects == "items":
-        read, silent = files.read_table(files.join(config.data, ITEMS), ["item_index"]).num_rows, 0
-    else:
-        users = files.read_table(files.join(config.data, USERS), ["user_index", "cutoff_position"])
-        is_silent = (users["cutoff_position"].to_numpy() < 0) & (
-            users["user_index"].to_numpy() < (config.max_subjects or len(users))
-        )
-        read, silent = len(users), int(is_silent.sum())
-    beyond = max(0, read - config.max_subjects) if config.max_subjects else 0
-    dropped = {"beyond_max_subjects": beyond, "without_train_interaction": silent}
-    log_rows(config.subjects, read=read, kept=asked, dropped=dropped)
-    return dropped
-
-
-def prompt_row(subject_id: str, prompt: Prompt, *, cutoff: int | None) -> dict:
+def prompt_row(subject_id: str, prompt: Prompt, *, cutoff: int | None) -> dict[str, Any]:
     return {
         "subject_id": subject_id,
         "prompt_ids": prompt.prefix_ids,
@@ -178,3 +185,93 @@ def prompt_row(subject_id: str, prompt: Prompt, *, cutoff: int | None) -> dict:
         "cutoff": cutoff,
         "cutoff_position": prompt.newest_position,
     }
+
+
+# --- chosen subjects, without Ray --------------------------------------------------------------
+
+
+def subjects_of(data: str, subjects: str, limit: int | None) -> np.ndarray:
+    """item_index of all items, or user_index of the users with a train interaction; at most the first `limit`."""
+    if subjects == "items":
+        return np.arange(1, 1 + min(limit or math.inf, stored_table(data, ITEMS).count_rows()), dtype=np.int64)
+    users = files.read_table(files.join(data, USERS), ["user_index", "cutoff_position"])
+    index, cutoff = users["user_index"].to_numpy(), users["cutoff_position"].to_numpy()
+    return np.sort(index[(cutoff >= 0) & (index < (limit or math.inf))]).astype(np.int64)
+
+
+def subjects_left_out(config: ScoreConfig, *, asked: int) -> dict[str, int]:
+    """Count by reason, and log, the items or users of the data that are not scored; `asked` of them are."""
+    rows, silent = stored_table(config.data, ITEMS if config.subjects == "items" else USERS).count_rows(), 0
+    if config.subjects == "users":
+        first = min(config.max_subjects or rows, rows)
+        silent = first - len(subjects_of(config.data, "users", config.max_subjects))
+    beyond = max(0, rows - config.max_subjects) if config.max_subjects else 0
+    dropped = {"beyond_max_subjects": beyond, "without_train_interaction": silent}
+    log_rows(config.subjects, read=rows, kept=asked, dropped=dropped)
+    return dropped
+
+
+def chosen_prompts(data: str, settings: PromptSettings, chosen: np.ndarray) -> pa.Table:
+    """PROMPT rows of the items or users given by item_index or user_index."""
+    if settings.subjects == "items":
+        return item_prompts(rows_where(data, ITEMS, "item_index", chosen), settings=settings)
+    histories, items = user_rows(data, chosen)
+    user_ids = files.read_table(files.join(data, USERS)).sort_by("user_index")["user_id"].combine_chunks()
+    return pa.concat_tables(
+        user_prompt(reviews, settings=settings, items=items, user_ids=user_ids) for reviews in histories
+    )
+
+
+def whole_texts(data: str, settings: PromptSettings, subject_ids: Sequence[str]) -> list[str]:
+    """The text of each of these subjects before any cut."""
+    if settings.subjects == "items":
+        rows = {row["item_id"]: row for row in rows_where(data, ITEMS, "item_id", subject_ids).to_pylist()}
+        items = [item_from_row(rows[subject], settings.item_rating) for subject in subject_ids]
+        return [lines_text(item_lines(item, settings.best_rating)) for item in items]
+    users = rows_where(data, USERS, "user_id", subject_ids)
+    index = dict(zip(users["user_id"].to_pylist(), users["user_index"].to_pylist(), strict=True))
+    histories, items = user_rows(data, np.array([index[subject] for subject in subject_ids]))
+    return [
+        reviews_text([review_lines(review, settings.best_rating) for review in history_of(reviews, items, settings)])
+        for reviews in histories
+    ]
+
+
+def show_prompts(config: ScoreConfig, count: int) -> str:
+    """The first `count` prompts in full, each with what the token budget cut."""
+    settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
+    tokenizer = encoder_of(settings).tokenizer
+    parts = []
+    for row in chosen_prompts(config.data, settings, subjects_of(config.data, config.subjects, count)).to_pylist():
+        cut = f"cut by max_prompt_tokens: {row['cut_from']} tokens" if row["cut_tokens"] else "no field cut"
+        cut += f", {row['reviews_left_out']} older reviews left out" if row["reviews_left_out"] else ""
+        text = tokenizer.decode(row["prompt_ids"], clean_up_tokenization_spaces=False)
+        parts.append(f"=== {row['subject_id']}: {row['prompt_tokens']} tokens, {cut}\n{text}")
+    return "\n\n".join(parts)
+
+
+def user_rows(data: str, users: np.ndarray) -> tuple[list[pa.Table], pa.Table]:
+    """Train REVIEW rows of each of these users, and the ITEM rows of their items.
+
+    The reviews' item_index is renumbered to count these items alone, from 1.
+    """
+    reviews = rows_where(data, REVIEWS, "user_index", users)
+    reviews = reviews.filter(pc.equal(reviews["split"], TRAIN))
+    items = rows_where(data, ITEMS, "item_index", np.unique(reviews["item_index"].to_numpy())).sort_by("item_index")
+    places = 1 + np.searchsorted(items["item_index"].to_numpy(), reviews["item_index"].to_numpy())
+    column = reviews.column_names.index("item_index")
+    reviews = reviews.set_column(column, "item_index", pa.array(places)).sort_by("user_index")
+    start, end = (np.searchsorted(reviews["user_index"].to_numpy(), users, side=side) for side in ("left", "right"))
+    histories = [reviews.slice(first, last - first) for first, last in zip(start.tolist(), end.tolist(), strict=True)]
+    return histories, items
+
+
+def rows_where(data: str, table: str, column: str, values: np.ndarray | Sequence[str]) -> pa.Table:
+    rows = stored_table(data, table)
+    return rows.to_table(filter=pc.is_in(pc.field(column), value_set=pa.array(values, rows.schema.field(column).type)))
+
+
+def stored_table(data: str, table: str) -> pyarrow.dataset.Dataset:
+    """A table of the prepare run `data`, not yet read."""
+    filesystem, inner = files.filesystem_of(files.join(data, table))
+    return pyarrow.dataset.dataset(inner, filesystem=filesystem)

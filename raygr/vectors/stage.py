@@ -1,10 +1,10 @@
-"""The vectors stage: item texts -> vectors of a chosen width that know no aspect, for the control arm `text PCA`.
+"""The vectors stage: item texts in, vectors without any aspect out, for the control arm `text PCA`.
 
-An item's prompt is the one that scoring asks (Table 9). The system prompt, which all items share, is computed once;
-behind it go the item's own tokens, whose last hidden states are averaged; the means of all items are reduced by
-principal components. `vectors.parquet` {item_id, pc1 .. pcK} goes into `item_scores`. Items without any text have no
-row. Shape suffixes: `B` items of a batch, `L` their longest text in tokens, `P` tokens of the prefix, `I` items,
-`D` hidden size, `K` components.
+Each item has the prompt that scoring uses (Table 9). The system prompt, which all items share, is computed once. The
+last hidden states of the item's own tokens are averaged, and the means of all items are reduced to their principal
+components. `vectors.parquet` {item_id, pc1 .. pcK} can be used as `item_scores`. Items without any text have no row.
+Shape suffixes: `B` items of a batch, `L` tokens of their longest text, `P` tokens of the prefix, `I` items, `D` hidden
+size, `K` components.
 """
 
 import logging
@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import torch
 from torch import Tensor
 from transformers import AutoModel, DynamicCache, PreTrainedModel
@@ -22,21 +21,21 @@ from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.data.row_counts import log_rows
 from raygr.schema import ITEMS
-from raygr.score.prompts import Prompt, PromptEncoder, item_from_row
-from raygr.score.subjects import encoder_of, prompt_settings
+from raygr.score.prompts import PromptEncoder, item_from_row
+from raygr.score.subjects import encoder_of, prompt_settings, stored_table
 from raygr.vectors.config import VectorsConfig
 
 logger = logging.getLogger(__name__)
 
 VECTORS = "vectors.parquet"
-ITEMS_READ = 2048  # whose texts are held at a time, and sorted by length so that batches pad little
+ITEMS_READ = 2048  # items held in memory at a time, and sorted by length so that batches need little padding
 
 
 class Text(NamedTuple):
-    """An item's own tokens: its prompt without what all prompts share."""
+    """An item's own tokens, without the parts that all prompts share."""
 
     item_id: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
 
 
 class Components(NamedTuple):
@@ -44,16 +43,19 @@ class Components(NamedTuple):
 
     scores_IK: np.ndarray
     explained_K: np.ndarray
-    """Share of the variance, the largest first."""
+    """Share of the variance per component, largest first."""
 
 
 def vectors(config: VectorsConfig) -> runs.Run:
+    """Compute vectors of all items with a text; ConfigError where `width` is larger than the data allow."""
     settings = prompt_settings(config, "items")
     encoder = encoder_of(settings)
     on_gpu = torch.cuda.is_available()
     model = AutoModel.from_pretrained(settings.model, dtype="auto" if on_gpu else torch.float32).eval()
     model = model.to("cuda" if on_gpu else "cpu")
-    check_width(config, items=count_items(config.data), hidden=model.config.hidden_size)
+    items, hidden = stored_table(config.data, ITEMS).count_rows(), model.config.hidden_size
+    if config.width > (most := min(items - 1, hidden)):
+        raise ConfigError(f"width: {config.width} components of {items} items and hidden size {hidden}: at most {most}")
     used = [config.data, config.aspects, config.llm]
     run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
     ids, means_ID, empty = item_means(model, encoder, config)
@@ -69,20 +71,10 @@ def vectors(config: VectorsConfig) -> runs.Run:
     return run
 
 
-def count_items(data: str) -> int:
-    return files.read_table(files.join(data, ITEMS), ["item_index"]).num_rows
-
-
-def check_width(config: VectorsConfig, *, items: int, hidden: int) -> None:
-    most = min(items - 1, hidden)
-    if config.width > most:
-        raise ConfigError(f"width: {config.width} components of {items} items and hidden size {hidden}: at most {most}")
-
-
 def item_means(
     model: PreTrainedModel, encoder: PromptEncoder, config: VectorsConfig
 ) -> tuple[list[str], np.ndarray, int]:
-    """Ids and mean hidden states of the items that have a text, in any order, and how many have none."""
+    """Ids and mean hidden states of the items with a text, in any order, and the number of items without."""
     prefix = prefilled(model, encoder.shared)
     ids: list[str] = []
     means: list[np.ndarray] = []
@@ -101,22 +93,16 @@ def item_means(
 
 
 def item_texts(encoder: PromptEncoder, config: VectorsConfig) -> Iterator[list[Text]]:
-    """All items, a few at a time."""
-    filesystem, inner = files.filesystem_of(files.join(config.data, ITEMS))
-    for rows in pyarrow.dataset.dataset(inner, filesystem=filesystem).to_batches(batch_size=ITEMS_READ):
-        yield [
-            Text(row["item_id"], own_tokens(encoder, encoder.item_prompt(item_from_row(row, config.item_rating))))
-            for row in rows.to_pylist()
-        ]
-
-
-def own_tokens(encoder: PromptEncoder, prompt: Prompt) -> tuple[int, ...]:
-    return prompt.prefix_ids[len(encoder.shared) : len(prompt.prefix_ids) - len(encoder.closing)]
+    """The texts of all items, at most ITEMS_READ at a time."""
+    for rows in stored_table(config.data, ITEMS).to_batches(batch_size=ITEMS_READ):
+        prompts = [encoder.item_prompt(item_from_row(row, config.item_rating)) for row in rows.to_pylist()]
+        ids = [encoder.subject_ids(prompt.prefix_ids) for prompt in prompts]
+        yield [Text(item, own) for item, own in zip(rows["item_id"].to_pylist(), ids, strict=True)]
 
 
 @torch.inference_mode()
 def prefilled(model: PreTrainedModel, prefix: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of the prefix per layer, (1, heads, P, head width)."""
+    """KV cache of the prefix: keys and values of each layer, (1, heads, P, head size)."""
     ids_1P = torch.tensor([list(prefix)], device=model.device)
     cache = model(input_ids=ids_1P, past_key_values=DynamicCache(), use_cache=True).past_key_values
     return [(layer.keys, layer.values) for layer in cache.layers]
@@ -126,9 +112,9 @@ def prefilled(model: PreTrainedModel, prefix: Sequence[int]) -> list[tuple[Tenso
 def mean_states(
     model: PreTrainedModel, prefix: list[tuple[Tensor, Tensor]], token_ids: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """(B, D): the mean last hidden state over each text's own tokens, behind the prefix.
+    """Mean last hidden state of each text's tokens behind the prefix, (B, D).
 
-    Texts are padded at their end, where a causal model never looks from a real token.
+    Texts are padded at their end, which the tokens of a causal model do not attend to.
     """
     longest, known = max(map(len, token_ids)), prefix[0][0].shape[2]
     ids_BL = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids], device=model.device)
@@ -149,7 +135,7 @@ def mean_states(
 
 
 def principal_components(rows_ID: np.ndarray, width: int) -> Components:
-    """The `width` first ones; a component's sign makes its largest loading positive, so that runs agree."""
+    """The first `width` components; signs make each largest loading positive, so that runs agree."""
     centred_ID = rows_ID.astype(np.float64) - rows_ID.mean(axis=0, dtype=np.float64)
     variances, axes_DD = np.linalg.eigh(centred_ID.T @ centred_ID)
     axes_DK = axes_DD[:, ::-1][:, :width]

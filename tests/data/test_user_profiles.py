@@ -1,4 +1,4 @@
-"""User profiles by hand. Mean and deviation of these scores are 0 and 1, but for those of the last test."""
+"""User profiles by hand. Scores have mean 0 and standard deviation 1, except in the last test."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_users_do_not_touch_each_other_and_one_without_interactions_has_none():
 
 
 def test_an_item_without_a_score_has_no_part_in_the_mean():
-    """Scores 2 and 4 are -1 and 1; the third item has none, so a profile of items 2 and 3 is item 2's."""
+    """Scores 2 and 4 are -1 and 1; the third item has no score, so a profile of items 2 and 3 is that of item 2."""
     rows = (np.array([0, 0, 1]), np.array([2, 3, 3]), np.array([3.0, 3.0, 3.0]))
     profiles_UA = user_profiles(*rows, scores_IA=np.array([[2.0], [4.0], [np.nan]]), users=2)
     assert profiles_UA == pytest.approx(np.array([[1.0], [np.nan]]), nan_ok=True)

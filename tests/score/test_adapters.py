@@ -1,12 +1,14 @@
-"""An adapter is refused for what it was not tuned for, and by the engine where it moves nothing."""
+"""Scoring refuses an adapter that was tuned for something else, and one that changes nothing."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
+import safetensors.torch
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_policy import tiny_llama, tiny_policy
 from toy_data import walks, write_prepared
 
 from raygr import files, runs
@@ -15,21 +17,20 @@ from raygr.score.adapters import (
     adapter_folder,
     adapter_rank,
     check_adapter,
-    check_learned,
+    check_effect,
     copied_adapter,
     model_sha256,
     read_note,
 )
 from raygr.score.aspects import load_aspects
 from raygr.score.config import ScoreConfig
-from raygr.score.engine import ScoringEngine
 from raygr.score.stage import score
 
 ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
 
 
 def write_adapter(folder: Path, **changes: Any) -> str:
-    """The files that scoring looks at; no weights."""
+    """Write the files that scoring reads, without weights."""
     note = {
         "shared_prompt_sha256": "p",
         "rollouts": "slots",
@@ -73,7 +74,7 @@ def test_an_adapter_behind_a_uri_is_copied_for_the_engine(tmp_path: Path):
     [
         ({"shared_prompt_sha256": "q"}, r"tuned with another prompt \(its aspects: pace\)"),
         ({"model": "org/other"}, r"another base model \(org/model, not org/other\)"),
-        ({"mode": "probe"}, "slots rollouts, which mode: generate asks for, not mode: probe"),
+        ({"mode": "probe"}, "slots rollouts, which need mode: generate, not mode: probe"),
         ({"mode": "generate-free"}, "not mode: generate with structured: false"),
     ],
 )
@@ -85,7 +86,7 @@ def test_an_adapter_is_refused_for_anything_else_unless_forced(
         check(folder, **changes)
     assert "\n" not in str(caught.value)
     check(folder, **changes, force=True)
-    assert "by force_adapter" in caplog.text
+    assert "because of force_adapter" in caplog.text
 
 
 def test_a_model_folder_is_known_by_its_content_not_its_place(tmp_path: Path):
@@ -114,9 +115,9 @@ def test_an_adapter_of_another_tool_is_taken_with_a_warning(tmp_path: Path, capl
     folder = write_adapter(tmp_path / "adapter")
     Path(folder, "raygr.json").unlink()
     check(folder, mode="probe")
-    assert "says not what it was tuned for" in caplog.text and "org/model" not in caplog.text
+    assert "prompt, base model and mode were not checked" in caplog.text and "org/model" not in caplog.text
     check(folder, mode="probe", model="org/other")
-    assert "is an adapter of org/model, says its adapter_config.json, and not of org/other" in caplog.text
+    assert "is an adapter of org/model according to its adapter_config.json, not of org/other" in caplog.text
 
 
 def test_scoring_refuses_before_its_run_starts(tmp_path: Path):
@@ -128,27 +129,44 @@ def test_scoring_refuses_before_its_run_starts(tmp_path: Path):
     assert not (tmp_path / "s").exists()
 
 
-def write_tuned(folder: Path, *, best_step: int, **changes: Any) -> str:
-    """A finetune run; the folder of its adapter."""
-    run = runs.start_run(str(folder), job="finetune", config={"warm_start_epochs": 0, "adapter": None} | changes)
-    adapter = write_adapter(folder / "adapter")
-    runs.finish_run(run, inputs=[], counts={"best_step": best_step})
-    return adapter
+def write_weights(folder: str, *, b: float, **others: float) -> str:
+    """Write weights with PEFT's names: A is random, B and `others` are constant."""
+    weights = {"layer.lora_A.weight": torch.rand(4, 8), "layer.lora_B.weight": torch.full((8, 4), b)}
+    weights |= {f"layer.{name}": torch.full((8,), value) for name, value in others.items()}
+    safetensors.torch.save_file(weights, f"{folder}/adapter_model.safetensors")
+    return folder
 
 
-def test_an_adapter_whose_reward_never_rose_is_refused_before_scoring_starts(tmp_path: Path):
-    untouched = write_tuned(tmp_path / "untouched", best_step=0)
+def test_an_adapter_that_changes_nothing_is_refused_before_scoring_starts(tmp_path: Path):
+    run = runs.start_run(str(tmp_path / "untouched"), job="finetune", config={})
+    untouched = write_weights(write_adapter(tmp_path / "untouched" / "adapter"), b=0.0)
+    runs.finish_run(run, inputs=[], counts={})
     data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
     shared = {"output": str(tmp_path / "s"), "data": data, "subjects": "users", "aspects": ASPECTS}
-    for path in (untouched, str(tmp_path / "untouched")):
-        with pytest.raises(ConfigError, match="reward never rose, so its adapter is the bare model") as caught:
+    for path in (untouched, run.path):
+        with pytest.raises(ConfigError, match=r"was never trained, .* it changes no score") as caught:
             score(ScoreConfig(**shared, adapter=path, force_adapter=True))
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "s").exists()
-    check_learned(write_tuned(tmp_path / "learned", best_step=3))
-    check_learned(write_tuned(tmp_path / "taught", best_step=0, warm_start_epochs=1))
-    check_learned(write_tuned(tmp_path / "gone-on", best_step=0, adapter="learned"))
-    check_learned(write_adapter(tmp_path / "alone"))
+
+
+def test_an_adapter_is_refused_for_its_weights_alone(tmp_path: Path):
+    """Other weights than A and B change the model, too: DoRA's magnitudes, biases, fully trained modules."""
+    check_effect(write_adapter(tmp_path / "without safetensors"))
+    check_effect(write_weights(write_adapter(tmp_path / "trained"), b=1e-3))
+    check_effect(write_weights(write_adapter(tmp_path / "dora"), b=0.0, lora_magnitude_vector=1.0))
+    broken = write_weights(write_adapter(tmp_path / "broken"), b=float("nan"))
+    with pytest.raises(ConfigError, match="weights that are not finite"):
+        check_effect(broken)
+
+
+def test_the_fresh_adapter_of_peft_changes_nothing(tmp_path: Path):
+    fresh = get_peft_model(tiny_llama(vocabulary=128), LoraConfig(r=4, target_modules=["q_proj"]))
+    fresh.save_pretrained(tmp_path / "fresh")
+    with pytest.raises(ConfigError, match="was never trained"):
+        check_effect(str(tmp_path / "fresh"))
+    tiny_policy().save_pretrained(tmp_path / "tuned")
+    check_effect(str(tmp_path / "tuned"))
 
 
 def test_an_adapter_of_a_rank_that_no_engine_takes_is_refused_before_scoring_starts(tmp_path: Path):
@@ -162,76 +180,3 @@ def test_an_adapter_of_a_rank_that_no_engine_takes_is_refused_before_scoring_sta
     with pytest.raises(ConfigError, match="has rank 513, and vLLM takes 512 at most"):
         score(ScoreConfig(**shared, adapter=folder))
     assert not (tmp_path / "s").exists()
-
-
-class StandInModel:
-    """Answers like vllm.LLM.generate; a LoRA request adds `shift` to every log-probability."""
-
-    def __init__(self, shift: float) -> None:
-        self.shift = shift
-
-    def generate(self, inputs: list[dict], sampling: list[Any], *, use_tqdm: bool, lora_request: Any) -> list[Any]:
-        added = self.shift if lora_request else 0.0
-        position = {token: SimpleNamespace(logprob=-1.0 - token / 10 + added) for token in range(10)}
-        return [SimpleNamespace(outputs=[SimpleNamespace(logprobs=[position])]) for _ in inputs]
-
-
-@pytest.mark.parametrize(("shift", "is_refused"), [(0.0, True), (1e-3, False), (-0.5, False), (np.nan, True)])
-def test_the_engine_refuses_an_adapter_that_moves_no_log_probability(
-    monkeypatch: pytest.MonkeyPatch, shift: float, is_refused: bool
-):
-    engine = ScoringEngine.__new__(ScoringEngine)  # without loading a model
-    engine.settings = SimpleNamespace(shared_ids=(1, 2), tails=((3,),), adapter="outputs/tuned/adapter")
-    engine.llm, engine.lora, engine.rating_ids = StandInModel(shift), "request", list(range(10))
-    engine.merged = None
-    monkeypatch.setattr(ScoringEngine, "sampling", lambda self, **parameters: parameters)
-    if is_refused:
-        with pytest.raises(RuntimeError, match="outputs/tuned/adapter moves no log-probability of the bare model"):
-            engine.check_adapter_answers()
-    else:
-        engine.check_adapter_answers()
-
-
-# vLLM answers -1 - r / 10; the merged model `apart` from it, the bare one `moved` from the merged one. (5e-4, 5e-4) is
-# vLLM answering just as the bare model under an adapter that moves little.
-@pytest.mark.parametrize(
-    ("apart", "moved", "is_refused"),
-    [
-        (0.0, 0.4, False),
-        (0.15, 0.4, False),
-        (0.25, 0.4, True),
-        (0.4, 0.4, True),
-        (3e-5, 5e-4, False),
-        (5e-4, 5e-4, True),
-        (3e-4, 1e-4, True),
-    ],
-)
-def test_the_engine_refuses_a_merged_model_that_it_does_not_answer_as(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, apart: float, moved: float, is_refused: bool
-):
-    engine = merged_engine(monkeypatch, apart=apart, moved=moved)
-    if is_refused:
-        with pytest.raises(RuntimeError, match="answers not as the model with outputs/tuned/adapter in its weights"):
-            engine.check_adapter_answers()
-    else:
-        engine.check_adapter_answers()
-    assert not caplog.text
-
-
-@pytest.mark.parametrize("apart", [0.0, 1e-4])
-def test_the_engine_says_where_an_adapter_moves_too_little_to_be_checked(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, apart: float
-):
-    merged_engine(monkeypatch, apart=apart, moved=1e-4).check_adapter_answers()
-    assert "outputs/tuned/adapter moves log-probabilities by 1.0e-04 at most: too small to check" in caplog.text
-
-
-def merged_engine(monkeypatch: pytest.MonkeyPatch, *, apart: float, moved: float) -> ScoringEngine:
-    """Without loading a model."""
-    engine = ScoringEngine.__new__(ScoringEngine)
-    engine.settings = SimpleNamespace(shared_ids=(1, 2), tails=((3,),), adapter="outputs/tuned/adapter")
-    engine.llm, engine.lora, engine.rating_ids = StandInModel(0.0), None, list(range(10))
-    monkeypatch.setattr(ScoringEngine, "sampling", lambda self, **parameters: parameters)
-    tuned_R = -1.0 - np.arange(10) / 10 + apart
-    engine.merged = SimpleNamespace(tuned_R=tuned_R, bare_R=tuned_R - moved)
-    return engine

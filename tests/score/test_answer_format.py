@@ -1,4 +1,4 @@
-"""The answer's format, tails cut from its lines, and tokenizers that write ratings in other ways."""
+"""The answer's format, the tails cut from its lines, and tokenizers that split ratings in other ways."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The rules of extraction on hand-written and on made-up completions, and P(1..10) on hand-worked probabilities."""
+"""Rules that read ratings, on hand-written and random completions, and P(1..10) from hand-worked probabilities."""
 
 import math
 import re
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from raygr.score.answer_parsing import parse_ratings, rating_probabilities
+from raygr.score.answer_format import parse_ratings
+from raygr.score.engine import rating_probabilities
 
 NAMES = ("tension level", "dialogue complexity", "complexity", "movie length (duration)")
 PLAIN = "tension level: 7\ndialogue complexity: 10\ncomplexity: 1\nmovie length (duration): 3"
@@ -59,7 +60,7 @@ def test_what_is_not_read_has_a_reason(completion, ratings, reason):
 @pytest.mark.parametrize(
     ("written", "rating", "digits"),
     [
-        # the rating's own digits: what stands at its place
+        # the rating's digits stand at its place
         ("7", 7, "7"),
         ("10", 10, "10"),
         ("8/10", 8, "8/10"),
@@ -145,7 +146,7 @@ TWO = ("tension level", "formality")
         ("The film has tension level 8; formality 3.", (8, 3)),
         ("**tension level:** 10/10\n**formality:** 1/10", (10, 1)),
         ("_tension level_: 8\n__formality__ \uff1a 3", (8, 3)),
-        # what stands behind a colon counts before all else
+        # a number behind a colon comes first
         ("tension level 3, formality 3\ntension level: 8\nformality: 9", (8, 9)),
     ],
 )
@@ -187,7 +188,7 @@ def test_what_may_be_something_else_is_no_rating(completion):
     [
         ("<think>maybe tension level: 3, formality: 2.</think>\ntension level: 8\nformality: 9", (8, 9)),
         ("tension level: 3</think>\nformality: 9", (None, 9)),  # the prompt opened the block
-        ("<think>tension level: 3, formality: 2", (None, None)),  # cut off within its thoughts
+        ("<think>tension level: 3, formality: 2", (None, None)),  # cut off within the reasoning
         ("<think>a</think>tension level: 3<think>b</think>tension level: 8, formality: 9", (8, 9)),
         ("[THINK]tension level: 3[/THINK]tension level: 8, formality: 9", (8, 9)),
         ("<Thinking>\nformality: 2\n</Thinking>\n\ntension level: 8\nformality: 9", (8, 9)),
@@ -277,7 +278,7 @@ def test_any_text_is_read_without_an_error_and_within_the_scale(completion):
 
 
 def test_a_split_ten_shares_the_probability_of_one():
-    # P('1') = .4, P('2') = .1, the other digits nothing; behind a '1' a '0' has .25
+    # P('1') = .4, P('2') = .1, the other digits 0; P('0' | '1') = .25
     logs = np.full((1, 10), -np.inf)
     logs[0, :2] = np.log([0.4, 0.1])
     probabilities = rating_probabilities(logs, np.log([0.25]))

@@ -1,4 +1,4 @@
-"""The shipped aspects are the paper's, and one's own YAML is checked."""
+"""The shipped aspects equal the paper's; a user's own YAML is checked."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The chat template around the prompts, and text in which no added token takes part."""
+"""The chat template around prompts, and text encoded without added tokens."""
 
 import logging
 import time
@@ -24,14 +24,14 @@ def test_added_tokens_that_are_not_marked_special_stay_plain_text(tokenizer):
 
 
 def test_thousands_of_added_tokens_cost_next_to_nothing():
-    """Gemma 3 has 6,400 that are not marked special; a user of 60 reviews has 240 lines."""
-    gemma = family_tokenizer.__wrapped__("gemma3")  # one of our own, to be changed
+    """Gemma 3 has 6,400 added tokens that are not marked special; a user with 60 reviews has 240 lines."""
+    gemma = family_tokenizer.__wrapped__("gemma3")  # a new one, since the shared tokenizer must not change
     gemma.add_tokens([f"<unused{number}>" for number in range(2, 6400)])
     texts = [f"{number} I <b>really</b> liked it, and <unused{number}> too. " * 4 for number in range(240)]
     encode_plain(gemma, texts[:1])
     started = time.perf_counter()
     encoded = encode_plain(gemma, texts)
-    assert time.perf_counter() - started < 0.5  # 0.02 on a quiet machine; 20 when every text looked for all of them
+    assert time.perf_counter() - started < 0.5  # 0.02 on an idle machine; 20 when each token was searched for
     assert gemma.batch_decode(encoded) == texts
     assert not set(gemma.added_tokens_decoder) & {token for ids in encoded for token in ids}
 

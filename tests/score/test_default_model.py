@@ -1,4 +1,4 @@
-"""The default model's folder: whole, or not there, with the way out in the message."""
+"""The default model's folder is complete or missing, and the error message says what to do."""
 
 from pathlib import Path
 

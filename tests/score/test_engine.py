@@ -1,4 +1,4 @@
-"""Generating with a stand-in for vLLM whose tokens are characters: what it is asked, and what is read from it."""
+"""The engine with a stand-in for vLLM whose tokens are characters: its requests, and how answers are read."""
 
 import math
 import sys
@@ -15,7 +15,6 @@ from toy_data import walks, write_prepared
 from raygr.config import ConfigError
 from raygr.ray_setup import Node
 from raygr.score import engine, stage
-from raygr.score.adapters import Merged
 from raygr.score.answer_format import RatingTokens
 from raygr.score.config import ScoreConfig
 from raygr.score.engine import EngineSettings, ScoringEngine, TokenCounts, request_seed
@@ -27,11 +26,11 @@ RATING_IDS = [ord(digit) for digit in "1234567890"]  # the last is the `0` of a 
 
 
 class StandIn:
-    """Says `completion` to whatever it is asked to answer at length; P('1'), P('7'), P('0' | '1') are a half each."""
+    """Answers long requests with `completion`; P('1'), P('7') and P('0' | '1') are 0.5."""
 
     completion = ""
     finish_reason = "stop"
-    longest = 99  # tokens of a prompt that it takes
+    longest = 99  # tokens of the longest prompt that it accepts
 
     def __init__(self, **arguments):
         self.asked: list[tuple[str, SimpleNamespace]] = []
@@ -61,12 +60,12 @@ class StandIn:
 
 
 class Refused(Exception):
-    """As vLLM refuses a request; no ValueError since 0.32."""
+    """vLLM's error for a refused request, which is no ValueError since 0.32."""
 
 
 @pytest.fixture
 def vllm(monkeypatch):
-    """The parts of vLLM that the engine takes, each keeping what it was given."""
+    """Replace the parts of vLLM that the engine uses by stand-ins that keep their arguments."""
     parameters = ModuleType("vllm.sampling_params")
     parameters.StructuredOutputsParams = SimpleNamespace
     exceptions = ModuleType("vllm.exceptions")
@@ -100,7 +99,7 @@ def engine_settings(**changes: Any) -> EngineSettings:
 
 
 def answered(tmp_path, mode: str, completion: str) -> tuple[dict, list[tuple[str, SimpleNamespace]]]:
-    """The row that the engine files for one prompt, and what the stand-in was asked."""
+    """The row that the engine stores for one prompt, and the requests that the stand-in got."""
     settings = engine_settings(mode=mode)
     actor = ScoringEngine(settings, ScoreStore(str(tmp_path / "store")))
     actor.llm.completion = completion
@@ -119,13 +118,13 @@ def test_free_text_is_asked_without_a_format_and_read_by_the_rules(vllm, tmp_pat
     (prompt, sampling), (follow_up, one_more) = asked
     assert (prompt, sampling.structured_outputs, sampling.detokenize) == ("Rate it.", None, True)
     assert (sampling.temperature, sampling.seed, sampling.max_tokens) == (0.7, request_seed(3, PROMPT), 40)
-    # asked for P('0' | '1') with everything before the 7
+    # the follow-up for P('0' | '1') has everything before the 7
     assert (follow_up, one_more.max_tokens) == ("Rate it.Sure! Wit: 11 of them.\nPace: I say 1", 1)
 
 
 @pytest.mark.parametrize("mode", ["generate", "generate-free"])
 def test_every_prompt_draws_for_itself_whatever_its_batch_and_place(vllm, tmp_path, mode):
-    """One seed for all requests gave every subject the same draw."""
+    """With one seed for all requests, every subject had the same draw."""
 
     def seeds(prompts: list[str], seed: int = 3) -> dict[str, int]:
         engine = ScoringEngine(engine_settings(mode=mode, seed=seed), ScoreStore(str(tmp_path)))
@@ -184,7 +183,7 @@ def test_without_vllm_scoring_says_so_before_ray_starts(tmp_path, monkeypatch, t
 
 
 def test_a_merged_model_is_gone_once_it_is_loaded(vllm, tmp_path, monkeypatch):
-    """A killed actor would leave it in /tmp, half a gigabyte each time."""
+    """Otherwise a killed actor leaves half a gigabyte in /tmp."""
     folder = tempfile.TemporaryDirectory(dir=tmp_path)
     read = []
 
@@ -194,11 +193,7 @@ def test_a_merged_model_is_gone_once_it_is_loaded(vllm, tmp_path, monkeypatch):
             read.append(Path(model).is_dir())
 
     monkeypatch.setattr(sys.modules["vllm"], "LLM", Loaded)
-    answers_R = np.zeros(10)
-    monkeypatch.setattr(
-        "raygr.score.engine.merged_model", lambda *arguments: Merged(folder, answers_R, answers_R - 1.0)
-    )
-    monkeypatch.setattr(ScoringEngine, "check_logprobs", lambda self, lora: answers_R)
+    monkeypatch.setattr(engine, "merged_model", lambda model, adapter: folder)
     actor = ScoringEngine(engine_settings(adapter="outputs/tuned/adapter"), ScoreStore(str(tmp_path / "store")))
     assert read == [True] and not Path(folder.name).exists()
     actor.llm.completion = "pace: 7\nwit: 7"

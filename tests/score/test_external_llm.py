@@ -1,4 +1,4 @@
-"""Prompts go out as chat requests and answers come back into the store, every other line counted by its reason."""
+"""Prompts are exported as chat requests and answers imported into the store; other lines are counted by reason."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def write_lines(path: Path, lines: list[Any]) -> str:
 
 
 def test_a_request_is_one_line_for_every_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """JSON allows U+2028 and its like in a string, but str.splitlines and other readers end a line there."""
+    """JSON allows characters such as U+2028 in a string, but str.splitlines and other readers end a line there."""
     odd = "a\u2028b\u2029c\x85d"
     monkeypatch.setattr("raygr.score.external_llm.system_text", lambda aspects, subjects: odd)
     monkeypatch.setattr("raygr.score.external_llm.user_message", lambda row, settings: odd)
@@ -59,10 +59,10 @@ def test_a_request_is_one_line_for_every_reader(tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_file_of_an_earlier_export_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A third file of a batch that was paid for, where the first two have been moved away."""
+    """The third file of a paid batch is left, while the first two have been moved away."""
     monkeypatch.setattr("raygr.score.external_llm.request_lines", lambda *given: iter(["a\n", "b\n", "c\n"]))
     (tmp_path / "p-3.jsonl").write_text("paid for")
-    with pytest.raises(runs.RunError, match=r"p-3\.jsonl is there already"):
+    with pytest.raises(runs.RunError, match=r"p-3\.jsonl exists already"):
         write_requests(None, str(tmp_path / "p.jsonl"), settings=None, request=request(requests_per_file=1))
     assert (tmp_path / "p-3.jsonl").read_text() == "paid for"
 
@@ -251,7 +251,7 @@ def test_another_llm_needs_free_text(tmp_path: Path, changes: dict[str, Any]):
 
 
 def test_another_llm_needs_a_name(tmp_path: Path):
-    """Else its answers would be filed, and shown, as those of `model`."""
+    """Otherwise its answers would be stored and shown as those of `llm`."""
     from raygr.score.stage import export_prompts, score
 
     data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
@@ -291,7 +291,7 @@ def test_a_score_run_by_another_llm(tmp_path: Path, local_ray: Any, capsys: pyte
     assert "2 prompts have no answer of gpt-4o-mini yet" in capsys.readouterr().err
     smaller = [*command, "--set", "requests.requests_per_file=2", "--set", "requests.service_model=big"]
     assert main([*smaller, "--export-prompts", requests]) == 2
-    assert f"{requests} is there already" in capsys.readouterr().err
+    assert f"{requests} exists already" in capsys.readouterr().err
     assert main([*smaller, "--export-prompts", str(tmp_path / "left.jsonl")]) == 0
     paths = capsys.readouterr().out.split()
     assert paths == [str(tmp_path / "left.jsonl"), str(tmp_path / "left-2.jsonl")]

@@ -1,4 +1,4 @@
-"""Every family of models: prompts, ratings, free text, the end of a turn, and log-probabilities as in plain passes."""
+"""Prompts, ratings, free text, ends of turns and log-probabilities for each model family."""
 
 import logging
 from datetime import datetime
@@ -18,8 +18,7 @@ from raygr.finetune.lora import with_adapter
 from raygr.finetune.policy import check_passes
 from raygr.finetune.prefix_cache import TokenRows, completion_logits, packed_logits, prefill, register_attention
 from raygr.finetune.sampling import answer_ids, answer_template, read_completion, sample_free, sample_slots
-from raygr.score.answer_format import aspect_tails, rating_tokens, token_ends
-from raygr.score.answer_parsing import parse_ratings
+from raygr.score.answer_format import aspect_tails, parse_ratings, rating_tokens, token_ends
 from raygr.score.chat_template import TODAY, chat_parts, render_chat
 from raygr.score.engine import ScoringEngine
 from raygr.score.prompts import Item, PromptEncoder, item_lines, lines_text, system_text, user_lead_in
@@ -33,7 +32,7 @@ FREE = "Sure – 🎬 naïve ! I think so . **Tension level**: I think\n8/10\n- 
 
 
 def whole_text(name: str) -> str:
-    """The prompt of FILM as the family's own template renders it, with the answer's place."""
+    """The prompt of FILM as the family's own template renders it, up to the start of the answer."""
     user = f"{user_lead_in(ASPECTS, 'items')}\n{lines_text(item_lines(FILM, 5.0))}"
     messages = [("system", system_text(ASPECTS, "items")), ("user", user)]
     if name in ("mistral", "gemma3"):
@@ -52,7 +51,7 @@ def test_a_prompt_is_what_the_familys_template_renders(name):
     tokenizer = family_tokenizer(name)
     expected = tokenizer.encode(whole_text(name), add_special_tokens=False)
     assert tokenizer.decode(prompt_ids(name)) == tokenizer.decode(expected)
-    # token by token, too, up to the subject's text, which is encoded by itself
+    # equal token by token up to the subject's text, which is encoded separately
     shared = PromptEncoder(tokenizer, ASPECTS, "items", max_prompt_tokens=4000).shared
     assert shared[:-1] == expected[: len(shared) - 1]
 
@@ -125,7 +124,7 @@ def test_a_prompt_is_the_same_every_day(name, monkeypatch):
     for year in (2025, 2031):
         day = SimpleNamespace(now=lambda year=year: datetime(year, 12, 3))
         monkeypatch.setattr(chat_template_utils, "datetime", day)
-        openings.add(chat_parts.__wrapped__(tokenizer).opening)  # not out of the cache
+        openings.add(chat_parts.__wrapped__(tokenizer).opening)  # without the cache
     (opening,) = openings
     assert (f"{TODAY:%Y}" in opening) == (name in ("llama3", "smollm3"))
 
@@ -139,7 +138,7 @@ def test_a_model_that_always_thinks_is_asked_behind_its_thoughts_and_this_is_sai
 
 
 def family_policy(name: str) -> PeftModel:
-    """With an adapter that does something."""
+    """The family's model with an adapter that changes its outputs."""
     targets = ["qkv_proj", "o_proj"] if name.startswith("phi") else ["q_proj", "v_proj", "o_proj"]
     base = family_model(name)
     base.set_attn_implementation(register_attention())
@@ -152,7 +151,7 @@ def family_policy(name: str) -> PeftModel:
 
 
 def short_prompts() -> list[tuple[int, ...]]:
-    """Longer than the windows, of unlike lengths, with a common start."""
+    """Prompts of different lengths with a common start, longer than the attention windows."""
     ids = torch.randint(20, 400, (40,), generator=torch.Generator().manual_seed(3)).tolist()
     return [tuple(ids[:20]), (*ids[:12], *ids[24:40])]
 

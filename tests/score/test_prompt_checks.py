@@ -1,4 +1,4 @@
-"""What prompts tell of their subjects: titles alone, unlike subjects with one prompt, no text, text that was cut."""
+"""Checks of prompts: titles alone, different subjects with one prompt, missing text, cut text."""
 
 import logging
 from pathlib import Path
@@ -12,11 +12,10 @@ from raygr import files
 from raygr.cli import main
 from raygr.config import ConfigError
 from raygr.schema import ITEM_SCHEMA
-from raygr.score.asking import check_settings
-from raygr.score.chosen_subjects import chosen_prompts, subjects_of, whole_texts
 from raygr.score.config import ScoreConfig
 from raygr.score.prompt_checks import check_prompts, first_difference
-from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings
+from raygr.score.stage import check_settings
+from raygr.score.subjects import PromptSettings, chosen_prompts, encoder_of, prompt_settings, subjects_of, whole_texts
 
 ASPECTS = str(Path(__file__).parents[2] / "configs" / "aspects" / "movies.yaml")
 WORDS = ["travel", "silk", "baby", "steel", "cheap", "summer", "music", "red"]
@@ -24,12 +23,12 @@ WORDS = ["travel", "silk", "baby", "steel", "cheap", "summer", "music", "red"]
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory, tokenizer) -> str:
-    """Ten users with eight reviews each of twelve items."""
+    """A prepare run of ten users with eight reviews each of twelve items."""
     return write_prepared(tmp_path_factory.mktemp("shop") / "prepare", walks(10, 12, 8, seed=0), items=12)
 
 
 def with_items(folder: Path, rows: list[dict]) -> str:
-    """A prepare run of items alone, each given by its texts."""
+    """A prepare run whose items have these texts."""
     data = write_prepared(folder, [[1, 2, 3]], items=3)
     empty = dict.fromkeys(("title", "description", "categories", "details"), "")
     rated = {"train_rating": None, "train_rating_count": 0, "all_rating": None, "all_rating_count": 0}
@@ -39,14 +38,14 @@ def with_items(folder: Path, rows: list[dict]) -> str:
 
 
 def asked(data: str, **changes) -> tuple[pa.Table, PromptSettings]:
-    """PROMPT rows of all subjects, and what they were made with."""
+    """PROMPT rows of all subjects, and the settings that they were made with."""
     config = ScoreConfig(**{"output": "unused", "data": data, "subjects": "items", "aspects": ASPECTS} | changes)
     settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     return chosen_prompts(data, settings, subjects_of(data, config.subjects, None)), settings
 
 
 def test_every_prompt_holds_its_title(tmp_path, tokenizer):
-    """Shops with a title and nothing else: 40 products gave one prompt in probe mode, which is the default."""
+    """40 products with a title and nothing else once had one prompt in probe mode, the default."""
     titles = [f"{WORDS[n % 8]} {WORDS[n // 8]} {n}" for n in range(40)]
     data = with_items(tmp_path / "prepare", [{"title": title} for title in titles])
     prompts, settings = asked(data)
@@ -128,7 +127,7 @@ def test_left_out_reviews_are_counted_and_warned_of(shop, caplog):
 
 
 def test_an_earlier_cutoff_shows_the_first_part_and_says_so(shop):
-    """Eight interactions of which six are train: half of them are positions 0 to 2, whose words the prompt holds."""
+    """Six of eight interactions are train: half of them are positions 0 to 2, whose words the prompt has."""
     prompts, settings = asked(shop, subjects="users", cutoff_fraction=0.5)
     assert prompts["cutoff_position"].to_pylist() == [2] * 10
     for user, ids in enumerate(prompts["prompt_ids"].to_pylist()):
@@ -136,7 +135,7 @@ def test_an_earlier_cutoff_shows_the_first_part_and_says_so(shop):
         assert [at for at in range(8) if f"words of u{user} at {at}\n" in text + "\n"] == [0, 1, 2]
     with pytest.raises(ConfigError, match="cutoff_fraction is for subjects: users"):
         items = ScoreConfig(output="o", data=shop, subjects="items", aspects=ASPECTS, cutoff_fraction=0.5)
-        check_settings(items, "probe", exchanges=False)
+        check_settings(items, by_service=False)
 
 
 def test_the_texts_of_users_are_read_in_the_order_asked_for(shop):

@@ -1,4 +1,4 @@
-"""Prompts against the paper's text, against text that pretends to be the chat template, and against their budget."""
+"""Prompts compared with the paper's text, with hostile text, and with their token budget."""
 
 import dataclasses
 import functools
@@ -254,7 +254,7 @@ def test_one_long_review_does_not_hide_the_short_ones(tokenizer, place):
     prompt = encoder.user_prompt(reviews)
     text = subject_text(tokenizer, prompt)
     assert re.findall(r"summary: n(\d+)\.", text) == [str(k) for k in range(11)]
-    # what the short ones leave is the long one's
+    # room that the short reviews leave goes to the long one
     assert 1000 <= len(prompt.prefix_ids) <= 1024
     assert (prompt.reviews_used, prompt.reviews_left_out) == (11, 0)
 
@@ -287,7 +287,7 @@ def test_a_prompt_tells_what_the_budget_cut(tokenizer):
 
 @pytest.mark.parametrize("words", range(1, 40))
 def test_no_text_is_cut_to_fill_a_block_of_the_cache(tokenizer, words):
-    """Prompts were cut to a multiple of 32 tokens, and 340 films of title and genres gave one prompt."""
+    """Prompts were once cut to a multiple of 32 tokens, and 340 films with title and genres had one prompt."""
     encoder = PromptEncoder(tokenizer, TWO, "items", max_prompt_tokens=1024)
     item = Item(title="word " * words + "end", categories="Drama")
     assert item_text(item) + "<|im_end|>" in subject_text(tokenizer, encoder.item_prompt(item))
@@ -316,7 +316,7 @@ def tokenizer_like_llama_3(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-# but for control characters, six of which SmolLM2's tokenizer does not know
+# except control characters, six of which SmolLM2's tokenizer does not have
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cn", "Co", "Cc"], include_characters="\n\t\x85"), max_size=40)
 ITEM_STRATEGY = st.builds(
     Item, TEXTS, TEXTS, TEXTS, TEXTS, st.none() | st.floats(1, 5), st.integers(min_value=0, max_value=10**9)

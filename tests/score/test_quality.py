@@ -25,7 +25,7 @@ def test_quality_counts_reasons_and_finds_dead_aspects():
 
 
 def test_an_aspect_with_one_answer_for_all_is_dead_whatever_its_decimals():
-    """100% identical ratings stood beside `dead: no`, because the expected ratings were not exactly alike."""
+    """100% identical ratings once came with `dead: no`, because the expected ratings differed slightly."""
     alike, nearly = aspect_quality(np.linspace(6.6, 7.4, 200), np.full(200, 7.0)), np.full(200, 7.0)
     nearly[:3] = 6
     assert (alike.dead, alike.identical_share) == (True, 1.0) and alike.spread > 0.2

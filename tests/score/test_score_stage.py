@@ -1,6 +1,6 @@
 """Scoring with the real engine and model: exact probabilities, resume, a killed actor, GPU placement.
 
-Run alone: `pytest tests/test_scoring.py`. The second opinion is the same model in transformers.
+Run alone: `pytest tests/score/test_score_stage.py`. The second opinion is the same model in transformers.
 """
 
 import itertools
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raygr import files, runs
@@ -79,7 +79,7 @@ def language_model():
 
 @torch.inference_mode()
 def enumerated(model, tokenizer, prefix_ids: list[int]) -> np.ndarray:
-    """P(1..10) by enumerating the ratings' token sequences behind `prefix_ids`, each followed by no other digit."""
+    """P(1..10) from all token sequences of ratings behind `prefix_ids`, each followed by no further digit."""
     digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
     first = model(torch.tensor([prefix_ids])).logits[0, -1].double().softmax(-1)
     after_one = model(torch.tensor([[*prefix_ids, digits[1]]])).logits[0, -1].double().softmax(-1)[digits[0]]
@@ -110,7 +110,7 @@ def test_a_score_run_says_what_it_did(undisturbed, data):
     assert record["counts"]["by_reason"] == {"ok": 12}
     engine = record["counts"]["engine"]
     prompts = files.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
-    # each subject's own blocks once; per aspect what fills no block, the tail and one decoded token
+    # each subject's whole blocks once; per aspect the partial block, the tail and one decoded token
     tails = [len(tail) for tail in tail_ids()]
     same = [len(set(tokens)) == 1 for tokens in zip(*(row["prompt_ids"] for row in prompts), strict=False)]
     shared = same.index(False) // 32 * 32
@@ -185,13 +185,13 @@ def test_forced_completions_are_all_valid_with_expected_ratings(data, tmp_path, 
     prompt = files.read_table(str(tmp_path / "run" / "prompts")).to_pylist()[0]
     row = next(row for row in table if row["subject_id"] == prompt["subject_id"])
     assert all(1 <= rating <= 10 for rating in row["ratings"])
-    # the first slot: behind the first tail, like in probe mode but with this prompt
+    # the first rating stands behind the first tail, as in probe mode
     probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tail_ids()[0]])
     assert row["expected"][0] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
 
 
 def write_random_adapter(folder: Path) -> str:
-    """Of the small model, in PEFT's format, that moves a lot."""
+    """Write an adapter of the small model, in PEFT's format, that changes the scores a lot."""
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_model_folder()))
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
@@ -204,13 +204,22 @@ def write_random_adapter(folder: Path) -> str:
     return str(folder)
 
 
-def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path):
-    """vLLM needs the merged model's folder for nothing once it has loaded it, not for forced answers either."""
+def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path, language_model):
+    """vLLM does not need the merged model's folder after loading, not even for forced answers."""
     adapter = write_random_adapter(tmp_path / "adapter")
     before = set(Path(tempfile.gettempdir()).glob("raygr-merged-*"))
     config = item_run(data, tmp_path / "run", mode="generate", max_subjects=2, adapter=adapter)
-    assert [row["reason"] for row in score(config).to_pylist()] == ["ok"] * 2
+    rows = score(config).to_pylist()
+    assert [row["reason"] for row in rows] == ["ok"] * 2
     assert set(Path(tempfile.gettempdir()).glob("raygr-merged-*")) == before
+    # vLLM answers with the adapter: as PEFT does, and not as the bare model
+    tokenizer, bare = language_model
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_model_folder()), adapter).eval()
+    prompts = {row["subject_id"]: row for row in files.read_table(str(tmp_path / "run" / "prompts")).to_pylist()}
+    prefix_ids = [*prompts[rows[0]["subject_id"]]["prompt_ids"], *tail_ids()[0]]
+    by_peft, by_bare = (enumerated(model, tokenizer, prefix_ids) @ np.arange(1, 11) for model in (tuned, bare))
+    assert rows[0]["expected"][0] == pytest.approx(by_peft, abs=1e-3)
+    assert abs(by_peft - by_bare) > 0.01
 
 
 def test_users_prompts_end_before_validation(data, tmp_path):
@@ -226,10 +235,10 @@ def test_users_prompts_end_before_validation(data, tmp_path):
 GPU_PLACEMENT = """
 import sys
 import numpy as np, ray
-from raygr import runs
-from raygr.aspects import scoring
-from raygr.aspects.store import StoredScore
-from raygr.config import ScoreConfig
+from raygr import files
+from raygr.score import stage
+from raygr.score.config import ScoreConfig
+from raygr.score.store import StoredScore
 
 ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False)
 
@@ -246,10 +255,10 @@ class StandIn:
         names = ("subjects", "tokens_given", "tokens_computed", "engine_seconds")
         return {name: np.array([len(batch["prompt_sha256"])]) for name in names}
 
-scoring.ScoringEngine = StandIn
+stage.ScoringEngine = StandIn
 config = ScoreConfig(output=sys.argv[1], data=sys.argv[2], subjects="items", aspects=sys.argv[3], max_subjects=8,
                      batch_size=2, actors=2, tensor_parallel_size=2)
-rows = files.read_table(scoring.score(config).path + "/scores").to_pylist()
+rows = files.read_table(stage.score(config).path + "/scores").to_pylist()
 print("GPUs per actor:", {row["ratings"][0] for row in rows})
 """
 

@@ -1,4 +1,4 @@
-"""The score store: every hash once, whatever was retried or shared; the best answer, of equals the last."""
+"""The score store has one row per hash after retries and sharing: the best answer, of equals the last."""
 
 import os
 import time
@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raygr.score import asking
-from raygr.score.asking import store_of
+from raygr.score import store as store_module
 from raygr.score.config import SAME_ANSWERS, ScoreConfig
-from raygr.score.store import ScoreStore, StoredScore
+from raygr.score.store import ScoreStore, StoredScore, open_store
 
 
 def answer(rating: int | None, *, reason: str = "ok", completion: str = "text") -> StoredScore:
@@ -20,15 +19,15 @@ def answer(rating: int | None, *, reason: str = "ok", completion: str = "text") 
 
 
 def nothing(reason: str) -> StoredScore:
-    return StoredScore.without_answer(2, reason=reason)
+    return StoredScore((None, None), (None, None), reason, "")
 
 
 def test_a_retried_batch_leaves_one_answer_per_hash(tmp_path):
     store = ScoreStore(str(tmp_path / "store"))
     assert store.known() == set()
     store.write(["a", "b"], [answer(1), answer(2)])
-    store.write(["a", "b"], [answer(1), answer(2)])  # the actor was killed after it wrote
-    store.write(["b", "c"], [answer(2), answer(3)])  # another run asked too
+    store.write(["a", "b"], [answer(1), answer(2)])  # the actor was killed after writing
+    store.write(["b", "c"], [answer(2), answer(3)])  # another run asked, too
     table = store.read()
     assert sorted(table["prompt_sha256"].to_pylist()) == ["a", "b", "c"]
     row = next(row for row in table.drop_columns("written").to_pylist() if row["prompt_sha256"] == "c")
@@ -73,7 +72,7 @@ def test_twenty_thousand_files_of_batches_become_one(tmp_path):
     store.write([str(number) for number in range(50)], [answer(1 + number % 10) for number in range(50)])
     begun = time.monotonic()
     store.compact()
-    assert time.monotonic() - begun < 60  # 4 s alone on two cores; read one by one by pyarrow's read_table it was 20
+    assert time.monotonic() - begun < 60  # 4 s on two idle cores; 20 s with one read_table per file
     assert [path.name.split("-")[0] for path in Path(store.path).iterdir()] == ["compacted"]
     assert len(store.read()) == 51 and len(store.known(retry_failed=True)) == 50
     before = os.listdir(store.path)
@@ -125,9 +124,8 @@ def test_scores_from_probabilities_are_the_mode_and_the_mean():
 
 
 def key(model: str = "some/model", adapter: str | None = None, *, on_gpu: bool = False, **settings) -> str:
-    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", **settings)
-    mode = "generate-free" if config.mode == "generate" and not config.structured else config.mode
-    return store_of(config, model, adapter, mode, on_gpu=on_gpu).path
+    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", llm=model, adapter=adapter, **settings)
+    return open_store(config, on_gpu=on_gpu).path
 
 
 def test_everything_that_changes_an_answer_is_in_the_key():
@@ -150,7 +148,7 @@ def test_everything_that_changes_an_answer_is_in_the_key():
 
 def test_what_changes_no_answer_is_not_in_the_key():
     assert key() == key(seed=1, actors=4, batch_size=2, tensor_parallel_size=2, retry_failed=True)
-    assert key() == key(engine_kwargs={"dtype": "float32"})  # what raygr chooses on a CPU
+    assert key() == key(engine_kwargs={"dtype": "float32"})  # raygr's default on a CPU
     assert key() == key(engine_kwargs={name: 1 for name in SAME_ANSWERS})
 
 
@@ -159,6 +157,7 @@ def test_a_model_or_adapter_goes_by_its_content(tmp_path, monkeypatch):
     for folder in (model, adapter):
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"one")
+    (adapter / "adapter_config.json").write_text("{}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     spellings = ["home/model", "home/model/", "./home/model", str(model), "~/model"]
@@ -175,7 +174,7 @@ def test_a_model_or_adapter_goes_by_its_content(tmp_path, monkeypatch):
 def test_a_model_of_the_hub_goes_by_its_commit(monkeypatch):
     commits = SimpleNamespace(now="c1")
     monkeypatch.setattr(
-        asking, "try_to_load_from_cache", lambda name, file, revision: f"/hub/snapshots/{commits.now}/{file}"
+        store_module, "try_to_load_from_cache", lambda name, file, revision: f"/hub/snapshots/{commits.now}/{file}"
     )
     first = key("some/model")
     assert first == key("some/model", engine_kwargs={"revision": "main"})

@@ -1,4 +1,4 @@
-"""Mean hidden states behind a shared prefix against one pass per item; principal components against an SVD."""
+"""Mean hidden states behind a shared prefix equal one pass per item; components equal those of an SVD."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
 from raygr.vectors import stage
 from raygr.vectors.config import VectorsConfig
-from raygr.vectors.stage import mean_states, own_tokens, prefilled, principal_components, vectors
+from raygr.vectors.stage import mean_states, prefilled, principal_components, vectors
 
 ITEMS = 12
 ASPECTS = Path(__file__).parents[2] / "configs/aspects/movies.yaml"
@@ -52,7 +52,7 @@ def test_means_behind_the_shared_prefix_are_those_of_one_pass_per_item(tokenizer
     encoder = PromptEncoder(tokenizer, aspect_set(), "items", max_prompt_tokens=400, best_rating=5.0)
     model = tiny_llama().model
     prompts = [encoder.item_prompt(Item(title=" ".join(WORDS[:count]))) for count in (1, 9, 4)]
-    texts = [own_tokens(encoder, prompt) for prompt in prompts]
+    texts = [encoder.subject_ids(prompt.prefix_ids) for prompt in prompts]
     assert tokenizer.decode(texts[0]).strip() == "title: a"
     together = mean_states(model, prefilled(model, encoder.shared), texts)
     for row, text in enumerate(texts):
