@@ -240,6 +240,23 @@ def test_a_block_is_a_command_or_says_its_language():
             assert language != "text" or not re.search(r"^(raygr|make|pip|python) ", block, re.MULTILINE), block
 
 
+NEEDS = {"network", "ten minutes", "hours", "own data", "published data", "quick start", "GPU", "cluster"}
+MARKED = re.compile(r"(?:^<!-- (needs: [^>]+|run by [^>]+) -->\n)?^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_block_of_commands_says_what_runs_it(path):
+    """The comment above a block names the test that runs it, or what the tests lack."""
+    text = re.sub(r"^```\w+\n.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for mark, block in MARKED.findall(text):
+        kind, _, names = mark.partition(": ") if mark.startswith("needs") else mark.rpartition(" ")
+        assert mark, f"no `<!-- needs: ... -->` or `<!-- run by tests/... -->` above\n{block}"
+        if kind == "needs":
+            assert set(names.split(", ")) <= NEEDS
+        else:
+            assert (ROOT / names).exists()
+
+
 def test_explained_aspects_are_those_that_the_page_scores():
     pages = [ROOT / "docs/own-data.md", ROOT / "docs/explaining.md"]
     found = [one for page in pages for one in commands_of(page)]
