@@ -46,8 +46,12 @@ def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, thr
             f"use_gpu: {workers} workers need {each}, Ray has {in_words(node.gpus for node in nodes if node.gpus)}"
         )
     if not (enough if use_gpu is None else use_gpu):
+        gpus = in_words(node.gpus for node in nodes if node.gpus)
         if use_gpu is None and any(node.gpus for node in nodes):
-            logger.warning("workers: %d do not fit the GPUs that Ray has, so they run on CPUs", workers)
+            raise ConfigError(
+                f"workers: {workers} do not fit the GPUs that Ray has, {gpus}: "
+                "set fewer workers, or use_gpu: false to run on CPUs"
+            )
         return False
     if workers > 1 and int(1 / gpu_share) > 1:
         raise ConfigError(

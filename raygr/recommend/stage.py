@@ -115,9 +115,7 @@ def actor_settings(config: RecommendConfig, *, device: str) -> dict[str, Any]:
 
 
 def read_subjects(config: RecommendConfig, serving: Serving) -> pa.Table:
-    """The SUBJECT rows of the configuration. ConfigError or ValueError names unknown users and items."""
-    if sum(one is not None for one in (config.users, config.users_file, config.histories)) > 1:
-        raise ConfigError("users, users_file and histories are three ways to say for whom: set one of them")
+    """SUBJECT rows; ConfigError or ValueError names unknown users and items."""
     if config.histories is not None:
         subjects = subjects_of_histories(config.histories, serving)
     else:

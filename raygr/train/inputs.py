@@ -77,7 +77,6 @@ class Inputs(NamedTuple):
 def load_inputs(config: TrainConfig) -> Inputs:
     """Reads and checks everything that `config` names. ConfigError, ValueError or RunError say what is wrong."""
     prepared = runs.read_run(config.data, job="prepare")
-    check_settings(config)
     data = read_interactions(config.data)
     scores = read_item_scores(config)
     users = read_user_vectors(config, data, scores)
@@ -145,69 +144,6 @@ def protocol_stamp(
         # sampled sets by their content: another version of numpy may draw others from the same seed
         **({"candidate_sets": drawn} if drawn else {}),
     }
-
-
-def check_settings(config: TrainConfig) -> None:
-    """ConfigError names settings that contradict each other."""
-    wrong = []
-    if config.item_scores is None and (config.control != "none" or config.user_scores != "none"):
-        wrong.append("control and user_scores need item_scores")
-    if config.linear_map and config.fusion == "add":
-        wrong.append("linear_map is for fusion: concat; the maps of fusion: add are learned already")
-    if config.user_scores != "none" and config.user_side == "concat" and config.fusion == "add":
-        wrong.append("user_side: concat needs fusion: concat, because fusion: add has no guided dimensions")
-    if (config.user_scores == "llm") != (config.user_score_run is not None):
-        wrong.append("user_scores: llm and user_score_run belong together")
-    if config.train_user_guided and (config.user_scores == "none" or config.user_side == "off"):
-        wrong.append("train_user_guided needs user_scores and a user_side")
-    wrong += model_contradictions(config)
-    if wrong:
-        raise ConfigError("; ".join(wrong))
-
-
-def model_contradictions(config: TrainConfig) -> list[str]:
-    """Names settings of model, loss and optimizer that contradict each other or would have no effect."""
-    pairwise, sampled = config.loss in ("top1", "bpr", "bpr_max"), config.loss == "sampled_cross_entropy"
-    default = TrainConfig(output=config.output, data=config.data)
-    masks, default_masks = ((one.mask_rate, one.mask_last_rate) for one in (config, default))
-    found = {
-        f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
-            pairwise and config.model == "bert4rec"
-        ),
-        "loss: sampled_cross_entropy needs negatives: 1 or more": sampled and not config.negatives,
-        f"loss: {config.loss} has no negatives in a batch of one history: raise batch_size, or set negatives": (
-            pairwise and config.batch_size == 1 and not config.negatives
-        ),
-        f"negatives are for sampled_cross_entropy, top1, bpr and bpr_max, not for loss: {config.loss}": (
-            config.negatives > 0 and not (pairwise or sampled)
-        ),
-        f"final_activation is for top1, bpr and bpr_max, not for loss: {config.loss}": (
-            config.final_activation != "linear" and not pairwise
-        ),
-        "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
-        f"negative_alpha draws negatives, of which there are none with negatives: {config.negatives}": (
-            config.negative_alpha > 0 and not config.negatives
-        ),
-        "optimizer: sparse_adam is for losses that touch few items, not for cross_entropy": (
-            config.optimizer == "sparse_adam" and not (pairwise or sampled or config.loss == "bce")
-        ),
-        "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
-        f"mask_rate and mask_last_rate are for model: bert4rec, not {config.model}": (
-            config.model != "bert4rec" and masks != default_masks
-        ),
-        f"add_map is for fusion: add, not {config.fusion}": (
-            config.fusion != "add" and config.add_map != default.add_map
-        ),
-        "prompt_fraction is for user_scores: profile with user_guided_train: after_prompt": (
-            config.prompt_fraction != default.prompt_fraction
-            and (config.user_scores, config.user_guided_train) != ("profile", "after_prompt")
-        ),
-        f"hidden_width, input_dropout and session_parallel are for model: gru4rec, not {config.model}": (
-            config.model != "gru4rec"
-            and (config.hidden_width, config.input_dropout, config.session_parallel) != (None, None, False)
-        ),
-    }
-    return [text for text, is_wrong in found.items() if is_wrong]
 
 
 def check_width(config: TrainConfig, aspects: int) -> None:
