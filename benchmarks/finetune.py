@@ -1,42 +1,43 @@
-"""Completions per second of one step of reinforcement tuning: raygr's `slots` and `free` beside TRL's GRPO trainer.
+"""Measures completions per second of a reinforcement learning step: raygr's `slots` and `free`, and TRL's GRPO.
 
     python3.11 -m venv /tmp/trl
     /tmp/trl/bin/pip install -c requirements/cpu.lock trl==1.16.0 peft
     python benchmarks/finetune.py --trl-python /tmp/trl/bin/python
 
-(Where pip does not know torch's CPU build by itself: `--extra-index-url https://download.pytorch.org/whl/cpu`.)
+(Where pip does not find torch's CPU build by itself: `--extra-index-url https://download.pytorch.org/whl/cpu`.)
 
-slots        raygr, the answer's template given and only the ratings sampled
-free         raygr, sampled text
+slots        raygr with the answer's template fixed: only the ratings are sampled
+free         raygr with sampled text
 trl          TRL's GRPO trainer as it is, sampling with `generate`
-trl-paged    the same, sampling with transformers' continuous batching, its pages and batches small enough that
-             completions of a prompt, and prompts of the same beginning, share what was prefilled
+trl-paged    the same, sampling with transformers' continuous batching. Its pages and batches are small enough that
+             completions of one prompt, and prompts with the same beginning, share their prefill
 trl-compact, trl-compact-paged
              the two with one line of TRL replaced: the loss takes no logits of prompt tokens, as on a GPU. On a CPU
-             TRL takes them all and masks them; see finetune_trl.py
+             TRL takes all of them and masks them; see finetune_trl.py
 
 TRL's vLLM backend is made for GPUs and was not tried.
 
-Equal on all sides: model, LoRA rank, alpha and targets, the users of every step in their order, prompts token by
-token (checked), completions per user, temperature, highest learning rate, clipping of gradients, the reward (rank of
-the target by the ratings read from the text), no KL term, one update per rollout, fp32, SDPA attention, threads, seed.
-Learning is on; gradient checkpointing, evaluation, logging and saving are off.
+All sides have the same model, LoRA rank, alpha and targets, the same users per step in the same order, the same
+prompts token by token (checked), completions per user, temperature, highest learning rate, gradient clipping, reward
+(rank of the target by the ratings read from the text), threads and seed. There is no KL penalty and one update per
+rollout, in fp32 with SDPA attention. The models are trained; gradient checkpointing, evaluation, logging and saving are
+off.
 
-A completion has `--tokens` tokens: those of an answer in format with one-token ratings. TRL must not end one sooner,
+A completion has `--tokens` tokens, as many as an answer in format with one-token ratings. TRL must not end one sooner,
 and `free` waits for an end-of-turn token that the model never writes; both counts are checked. In `slots` a 10 is two
-tokens, so its completions come out a little longer. The ratio per completion is the one to read, what a step of so
-many users and answers takes; the one per token says the same of `free`, and favours `slots` by its tens.
-A model that has not learned the format makes `free` dearer than it will be: every completion out of format brings the
-answer that it should have been as a second row of the loss. TRL has no such loss.
-The bare model's texts hold few ratings, so most rewards of sampled text are alike and their advantages 0: the work is
-the same, but nobody should read learning into these few steps.
+tokens, so its completions are slightly longer. Compare the ratio per completion: the cost of a step with the same users
+and answers. The ratio per token is the same for `free` and favours `slots` because of its tens.
+A model that has not learned the format makes `free` more expensive than it will be later: every completion out of
+format adds the answer that it should have been as a second row of the loss. TRL has no such loss.
+The bare model's texts hold few ratings, so most rewards of sampled text are equal and their advantages 0. The work is
+the same, but these few steps say nothing about learning.
 
-A side is KIND:N, N being the completions that go through one pass of the loss (raygr also samples so many at once, TRL
-always samples the whole batch); the step's others follow as accumulation. Name a kind several times to see which N is
-its fastest. raygr is compared with the fastest side of TRL as it is, and with the fastest compact one. Each side has a
-process of its own that waits while the others work. A round is one optimisation step of every side. The first warms up
-(it is also the one in ten in which raygr logs its KL to the base model). Seconds are those of whole steps. A ratio is
-over all rounds, its range that of single ones.
+A side is KIND:N, where N is the number of completions in one pass of the loss. raygr also samples N at once; TRL always
+samples the whole batch. The other completions of a step follow by gradient accumulation. Name a kind several times to
+find its fastest N. raygr is compared with the fastest side of TRL as it is, and with the fastest compact side. Each
+side runs in its own process, which waits while the others work. A round is one optimizer step of every side. The first
+round warms up; it is also the one in ten in which raygr logs its KL divergence to the base model. Seconds are those of
+whole steps. A ratio is over all rounds; its range is that of single rounds.
 """
 
 import argparse
@@ -67,15 +68,15 @@ class Side(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/ml-100k/finetune.yaml", help="a fine-tune; its output is not used")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="wins over it; repeatable")
+    parser.add_argument("--config", default="configs/ml-100k/finetune.yaml", help="settings; their output is not used")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="overrides it; repeatable")
     parser.add_argument("--trl-python", help="python of the virtual environment with TRL")
     parser.add_argument("--sides", nargs="+", type=read_side, default=list(map(read_side, SIDES)), metavar="KIND:N")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
-    parser.add_argument("--tokens", type=int, help="of a completion")
+    parser.add_argument("--tokens", type=int, help="tokens of a completion")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/finetune.json"))
-    parser.add_argument("--job", type=Path, help="what a measured process reads, its one side named")
+    parser.add_argument("--job", type=Path, help="internal: the file that a measured process reads")
     arguments = parser.parse_args()
     if arguments.job:
         raygr_side(json.loads(arguments.job.read_text()), arguments.sides[0])
@@ -99,7 +100,7 @@ def measure(arguments: argparse.Namespace, file: Path) -> dict:
     check_sides(arguments, job)
     file.write_text(json.dumps(job))
     processes, versions = [], []
-    for side in arguments.sides:  # one after the other, so that none loads beside another
+    for side in arguments.sides:  # one after the other, so that no two load at once
         processes.append(start(side, arguments, file))
         versions.append(read_answer(side, processes[-1]))
     steps = [[] for _ in processes]
@@ -121,7 +122,7 @@ def measure(arguments: argparse.Namespace, file: Path) -> dict:
 
 
 def settings(file: str, overrides: list[str]):
-    """The fine-tune's configuration with what both programs can do: the base task by rank, without a KL term."""
+    """The configuration restricted to what both programs support: the base task by rank, without KL penalty."""
     from raygr.config import load_config
     from raygr.finetune.config import FinetuneConfig
 
@@ -130,7 +131,7 @@ def settings(file: str, overrides: list[str]):
 
 
 def make_job(arguments: argparse.Namespace) -> dict:
-    """What the sides do, for JSON. raygr's read the configuration themselves; TRL's has nothing but this."""
+    """The work of all sides, as JSON. raygr's sides also read the configuration; TRL's sides read only this."""
     from transformers import AutoTokenizer
 
     from raygr.finetune.examples import PROFILE_MIDDLE, PROFILE_SPREAD, load_tuning_data
@@ -172,7 +173,7 @@ def make_job(arguments: argparse.Namespace) -> dict:
 
 
 def answer_tokens(template) -> int:
-    """Those of an answer in format, its end-of-turn token among them, where every rating is one token."""
+    """Tokens of an answer in format with one-token ratings, including its end-of-turn token."""
     return sum(map(len, template.pieces)) + len(template.pieces) + len(template.ending)
 
 
@@ -201,7 +202,7 @@ def start(side: Side, arguments: argparse.Namespace, file: Path) -> subprocess.P
 
 def take_step(side: Side, process: subprocess.Popen) -> dict:
     started = time.perf_counter()
-    with suppress(BrokenPipeError):  # a process that has ended gives no answer either
+    with suppress(BrokenPipeError):  # a process that has ended gives no answer, which read_answer reports
         process.stdin.write("\n")
         process.stdin.flush()
     return read_answer(side, process) | {"seconds": time.perf_counter() - started}
@@ -221,10 +222,10 @@ def check_tokens(side: Side, tokens: int, job: dict) -> None:
 
 
 class Pipe:
-    """A measured process's end: one line in, one step, one line of JSON out."""
+    """A measured process's side of the pipe: one line in, one step, one line of JSON out."""
 
     def __init__(self) -> None:
-        self.answers, sys.stdout = sys.stdout, sys.stderr  # libraries print too
+        self.answers, sys.stdout = sys.stdout, sys.stderr  # libraries print to stdout too
 
     def wait(self) -> None:
         if not sys.stdin.readline():
@@ -235,7 +236,7 @@ class Pipe:
 
 
 def peak_bytes() -> int:
-    """Of this process; not getrusage, which begins with the parent's."""
+    """Peak memory of this process; getrusage would start at the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -276,14 +277,14 @@ def raygr_side(job: dict, side: Side) -> None:
         next(steps)
         line = tuning.progress.lines[-1]
         prompts = [example["prompt_ids"] for example in job["examples"][number * job["users"] :][: job["users"]]]
-        # a step's tokens are those of every user's prompt, once, and of the completions
+        # a step's tokens are each user's prompt, once, and the completions
         tokens = round(line["tokens_per_second"] * line["seconds"]) - sum(map(len, prompts))
         figures = {"tokens": tokens, "reward": line["reward"], "threads": torch.get_num_threads()}
         pipe.answer(**figures, peak_bytes=peak_bytes())
 
 
 def endless(template, model: str, tokens: int):
-    """A template whose free completions all have so many tokens: their end-of-turn token is one that none writes."""
+    """A template whose free completions have `tokens` tokens: the model never writes its end-of-turn token."""
     from transformers import AutoTokenizer
 
     from raygr.finetune import sampling
@@ -295,12 +296,12 @@ def endless(template, model: str, tokens: int):
 
 
 def free_room(template, tokens: int) -> float:
-    """The FREE_ROOM at which sampling.free_places is `tokens`."""
+    """The FREE_ROOM at which `sampling.free_places` equals `tokens`."""
     return (tokens - 2 * len(template.pieces) + 0.5) / template.places
 
 
 def side_record(side: Side, steps: list[dict], completions: int) -> dict:
-    """Of the timed steps, each with so many completions."""
+    """Figures of the timed steps, each with `completions` completions."""
     seconds, tokens = [step["seconds"] for step in steps], sum(step["tokens"] for step in steps)
     return {
         "side": str(side),
@@ -316,7 +317,7 @@ def side_record(side: Side, steps: list[dict], completions: int) -> dict:
 
 
 def ratios(sides: list[dict]) -> list[dict]:
-    """Every raygr side beside the fastest side of TRL as it is, and the fastest compact one."""
+    """Compares every raygr side with the fastest side of TRL as it is, and with the fastest compact one."""
     found = []
     for kinds in RIVALS:
         rivals = [side for side in sides if side["kind"] in kinds]
@@ -326,7 +327,7 @@ def ratios(sides: list[dict]) -> list[dict]:
 
 
 def ratio(own: dict, other: dict) -> dict:
-    """How many times as many completions, and completion tokens, `own` makes per second; the range over the rounds."""
+    """Completions and tokens per second of `own` divided by those of `other`, and the range over the rounds."""
     rounds = [theirs / ours for ours, theirs in zip(own["seconds"], other["seconds"], strict=True)]
     return {
         "side": own["side"],

@@ -1,17 +1,17 @@
-"""The TRL side of finetune.py, run by the python of TRL's own virtual environment.
+"""The TRL side of finetune.py, run by the Python of TRL's own virtual environment.
 
-Of raygr it takes the rules that read ratings from a text and the reward; both need numpy and torch alone.
-Settings that are not TRL's defaults are there to be equal, or because they are faster on a CPU: no gradient
-checkpointing and no bf16, which TRL switches on. `dr_grpo` with unscaled rewards is its loss nearest to raygr's: a sum
-over tokens by a constant, and advantages that are not divided by their spread.
+It takes from raygr only the rules that read ratings from a text and the reward; both need numpy and torch alone.
+Settings differ from TRL's defaults to make the sides equal, or because they are faster on a CPU: no gradient
+checkpointing and no bf16, which TRL turns on. `dr_grpo` with unscaled rewards is TRL's loss nearest to raygr's: a sum
+over tokens divided by a constant, and advantages that are not divided by their standard deviation.
 
-How TRL 1.16 computes a step. Every prompt stands in the batch once per completion, padded to the longest, and is
-prefilled so; completions are sampled with a KV cache and logits of the last place alone. Continuous batching instead
-shares full pages of equal beginnings, but only with requests that come in a later batch than the first of them, and
-puts a batch's requests into one row under a dense mask. The loss reads prompts and completions from the beginning
-again, without that cache, for there is no gradient in it. Log-probabilities and entropies come from the output head in
-tiles, which the backward pass computes a second time. On CUDA the head sees the completions' places alone; on a CPU it
-sees those of the prompts too, and they are masked behind it.
+How TRL 1.16 computes a step. Every prompt is in the batch once per completion, padded to the longest, and is prefilled
+that often; completions are sampled with a KV cache and logits of the last position alone. Continuous batching shares
+full pages of equal beginnings instead, but only with requests of a later batch than the first of them, and puts a
+batch's requests into one row under a dense mask. The loss runs over prompts and completions from the start again,
+without that cache, which has no gradients. Log-probabilities and entropies come from the output head in tiles, which
+the backward pass computes a second time. On CUDA the head gets the positions of completions alone; on a CPU it gets
+those of the prompts too, which are masked afterwards.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from trl import GRPOConfig, GRPOTrainer
 from raygr.finetune.rewards import reciprocal_rank, standardised
 from raygr.score.answer_format import parse_ratings
 
-# small, so that a prompt comes in a later batch than the one before it; the defaults, 256 and 8,192, share nothing here
+# small, so that each prompt is in a later batch than the one before it; the defaults, 256 and 8,192, share nothing
 PAGED = {"page_size": 16, "max_batch_tokens": 512}
 
 
 class Rewards:
-    """raygr's reward by value, and what was rewarded in this step."""
+    """raygr's reward, and the rows and mean reward of the current step."""
 
     def __init__(self, job: dict) -> None:
         self.job = job
@@ -44,7 +44,7 @@ class Rewards:
         self.mean = 0.0
 
     def target_rank(self, completions: list[str], row: list[int], **kwargs) -> list[float]:
-        """`row`: the place of each completion's user in the job."""
+        """`row`: the index of each completion's user in the job."""
         rewards = [self.of_text(*pair) for pair in zip(completions, row, strict=True)]
         self.rows, self.mean = row, sum(rewards) / len(rewards)
         return rewards
@@ -58,7 +58,7 @@ class Rewards:
 
 
 class Rounds(TrainerCallback):
-    """Waits before every optimisation step, and answers behind it."""
+    """Waits before every optimizer step, and answers after it."""
 
     def __init__(self, job: dict, rewards: Rewards, pipe: Pipe) -> None:
         self.job, self.rewards, self.pipe = job, rewards, pipe
@@ -72,7 +72,7 @@ class Rounds(TrainerCallback):
         step = range((state.global_step - 1) * users, state.global_step * users)
         if self.rewards.rows != [row for row in step for _ in range(group)]:
             raise SystemExit(f"TRL took the users {self.rewards.rows} in step {state.global_step}")
-        # what TRL itself counted: every completion with its prompt
+        # TRL's own count: every completion with its prompt
         new, self.seen = state.num_input_tokens_seen - self.seen, state.num_input_tokens_seen
         prompts = group * sum(len(self.job["examples"][row]["prompt_ids"]) for row in step)
         figures = {"tokens": int(new) - prompts, "reward": self.rewards.mean, "threads": torch.get_num_threads()}
@@ -88,7 +88,7 @@ def main() -> None:
     job, side = json.loads(arguments.job.read_text()), arguments.sides
     torch.set_num_threads(job["threads"])
     if "compact" in side.kind:
-        # where TRL asks whether the head is to see scored places alone; the kernels ask their own module's
+        # decides in TRL whether the head gets scored positions alone; the kernels use their own module's function
         trl.trainer.utils._use_triton = lambda device: True
     rewards, tokenizer = Rewards(job), AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     check_prompts(job, tokenizer)
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def check_prompts(job: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    """TRL makes tokens of texts by this same call."""
+    """Checks that TRL, which tokenises texts by this same call, reads the same prompts."""
     ids = tokenizer(text=[example["prompt"] for example in job["examples"]])["input_ids"]
     for row, (own, example) in enumerate(zip(ids, job["examples"], strict=True)):
         if own != example["prompt_ids"]:
@@ -146,11 +146,11 @@ def grpo_config(job: dict, side: Side, folder: str) -> GRPOConfig:
 
 
 def sampling(job: dict, *, paged: bool) -> dict:
-    """So that no completion ends early: continuous batching knows no `min_new_tokens`, the other cuts behind an end."""
+    """Settings under which no completion ends early; continuous batching has no `min_new_tokens`."""
     if not paged:
         return {"generation_kwargs": {"min_new_tokens": job["tokens"]}}
     longest = max(len(example["prompt_ids"]) for example in job["examples"]) + job["tokens"]
-    pages = job["users"] * job["completions"] * (longest // PAGED["page_size"] + 2)  # without it, half of the memory
+    pages = job["users"] * job["completions"] * (longest // PAGED["page_size"] + 2)  # by default, half of the memory
     return {
         "generation_kwargs": {"eos_token_id": -1},
         "use_transformers_continuous_batching": True,

@@ -10,8 +10,8 @@ import argparse
 import csv
 from pathlib import Path
 
+from raygr.prepare.column_files import item_columns
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.named_columns import item_columns
 
 SCORES = Path("datasets/ml-1m-item-scores.csv")
 

@@ -2,11 +2,11 @@
 
     python benchmarks/prepare.py --rows 1000000 5000000 --folder /tmp/prepare --out prepare.json
 
-Both read the same .jsonl.gz files (texts of about 200 characters), drop duplicates of (user, item), drop
-items and users of fewer than five reviews, sort by user and time, and write Parquet with the texts.
-raygr runs the k-core to its end, numbers ids, splits and writes the ratings besides; polars passes once.
-Each runs in its own process; memory is the sum over its process tree of resident pages, sampled, with
-pages shared between processes (Ray's object store) counted once per process: an upper bound.
+Both read the same .jsonl.gz files (texts of about 200 characters), drop duplicates of (user, item), drop items and
+users with fewer than five reviews, sort by user and time, and write Parquet with the texts. raygr also completes the
+k-core, numbers ids, splits, and writes the ratings; polars filters once. Each runs in its own process. Memory is the
+sampled sum of resident pages over the process tree; pages that processes share (Ray's object store) count once per
+process, so the sum is an upper bound.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WORDS = [
 
 
 def generate_file(path: Path, rows: int, seed: int) -> None:
-    """Reviews of rows / 8 users and rows / 20 items with skewed popularity, about 200 characters of text each."""
+    """Writes reviews of rows / 8 users and rows / 20 items with skewed popularity and about 200 characters of text."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, max(1, rows * FILES // 8), rows)
     item = (rng.random(rows) ** 3 * max(1, rows * FILES // 20)).astype(np.int64)
@@ -62,7 +62,7 @@ def generate_file(path: Path, rows: int, seed: int) -> None:
 
 
 def generate(folder: Path, rows: int) -> None:
-    """FILES files of rows / FILES reviews each; kept from an earlier run of the same size."""
+    """Writes FILES files of rows / FILES reviews each, unless an earlier run of the same size left them."""
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,12 +126,12 @@ def tree_bytes(process: psutil.Process) -> int:
         for member in [process, *process.children(recursive=True)]:
             total += member.memory_info().rss
     except psutil.NoSuchProcess:
-        pass  # ended between the listing and the reading; the next sample sees the rest
+        pass  # a process ended between the listing and the reading; the next sample sees the others
     return total
 
 
 def compare(folder: Path, rows: int, parallelism: int) -> list[dict[str, float | str | int]]:
-    """One line per reader at this size, raygr first."""
+    """One result per reader at this number of rows, raygr first."""
     data = folder / f"rows-{rows}"
     generate(data, rows)
     lines = []
@@ -154,7 +154,7 @@ def compare(folder: Path, rows: int, parallelism: int) -> list[dict[str, float |
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 5_000_000])
-    parser.add_argument("--folder", type=Path, required=True, help="scratch folder; generated files are kept there")
+    parser.add_argument("--folder", type=Path, required=True, help="scratch folder, which keeps the generated files")
     parser.add_argument("--out", type=Path, default=Path("prepare.json"))
     parser.add_argument("--parallelism", type=int, default=2)
     parser.add_argument("--reader", choices=["raygr", "polars"], help="what a measured process runs")

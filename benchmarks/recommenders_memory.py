@@ -48,8 +48,10 @@ def measure(folder: str, history: int) -> list[int]:
     from raygr.schema import VALIDATION
     from raygr.train.batches import Targets
     from raygr.train.config import TrainConfig
+    from raygr.train.evaluate import target_ranks
     from raygr.train.inputs import load_inputs
-    from raygr.train.loop import accumulate_gradients, start_training, take_step, target_ranks
+    from raygr.train.loop import accumulate_gradients, take_step
+    from raygr.train.state import start_training
     from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
     keep_freed_memory()

@@ -10,13 +10,14 @@ import argparse
 import os
 
 import torch
+from recommenders_raygr import one_epoch
 from torch.profiler import ProfilerActivity, profile
 
 from raygr.distributed import keep_freed_memory
 from raygr.models.workers import Share
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import start_training, train_epoch
+from raygr.train.state import start_training
 
 SHOWN = 8
 
@@ -37,10 +38,10 @@ def operation_lines(data: str, model: str) -> list[str]:
     config = TrainConfig(output="", data=data, model=model, base_width=64, dropout=0.2, batch_size=64)
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
     training.progress.epoch = 1
-    train_epoch(training)
+    one_epoch(training)
     training.progress.epoch = 2
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        train_epoch(training)
+        one_epoch(training)
     operations = sorted(profiled.key_averages(), key=lambda one: one.self_cpu_time_total, reverse=True)
     total = sum(one.self_cpu_time_total for one in operations)
     return [f"{one.self_cpu_time_total / total:6.1%} {one.count:7} x {one.key}" for one in operations[:SHOWN]]

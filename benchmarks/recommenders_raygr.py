@@ -7,8 +7,12 @@ from raygr.distributed import keep_freed_memory
 from raygr.models.workers import Share
 from raygr.schema import VALIDATION
 from raygr.train.config import TrainConfig
+from raygr.train.evaluate import target_ranks
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import start_training, target_ranks, train_epoch
+from raygr.train.loop import accumulate_gradients, take_step
+from raygr.train.optimizer import learning_rate
+from raygr.train.state import Training, start_training
+from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
 
 def settings(job: dict) -> TrainConfig:
@@ -46,7 +50,24 @@ def main() -> None:
     while True:
         orders.wait_for_epoch()
         training.progress.epoch += 1
-        orders.answer(loss=train_epoch(training))
+        orders.answer(loss=one_epoch(training))
+
+
+def one_epoch(training: Training) -> float:
+    """An epoch of the training loop without its evaluation; returns the mean loss per position."""
+    config, epoch = training.config, training.progress.epoch
+    draws = epoch_draws(config.seed, epoch, 0)
+    torch.manual_seed(draws.dropout_seed)
+    training.session_BH = None
+    training.model.train()
+    total, positions = torch.zeros(()), 0
+    contents = epoch_contents(config, training.inputs, epoch)
+    for step, content in enumerate(contents, start=(epoch - 1) * len(contents)):
+        whole = whole_batch(config, training.inputs, content, training.popularity_I, draws)
+        total += accumulate_gradients(training, whole)
+        take_step(training, learning_rate(config, step, config.epochs * len(contents)))
+        positions += whole.positions()
+    return float(total) / positions
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def measure(items: int, optimizer: str, parsed: argparse.Namespace) -> tuple[flo
     from raygr.distributed import keep_freed_memory
     from raygr.models.workers import Share
     from raygr.train.config import TrainConfig
-    from raygr.train.loop import accumulate_gradients, start_training, take_step
+    from raygr.train.loop import accumulate_gradients, take_step
+    from raygr.train.state import start_training
     from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
     torch.set_num_threads(parsed.threads)
@@ -73,7 +74,7 @@ def made_up_inputs(items: int, *, histories: int):
     import numpy as np
     import torch
 
-    from raygr.models.losses import owned_items
+    from raygr.models.negatives import owned_items
     from raygr.train.batches import training_windows
     from raygr.train.inputs import Inputs
 

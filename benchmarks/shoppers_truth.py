@@ -22,8 +22,8 @@ from raygr.data.vector_tables import read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import TuningExample, load_tuning_data
 from raygr.finetune.metrics import METRICS, TuningTask, moments, normalisation_from, tuning_task, user_metrics
-from raygr.report.tuning import METRICS as HEADINGS
-from raygr.report.tuning import read_evaluations, user_mean
+from raygr.report.finetune_section import METRICS as HEADINGS
+from raygr.report.finetune_section import read_evaluations, user_mean
 from raygr.score.subjects import load_tokenizer
 from raygr.simulate.review_texts import ASPECT_PHRASES, DISLIKED, LIKED
 

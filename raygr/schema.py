@@ -101,6 +101,12 @@ CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the 
     [("user_index", pa.int32()), ("candidates", pa.string()), ("items", pa.list_(pa.int32()))]
 )
 
+# What a train run keeps for serving: settings and paths, and per line the ids of items and users in the order of
+# their index, with the users' whole histories.
+SERVING, SERVED_ITEMS, SERVED_USERS = "serving.json", "served_items.parquet", "served_users.parquet"
+SERVED_ITEM_SCHEMA = pa.schema([("item_id", pa.string())])
+SERVED_USER_SCHEMA = pa.schema([("user_id", pa.string()), ("items", pa.large_list(pa.int32()))])
+
 # A finetune run; its adapter/ is named in score/adapters.py. One JSON line per step; evaluations of the held-out
 # users as means, and per user with columns stage, step, user_index, user_id and one per metric.
 STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"

@@ -1,4 +1,4 @@
-"""Fixtures: real data and the packaged model where they are at hand, one small local Ray for the whole session."""
+"""Fixtures: real data and the packaged model where they are available, and one small local Ray per session."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import settings
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
-# CI draws the same examples every time; `pytest --hypothesis-profile=default` looks for new ones.
+# CI draws the same examples every time; `pytest --hypothesis-profile=default` draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -25,15 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of the real data sets; tests that need one skip where it is missing."""
+    """Folder of the real data sets; tests that need it skip if it is missing."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"needs the real data sets in {SHARED_DATA}, which are not part of the project")
+        pytest.skip(f"{SHARED_DATA} is missing: it holds real data sets that are not part of the project")
     return SHARED_DATA
 
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """Two logical CPUs, no dashboard; stopped at the end of the session."""
+    """A local Ray with two logical CPUs and no dashboard, stopped at the end of the session."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=True, configure_logging=False)
@@ -43,7 +43,7 @@ def local_ray():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """That of the packaged model; tests that need it skip where it is missing."""
+    """The tokenizer of the packaged model; tests that need it skip if it is missing."""
     from transformers import AutoTokenizer
 
     from raygr.score.default_model import ModelError, small_model_folder

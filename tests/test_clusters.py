@@ -190,7 +190,8 @@ def straight_losses(config: TrainConfig) -> list[float]:
 
     from raygr.models.workers import Share
     from raygr.train.inputs import load_inputs
-    from raygr.train.loop import start_training, training_rounds
+    from raygr.train.loop import training_rounds
+    from raygr.train.state import start_training
 
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
     for _ in training_rounds(training):

@@ -111,7 +111,7 @@ PATHS = {
     | {"reference_scores": "~/r.csv", "finetune": ["~/f"]},
     "reproduce": {"experiment": "table-2", "runs": "~/r", "data": "~/p", "item_scores": "~/s", "user_score_run": "~/u"}
     | {"classification_scores": "~/c", "stage_files": {"prepare": "~/p.yaml"}, "recommenders": {"SASRec": "~/s.yaml"}}
-    | {"protocol": {}, "refined": {}, "paper": "~/p.csv"},
+    | {"protocol": {"SASRec": "full"}, "refined": {}, "paper": "~/p.csv"},
 }
 
 

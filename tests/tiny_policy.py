@@ -1,4 +1,4 @@
-"""A tiny random Llama with SmolLM2's tokenizer, and users who all like the same, or of two kinds."""
+"""A tiny random Llama with SmolLM2's tokenizer, and users with the same taste or with two opposite tastes."""
 
 from dataclasses import replace
 from functools import cache
@@ -29,7 +29,7 @@ NAMES = ("tension level", "humor")
 SPLIT = AnswerTemplate(((50, 51), (60,)), (99,), RatingTokens(tuple(range(1, 10)), (1, 10)))
 JOINED = SPLIT._replace(ratings=RatingTokens(SPLIT.ratings.digits, (11,)))
 PROMPTS = [(5, 6, 7, 8, 9), (5, 6, 7, 20, 21, 22, 23), (5, 6, 7, 30)]
-SMALL_VOCABULARY = 128  # enough for SPLIT, and quick
+SMALL_VOCABULARY = 128  # enough for SPLIT, and fast
 
 
 def aspect_set(names: tuple[str, ...] = NAMES) -> AspectSet:
@@ -57,13 +57,13 @@ def tiny_llama(seed: int = 0, *, vocabulary: int = 49_152) -> LlamaForCausalLM:
         num_key_value_heads=2,
         initializer_range=0.2,
         tie_word_embeddings=True,
-        eos_token_id=None,  # Llama's 2 would end free completions
+        eos_token_id=None,  # Llama's default, 2, would end free completions
     )
     return LlamaForCausalLM(config).eval()
 
 
 def tiny_policy(seed: int = 0) -> PeftModel:
-    """With an adapter that does something: PEFT's fresh one is zero."""
+    """A tiny Llama with an adapter that changes its outputs; PEFT's fresh adapter changes nothing."""
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(tiny_llama(seed), lora).eval()
     for name, weight in model.named_parameters():
@@ -79,7 +79,7 @@ def save_tiny_llama(folder: Path, *, vocabulary: int = 49_152) -> str:
 
 
 def terse_tokenizer() -> PreTrainedTokenizerBase:
-    """Has a token for each piece of the answer and each digit, and others to fill up the small vocabulary."""
+    """A tokenizer with one token for each piece of the answer and for each digit, and unused ones up to 128."""
     words = ["<end>", *(f"{start}{name}: " for start, name in zip(("", "\n"), NAMES, strict=True)), *"0123456789"]
     words += [f"<{n}>" for n in range(len(words), SMALL_VOCABULARY)]
     inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=words[-1]))
@@ -89,9 +89,9 @@ def terse_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def save_terse_llama(folder: Path) -> str:
-    """Learns a whole answer as text within a few steps."""
+    """Saves a model that learns to write a whole answer as text within a few steps."""
     model = tiny_llama(vocabulary=SMALL_VOCABULARY)
-    # so narrow a model with tied embeddings cannot be sure of a token otherwise
+    # without it, a model this narrow with tied embeddings cannot give one token a high probability
     torch.nn.init.constant_(model.model.norm.weight, 3.0)
     model.save_pretrained(folder)
     terse_tokenizer().save_pretrained(folder)
@@ -101,9 +101,9 @@ def save_terse_llama(folder: Path) -> str:
 def toy_examples(
     users: int, *, items: int = 40, seed: int = 0, kinds: int = 1
 ) -> tuple[np.ndarray, list[TuningExample]]:
-    """Item scores, and users who all like the first aspect high and the second low.
+    """Item scores, and users who like items with a high first and a low second aspect.
 
-    Of two kinds, every other one likes the opposite; one token of the prompt, 40 or 41, tells which.
+    With two kinds, every other user likes the opposite; one token of the prompt, 40 or 41, tells the kind.
     """
     generator = np.random.default_rng(seed)
     items_IA = generator.uniform(1, 10, (items, len(NAMES)))
@@ -142,7 +142,7 @@ def toy_config(**changes: object) -> FinetuneConfig:
 
 
 def naive_rating_log_probs(model, prompt: tuple[int, ...], answer: AnswerTemplate, before: tuple[int, ...]):
-    """log P(1..10) of the next rating by whole forward passes."""
+    """log P(1..10) of the next rating, computed by whole forward passes."""
     piece = answer.pieces[len(before)]
     start = [*prompt, *answer_ids(AnswerTemplate(answer.pieces[: len(before)], (), answer.ratings), before), *piece]
     with torch.no_grad():

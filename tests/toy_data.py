@@ -1,4 +1,4 @@
-"""Small prepare runs and score runs, written as schema.py wants them; two aspects."""
+"""Small prepare runs and score runs that follow schema.py, with two aspects."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ TWO = AspectSet(
     ),
 )
 
-# `lists` of a train run's metrics.json.
+# The entry `lists` in the metrics.json of a train run.
 LISTS = {
     "length": 10,
     "mmr_weight": 0.5,
@@ -48,11 +48,12 @@ LISTS = {
 
 
 def cycles(users: int, items: int, length: int) -> list[list[int]]:
-    """User u starts at item u + 1 and always goes on to the next item, round and round."""
+    """Histories that walk the items in a cycle; user u starts at item u + 1."""
     return [[(user + step) % items + 1 for step in range(length)] for user in range(users)]
 
 
 def walks(users: int, items: int, length: int, *, seed: int) -> list[list[int]]:
+    """Random histories without repeats."""
     generator = np.random.default_rng(seed)
     return [(generator.permutation(items)[:length] + 1).tolist() for _ in range(users)]
 
@@ -67,9 +68,9 @@ def write_prepared(
     keep_duplicate: str = "first",
     user_ids: list[str] | None = None,
 ) -> str:
-    """A prepare run whose users' last `tests` interactions are test.
+    """Writes a prepare run; the last `tests` interactions of each user are test, the one before them validation.
 
-    item_id is "i" + item_index and user_id "u" + user_index, unless `user_ids` are given.
+    item_id is "i" + item_index; user_id is "u" + user_index unless `user_ids` are given.
     """
     config = {"split": "leave_one_out", "rating_range": [1, 5], "keep_duplicate": keep_duplicate}
     run = runs.start_run(str(folder), job="prepare", config=config)
@@ -99,7 +100,7 @@ def user_rows(user: int, history: list[int], ratings: list[float] | None, tests:
 
 
 def interaction_arrays(rows: list[tuple[int, int, float | None, str]]) -> Interactions:
-    """Of (user_index, item_index, rating, split), as a prepare run is read back."""
+    """Interactions as they are read from a prepare run; `rows` are (user_index, item_index, rating, split)."""
     users, items, ratings, splits = zip(*rows, strict=True)
     rating_N = np.array([np.nan if rating is None else rating for rating in ratings], float)
     columns = (np.array(users), np.array(items), rating_N, np.array(splits))
@@ -121,7 +122,7 @@ def write_score_run(
     times: dict[str, int] | None = None,
     data: str | None = None,
 ) -> str:
-    """A score run of users of the prepare run `data` where `cutoffs` are given, else of items."""
+    """Writes a score run: of users of the prepare run `data` if `cutoffs` are given, else of items."""
     config = {"subjects": "items" if cutoffs is None else "users", "data": data}
     run = runs.start_run(str(folder), job="score", config=config)
     rows = [

@@ -1,4 +1,4 @@
-"""Ids that come from outside -> strings: Arrow columns of any type that can hold ids, and files of one id per line."""
+"""Ids from outside as strings: Arrow columns of all types that can hold ids, and files with one id per line."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ import pyarrow.compute as pc
 
 from raygr import files
 
-EXACT_FLOATS = 2.0**53  # from here on a float cannot tell neighbouring whole numbers apart
+EXACT_FLOATS = 2.0**53  # from here on a float cannot distinguish neighbouring whole numbers
 
 
 def id_strings(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """The ids as strings, null where there is none, and a mask of the values that are no ids.
+    """The ids as strings, null where there is none, and the mask of the values that are no ids.
 
-    Text stays as it is. Whole numbers are written without a point, whatever their type: pandas makes floats of
-    integers with gaps, and 7.0 is the id "7". No ids are fractions, floats from 2**53 on, and bytes that are no UTF-8.
-    ValueError for a type that holds no ids.
+    Text stays as it is. Whole numbers of any type are written without a decimal point, because pandas turns integer
+    columns with gaps into floats: 7.0 is the id "7". Fractions, floats from 2**53 on and bytes that are no UTF-8 are no
+    ids. ValueError for a type that cannot hold ids.
     """
     flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind = flat.type
@@ -32,11 +32,11 @@ def id_strings(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray
         return of_bytes(flat.cast(pa.binary()))
     if is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
         return flat.cast(pa.string()), np.zeros(len(flat), bool)
-    raise ValueError(f"values of type {kind} are no ids: write text or whole numbers")
+    raise ValueError(f"values of type {kind} are no ids: use text or whole numbers")
 
 
 def bad_id_reason(*kinds: pa.DataType) -> str:
-    """Why rows are refused whose ids `id_strings` marks, in columns of these types."""
+    """The reason to refuse the rows that `id_strings` marks in columns of these types."""
     return "invalid_utf8" if all(is_text(kind) or is_binary(kind) for kind in kinds) else "id_not_whole"
 
 
@@ -50,7 +50,7 @@ def is_binary(kind: pa.DataType) -> bool:
 
 
 def is_utf8(texts: pa.Array) -> bool:
-    """False where a file calls bytes text that are none: Arrow does not look when it reads Parquet."""
+    """False if a text column holds bytes that are no UTF-8: Arrow does not check when it reads Parquet."""
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:
@@ -59,7 +59,7 @@ def is_utf8(texts: pa.Array) -> bool:
 
 
 def of_floats(values: np.ndarray) -> tuple[pa.Array, np.ndarray]:
-    """NaN, which is how pandas writes a missing number, is no value."""
+    """`id_strings` of floats; NaN is a missing value, because pandas writes it so."""
     absent = np.isnan(values)
     whole = (np.abs(values) < EXACT_FLOATS) & (values == np.floor(values))
     numbers = np.where(whole, values, 0).astype(np.int64)
@@ -89,9 +89,9 @@ def decode_or_none(value: bytes) -> str | None:
 
 
 def complete_ids(column: pa.ChunkedArray, where: str, *, length: np.ndarray | None = None) -> pa.ChunkedArray:
-    """The ids of a column that must have one everywhere; ValueError names `where` and the row.
+    """The ids of a column that must have one in every row; ValueError names `where` and the row.
 
-    `length`: so many of the values belong to each row; None is one each.
+    `length` is the number of values in each row; None means one value per row.
     """
     chunks, before = [], 0
     for chunk in column.chunks:
@@ -110,7 +110,10 @@ def complete_ids(column: pa.ChunkedArray, where: str, *, length: np.ndarray | No
 
 
 def read_id_lines(path: str) -> list[str]:
-    """One id per line, as `write_id_lines` writes them. Only line feeds end a line: an id may hold U+2028 or U+0085."""
+    """Reads a file of one id per line, as `write_id_lines` writes it.
+
+    Only line feeds end a line, so an id may hold U+2028 or U+0085.
+    """
     filesystem, inner = files.filesystem_of(path)
     with filesystem.open(inner, "rb", compression="infer") as file:
         text = file.read().decode("utf-8-sig")
@@ -119,12 +122,14 @@ def read_id_lines(path: str) -> list[str]:
 
 
 def write_id_lines(ids: Sequence[str], path: str) -> None:
-    """For `read_id_lines`; the ids must pass `check_lines`."""
+    """Writes one id per line for `read_id_lines`; the ids must pass `check_lines`."""
     files.write_text("".join(f"{one}\n" for one in ids), path)
 
 
 def check_lines(ids: Sequence[str]) -> None:
-    """ValueError for ids that would not come back from a file of one id per line."""
+    """ValueError if an id cannot be read back from a file of one id per line."""
     broken = [one for one in ids if "\n" in one or "\r" in one]
     if broken:
-        raise ValueError(f"{broken[0]!r} ({len(broken)} such) holds a line break: no id for a file of one id per line")
+        raise ValueError(
+            f"{broken[0]!r} ({len(broken)} such) holds a line break: a file of one id per line cannot hold it"
+        )

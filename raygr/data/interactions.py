@@ -1,4 +1,4 @@
-"""Reads back what prepare wrote: the interactions as flat arrays, checked against schema.py.
+"""Reads the interactions of a prepare run as flat arrays, checked against schema.py.
 
 Shape suffix: `N` interactions.
 """
@@ -13,7 +13,7 @@ from raygr.schema import INTERACTIONS, ITEMS, TEST, TRAIN, USERS, VALIDATION
 
 
 class Interactions(NamedTuple):
-    """Sorted by (user, position)."""
+    """N interactions, sorted by user and position; items count from 1, users from 0."""
 
     user_N: np.ndarray
     item_N: np.ndarray
@@ -23,10 +23,11 @@ class Interactions(NamedTuple):
     users: int
     items: int
     repeats: bool = False
-    """Repeat purchases were kept: an item that a user has had may be a target."""
+    """Repeat purchases were kept, so a target may be an item that the user had before."""
 
 
 def read_interactions(data: str) -> Interactions:
+    """The interactions of the prepare run at `data`; ValueError if its files break the contract of schema.py."""
     columns = ["user_index", "item_index", "position", "rating", "split"]
     table = files.read_table(files.join(data, INTERACTIONS), columns)
     user_N, item_N, position_N = (table[name].to_numpy().astype(np.int64) for name in columns[:3])
@@ -41,7 +42,7 @@ def read_interactions(data: str) -> Interactions:
 
 
 def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -> None:
-    """The contract of schema.py, on which the flat arrays rest."""
+    """ValueError if the interactions break the contract of schema.py, on which the flat arrays rely."""
     order = np.array([TRAIN, VALIDATION, TEST])
     same_user = np.diff(found.user_N) == 0
     is_sorted = (np.diff(found.user_N) >= 0).all() and (np.diff(position_N)[same_user] > 0).all()
@@ -58,10 +59,10 @@ def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -
     }
     wrong = [name for name, is_wrong in problems.items() if is_wrong]
     if wrong:
-        raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}; run `raygr prepare` anew")
+        raise ValueError(f"{data}/{INTERACTIONS}: {'; '.join(wrong)}; run `raygr prepare` again")
 
 
 def read_ids(data: str, table: str, kind: str) -> np.ndarray:
-    """The ids in the order of `<kind>_index`."""
+    """The ids of `table`, in the order of `<kind>_index`; `kind` is user or item."""
     rows = files.read_table(files.join(data, table), [f"{kind}_index", f"{kind}_id"]).sort_by(f"{kind}_index")
     return rows[f"{kind}_id"].to_numpy().astype(str)

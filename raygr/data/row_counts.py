@@ -1,4 +1,4 @@
-"""What became of the rows that a stage read, on the console: none is left out without a word."""
+"""Console lines that account for every row that a stage read."""
 
 import logging
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_rows(what: str, *, read: int, kept: int, dropped: Mapping[str, int]) -> None:
-    """One line: rows read, rows kept, and the others by reason; a warning where the three do not add up."""
+    """Logs rows read, rows kept, and dropped rows by reason; warns if these do not add up."""
     reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
     logger.info("%s: %d of %d kept%s", what, kept, read, f"; left out: {reasons}" if reasons else "")
     missing = read - kept - sum(dropped.values())

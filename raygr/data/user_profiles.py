@@ -5,7 +5,7 @@ Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects.
 
 import numpy as np
 
-from raygr.models.embeddings import standardise
+from raygr.metrics.z_scores import standardise
 
 
 def user_profiles(

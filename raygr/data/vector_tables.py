@@ -1,4 +1,4 @@
-"""Reads id -> vector tables: a score run (SCORE_SCHEMA), or one's own vectors as CSV, Parquet or `.npy`.
+"""Reads tables of id -> vector: a score run (SCORE_SCHEMA), or own vectors as CSV, Parquet or `.npy`.
 
 Shape suffixes: `S` subjects of the table, `I` items of the data, `A` aspects.
 """
@@ -17,46 +17,47 @@ from raygr.config import ConfigError
 from raygr.data.ids import complete_ids, read_id_lines
 from raygr.schema import SCORES
 
-NAMED_IDS = 5  # ids that an error message shows
+NAMED_IDS = 5  # number of ids that an error message shows
 
 
 class Vectors(NamedTuple):
-    """One row per subject; NaN where a score run could not read the score."""
+    """One row per subject; NaN where the score run has no readable score."""
 
     ids_S: np.ndarray
     aspects: tuple[str, ...]
     values_SA: np.ndarray
     cutoffs_S: np.ndarray | None = None
-    """Users of a score run: position of the newest review in the prompt, -1 for none."""
+    """For users of a score run: position of the newest review in the prompt, -1 for none."""
     cutoff_times_S: np.ndarray | None = None
-    """And its timestamp."""
+    """For users of a score run: timestamp of that review, -1 for none."""
     data: str | None = None
-    """Fingerprint of the prepare run that a score run's subjects are of."""
+    """For score runs: fingerprint of the prepare run that holds the subjects."""
 
 
 class AlignedScores(NamedTuple):
-    """Item scores in the order of item_index 1..I, and what happened to them."""
+    """Item scores in the order of item_index 1..I, with counts of missing and unknown ones."""
 
     scores_IA: np.ndarray
-    """NaN where one is missing."""
+    """NaN where a score is missing."""
     aspects: tuple[str, ...]
     missing: int
-    """Items with at least one missing score."""
+    """Number of items with at least one missing score."""
     unknown: int
-    """Subjects of the table that the data does not hold."""
+    """Number of subjects of the table that the data does not hold."""
 
 
 def read_vectors(
     path: str, *, subjects: Literal["items", "users"], column: str, aspects: tuple[str, ...] | None
 ) -> Vectors:
-    """The table at `path`, reduced to `aspects` in their order; ValueError says what is wrong with it.
+    """The table at `path`, with `aspects` in their order, or all if None; ValueError explains what is wrong with it.
 
-    A score run must be one of `subjects`; a file of vectors does not say whose they are.
+    A score run must hold scores of `subjects`; a file of vectors does not state its subjects. `column` names the
+    scores of a score run to read.
     """
     filesystem, inner = files.filesystem_of(path)
     if not filesystem.exists(inner):
         raise FileNotFoundError(
-            f"{path}: no such scores; give a finished score run, or a CSV, Parquet or .npy of id -> numbers"
+            f"{path}: no such scores: give a finished score run, or a CSV, Parquet or .npy file of ids and numbers"
         )
     is_run = filesystem.isdir(inner)
     vectors = read_score_run(path, subjects=subjects, column=column) if is_run else read_vector_file(path)
@@ -74,7 +75,7 @@ def read_score_run(path: str, *, subjects: Literal["items", "users"], column: st
 
 
 def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
-    """Rows of (subject, aspect list) -> one row per subject."""
+    """One row per subject from rows that hold a subject and a list of aspects."""
     rows = np.asarray(pc.list_parent_indices(table["aspects"]))
     subjects = table["subject_id"].to_numpy()
     ids_S, subject_of_row = np.unique(subjects.astype(str), return_inverse=True)
@@ -84,10 +85,11 @@ def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
     aspect_N = np.fromiter((number[name] for name in names), np.int64, len(names))
     value_N = pc.list_flatten(table[column]).cast(pa.float64()).to_numpy(zero_copy_only=False)
     if len(value_N) != len(names):
-        raise ValueError(f"{source}: {len(names)} aspects but {len(value_N)} values of {column!r}")
+        raise ValueError(f"{source}: {len(names)} aspects, but {len(value_N)} values of {column!r}")
     cell_N = subject_of_row[rows] * len(aspects) + aspect_N
     if len(np.unique(cell_N)) < len(cell_N):
-        raise ValueError(f"{source}: more than one score of {shown_duplicates(subjects[rows], cell_N)}")
+        _, first, counts = np.unique(cell_N, return_index=True, return_counts=True)
+        raise ValueError(f"{source}: more than one score of {named(subjects[rows][first[counts > 1]])}")
     values_SA = np.full((len(ids_S), len(aspects)), np.nan)
     values_SA.reshape(-1)[cell_N] = value_N
     cutoffs_S, times_S = np.full((2, len(ids_S)), -1, dtype=np.int64)
@@ -96,13 +98,8 @@ def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
     return Vectors(ids_S, aspects, values_SA, cutoffs_S, times_S)
 
 
-def shown_duplicates(subject_N: np.ndarray, cell_N: np.ndarray) -> str:
-    _, first, counts = np.unique(cell_N, return_index=True, return_counts=True)
-    return named(subject_N[first[counts > 1]])
-
-
 def read_vector_file(path: str) -> Vectors:
-    """A file whose first column is the id and whose others are numbers, or one list of numbers, without gaps."""
+    """Vectors from a file: the first column is the id, the others are numbers or one list of numbers, without gaps."""
     table = read_any_table(path)
     if table.num_columns < 2:
         raise ValueError(f"{path}: expected an id column and at least one numeric column")
@@ -110,7 +107,7 @@ def read_vector_file(path: str) -> Vectors:
     ids_S = complete_ids(table[id_name], f"{path}: column {id_name!r}").to_numpy().astype(str)
     unique, counts = np.unique(ids_S, return_counts=True)
     if len(unique) < len(ids_S):
-        raise ValueError(f"{path}: id {named(unique[counts > 1])} is there more than once")
+        raise ValueError(f"{path}: id {named(unique[counts > 1])} occurs more than once")
     if len(aspects) == 1 and is_list(table.schema.field(1).type):
         values_SA = list_rows(table.column(1), f"{path}: column {aspects[0]!r}")
         return Vectors(ids_S, tuple(f"v{place}" for place in range(values_SA.shape[1])), values_SA)
@@ -126,30 +123,30 @@ def read_any_table(path: str) -> pa.Table:
         return table_of_array(np.load(io.BytesIO(filesystem.cat_file(inner))), path)
     with filesystem.open(inner, "rb", compression="infer") as file:
         names = next(csv.reader([file.readline().decode("utf-8-sig")]))
-    # the first column stays text: an id such as 0005019281 is no number
+    # The first column stays text: an id such as 0005019281 is no number.
     options = pacsv.ConvertOptions(column_types={name: pa.string() for name in names[:1]})
     with filesystem.open(inner, "rb", compression="infer") as file:
         return pacsv.read_csv(file, convert_options=options)
 
 
 def table_of_array(vectors: np.ndarray, path: str) -> pa.Table:
-    """A `.npy` of a row per vector, with the ids beside it, one per line of `<name>.ids.txt`."""
+    """A `.npy` array of one row per vector; `<name>.ids.txt` beside it has one id per line."""
     names = path.removesuffix(".npy") + ".ids.txt"
     if not files.exists(names):
-        raise FileNotFoundError(f"{path} holds no ids: write one per line, in the order of its rows, into {names}")
+        raise FileNotFoundError(f"{path} holds no ids: write one id per line, in the order of its rows, to {names}")
     ids = read_id_lines(names)
     if vectors.ndim != 2 or len(vectors) != len(ids):
-        raise ValueError(f"{path} has shape {vectors.shape}, {names} has {len(ids)} ids: expected a row per id")
+        raise ValueError(f"{path} has shape {vectors.shape}, but {names} has {len(ids)} ids: expected one row per id")
     return pa.table({"id": ids, **{f"v{place}": column for place, column in enumerate(vectors.T)}})
 
 
 def list_rows(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """Lists of one length as rows."""
+    """(N, W) from a column of N lists; ValueError unless all lists have the same length W."""
     lengths = pc.list_value_length(column)
     if lengths.null_count or len(pc.unique(lengths)) > 1:
-        raise ValueError(f"{where}: the lists are not all of one length")
+        raise ValueError(f"{where}: the lists have different lengths")
     width = lengths[0].as_py() if len(lengths) else 0
-    # chunk by chunk: all values together may be more than 32-bit offsets can count
+    # By chunk, because all values together may need more than 32-bit offsets.
     values = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
     return numbers(values, where, width=width).reshape(len(column), width)
 
@@ -159,13 +156,13 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def numbers(column: pa.ChunkedArray, where: str, *, width: int = 1) -> np.ndarray:
-    """float64 of a column with so many values in each row."""
+    """The column as float64; `width`, the number of values per row, serves the error message."""
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise ValueError(f"{where} is {column.type}, not numeric (the first column must be the id)")
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0]) // width + 1
-        raise ValueError(f"{where} has an empty or infinite value in row {row}; leave out the id instead")
+        raise ValueError(f"{where} has an empty or infinite value in row {row}: leave this id out")
     return values
 
 
@@ -181,7 +178,7 @@ def select_aspects(vectors: Vectors, aspects: tuple[str, ...], path: str) -> Vec
 def align_items(
     vectors: Vectors, item_ids_I: np.ndarray, *, missing: Literal["mean", "refuse"], control: str, seed: int
 ) -> AlignedScores:
-    """One score row per item of the data, after the control arm's change."""
+    """One row of scores per item of the data, changed for a control arm."""
     scores_IA, unknown = rows_by_id(vectors, item_ids_I)
     incomplete_I = np.isnan(scores_IA).any(axis=1)
     if missing == "refuse" and incomplete_I.any():
@@ -193,7 +190,7 @@ def align_items(
 
 
 def rows_by_id(vectors: Vectors, ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """The table's rows in the order of `ids`, NaN for an id without one, and the count of its unknown ids."""
+    """The rows of the table in the order of `ids`, NaN for ids without a row, and the number of unknown subjects."""
     row_of = {subject: row for row, subject in enumerate(vectors.ids_S.tolist())}
     rows = np.array([row_of.get(subject, -1) for subject in ids.tolist()])
     if (rows < 0).all():
@@ -204,7 +201,7 @@ def rows_by_id(vectors: Vectors, ids: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def controlled(scores_IA: np.ndarray, *, control: str, seed: int) -> np.ndarray:
-    """The control arm: rows permuted over the scored items, or standard normal rows in their place."""
+    """Scores of a control arm: the rows of scored items permuted, or replaced by standard normal rows."""
     generator = np.random.default_rng(seed)
     scored = np.flatnonzero(~np.isnan(scores_IA).all(axis=1))
     changed = scores_IA.copy()
@@ -217,18 +214,18 @@ def controlled(scores_IA: np.ndarray, *, control: str, seed: int) -> np.ndarray:
 
 
 def check_read(scores_SA: np.ndarray, aspects: tuple[str, ...], subject: str = "item") -> None:
-    """ValueError with the aspects that no subject has a score of."""
+    """ValueError if there are aspects of which no subject has a score."""
     unread = [name for name, empty in zip(aspects, np.isnan(scores_SA).all(axis=0), strict=True) if empty]
     if unread:
         raise ValueError(f"no {subject} has a score of {', '.join(unread)}")
 
 
 def check_same_data(vectors: Vectors, data: str, *, source: str) -> None:
-    """ConfigError where a score run of users is of another prepare run, whose split may be another."""
+    """ConfigError if a score run of users belongs to another prepare run, whose split may differ."""
     if vectors.cutoffs_S is not None and vectors.data != files.fingerprint(data):
         raise ConfigError(
-            f"{source}: its users were scored from other data than {data}, so their prompts may hold what is to be "
-            f"predicted here: score the users of {data} (answers that are in the store are not asked for again)"
+            f"{source}: its users were scored from other data than {data}, so their prompts may contain targets of "
+            f"this data: score the users of {data} (answers in the store are reused)"
         )
 
 

@@ -26,10 +26,12 @@ from raygr import files
 from raygr.data.interactions import Interactions, read_interactions
 from raygr.data.vector_tables import AlignedScores, read_vectors, rows_by_id
 from raygr.models.embeddings import LEVELS
+from raygr.models.inference import relative_change
 from raygr.recommend.recommender import Histories, Recommender, check_known
 from raygr.schema import ITEMS, TRAIN
-from raygr.train.base_part import base_parts, relative_change
 from raygr.train.config import TrainConfig
+from raygr.train.inputs import read_item_scores
+from raygr.train.serving import check_sources
 
 ITEMS_AT_ONCE = 1024
 NEAR = 1.0  # an item within this many levels of a user's value suits the user in that aspect
@@ -168,7 +170,8 @@ def explain_item(
     one sum; None shows all. ValueError for unknown ids and aspects, for a model without scores of its own items on
     1..10, and for an item or a user without values or without a history.
     """
-    config = recommender.training.config
+    config = recommender.config
+    check_sources(recommender.run, config)
     check_known([] if item_id is None else [item_id], recommender.index_of_item, "item", config.data)
     check_known(users, recommender.index_of_user, "user", config.data)
     found = read_interactions(config.data)
@@ -185,7 +188,7 @@ def explain_item(
         title=read_title(config.data, case.item) or item_id,
         chosen=case.chosen,
         user_values=values.meaning,
-        user_side=recommender.training.model.embedding.has_user_side,
+        user_side=recommender.model.embedding.has_user_side,
         users=tuple(
             explain_user(recommender, values, found, item=case.item, user=user, columns=columns) for user in case.users
         ),
@@ -211,8 +214,7 @@ def explain_user(
     parts = recommender.split_scores(histories, torch.tensor([item]))
     encoder_A, user_A = parts.encoder_BCA[0, 0].tolist(), parts.user_BCA[0, 0].tolist()
     average_A = average_terms(recommender, histories)
-    training, targets = recommender.aimed(histories)
-    at_mean_1I, as_is_1I = base_parts(training, targets, torch.arange(1))
+    at_mean_1I, as_is_1I = recommender.base_parts(histories)
     others = [a for a in range(len(values.aspects)) if a not in columns]
     return UserExplanation(
         user_id=user_id,
@@ -248,7 +250,7 @@ def explain_user(
 def average_terms(recommender: Recommender, histories: Histories) -> list[float]:
     """Each aspect's encoder and user term together after one history, averaged over all items."""
     items = len(recommender.item_ids_I)
-    total_A = torch.zeros(recommender.training.model.embedding.aspects, dtype=torch.float64)
+    total_A = torch.zeros(recommender.model.embedding.aspects, dtype=torch.float64)
     for item_C in torch.arange(1, items + 1).split(ITEMS_AT_ONCE):
         parts = recommender.split_scores(histories, item_C)
         total_A += (parts.encoder_BCA + parts.user_BCA)[0].double().sum(0).cpu()
@@ -275,7 +277,7 @@ def read_title(data: str, item: int) -> str:
 
 def read_values(recommender: Recommender, found: Interactions) -> Values:
     """ValueError for a model without scores of its own items on 1..10."""
-    config, scores = recommender.training.config, recommender.training.inputs.scores
+    config, scores = recommender.config, read_item_scores(recommender.config)
     check_explainable(config, scores)
     scored_I = ~np.isnan(scores.scores_IA).any(axis=1)
     if config.user_scores == "llm":

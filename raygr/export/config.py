@@ -11,4 +11,4 @@ class ExportConfig:
 
     output: Place
     train_run: TrainRun
-    """A train run; its data and scores must be where they were."""
+    """A train run; its folder is enough, wherever it is."""

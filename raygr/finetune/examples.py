@@ -1,9 +1,9 @@
-"""A prepare run, item scores and a teacher -> the users to tune on, each with its prompt and its targets.
+"""Examples for fine-tuning from a prepare run, item scores and a teacher: one per user, with prompt and targets.
 
-Everything is checked here. A user's train part is cut `keep_out` interactions before its end: the prompt holds
-reviews before the cut, the reward looks behind it. Validation and test interactions are only ever used to keep
-a user's own items out of the candidates. Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects,
-`C` candidates, `K` judged items.
+All inputs are checked here. A user's train part is cut `keep_out` interactions before its end: the prompt holds reviews
+before the cut, and the reward uses interactions after it. Validation and test interactions serve one purpose, to keep a
+user's own items out of the candidates.
+Shape suffixes: N interactions, U users, I items, A aspects, C candidates, K judged items, S subjects of a score file.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ from raygr.data.user_profiles import user_profiles
 from raygr.data.vector_tables import check_read, check_same_data, named, read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.sampling import AnswerTemplate, answer_template
+from raygr.metrics.z_scores import standardised_like
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
-from raygr.score.prompts import Item, Review, item_from_row
+from raygr.score.prompts import Item, item_from_row
 from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings, review_of
 
 PROFILE = "profile"
@@ -33,12 +34,12 @@ REVIEW_COLUMNS = ["user_index", "item_index", "position", "rating", "timestamp",
 
 
 class TuningExample(NamedTuple):
-    """One user: what the policy reads and what its ratings are judged by. Items are rows, item_index - 1."""
+    """One user: the prompt, and what the ratings are rewarded for. Items are rows, item_index - 1."""
 
     user_index: int
     user_id: str
     prompt_ids: tuple[int, ...]
-    """The chat prompt up to where the answer starts, with reviews before the cut only."""
+    """The chat prompt up to the start of the answer, with the reviews before the cut."""
     candidate_C: np.ndarray
     """The target (the last train interaction) first, then items that are not the user's own, drawn uniformly."""
     judged_K: np.ndarray
@@ -46,14 +47,14 @@ class TuningExample(NamedTuple):
     liked_K: np.ndarray
     """Whether the user's rating of a judged item reaches the threshold."""
     teacher_A: np.ndarray | None
-    """The teacher's ratings on 1..10; None where it has none for this user."""
+    """The teacher's ratings on 1..10; None where the teacher lacks a rating of this user."""
 
 
 class TuningData(NamedTuple):
-    """All that one fine-tune needs; every worker holds it whole."""
+    """The inputs of one fine-tuning run; every worker holds all of them."""
 
     items_IA: np.ndarray
-    """Item scores on 1..10; NaN where there is none."""
+    """Item scores on 1..10; NaN where a score is missing."""
     train: list[TuningExample]
     held_out: list[TuningExample]
     names: tuple[str, ...]
@@ -62,33 +63,33 @@ class TuningData(NamedTuple):
     """The base model's folder."""
     template: AnswerTemplate
     counts: dict[str, int]
-    """Users by what became of them, and items without a score of every aspect."""
+    """Users by use or by reason why they are left out, and items that lack a score."""
 
 
 class CutHistories(NamedTuple):
-    """Interactions with the place of each user's cut; user u's lie at `start_U[u]` to `start_U[u + 1]`."""
+    """Interactions and each user's cut; those of user u are rows `start_U[u]` to `start_U[u + 1]`."""
 
     data: Interactions
     start_U: np.ndarray
     train_U: np.ndarray
-    """Train interactions of each user, which are the first ones."""
+    """Number of train interactions, the first ones of each user."""
     cut_U: np.ndarray
-    """Train interactions before the cut; 0 or less where the user is too short."""
+    """Number of train interactions before the cut; 0 or less where a user has too few."""
     liked_N: np.ndarray
     """Whether the rating reaches the threshold; an unrated item is not liked."""
 
     def judged(self, user: int) -> slice:
-        """Places of the train interactions behind the cut."""
+        """Rows of the train interactions after the cut."""
         return slice(self.start_U[user] + self.cut_U[user], self.start_U[user] + self.train_U[user])
 
     def own_items(self, user: int) -> np.ndarray:
-        """Rows of the user's items, of all parts; where items come back, of those behind the cut alone."""
+        """The user's items of all parts; where repeated items are kept, only those after the cut."""
         first = self.start_U[user] + (self.cut_U[user] if self.data.repeats else 0)
         return self.data.item_N[first : self.start_U[user + 1]] - 1
 
 
 class TuningUsers(NamedTuple):
-    """user_index of the users to train on and of the held-out ones, and what became of the others."""
+    """user_index of the training and of the held-out users, and how many others are left out, by reason."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -96,7 +97,7 @@ class TuningUsers(NamedTuple):
 
 
 def load_tuning_data(config: FinetuneConfig) -> TuningData:
-    """Reads and checks all that `config` names; raises before anything is trained."""
+    """Reads and checks all inputs that `config` names, before anything is trained."""
     prepared = runs.read_run(config.data, job="prepare")
     check_settings(config)
     settings = prompt_settings(config, "users")
@@ -110,7 +111,7 @@ def load_tuning_data(config: FinetuneConfig) -> TuningData:
     teachers_UA = read_teachers(config, histories, chosen, items_IA=items_IA, ids_U=user_ids_U, names=aspects.names)
     prompts = user_prompts(config, settings, histories, users)
 
-    def problem(user: int) -> TuningExample:
+    def example(user: int) -> TuningExample:
         judged = histories.judged(user)
         teacher_A = None if teachers_UA is None or np.isnan(teachers_UA[user]).any() else teachers_UA[user]
         return TuningExample(
@@ -123,10 +124,11 @@ def load_tuning_data(config: FinetuneConfig) -> TuningData:
             teacher_A=teacher_A,
         )
 
-    train, held_out = ([problem(user) for user in part.tolist()] for part in (chosen.train, chosen.held_out))
+    train, held_out = ([example(user) for user in part.tolist()] for part in (chosen.train, chosen.held_out))
     without_teacher = sum(one.teacher_A is None for one in train + held_out)
     without_score = int(np.isnan(items_IA).any(axis=1).sum())
-    check_teachers(config, train)
+    if config.teacher and all(one.teacher_A is None for one in train):
+        raise ConfigError(f"teacher: {config.teacher} has complete ratings of none of the {len(train)} users")
     return TuningData(
         items_IA=items_IA,
         train=train,
@@ -139,7 +141,7 @@ def load_tuning_data(config: FinetuneConfig) -> TuningData:
 
 
 def check_settings(config: FinetuneConfig) -> None:
-    """Settings that contradict each other."""
+    """ConfigError where settings contradict each other."""
     wrong = []
     if config.reward and (config.reward in ("auc", "accuracy")) != (config.task == "classification"):
         wrong.append(f"reward: {config.reward} is not one of task: {config.task}")
@@ -165,6 +167,7 @@ def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequ
 
 
 def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> float:
+    """The lowest rating of a liked item; by default three quarters up the data's range."""
     low, high = rating_range
     threshold = low + 0.75 * (high - low) if config.like_threshold is None else config.like_threshold
     if not low <= threshold <= high:
@@ -176,12 +179,16 @@ def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> flo
 
 
 def choose_users(config: FinetuneConfig, histories: CutHistories) -> TuningUsers:
-    """Draws the users by `seed`. Who is held out depends on nothing else, so no task trains on another's."""
+    """Draws the training and the held-out users.
+
+    Only data, `seed` and `held_out_fraction` decide who may be held out: no task trains on another's held-out users.
+    """
     users = histories.data.users
     is_long_U = histories.cut_U >= 1
     is_split_U = np.ones(users, bool)
     if config.task == "classification":
-        is_split_U = np.array([long and has_both(histories, user) for user, long in enumerate(is_long_U)])
+        liked_U = [histories.liked_N[histories.judged(user)] if long else [] for user, long in enumerate(is_long_U)]
+        is_split_U = np.array([np.any(liked_K) and not np.all(liked_K) for liked_K in liked_U])
     order_U = np.random.default_rng(config.seed).permutation(users)
     pool = round(config.held_out_fraction * users)
     held_out, train = (part[(is_long_U & is_split_U)[part]] for part in (order_U[:pool], order_U[pool:]))
@@ -206,13 +213,8 @@ def choose_users(config: FinetuneConfig, histories: CutHistories) -> TuningUsers
     return TuningUsers(train, held_out, counts)
 
 
-def has_both(histories: CutHistories, user: int) -> bool:
-    liked_K = histories.liked_N[histories.judged(user)]
-    return bool(liked_K.any() and not liked_K.all())
-
-
 def draw_candidates(config: FinetuneConfig, histories: CutHistories, user: int) -> np.ndarray:
-    """The target and `candidates` others, the same for every reward and every number of users."""
+    """The target and `candidate_items` other items; reward and number of users do not affect them."""
     others = np.setdiff1d(np.arange(histories.data.items), histories.own_items(user))
     if len(others) < config.candidate_items:
         raise ConfigError(
@@ -225,6 +227,7 @@ def draw_candidates(config: FinetuneConfig, histories: CutHistories, user: int) 
 
 
 def read_item_scores(config: FinetuneConfig, names: tuple[str, ...]) -> np.ndarray:
+    """Item scores, (I, A), NaN where one is missing; ValueError where an aspect has none at all."""
     vectors = read_vectors(config.item_scores, subjects="items", column=config.score_column, aspects=names)
     items_IA, _ = rows_by_id(vectors, read_ids(config.data, ITEMS, "item"))
     check_read(items_IA, names)
@@ -240,7 +243,7 @@ def read_teachers(
     ids_U: np.ndarray,
     names: tuple[str, ...],
 ) -> np.ndarray | None:
-    """Ratings on 1..10 for every user, (U, A), NaN where the teacher has none; None without a teacher."""
+    """The teacher's ratings of every user on 1..10, (U, A), NaN where missing; None without a teacher."""
     if config.teacher is None:
         return None
     if config.teacher == PROFILE:
@@ -256,19 +259,21 @@ def read_teachers(
 
 
 def profile_ratings(histories: CutHistories, chosen: TuningUsers, items_IA: np.ndarray) -> np.ndarray:
-    """What each user's ratings before the cut say, on the scale of the answers; fitted on the users to train on."""
+    """Profiles of the interactions before the cut as ratings on 1..10, (U, A); scaled by the training users' profiles.
+
+    NaN where a user has no interaction whose item has the score.
+    """
     data = histories.data
     rank_N = np.arange(len(data.user_N)) - histories.start_U[data.user_N]
     before_N = rank_N < histories.cut_U[data.user_N]
     rows = (data.user_N[before_N], data.item_N[before_N], data.rating_N[before_N])
     profile_UA = user_profiles(*rows, scores_IA=items_IA, users=data.users)
-    known_UA = profile_UA[chosen.train]
-    spread_A = np.maximum(np.nanstd(known_UA, axis=0), 1e-8)
-    ratings_UA = PROFILE_MIDDLE + PROFILE_SPREAD * (profile_UA - np.nanmean(known_UA, axis=0)) / spread_A
-    return np.clip(ratings_UA, 1, 10)
+    ratings_UA = PROFILE_MIDDLE + PROFILE_SPREAD * standardised_like(profile_UA, profile_UA[chosen.train])[0]
+    return np.where(np.isnan(profile_UA), np.nan, np.clip(ratings_UA, 1, 10))
 
 
 def check_teacher_cutoffs(config: FinetuneConfig, ids_S: np.ndarray, cutoff_S: np.ndarray) -> None:
+    """ConfigError where the teacher's prompts held interactions after the train part."""
     users = files.read_table(files.join(config.data, USERS), ["user_id", "cutoff_position"])
     allowed = dict(zip(users["user_id"].to_pylist(), users["cutoff_position"].to_pylist(), strict=True))
     pairs = zip(ids_S.tolist(), cutoff_S.tolist(), strict=True)
@@ -277,15 +282,13 @@ def check_teacher_cutoffs(config: FinetuneConfig, ids_S: np.ndarray, cutoff_S: n
         raise ConfigError(f"{config.teacher}: the teacher has seen interactions after the train part ({named(late)})")
 
 
-def check_teachers(config: FinetuneConfig, train: list[TuningExample]) -> None:
-    if config.teacher and all(one.teacher_A is None for one in train):
-        raise ConfigError(f"teacher: {config.teacher} has complete ratings of none of the {len(train)} users")
-
-
 def user_prompts(
     config: FinetuneConfig, settings: PromptSettings, histories: CutHistories, users: np.ndarray
 ) -> dict[int, tuple[int, ...]]:
-    """Token ids by user_index, from the reviews before each user's cut; texts of these users alone are read."""
+    """Token ids of the prompts by user_index, from the reviews before each user's cut.
+
+    Only the texts of these users are read. ValueError where reviews and interactions disagree.
+    """
     wanted = pa.array(users, pa.int32())
     found = pc.is_in(pc.field("user_index"), value_set=wanted) & (pc.field("split") == TRAIN)
     reviews = read_rows(config.data, REVIEWS, REVIEW_COLUMNS, found)
@@ -300,13 +303,10 @@ def user_prompts(
                 f"{config.data}/{REVIEWS}: user_index {user} has {last - first} train reviews, not as in "
                 f"the interactions {histories.train_U[user]}"
             )
-        history = user_history(reviews.slice(first, histories.cut_U[user]), items)
+        rows = reviews.slice(first, histories.cut_U[user]).to_pylist()
+        history = [review_of(row, items[row["item_index"]]) for row in rows]
         prompts[user] = encoder_of(settings).user_prompt(history).prefix_ids
     return prompts
-
-
-def user_history(reviews: pa.Table, items: dict[int, Item]) -> list[Review]:
-    return [review_of(row, items[row["item_index"]]) for row in reviews.to_pylist()]
 
 
 def items_by_index(config: FinetuneConfig, item_indices: pa.Array) -> dict[int, Item]:

@@ -1,6 +1,6 @@
-"""Makes a fresh adapter, writes a tuned one, and checks and reads one to go on from.
+"""LoRA adapters for fine-tuning: makes a fresh one, saves a tuned one, and checks and loads one to start from.
 
-PEFT's files, and raygr.json, which says what scoring may use it for.
+The files are PEFT's, and raygr.json, which tells scoring what the adapter was tuned for.
 """
 
 import tempfile
@@ -28,9 +28,9 @@ from raygr.score.default_model import model_folder
 
 
 def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
-    """A fresh one, which changes nothing yet; ConfigError where the model lacks one of `lora_targets`.
+    """The model with a fresh adapter, which changes no output yet; ConfigError where it lacks one of `lora_targets`.
 
-    PEFT leaves out those that it does not find: of Phi 3, which has `qkv_proj`, it would tune `o_proj` alone.
+    PEFT itself skips targets that it does not find: in Phi 3, which has `qkv_proj`, it would tune `o_proj` alone.
     """
     layers = {name.rpartition(".")[2] for name, part in base.named_modules() if isinstance(part, torch.nn.Linear)}
     if missing := set(config.lora_targets) - layers:
@@ -47,7 +47,7 @@ def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
-    """`folder` is a local path or any fsspec URI; the same files of an earlier attempt are written over."""
+    """Saves the adapter in `folder`, a local path or any fsspec URI; files of an earlier attempt are overwritten."""
     filesystem, inner = files.filesystem_of(folder)
     with tempfile.TemporaryDirectory() as part:
         model.save_pretrained(part)
@@ -58,7 +58,7 @@ def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
 
 
 def check_start(config: FinetuneConfig, folder: str, note: AdapterNote) -> None:
-    """ConfigError where the adapter in `folder` is not one that this fine-tune, which writes `note`, can go on from."""
+    """ConfigError where this run, which writes `note`, cannot start from the adapter in `folder`."""
     check_adapter(folder, shared_prompt_sha256=note.shared_prompt_sha256, model=note.model)
     check_users(config, folder)
     theirs = files.read_json(files.join(folder, PEFT_FILE))
@@ -70,9 +70,9 @@ def check_start(config: FinetuneConfig, folder: str, note: AdapterNote) -> None:
 
 
 def check_users(config: FinetuneConfig, folder: str) -> None:
-    """ConfigError where the adapter's own run may have trained on users that are held out here.
+    """ConfigError where the run that tuned the adapter may have trained on users that are held out here.
 
-    Nothing but data, seed and fraction decides who may be held out: see `choose_users`.
+    Only data, seed and fraction decide who may be held out: see `choose_users`.
     """
     record = finetune_record(folder)
     if record is None:
@@ -87,7 +87,7 @@ def check_users(config: FinetuneConfig, folder: str) -> None:
 
 
 def check_weights(config: FinetuneConfig, folder: str, model: str) -> None:
-    """ConfigError where the adapter has not just the weights that a fresh one of `model` has."""
+    """ConfigError unless the adapter has the same weights, by name and shape, as a fresh one of `model`."""
     if not files.exists(files.join(folder, WEIGHTS)):
         raise ConfigError(f"adapter: {folder} holds no {WEIGHTS}: save it again with a newer PEFT")
     with torch.device("meta"):  # shapes without memory
@@ -108,5 +108,5 @@ def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def load_start(model: PeftModel, folder: str) -> None:
-    """Puts the weights of an adapter that `check_start` let pass into the fresh one of `model`."""
+    """Loads the weights of an adapter that `check_start` has accepted into the model's fresh adapter."""
     set_peft_model_state_dict(model, read_weights(folder))

@@ -1,7 +1,7 @@
 """The finetune stage: prepare run + item scores -> adapter/, steps.jsonl, evaluations.json and .parquet.
 
-The driver reads and checks everything once, then Ray Train runs the loop of loop.py in one or more workers. A killed
-worker, or a run started again on an unfinished folder, goes on from the last evaluation's checkpoint.
+The driver reads and checks all inputs once, then Ray Train runs the loop of loop.py in one or more workers. After a
+worker is killed, or when an unfinished run is started again, tuning continues from the last checkpoint.
 """
 
 import copy
@@ -34,14 +34,29 @@ from raygr.score.subjects import encoder_of, prompt_settings
 
 logger = logging.getLogger(__name__)
 
-WATCHED_EVERY = 2.0  # seconds; rounds are long here, and watching takes from the cores that the worker waits for
+WATCHED_EVERY = 2.0  # seconds; steps are long here, and watching takes time on the cores that the workers use
 
 
 def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Run:
-    """Tunes one adapter; the best by the held-out metric of `keep_best_by` is kept.
+    """Tunes one LoRA adapter and keeps the best one by the held-out metric of `keep_best_by`.
 
-    `reward` is one's own task: (user_GA, items_CA, relevant_C) -> (G,) in [-1, 1], of standardised vectors;
-    the workers must be able to import the module that it comes from.
+    `reward` replaces the task's reward by your own function. It is called for one user at a time as
+    `reward(user_GA, items_CA, relevant_C)` with tensors on the CPU and returns a float tensor of shape (G,): one reward
+    in [-1, 1] for each of the user's G completions.
+
+    user_GA     float64, (G, A): each completion's ratings of the A aspects, standardised by the mean and standard
+                deviation of sampled ratings of training users. A rating that was not read is 0, so a row may be all
+                zeros, and its reward must be finite too.
+    items_CA    float64, (C, A): the scores of C items, standardised per aspect over all items; a missing score is 0.
+    relevant_C  bool, (C,). task: base has `candidate_items` + 1 items, and item 0, the next item of the user, is the
+                relevant one. task: classification has the `keep_out` items kept out of the prompt, and the liked ones
+                are relevant.
+
+    G is not always `completions`: it is 1 in evaluations, and larger with `per_aspect_credit`, where rows are changed
+    copies of completions. Any other result is refused with a ValueError that names the user. The workers must be able
+    to import the function's module.
+
+    Returns the finished run; ConfigError where inputs or settings do not fit together.
     """
     runs.check_unfinished(config.output)
     note = adapter_note(config)
@@ -49,8 +64,8 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     if on_workers.adapter:
         check_start(config, on_workers.adapter, note)
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
-    inputs = load_tuning_data(config)
-    logger.info("finetune: users %s", json.dumps(inputs.counts))
+    data = load_tuning_data(config)
+    logger.info("finetune: users %s", json.dumps(data.counts))
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
     cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
@@ -59,21 +74,21 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.llm]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
-    settings = {"config": on_workers, "inputs": ray.put(inputs), "reward": reward, "note": note}
+    settings = {"config": on_workers, "data": ray.put(data), "reward": reward, "note": note}
     run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
     steps = files.read_json(run.file(EVALUATIONS))
     warn_if_untouched(config, steps["best_step"])
-    counts = {"users": inputs.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
+    counts = {"users": data.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
     runs.finish_run(run, inputs=used, counts=counts)
     return run
 
 
 def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
-    """Where a fresh adapter was best before its first step: it changes nothing, and scoring refuses it."""
+    """Warns where a fresh adapter was best before its first step: it changes no score, and scoring refuses it."""
     if best_step == 0 and not config.warm_start_epochs and not config.adapter:
         logger.warning(
             "finetune: no evaluation's held-out %s was above the bare model's, so %s/%s is the untouched adapter, "
-            "which changes no score: score without it, or tune again with a warm start (teacher, "
+            "which changes no score: score without it, or tune again with an SFT warm-up (teacher, "
             "warm_start_epochs), more epochs or another learning_rate",
             keep_best_by(config),
             config.output,
@@ -82,14 +97,14 @@ def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
 
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
-    """Ray Train's workers run in a folder of their own; a hub name stays one."""
+    """The configuration for Ray Train's workers, which run in another folder; a hub name stays as it is."""
     model = files.absolute(config.llm) if files.exists(config.llm) else config.llm
     adapter = config.adapter and adapter_folder(config.adapter)
     return dataclasses.replace(config, output=files.absolute(config.output), llm=model, adapter=adapter)
 
 
 def adapter_note(config: FinetuneConfig) -> AdapterNote:
-    """What is known before anything is learned: all but the normalisation."""
+    """The adapter's note without the normalisation, which is fitted later."""
     settings = prompt_settings(config, "users")
     return AdapterNote(
         shared_prompt_sha256=prompt_sha256(encoder_of(settings).shared),
@@ -102,16 +117,17 @@ def adapter_note(config: FinetuneConfig) -> AdapterNote:
 
 
 def tune_per_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs; rank 0 writes the run's files."""
+    """Runs the loop in one Ray Train worker; rank 0 writes the run's files."""
     config: FinetuneConfig = settings["config"]
     share = Share(*begin_worker())
-    # copied, because Ray's arrays are read-only; the model's folder is this machine's, which may not be the driver's
-    inputs = copy.deepcopy(ray.get(settings["inputs"]))._replace(model=model_folder(config.llm))
-    tuning = start_tuning(config, inputs, ray.train.torch.get_device(), share, settings["reward"])
+    # copied, because Ray's arrays are read-only; the model's folder may be another one on this machine
+    data = copy.deepcopy(ray.get(settings["data"]))._replace(model=model_folder(config.llm))
+    tuning = start_tuning(config, data, ray.train.torch.get_device(), share, settings["reward"])
     state = last_checkpoint(tuning.device)
     if state is not None:
         restore(tuning, state)
-        logger.info("resumed after step %d of the SFT warm-up, %d", tuning.progress.sft_step, tuning.progress.step)
+        steps = (tuning.progress.sft_step, tuning.progress.step)
+        logger.info("resumed after %d steps of SFT warm-up and %d of reinforcement learning", *steps)
     for is_checkpoint in tune(tuning):
         if not is_checkpoint:
             continue
@@ -127,7 +143,7 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
 
 
 def write_progress(tuning: Tuning) -> None:
-    """steps.jsonl, and the evaluations with the means of all held-out users and of each."""
+    """Writes steps.jsonl, and the evaluations as means over the held-out users and per user."""
     output, progress = tuning.config.output, tuning.progress
     lines = "".join(json.dumps(finite(line)) + "\n" for line in progress.lines)
     files.write_text(lines, files.join(output, STEPS))
@@ -146,12 +162,12 @@ def write_progress(tuning: Tuning) -> None:
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: null where there is nothing to say."""
+    """Replaces NaN and infinities, which JSON does not have, by None."""
     return {n: None if isinstance(value, float) and not math.isfinite(value) else value for n, value in values.items()}
 
 
 def user_table(tuning: Tuning) -> pa.Table:
-    """One row per evaluation and held-out user; NaN where a metric says nothing of the user."""
+    """One row per evaluation and held-out user; null where a metric has no value for the user."""
     users = tuning.data.held_out
     tables = []
     for one in tuning.progress.evaluations:

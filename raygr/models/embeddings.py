@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raygr.metrics.z_scores import standardise
+
 LEVELS = 10
 MAP_STD = 0.0  # a learned map starts at 0: the refined model starts as the base model
 
@@ -41,22 +43,6 @@ class ScoreParts(NamedTuple):
 
 def xavier_std(rows: int, width: int) -> float:
     return math.sqrt(2 / (rows + width))
-
-
-def standardise(scores_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(A.5) before its scaling: mean 0 and deviation 1 per aspect; and which aspects have no spread (0 then).
-
-    A missing score is NaN: it has no part in mean and deviation, and becomes 0, the mean.
-    """
-    return standardised_like(scores_IA, scores_IA)
-
-
-def standardised_like(scores_IA: np.ndarray, reference_IA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`standardise` with the mean and the deviation of `reference_IA`, which has a value of every aspect."""
-    spread_A = np.nanstd(reference_IA, axis=0)
-    flat_A = ~(spread_A >= 1e-8)  # true of an aspect without any value, too
-    centred_IA = scores_IA - np.nanmean(reference_IA, axis=0)
-    return np.where(flat_A | np.isnan(scores_IA), 0.0, centred_IA / np.where(flat_A, 1.0, spread_A)), flat_A
 
 
 def soft_levels(scores_IA: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows that were refused: their reasons, counts and examples, and the error when there are too many."""
+"""Refused rows: their reasons, counts and examples, and the error when there are too many of them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,30 +11,30 @@ import pyarrow.compute as pc
 EXAMPLES_PER_REASON = 3
 SNIPPET_CHARS = 120
 
-FATAL_REASONS = ("missing_columns", "not_json_lines", "misnamed_file")  # a whole file lost to a wrong setting
-BROKEN = "broken_"  # begins the reasons of files that break off, by their compression or "parquet"
+FATAL_REASONS = ("missing_columns", "not_json_lines", "misnamed_file")  # a wrong setting loses the whole file
+BROKEN = "broken_"  # reasons of files that end too early begin so; the compression or "parquet" follows
 
-# What a reason can be mended by, or what would have been read.
-MENDS = {
-    "missing_columns": "columns, item_columns, delimiter and header say how a table is read",
-    "time_not_read": "times are read as ISO 8601 dates, dates that name their month, or seconds, milliseconds, "
-    "microseconds or nanoseconds since 1970; with timestamps: position as whole numbers",
-    "time_out_of_range": "outside 1990 to 2100 in every unit, or in the one that the format declares; numbers that are "
-    "only an order need timestamps: position",
-    "date_as_number": "20250306 could be seconds or an order as well: write 2025-03-06",
-    "rating_out_of_range": "rating_range says what is valid",
+# What can be done about a reason, or what would have been accepted.
+REMEDIES = {
+    "missing_columns": "columns, item_columns, delimiter and header describe the table",
+    "time_not_read": "a time is an ISO 8601 date, a date with the name of its month, or seconds, milliseconds, "
+    "microseconds or nanoseconds since 1970; with timestamps: position it is a whole number",
+    "time_out_of_range": "outside 1990 to 2100 in every unit, or in the unit that the format declares; numbers that "
+    "give only an order need timestamps: position",
+    "date_as_number": "20250306 could also be seconds or a position: write 2025-03-06",
+    "rating_out_of_range": "rating_range sets what is valid",
     "rating_not_a_number": "a rating is a number such as 4 or 4.5",
-    "invalid_utf8": "encoding names another, such as cp1252",
-    "unclosed_quote": "a quote that does not close before the next rows",
+    "invalid_utf8": "set encoding to that of the file, such as cp1252",
+    "unclosed_quote": "the quote does not close before the next rows",
 }
 
 
 class InputError(ValueError):
-    """Raw data that cannot be prepared, with the counts and what to change."""
+    """Raw data cannot be prepared; the message gives the counts and what to change."""
 
 
 class Refusal(NamedTuple):
-    """One row (0-based in its file) that could not be used, or the row at which a file ends too early."""
+    """A row that cannot be used, by its number in the file from 0; or the row at which a file ends too early."""
 
     row: int
     reason: str
@@ -42,7 +42,7 @@ class Refusal(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Where a refused row stands: `line` counts from 1; in CSV it is approximate."""
+    """The place of a refused row; `line` counts from 1 and is approximate in CSV files."""
 
     file: str
     line: int
@@ -50,7 +50,7 @@ class Example(NamedTuple):
 
 
 class Tally:
-    """Rows read and rows refused, by reason, over all files."""
+    """Counts of the rows read, and of the rows refused by reason, over all files."""
 
     def __init__(self, files: Sequence[str]) -> None:
         self.files = files
@@ -61,7 +61,7 @@ class Tally:
         self.time_range: tuple[int, int] | None = None
 
     def add(self, rows: pa.Table) -> None:
-        """Counts scanned rows; a non-null `reason` is a refusal, `file` a place in `files`."""
+        """Counts rows of SCAN_SCHEMA plus `file`, an index into `files`; a row with a reason is refused."""
         self.read += rows.num_rows
         self._add_times(rows)
         bad = rows.filter(pc.is_valid(rows["reason"]))
@@ -71,7 +71,10 @@ class Tally:
             self.by_reason[entry["values"]] += entry["counts"]
         shown = bad.filter(pc.is_valid(bad["snippet"])).select(["file", "row", "reason", "snippet"])
         for row in shown.to_pylist():
-            self._show(row["reason"], Example(self.files[row["file"]], row["row"] + 1, row["snippet"]))
+            example = Example(self.files[row["file"]], row["row"] + 1, row["snippet"])
+            # Ray delivers files in any order; sorted examples are the same in every run.
+            examples = sorted([*self.examples.get(row["reason"], []), example])
+            self.examples[row["reason"]] = examples[:EXAMPLES_PER_REASON]
 
     def _add_times(self, rows: pa.Table) -> None:
         good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
@@ -85,7 +88,7 @@ class Tally:
             self.time_forms[entry["values"]] += entry["counts"]
 
     def times(self) -> str:
-        """The range of the usable rows' times, and how many came in which form, in one line; "" without any."""
+        """One line: the range of the times of usable rows, and the forms if there are several; "" without times."""
         if self.time_range is None:
             return ""
         shown = map(str if self.time_forms["positions"] else iso_time, self.time_range)
@@ -93,46 +96,42 @@ class Tally:
         mixed = f" ({', '.join(forms)}: is this one clock?)" if len(forms) > 1 else ""
         return f"{'positions' if self.time_forms['positions'] else 'times'} from {' to '.join(shown)}{mixed}"
 
-    def _show(self, reason: str, example: Example) -> None:
-        # Ray delivers files in any order; sorting makes the examples the same in every run.
-        self.examples[reason] = sorted([*self.examples.get(reason, []), example])[:EXAMPLES_PER_REASON]
-
     def check(self, max_bad_fraction: float, *, what: str, allow_broken_files: bool = False) -> None:
-        """InputError where nothing was read, a file or its rest was lost, or too many rows were refused."""
+        """InputError if no row is usable, a file or its rest is lost, or too many rows are refused."""
         bad = self.by_reason.total()
         fatal = [reason for reason in FATAL_REASONS if self.by_reason[reason]]
         if fatal:
-            raise InputError(f"{what}: {', '.join(fatal)}; check format and columns\n{self.table()}")
+            raise InputError(f"{what}: {', '.join(fatal)}: check format and columns\n{self.table()}")
         broken = [reason for reason in sorted(self.by_reason) if reason.startswith(BROKEN)]
         if broken and not allow_broken_files:
-            raise InputError(f"{what}: {self.broken_files(broken)}; allow_broken_files: true goes on without the rest")
+            raise InputError(f"{what}: {self.broken_files(broken)}; allow_broken_files: true ignores the rest")
         if self.read == bad:
             raise InputError(
-                f"{what}: no usable row among {self.read} read; check the files and format\n{self.table()}"
+                f"{what}: none of the {self.read} rows read is usable: check the files and format\n{self.table()}"
             )
         if bad > max_bad_fraction * self.read:
             raise InputError(
                 f"{what}: {bad} of {self.read} rows are bad, more than max_bad_fraction={max_bad_fraction}: "
-                f"check format, or raise it\n{self.table()}"
+                f"check format, or raise max_bad_fraction\n{self.table()}"
             )
 
     def broken_files(self, reasons: Sequence[str]) -> str:
-        """The files that break off, and where; the first ones only where they are many."""
+        """The files that end too early and the row where each ends; of many files only the first."""
         examples = [f"{e.file} {e.snippet}" for reason in reasons for e in self.examples[reason]]
         more = sum(self.by_reason[reason] for reason in reasons) - len(examples)
         return "; ".join(examples) + (f"; and {more} more files" if more else "")
 
     def table(self) -> str:
-        """The counts with what mends them and examples, one line each."""
+        """The counts with their remedies and examples, one line each."""
         lines = []
         for reason, count in sorted(self.by_reason.items()):
-            mend = MENDS.get(reason)
-            lines.append(f"  {reason}: {count}" + (f" ({mend})" if mend else ""))
+            remedy = REMEDIES.get(reason)
+            lines.append(f"  {reason}: {count}" + (f" ({remedy})" if remedy else ""))
             lines += [f"    {e.file}:{e.line}: {e.snippet}" for e in self.examples.get(reason, [])]
         return "\n".join(lines)
 
     def record(self) -> Mapping[str, Any]:
-        """For run.json: examples as {file, line, snippet}."""
+        """The counts for run.json, with examples as {file, line, snippet}."""
         examples = {reason: [e._asdict() for e in shown] for reason, shown in sorted(self.examples.items())}
         times = {"times": self.times()} if self.time_range else {}
         return {"read": self.read, "by_reason": dict(sorted(self.by_reason.items())), "examples": examples, **times}
@@ -148,7 +147,7 @@ def cut_snippet(raw: bytes | str) -> str:
 
 
 def limited_snippets(reasons: Sequence[str | None], raw: Sequence[bytes | str]) -> list[str | None]:
-    """A snippet for the first rows of each reason, None for every other row."""
+    """Snippets of the first EXAMPLES_PER_REASON rows of each reason; None for all other rows."""
     seen: Counter[str] = Counter()
     snippets: list[str | None] = [None] * len(reasons)
     for i, reason in enumerate(reasons):

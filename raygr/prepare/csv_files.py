@@ -1,8 +1,8 @@
-"""CSV files, however damaged: header, delimiter, and batches of columns. A bad row costs itself alone.
+"""CSV files, damaged ones too: header, delimiter, and batches of columns. A bad row costs only itself.
 
-A quote may hold line ends. One that never closes, or that closes inside other rows, is found by the grammar of CSV (a
-closing quote stands before a delimiter or a line end) and by the lines that it holds; its first line is refused then,
-and reading goes on with the next. Blocks whose quotes are all in order, which is nearly all, are cut by numpy.
+Quotes may hold line ends. A quote that never closes, or that closes inside other rows, shows itself by the grammar of
+CSV (a closing quote precedes a delimiter or a line end) and by the lines inside it. The first line of such a quote is
+refused, and reading continues with the next line. numpy cuts the blocks whose quotes are in order: nearly all of them.
 """
 
 import csv
@@ -28,7 +28,7 @@ TYPED_NAME = re.compile(r"(.+):(?:token|float)(?:_seq)?")
 
 
 class CsvForm(NamedTuple):
-    """How a file separates its values, and the names of its columns: their positions where it has no header."""
+    """How a file separates its values, and the names of its columns, or their positions if it has no header."""
 
     delimiter: str
     names: Sequence[str | int]
@@ -38,9 +38,10 @@ class CsvForm(NamedTuple):
 
 
 def csv_form(path: str, expected: Sequence[str | int], delimiter: str | None, encoding: str | None) -> CsvForm:
-    """The form of a file in which the `expected` names, or the positions of a file without header, are found.
+    """The form of a CSV file.
 
-    Without a `delimiter` the first one that finds most of them is taken; an empty file has no names.
+    `expected` holds column names, or positions for a file without a header. If `delimiter` is None, the first one that
+    finds most of them is taken. An empty file has no names.
     """
     with open_raw(path, encoding) as file:
         start, broken = file.read(HEADER_BYTES).decode("utf-8", "replace"), file.broken
@@ -62,23 +63,23 @@ def first_cells(text: str, delimiter: str) -> list[str]:
 
 
 def plain_names(cells: Sequence[str]) -> list[str]:
-    """Without spaces around them, and without RecBole's types (user_id:token) where every name has one."""
+    """Names without surrounding spaces, and without RecBole's types (user_id:token) if every name has one."""
     names = [cell.strip() for cell in cells]
     typed = [TYPED_NAME.fullmatch(name) for name in names]
     return [match[1] for match in typed if match] if all(typed) else names
 
 
 class Grammar(NamedTuple):
-    """What a row of `width` cells looks like: on one line (`line`), or with line ends inside of quotes (`row`)."""
+    """Patterns of a row of `width` cells: on one line (`line`), or with line ends inside quotes (`row`)."""
 
     delimiter: bytes
     width: int
     line: re.Pattern[bytes]
     row: re.Pattern[bytes]
     any_line: re.Pattern[bytes]
-    """A line of any number of cells."""
+    """A line with any number of cells."""
     open: re.Pattern[bytes]
-    """Matches where the buffer ends inside a quote."""
+    """Matches a row that ends, with the buffer, inside a quote."""
 
 
 BLANK = re.compile(rb"[\r\n]*")
@@ -101,29 +102,25 @@ def make_grammar(delimiter: str, width: int) -> Grammar:
 
 
 def read_csv(path: str, wanted: Mapping[str, str | int], form: CsvForm) -> Iterator[Columns]:
-    """The wanted columns (our name -> the file's, all present) as binary, in bounded batches.
+    """Columns as binary values, in batches of bounded size; `wanted` maps our names to those of the file, all present.
 
-    Rows are numbered from 0 behind the header, refused ones too: the same in each pass over the file.
+    Rows, refused ones included, are numbered from 0 after the header, equally in both passes over the file.
     """
     places = {ours: form.names.index(theirs) for ours, theirs in wanted.items()}
     grammar = make_grammar(form.delimiter, len(form.names))
     first = -1 if form.has_header else 0
     with open_raw(path, form.encoding) as file:
-        for columns in read_blocks(file, grammar, places, first):
-            yield without_header(columns) if first < 0 else columns
+        for columns in parse_blocks(file, grammar, places, first):
+            start = int((columns.rows < 0).sum())  # 1 for the block with the header
+            refused = [row for row in columns.refused if row.row >= 0]
+            yield Columns(columns.rows[start:], columns.table.slice(start), refused)
             first += len(columns.rows) + len(columns.refused)
         if file.broken:
             yield no_columns([lost_rest(max(first, 0), file.broken)])
 
 
-def without_header(columns: Columns) -> Columns:
-    start = int((columns.rows < 0).sum())
-    refused = [row for row in columns.refused if row.row >= 0]
-    return Columns(columns.rows[start:], columns.table.slice(start), refused)
-
-
-def read_blocks(file: RawFile, grammar: Grammar, places: Mapping[str, int], first: int) -> Iterator[Columns]:
-    """The columns at `places` of all rows, numbered from `first`; the cut last line of a broken file is left out."""
+def parse_blocks(file: RawFile, grammar: Grammar, places: Mapping[str, int], first: int) -> Iterator[Columns]:
+    """The columns at `places` of all rows, numbered from `first`, without the incomplete last line of a broken file."""
     rest, more = b"", True
     while more:
         data = file.read(max(raw_files.BLOCK_BYTES, len(rest)))
@@ -131,13 +128,13 @@ def read_blocks(file: RawFile, grammar: Grammar, places: Mapping[str, int], firs
         end = data.rfind(b"\n") + 1
         if not more and file.broken:
             rest = rest[: rest.rfind(b"\n") + 1]
-        # The rest begins a row that has no end yet.
+        # `rest` is the beginning of a row whose end is still to come.
         whole = b"".join((rest, memoryview(data)[:end])) if end or not more else b""
         tail = data[end:] if end or not more else rest + data
         final = not more or len(whole) > MAX_ROW_BYTES
         columns, used = cut_rows(whole, grammar, places, first, final=final)
         rest = whole[used:] + tail
-        if len(rest) > MAX_ROW_BYTES:  # one line
+        if len(rest) > MAX_ROW_BYTES:  # a single line
             row = first + len(columns.rows) + len(columns.refused)
             columns.refused.append(Refusal(row, "line_too_long", cut_snippet(rest)))
             rest = skip_line(file)
@@ -146,7 +143,7 @@ def read_blocks(file: RawFile, grammar: Grammar, places: Mapping[str, int], firs
 
 
 def skip_line(file: RawFile) -> bytes:
-    """What follows the next line end."""
+    """Reads up to the next line end and returns the bytes after it."""
     while data := file.read(raw_files.BLOCK_BYTES):
         _, newline, rest = data.partition(b"\n")
         if newline:
@@ -157,10 +154,13 @@ def skip_line(file: RawFile) -> bytes:
 def cut_rows(
     buffer: bytes, grammar: Grammar, places: Mapping[str, int], first: int, *, final: bool
 ) -> tuple[Columns, int]:
-    """The rows of whole lines, and how many bytes they take; `final` where no more follow."""
-    used: int | None = len(buffer) if final else likely_end(buffer)
+    """The rows in a buffer of whole lines, and the number of bytes they take; `final`: no more lines follow."""
+    used: int | None = len(buffer)
+    # Unless quotes are in disorder, the last whole row ends in front of the last quote if that one is open.
+    if not final and buffer.rfind(b'"') >= len(buffer) - LIKELY_QUOTE_BYTES and buffer.count(b'"') % 2:
+        used = start_of_open_row(buffer)
     table = parse_rows(buffer[:used], grammar, places)
-    if table is not None and table.num_rows != count_lines(buffer[:used]):  # some quotes hold line ends
+    if table is not None and table.num_rows != count_lines(buffer[:used]):  # line ends inside quotes
         orderly = orderly_end(buffer, grammar)
         if orderly is None or (final and orderly < len(buffer)) or swallows_rows(buffer[:orderly], grammar):
             table = None
@@ -170,17 +170,17 @@ def cut_rows(
         return Columns(np.arange(first, first + table.num_rows), table, []), used
     kept, numbers, refused, used = walk_rows(buffer, grammar, first, final=final)
     table = parse_rows(kept, grammar, places)
-    if table is None or table.num_rows != len(numbers):  # never number rows wrongly
+    if table is None or table.num_rows != len(numbers):  # wrong row numbers would be worse
         lost = [Refusal(number, "malformed_csv", "") for number in numbers]
         return no_columns([*refused, *lost]), used
     return Columns(np.array(numbers, np.int64), table, refused), used
 
 
 def parse_rows(data: bytes, grammar: Grammar, places: Mapping[str, int]) -> pa.Table | None:
-    """Columns of bytes; None where a row has another number of cells."""
+    """The columns as bytes; None if a row has another number of cells."""
     if BLANK.fullmatch(data):
         return pa.table({name: pa.array([], pa.binary()) for name in places})
-    # Binary, not string: one byte that is no UTF-8 must cost its row only.
+    # Binary, not string: a byte that is no UTF-8 must cost only its own row.
     wanted = {str(place): pa.binary() for place in places.values()}
     names = [str(place) for place in range(grammar.width)]
     try:
@@ -195,15 +195,8 @@ def parse_rows(data: bytes, grammar: Grammar, places: Mapping[str, int]) -> pa.T
     return table.rename_columns(list(places))
 
 
-def likely_end(buffer: bytes) -> int:
-    """How far whole lines are whole rows, unless quotes are in disorder: before the last quote where one is open."""
-    if buffer.rfind(b'"') < len(buffer) - LIKELY_QUOTE_BYTES or buffer.count(b'"') % 2 == 0:
-        return len(buffer)
-    return start_of_open_row(buffer)
-
-
 def start_of_open_row(buffer: bytes) -> int:
-    """Where the row begins whose quote is open at the end: in the last run of an odd number of quotes."""
+    """The start of the row whose quote is open at the end: the quote is the last odd run of quote characters."""
     start = len(buffer)
     while True:
         last = start = buffer.rfind(b'"', 0, start)
@@ -214,14 +207,14 @@ def start_of_open_row(buffer: bytes) -> int:
 
 
 def count_lines(data: bytes) -> int:
-    """Lines, -1 where some end in a mere return."""
+    """The number of lines; -1 if some end in a carriage return alone."""
     if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
         return -1
     return np.count_nonzero(np.frombuffer(data, np.uint8) == NEWLINE) + (data[-1:] not in (b"\n", b""))
 
 
 def orderly_end(buffer: bytes, grammar: Grammar) -> int | None:
-    """How far whole lines are whole rows; None where a quote or a return stands in a doubtful place."""
+    """The end of the last whole row; None if a quote or a carriage return is in a doubtful place."""
     if b"\r" in buffer and buffer.count(b"\r") != buffer.count(b"\r\n"):
         return None
     if b'"' not in buffer:
@@ -241,10 +234,10 @@ def is_among(chars: np.ndarray, allowed: Sequence[int]) -> np.ndarray:
 
 
 def swallows_rows(data: bytes, grammar: Grammar) -> bool:
-    """Whether quotes that stand in order hold whole rows all the same."""
+    """Whether quotes that are in order nevertheless hold whole rows."""
     chars = np.frombuffer(data, np.uint8)
-    ends = np.append(0, np.flatnonzero(chars == NEWLINE) + 1)  # of each line, and so starts of the next
-    starts = ends[np.searchsorted(np.flatnonzero(chars == QUOTE), ends) % 2 == 0]  # of rows
+    ends = np.append(0, np.flatnonzero(chars == NEWLINE) + 1)  # ends of lines, which are the starts of the next ones
+    starts = ends[np.searchsorted(np.flatnonzero(chars == QUOTE), ends) % 2 == 0]  # starts of rows
     delimiters = np.diff(np.searchsorted(np.flatnonzero(chars == ord(grammar.delimiter)), ends))
     doubtful = ends[:-1][~np.isin(ends[:-1], starts) & (delimiters == grammar.width - 1)]
     rows = np.unique(np.searchsorted(starts, doubtful, side="right"))
@@ -255,7 +248,7 @@ def swallows_rows(data: bytes, grammar: Grammar) -> bool:
 def walk_rows(
     buffer: bytes, grammar: Grammar, first: int, *, final: bool
 ) -> tuple[bytes, list[int], list[Refusal], int]:
-    """`cut_rows` line by line: the good rows, their numbers, the others, and how many bytes they take together."""
+    """`cut_rows` line by line: the good rows, their numbers, the refused rows, and the bytes of both together."""
     kept: list[bytes] = []
     numbers: list[int] = []
     refused: list[Refusal] = []
@@ -282,14 +275,11 @@ def walk_rows(
 
 
 def holds_rows(text: bytes, grammar: Grammar) -> bool:
-    """Whether a row's quotes hold rows: lines with as many cells, and numbers where the row has them."""
+    """Whether the quotes of a row hold rows: lines with as many cells, and with digits where the row has digits."""
     inner = [line for line in text.split(b"\n")[1:] if line.count(grammar.delimiter) == grammar.width - 1]
     if not inner:
         return False
     cells = QUOTED.sub(b"", text).split(grammar.delimiter)
     numeric = [i for i, cell in enumerate(cells) if cell[:1].isdigit()]
-    return any(is_like(line.split(grammar.delimiter), numeric) for line in inner)
-
-
-def is_like(cells: list[bytes], numeric: list[int]) -> bool:
-    return bool(numeric) and all(i < len(cells) and cells[i][:1].isdigit() for i in numeric)
+    rows = [line.split(grammar.delimiter) for line in inner] if numeric else []
+    return any(all(i < len(row) and row[i][:1].isdigit() for i in numeric) for row in rows)

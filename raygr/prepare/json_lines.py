@@ -1,7 +1,7 @@
-"""JSON lines to records: whole blocks at full speed, line by line where a block holds anything odd.
+"""JSON lines to records: whole blocks at full speed, single lines where a block holds anything unusual.
 
-`decode_block` gives one record or one reason per line, so that a row's number is its line's number.
-Values of unexpected types are made text or numbers by the small functions at the end.
+`decode_block` returns one record or one reason per line, so that the number of a row is the number of its line. The
+functions at the end turn values of unexpected types into texts, ids and numbers.
 """
 
 import ast
@@ -17,8 +17,9 @@ import msgspec
 from raygr.data.ids import EXACT_FLOATS
 from raygr.prepare.raw_files import Lines
 
-Record = TypeVar("Record", bound=msgspec.Struct)
+Record = TypeVar("Record")
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+OBJECT = msgspec.json.Decoder(dict[str, Any])
 PYTHON_DICT = re.compile(r"\s*\{\s*(?:u?'|u\")")
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
@@ -26,9 +27,9 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 def decode_block(
     lines: Lines, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
 ) -> list[Record | str | None]:
-    """Per line its record, the reason for which it has none, or None for a blank line."""
+    """One entry per line: its record, the reason why it has none, or None for a blank line."""
     try:
-        # Fields that are skipped are not checked for UTF-8 by msgspec, and a later pass reads them.
+        # msgspec does not check the UTF-8 of fields that it skips, and the second pass reads those fields.
         str(lines.block, "utf-8")
         records = decoder.decode_lines(lines.block)
     except BAD_JSON:
@@ -41,7 +42,7 @@ def decode_block(
 def decode_line(
     line: bytes, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
 ) -> Record | str | None:
-    """The line's record, `repair`ed where a field has another type; else the reason, or None where blank."""
+    """The record of a line, `repair`ed where a field has another type; else the reason, or None for a blank line."""
     try:
         text = str(line, "utf-8")
         return decoder.decode(line)
@@ -53,6 +54,11 @@ def decode_line(
         return None
     values = decode_loosely(text)
     return repair(values) if isinstance(values, dict) else "malformed_json"
+
+
+def decode_object(line: bytes) -> dict[str, Any] | str | None:
+    """The JSON object of a line; else the reason why there is none, or None for a blank line."""
+    return decode_line(line, OBJECT, dict)
 
 
 def decode_loosely(text: str) -> object:
@@ -70,20 +76,20 @@ def decode_loosely(text: str) -> object:
 
 
 def as_text(value: object) -> str:
-    """Lists joined by a space at any depth, mappings as "key: value" pairs, whitespace collapsed, null as "".
+    """The text of any value, with HTML removed and whitespace collapsed; null is "".
 
-    HTML, which Amazon's texts are full of, becomes plain text.
+    Lists of any depth are joined by spaces, mappings become "key: value" pairs.
     """
     return " ".join(words(value))
 
 
 def without_surrogates(text: str) -> str:
-    """A lone surrogate (an emoji cut in two) cannot be written as UTF-8: it becomes "?"."""
+    """The text with "?" for lone surrogates (an emoji cut in two), which UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def without_html(text: str) -> str:
-    """Tags to spaces, then entities to characters: `<b>A&amp;B</b>` is ` A&B `."""
+    """The text with spaces for tags and characters for entities: `<b>A&amp;B</b>` becomes ` A&B `."""
     return html.unescape(TAG.sub(" ", text)) if "<" in text or "&" in text else text
 
 
@@ -103,7 +109,7 @@ def words(value: object) -> Iterable[str]:
 
 
 def as_id(value: object) -> str | None:
-    """Strings and whole numbers (7.0 is 7) are ids; anything else is a missing one."""
+    """A string or a whole number (7.0 is 7) as an id; None for any other value."""
     if isinstance(value, str):
         return without_surrogates(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_FLOATS:
@@ -112,6 +118,7 @@ def as_id(value: object) -> str | None:
 
 
 def as_number(value: object) -> float | None:
+    """A number, or a string that holds one, as a finite float; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -1,10 +1,9 @@
-"""Raw item metadata, in two passes over each file: every row's item id, then the texts of the kept rows.
+"""Raw item metadata in two passes: every row's item id, then the texts of the kept rows.
 
-`read_item_ids` yields SCAN_SCHEMA (item_id, row and reason are set), `read_item_texts` yields
-ITEM_TEXT_SCHEMA for the row numbers asked for. Whitespace in Amazon's texts is collapsed.
+Whitespace in Amazon's texts is collapsed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,19 +11,26 @@ import numpy as np
 import pyarrow as pa
 
 from raygr.data.ids import bad_id_reason, id_strings
-from raygr.prepare import named_columns, values
-from raygr.prepare.bad_rows import Refusal, cut_snippet, limited_snippets
+from raygr.prepare.column_files import item_columns
+from raygr.prepare.column_values import RowTexts
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.json_lines import as_id, as_number, as_text, decode_block, decode_line, decode_loosely
-from raygr.prepare.raw_files import Columns, Lines, read_json_lines
-from raygr.prepare.reviews import SCAN_SCHEMA, is_empty, refused_rows, within
+from raygr.prepare.json_lines import as_id, as_number, as_text, decode_loosely
+from raygr.prepare.raw_files import Columns
+from raygr.prepare.two_passes import (
+    is_empty,
+    read_column_texts,
+    read_json_texts,
+    scan_columns,
+    scan_json_lines,
+    scan_rows,
+)
 
 TEXT_NAMES = ("title", "description", "categories", "details")
 ITEM_TEXT_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         *((name, pa.string()) for name in TEXT_NAMES),
-        ("rating", pa.float32()),  # the metadata's own average; null where it has none
+        ("rating", pa.float32()),  # average that the metadata states; null where it states none
         ("rating_count", pa.int32()),
         ("repaired", pa.bool_()),  # a text was no UTF-8, or holds U+FFFD
     ]
@@ -37,7 +43,7 @@ class ItemId(msgspec.Struct, gc=False):
 
 
 class ItemTexts(msgspec.Struct, gc=False):
-    """Fields of 2023, and of 2018 and 2014 (category, feature, brand); any may hold any type."""
+    """Fields of 2023, and of 2018 and 2014 (category, feature, brand); each may hold any type."""
 
     title: Any = None
     description: Any = None
@@ -64,84 +70,59 @@ def repair_texts(values: Mapping[str, Any]) -> ItemTexts:
     return ItemTexts(*(values.get(name) for name in ItemTexts.__struct_fields__))
 
 
+# --- first pass -----------------------------------------------------------------------------------
+
+
 def read_item_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
-    """SCAN_SCHEMA of every metadata row of one file, in bounded tables."""
+    """SCAN_SCHEMA of every metadata row of one file, in tables of bounded size."""
     if config.format == "amazon":
-        for lines in read_json_lines(path):
-            yield amazon_item_ids(lines)
-        return
-    for columns in named_columns.item_columns(path, config, ("item_id",)):
-        yield table_item_ids(columns)
+        return scan_json_lines(path, IDS, repair_id, scan_amazon_items)
+    return scan_columns(item_columns(path, config, ("item_id",)), scan_item_table)
 
 
-def amazon_item_ids(lines: Lines) -> pa.Table:
-    if lines.refused:
-        return refused_rows(lines.refused)
-    ids: list[str | None] = []
-    rows: list[int] = []
-    refused: list[Refusal] = []
-    for row, record in enumerate(decode_block(lines, IDS, repair_id), start=lines.first):
-        if isinstance(record, ItemId):
-            ids.append(record.parent_asin or record.asin)
-            rows.append(row)
-        elif record is not None:
-            refused.append(Refusal(row, record, cut_snippet(lines.lines[row - lines.first])))
-    raw = [lines.lines[row - lines.first] for row in rows]
-    known = item_rows(np.array(rows, np.int64), pa.array(ids, pa.string()), raw, np.full(len(rows), ""))
-    return pa.concat_tables([known, refused_rows(refused)])
+def scan_amazon_items(records: list[ItemId], rows: np.ndarray, raw: list[bytes]) -> pa.Table:
+    ids = pa.array([record.parent_asin or record.asin for record in records], pa.string())
+    return scan_rows(rows, {"item_id": ids}, {"missing_item": is_empty(ids)}, raw)
 
 
-def table_item_ids(columns: Columns) -> pa.Table:
-    refused = refused_rows(columns.refused)
-    if not len(columns.rows):
-        return refused
+def scan_item_table(columns: Columns) -> pa.Table:
     column = columns.table["item_id"]
     ids, is_bad = id_strings(column)
-    bad = np.where(is_bad, bad_id_reason(column.type), "")
-    return pa.concat_tables([item_rows(columns.rows, ids, values.RowTexts(columns.table), bad), refused])
+    conditions = {bad_id_reason(column.type): is_bad, "missing_item": is_empty(ids)}
+    return scan_rows(columns.rows, {"item_id": ids}, conditions, RowTexts(columns.table))
 
 
-def item_rows(rows: np.ndarray, ids: pa.Array, raw: Any, bad: np.ndarray) -> pa.Table:
-    """SCAN_SCHEMA of metadata rows; `raw` holds what a refused row shows, `bad` why its id is none, or ""."""
-    named = np.where((bad == "") & is_empty(ids), "missing_item", bad).tolist()
-    reasons = [name or None for name in named]
-    filled = {"item_id": ids, "row": rows, "reason": reasons, "snippet": limited_snippets(reasons, raw)}
-    nothing = pa.nulls(len(rows))
-    return pa.table({name: filled.get(name, nothing) for name in SCAN_SCHEMA.names}).cast(SCAN_SCHEMA)
+# --- second pass ----------------------------------------------------------------------------------
 
 
 def read_item_texts(path: str, config: PrepareConfig, rows: np.ndarray) -> Iterator[pa.Table]:
-    """ITEM_TEXT_SCHEMA of the rows with these sorted numbers, uncut, in bounded tables."""
+    """ITEM_TEXT_SCHEMA of the rows with these sorted numbers, uncut, in tables of bounded size."""
     if config.format == "amazon":
-        for lines in read_json_lines(path):
-            yield amazon_item_texts(lines, rows)
-        return
-    for columns in named_columns.item_columns(path, config, ("item_id", *TEXT_NAMES)):
-        yield table_item_texts(columns, rows)
+        return read_json_texts(path, rows, TEXTS, repair_texts, amazon_item_texts, ITEM_TEXT_SCHEMA)
+    batches = item_columns(path, config, ("item_id", *TEXT_NAMES))
+    return read_column_texts(batches, rows, TEXT_NAMES, ITEM_TEXT_SCHEMA)
 
 
-def amazon_item_texts(lines: Lines, rows: np.ndarray) -> pa.Table:
-    kept = within(rows, lines.first, lines.first + len(lines.lines))
-    decoded = [decode_line(lines.lines[row - lines.first], TEXTS, repair_texts) for row in kept.tolist()]
-    texts = [[text_of(record) for record in decoded] for text_of in (title, description, categories, details)]
-    ratings = [within_or_none(record.average_rating, MAX_RATING) for record in decoded]
-    counts = [within_or_none(record.rating_number, MAX_COUNT) for record in decoded]
-    counts = [count if count is None else int(count) for count in counts]
-    return pa.table([kept, *texts, ratings, counts, np.zeros(len(kept), bool)], schema=ITEM_TEXT_SCHEMA)
+def amazon_item_texts(records: Sequence[ItemTexts]) -> dict[str, list[Any]]:
+    counts = [within_or_none(record.rating_number, MAX_COUNT) for record in records]
+    return {
+        "title": [as_text(record.title) for record in records],
+        "description": [description(record) for record in records],
+        "categories": [categories(record) for record in records],
+        "details": [details(record) for record in records],
+        "rating": [within_or_none(record.average_rating, MAX_RATING) for record in records],
+        "rating_count": [None if count is None else int(count) for count in counts],
+    }
 
 
-def within_or_none(value: Any, highest: float) -> float | None:
-    """The number that it is; one that is negative or too large is as unknown as none."""
+def within_or_none(value: object, highest: float) -> float | None:
+    """The value as a number; None where it is no number, negative or larger than `highest`."""
     number = as_number(value)
     return number if number is not None and 0 <= number <= highest else None
 
 
-def title(record: ItemTexts) -> str:
-    return as_text(record.title)
-
-
 def description(record: ItemTexts) -> str:
-    """The description; the feature list stands in where an item has none."""
+    """The description, or the list of features where an item has no description."""
     return as_text(record.description) or as_text(record.features or record.feature)
 
 
@@ -150,19 +131,9 @@ def categories(record: ItemTexts) -> str:
 
 
 def details(record: ItemTexts) -> str:
-    """ "key: value" pairs, of an object or of one written as a JSON string; the brand of 2018 first."""
+    """The brand of 2018, then "key: value" pairs of an object, which may be written as a JSON string."""
     pairs = record.details
     if isinstance(pairs, str) and pairs.lstrip().startswith("{"):
         pairs = decode_loosely(pairs) or pairs
     brand = as_text(record.brand)
     return f"Brand: {brand} {as_text(pairs)}".rstrip() if brand else as_text(pairs)
-
-
-def table_item_texts(columns: Columns, rows: np.ndarray) -> pa.Table:
-    chosen = np.isin(columns.rows, rows, assume_unique=True)
-    table = columns.table.filter(chosen) if len(chosen) else columns.table
-    kept = columns.rows[chosen]
-    texts, repaired = zip(*(values.as_texts(table, name, len(kept)) for name in TEXT_NAMES), strict=True)
-    nothing = [None] * len(kept)
-    columns = [kept, *texts, nothing, nothing, np.logical_or.reduce(repaired)]
-    return pa.table(columns, schema=ITEM_TEXT_SCHEMA)

@@ -1,22 +1,38 @@
-"""Kept interactions and texts -> tables of the pipeline's schemas: pure functions on Arrow tables."""
+"""Kept interactions and their texts -> tables of the pipeline's schemas: pure functions on Arrow tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygr.prepare import metadata, selection, splits
+from raygr.prepare import selection, splits
+from raygr.prepare.metadata import TEXT_NAMES
+from raygr.prepare.reviews import REVIEW_TEXTS
 from raygr.prepare.selection import Kept
-from raygr.schema import ITEM_SCHEMA, REVIEW_SCHEMA
+from raygr.prepare.two_passes import filled
+from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
 
 
-def kept_table(kept: Kept) -> pa.Table:
-    """The numbers of REVIEW_SCHEMA, with `part`, `file` and `row`."""
+class Part(NamedTuple):
+    """A table to be written and its counts: rows `written`, texts cut and repaired, items without text."""
+
+    table: pa.Table
+    counts: Mapping[str, int]
+
+
+# --- reviews --------------------------------------------------------------------------------------
+
+
+def kept_rows(kept: Kept) -> pa.Table:
+    """The numbers of REVIEW_SCHEMA with `file` and `row`, sorted by user_index and position."""
     return pa.table(
         {
             "user_index": kept.user_index,
             "item_index": kept.item_index,
             "position": kept.position,
-            "rating": nullable(kept.rating),
+            "rating": pa.array(kept.rating, mask=np.isnan(kept.rating)),
             "timestamp": kept.timestamp,
             "part": kept.part,
             "file": kept.file,
@@ -25,35 +41,48 @@ def kept_table(kept: Kept) -> pa.Table:
     )
 
 
-def nullable(rating: np.ndarray) -> pa.Array:
-    return pa.array(rating, mask=np.isnan(rating))
-
-
-def review_part(rows: pa.Table, titles: pa.Array, texts: pa.Array) -> pa.Table:
-    """REVIEW_SCHEMA of rows of `kept_table` with their texts."""
-    columns = {name: rows[name] for name in ("user_index", "item_index", "position", "rating", "timestamp")}
-    parts = part_names(rows["part"].to_numpy())
-    return pa.table({**columns, "split": parts, "review_title": titles, "review_text": texts}).cast(REVIEW_SCHEMA)
-
-
 def part_names(part: np.ndarray) -> pa.Array:
     return pa.DictionaryArray.from_arrays(part, pa.array(splits.PARTS)).cast(pa.string())
 
 
-def rows_of_file(table: pa.Table, file: int) -> pa.Table:
-    """The rows of one file of a table sorted by (file, row)."""
-    start, end = np.searchsorted(table["file"].to_numpy(), [file, file + 1])
-    return table.slice(start, end - start)
+def interactions(kept: Kept) -> pa.Table:
+    """INTERACTION_SCHEMA of all kept interactions."""
+    rows = kept_rows(kept).append_column("split", part_names(kept.part))
+    return rows.select(INTERACTION_SCHEMA.names).cast(INTERACTION_SCHEMA)
 
 
-def cut_texts(texts: pa.ChunkedArray, limit: int) -> tuple[pa.ChunkedArray, int]:
-    """Texts of at most `limit` characters, and how many were longer."""
-    longer = pc.sum(pc.greater(pc.utf8_length(texts), limit)).as_py() or 0
-    return (pc.utf8_slice_codeunits(texts, 0, limit) if longer else texts), longer
+def review_part(rows: pa.Table, texts: pa.Table, limit: int) -> Part:
+    """REVIEW_SCHEMA of rows of `kept_rows` with their texts of TEXT_SCHEMA, cut to `limit` characters."""
+    columns = {name: rows[name] for name in ("user_index", "item_index", "position", "rating", "timestamp")}
+    columns["split"] = part_names(rows["part"].to_numpy())
+    return part_with_texts(columns, texts, REVIEW_TEXTS, REVIEW_SCHEMA, limit)
 
 
-def item_numbers(kept: Kept) -> pa.Table:
-    """ITEM_SCHEMA without its texts, sorted by item_index from 1; all_* are means over all parts."""
+def empty_texts(schema: pa.Schema, count: int) -> pa.Table:
+    """TEXT_SCHEMA or ITEM_TEXT_SCHEMA of `count` rows with "" in every text."""
+    names = [field.name for field in schema if field.type == pa.string()]
+    return filled(schema, dict.fromkeys(names, pa.repeat("", count)), count)
+
+
+def part_with_texts(
+    columns: Mapping[str, pa.ChunkedArray], texts: pa.Table, names: Sequence[str], schema: pa.Schema, limit: int
+) -> Part:
+    """`schema` of the `columns` and the text columns `names`, cut to `limit` characters."""
+    counts = {"written": len(texts), "text_cut": 0, "text_repaired": pc.sum(texts["repaired"]).as_py() or 0}
+    whole = {**columns, **{name: texts[name] for name in names}}
+    for name in names:
+        longer = pc.sum(pc.greater(pc.utf8_length(texts[name]), limit)).as_py()
+        if longer:
+            whole[name] = pc.utf8_slice_codeunits(texts[name], 0, limit)
+            counts["text_cut"] += longer
+    return Part(pa.table({name: whole[name] for name in schema.names}).cast(schema), counts)
+
+
+# --- items and users ------------------------------------------------------------------------------
+
+
+def item_rows(kept: Kept) -> pa.Table:
+    """The columns of ITEM_SCHEMA except texts, sorted by item_index from 1; all_* are means over all parts."""
     train = kept.part == splits.TRAIN_PART
     train_rating, train_count = selection.item_ratings(kept, train)
     all_rating, all_count = selection.item_ratings(kept, np.ones_like(train))
@@ -69,32 +98,27 @@ def item_numbers(kept: Kept) -> pa.Table:
     )
 
 
-def item_part(numbers: pa.Table, texts: pa.Table, limit: int) -> tuple[pa.Table, int]:
-    """ITEM_SCHEMA of items with metadata, and how many texts were cut; the metadata's own average wins."""
-    cut = {name: cut_texts(texts[name], limit) for name in metadata.TEXT_NAMES}
-    own = pc.is_valid(texts["rating"])
+def item_part(rows: pa.Table, texts: pa.Table, limit: int) -> Part:
+    """ITEM_SCHEMA of rows of `item_rows` with their texts of ITEM_TEXT_SCHEMA, cut to `limit` characters.
+
+    An average rating that the metadata states replaces that of the reviews in all_rating.
+    """
+    stated = pc.is_valid(texts["rating"])
     columns = {
-        **{name: numbers[name] for name in ("item_index", "item_id", "train_rating", "train_rating_count")},
-        **{name: text for name, (text, _) in cut.items()},
-        "all_rating": pc.if_else(own, texts["rating"], numbers["all_rating"]),
-        "all_rating_count": pc.if_else(own, texts["rating_count"].fill_null(0), numbers["all_rating_count"]),
+        **{name: rows[name] for name in ("item_index", "item_id", "train_rating", "train_rating_count")},
+        "all_rating": pc.if_else(stated, texts["rating"], rows["all_rating"]),
+        "all_rating_count": pc.if_else(stated, texts["rating_count"].fill_null(0), rows["all_rating_count"]),
     }
-    table = pa.table({name: columns[name] for name in ITEM_SCHEMA.names}).cast(ITEM_SCHEMA)
-    return table, sum(count for _, count in cut.values())
+    part = part_with_texts(columns, texts, TEXT_NAMES, ITEM_SCHEMA, limit)
+    together = pc.binary_join_element_wise(*(part.table[name] for name in TEXT_NAMES), "")
+    without_text = pc.sum(pc.equal(pc.utf8_trim_whitespace(together), "")).as_py() or 0
+    return part._replace(counts={**part.counts, "without_text": without_text})
 
 
-def bare_items(numbers: pa.Table) -> pa.Table:
-    """ITEM_SCHEMA of items without metadata: empty texts."""
-    empty = pa.array([""] * numbers.num_rows, pa.string())
-    texts = {name: empty for name in metadata.TEXT_NAMES}
-    columns = {**{name: numbers[name] for name in numbers.column_names}, **texts}
-    return pa.table({name: columns[name] for name in ITEM_SCHEMA.names}).cast(ITEM_SCHEMA)
-
-
-def count_without_text(items: pa.Table) -> int:
-    """Items of ITEM_SCHEMA whose title and other texts are all blank."""
-    together = pc.binary_join_element_wise(*(items[name] for name in metadata.TEXT_NAMES), "")
-    return pc.sum(pc.equal(pc.utf8_trim_whitespace(together), "")).as_py() or 0
+def users(kept: Kept) -> pa.Table:
+    """USER_SCHEMA of all kept users."""
+    index = np.arange(len(kept.user_ids), dtype=np.int32)
+    return pa.table({"user_index": index, "user_id": kept.user_ids, **selection.user_cutoffs(kept)}).cast(USER_SCHEMA)
 
 
 def statistics(kept: Kept) -> dict[str, float]:

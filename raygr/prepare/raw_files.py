@@ -1,7 +1,7 @@
-"""Raw files as bounded streams: blocks of whole lines, and batches of MovieLens' or Parquet's columns.
+"""Raw files as bounded streams: blocks of whole lines, and batches of columns of MovieLens and Parquet files.
 
-Compression is taken from the file name. A compressed stream that breaks ends there, and says so in
-`RawFile.broken`; every row before the break is delivered.
+The file name states the compression. A damaged compressed stream ends at the damage: `RawFile.broken` states the
+reason, and every row before the damage is read.
 """
 
 import codecs
@@ -22,20 +22,23 @@ from raygr.prepare.bad_rows import InputError, Refusal, cut_snippet
 BLOCK_BYTES = 4 << 20
 MAX_LINE_BYTES = 256 << 20
 PARQUET_ROWS = 20_000
-# First bytes of files that are no text, whatever their names say.
+# First bytes of files that are no text although their names say so.
 MISNAMED = {
-    b"\x1f\x8b": "a gzip file by its first bytes: give its name the ending .gz",
-    b"BZh": "a bzip2 file by its first bytes: give its name the ending .bz2",
-    b"\xfd7zXZ": "an xz file by its first bytes: give its name the ending .xz",
-    b"PK\x03\x04": "a zip or Excel file by its first bytes: unpack it, or save it as CSV",
-    b"PAR1": "a Parquet file by its first bytes: give its name the ending .parquet",
-    codecs.BOM_UTF16_LE: "UTF-16 by its first bytes: set encoding, or save it as UTF-8",
-    codecs.BOM_UTF16_BE: "UTF-16 by its first bytes: set encoding, or save it as UTF-8",
+    b"\x1f\x8b": "its first bytes are those of a gzip file: rename it to end in .gz",
+    b"BZh": "its first bytes are those of a bzip2 file: rename it to end in .bz2",
+    b"\xfd7zXZ": "its first bytes are those of an xz file: rename it to end in .xz",
+    b"PK\x03\x04": "its first bytes are those of a zip or Excel file: unpack it, or save it as CSV",
+    b"PAR1": "its first bytes are those of a Parquet file: rename it to end in .parquet",
+    codecs.BOM_UTF16_LE: "its first bytes are those of UTF-16 text: set encoding, or save it as UTF-8",
+    codecs.BOM_UTF16_BE: "its first bytes are those of UTF-16 text: set encoding, or save it as UTF-8",
 }
 
 
 def expand_files(patterns: Sequence[str], *, what: str) -> list[str]:
-    """Every file of the patterns, in their order, sorted inside a glob; InputError names one without a file."""
+    """The files of all patterns, in the order of the patterns; those of one glob are sorted.
+
+    InputError names a pattern that matches no file.
+    """
     files: list[str] = []
     for pattern in patterns:
         filesystem, inner = fsspec.core.url_to_fs(pattern)
@@ -48,7 +51,7 @@ def expand_files(patterns: Sequence[str], *, what: str) -> list[str]:
 
 
 def file_kind(path: str) -> str:
-    """The extension before any compression suffix, such as "csv"."""
+    """The lower-case extension in front of any compression suffix, such as "csv"."""
     name = path.rpartition("/")[2].lower()
     stem = name.rpartition(".")[0] if infer_compression(name) else name
     return stem.rpartition(".")[2]
@@ -62,7 +65,10 @@ class Broken(NamedTuple):
 
 
 class RawFile:
-    """A decompressed stream of UTF-8 with LF or CRLF line ends; `broken` says why it ended too early, or is None."""
+    """A decompressed stream of UTF-8 text with LF or CRLF line ends.
+
+    `broken` states why the stream ended too early; it is None while the stream is whole.
+    """
 
     def __init__(self, file: IO[bytes], *, compression: str | None, encoding: str | None) -> None:
         self.broken: Broken | None = None
@@ -72,7 +78,7 @@ class RawFile:
         self._returns = False
 
     def read(self, size: int) -> bytes:
-        """About `size` bytes, fewer only at the end."""
+        """About `size` bytes; fewer only at the end of the file."""
         is_start = self._read is None
         pieces, missing = [], size
         while missing > 0 and self.broken is None:
@@ -92,10 +98,10 @@ class RawFile:
             return self._read(size)
         try:
             if self._read is None:
-                # read1 hands over what is decompressed so far, so that a break loses none of it.
+                # read1 returns what is decompressed so far, so that damage further on does not cost it.
                 self._read = decompressed(self._stored, self._compression).read1
             return self._read(size)
-        except Exception as error:  # each compression has errors of its own
+        except Exception as error:  # each compression library raises errors of its own
             self._read = self._read or self._stored.read
             self.broken = Broken(f"broken_{self._compression}", error_text(error))
             return b""
@@ -114,7 +120,7 @@ def decompressed(file: IO[bytes], compression: str) -> IO[bytes]:
     if compression == "zip":
         names = [name for name in ZipFile(file).namelist() if not name.startswith("__MACOSX/") and name[-1] != "/"]
         if len(names) != 1:
-            raise ValueError(f"{len(names)} files in one archive, not one: unpack it")
+            raise ValueError(f"the archive holds {len(names)} files, not one: unpack it")
         return compr["zip"](file, filename=names[0])
     return compr[compression](file, mode="rb")
 
@@ -126,9 +132,9 @@ def open_raw(path: str, encoding: str | None = None) -> Iterator[RawFile]:
 
 
 def read_blocks(file: RawFile) -> Iterator[bytes]:
-    """Blocks of whole lines, about BLOCK_BYTES each; the cut last line of a broken file is left out.
+    """Blocks of whole lines of about BLOCK_BYTES, without the incomplete last line of a broken file.
 
-    Of a line of more than MAX_LINE_BYTES the rest is left out.
+    A line of more than MAX_LINE_BYTES loses its end.
     """
     rest = b""
     while data := file.read(BLOCK_BYTES):
@@ -148,9 +154,9 @@ def read_blocks(file: RawFile) -> Iterator[bytes]:
 
 
 class Lines(NamedTuple):
-    """Consecutive lines of a file without their newlines; `first` is the 0-based number of the first.
+    """Consecutive lines of a file without their newlines; `first` is the number of the first one, from 0.
 
-    Lines that cannot be had, and what ends a file too early, come apart from them, as `refused`.
+    `refused` holds lines that cannot be read, and the reason why a file ends too early.
     """
 
     first: int
@@ -160,7 +166,7 @@ class Lines(NamedTuple):
 
 
 def read_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
-    """The file's lines in bounded groups."""
+    """The lines of a file in groups of bounded size."""
     first = 0
     with open_raw(path, encoding) as file:
         for block in read_blocks(file):
@@ -176,7 +182,10 @@ def read_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
 
 
 def read_json_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
-    """`read_lines` of a file of JSON objects, one a line; a JSON array, or an object over several lines, ends it."""
+    """`read_lines` of a file with one JSON object per line.
+
+    A file that holds a JSON array, or objects over several lines, is refused as a whole.
+    """
     for lines in read_lines(path, encoding):
         what = not_json_lines(lines.lines) if lines.first == 0 else None
         if what:
@@ -186,15 +195,15 @@ def read_json_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
 
 
 def not_json_lines(lines: list[bytes]) -> str | None:
-    """What a file of these first lines is instead of JSON lines."""
+    """What a file that begins with these lines is, or None if it may hold JSON lines."""
     start = next((stripped for line in lines if (stripped := line.strip())), b"")
     if start[:1] == b"[" and start[1:].lstrip()[:1] in (b"", b"{"):
-        return "a JSON array, not JSON lines: `jq -c '.[]' FILE` makes lines of it"
-    return "a JSON object over several lines: `jq -c . FILE` makes lines of it" if start == b"{" else None
+        return "a JSON array, not JSON lines: convert it with `jq -c '.[]' FILE`"
+    return "a JSON object over several lines: convert it with `jq -c . FILE`" if start == b"{" else None
 
 
 class Columns(NamedTuple):
-    """Some rows of a file under our column names, `rows` being their 0-based numbers, and those refused."""
+    """Some rows of a file under our column names, their numbers in the file from 0, and the refused rows."""
 
     rows: np.ndarray
     table: pa.Table
@@ -211,25 +220,17 @@ def lost_rest(row: int, broken: Broken) -> Refusal:
     return Refusal(row, broken.reason, f"breaks off after row {row} ({broken.text})")
 
 
-def numbered(first: int, table: pa.Table, refused: list[Refusal]) -> Columns:
-    return Columns(np.arange(first, first + table.num_rows), table, refused)
-
-
-def rename(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:
-    return pa.table({ours: table[theirs] for ours, theirs in wanted.items()})
-
-
 def read_delimited(path: str, *, delimiter: str, wanted: Mapping[str, int]) -> Iterator[Columns]:
-    """MovieLens' files without header or quotes; our name -> the position of its column.
+    """Columns of MovieLens files, which have no header and no quotes; `wanted` maps our names to their positions.
 
-    Text is UTF-8 (ml-10m) or else Latin-1 (ml-100k, ml-1m). Rows are numbered by line.
+    Text is UTF-8 (ml-10m) or else Latin-1 (ml-100k, ml-1m). The number of a row is the number of its line.
     """
     width = max(wanted.values()) + 1
     for group in read_lines(path):
         if group.refused:
             yield no_columns(group.refused)
             continue
-        cells = [decode_line(line).split(delimiter) for line in group.lines]
+        cells = [movielens_text(line).split(delimiter) for line in group.lines]
         whole = [i for i, row in enumerate(cells) if len(row) >= width]
         short = [i for i, row in enumerate(cells) if len(row) < width and group.lines[i].strip()]
         table = {ours: pa.array([cells[i][at] for i in whole], pa.string()) for ours, at in wanted.items()}
@@ -237,7 +238,7 @@ def read_delimited(path: str, *, delimiter: str, wanted: Mapping[str, int]) -> I
         yield Columns(group.first + np.array(whole, np.int64), pa.table(table), refused)
 
 
-def decode_line(line: bytes) -> str:
+def movielens_text(line: bytes) -> str:
     try:
         return line.decode("utf-8").rstrip("\r")
     except UnicodeDecodeError:
@@ -245,19 +246,20 @@ def decode_line(line: bytes) -> str:
 
 
 def read_parquet(path: str, wanted: Mapping[str, str]) -> Iterator[Columns]:
-    """The wanted columns with the file's own types, in bounded batches."""
+    """Columns of a Parquet file with their own types, in batches; `wanted` maps our names to those of the file."""
     first = 0
     with fsspec.open(path, "rb") as file:
         try:
             for batch in pq.ParquetFile(file).iter_batches(PARQUET_ROWS, columns=list(wanted.values())):
-                yield numbered(first, rename(pa.table(batch), wanted), [])
+                table = pa.table({ours: batch[theirs] for ours, theirs in wanted.items()})
+                yield Columns(np.arange(first, first + table.num_rows), table, [])
                 first += batch.num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
             yield no_columns([lost_rest(first, Broken("broken_parquet", error_text(error)))])
 
 
 def parquet_schema(path: str) -> pa.Schema | Refusal:
-    """The file's columns, or why it cannot be read."""
+    """The schema of a Parquet file, or the reason why the file cannot be read."""
     with fsspec.open(path, "rb") as file:
         try:
             return pq.read_schema(file)
@@ -266,6 +268,6 @@ def parquet_schema(path: str) -> pa.Schema | Refusal:
 
 
 def error_text(error: Exception) -> str:
-    """An error in one line."""
+    """The error in one line; the type is named unless the error is ours."""
     line = str(error).partition("\n")[0]
     return line if isinstance(error, InputError) else cut_snippet(f"{type(error).__name__}: {line}")

@@ -1,39 +1,35 @@
-"""Raw reviews, in two passes over each file: ids and numbers of every row, then the text of the kept rows.
+"""Raw reviews in two passes: ids and numbers of every row, then the texts of the kept rows.
 
-`read_ids` yields tables of SCAN_SCHEMA, one row per raw row, refused ones with their reason;
-`read_texts` yields TEXT_SCHEMA for the row numbers asked for. Formats: Amazon Reviews 2023, Amazon
-2018 and 2014 (told apart line by line by their keys), MovieLens, and any Parquet, CSV or JSON-lines
-table with named columns. Texts are kept as written, apart from JSON fields that hold no string.
+Formats: Amazon Reviews 2023, Amazon 2018 and 2014 (told apart line by line by their keys), MovieLens, and tables with
+named columns as Parquet, CSV or JSON lines. Tables keep their texts as written, apart from JSON fields that hold no
+string; HTML in Amazon's texts becomes plain text.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raygr.data.ids import bad_id_reason, id_strings
-from raygr.prepare import named_columns, values
-from raygr.prepare.bad_rows import Refusal, cut_snippet, limited_snippets
+from raygr.prepare.column_files import review_columns
+from raygr.prepare.column_values import RowTexts, as_ratings, as_times
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.json_lines import as_id, as_number, as_text, decode_block, decode_line, without_html
-from raygr.prepare.raw_files import Columns, Lines, read_json_lines
-from raygr.prepare.times import DATE_AS_NUMBER, DECLARED, FORMS, NOT_READ, OUT_OF_RANGE, Times, checked
-
-SCAN_SCHEMA = pa.schema(
-    [
-        ("user_id", pa.string()),
-        ("item_id", pa.string()),
-        ("rating", pa.float32()),  # null for implicit data
-        ("timestamp", pa.int64()),  # milliseconds, or the position
-        ("time_form", pa.string()),  # of times.FORMS; null where the format declares its unit
-        ("row", pa.int64()),  # in its file, from 0
-        ("reason", pa.string()),  # null for a usable row
-        ("snippet", pa.string()),  # of the first refused rows
-    ]
+from raygr.prepare.json_lines import as_id, as_number, as_text, without_html
+from raygr.prepare.raw_files import Columns
+from raygr.prepare.timestamps import DATE_AS_NUMBER, DECLARED, FORMS, NOT_READ, OUT_OF_RANGE, Times, checked
+from raygr.prepare.two_passes import (
+    is_empty,
+    read_column_texts,
+    read_json_texts,
+    scan_columns,
+    scan_json_lines,
+    scan_rows,
 )
+
 REVIEW_IDS = ("user_id", "item_id", "rating", "timestamp")
 REVIEW_TEXTS = ("review_title", "review_text")
 TEXT_SCHEMA = pa.schema(
@@ -82,47 +78,35 @@ def repair_ids(values: Mapping[str, Any]) -> ReviewIds:
 
 
 def repair_text(values: Mapping[str, Any]) -> ReviewText:
-    names = ("title", "text", "summary", "reviewText")
-    return ReviewText(*(as_text(values.get(name)) for name in names))
+    return ReviewText(*(as_text(values.get(name)) for name in ReviewText.__struct_fields__))
 
 
-def has_text(config: PrepareConfig) -> bool:
-    """False where no raw file needs a second reading: MovieLens has ratings only."""
-    return config.format != "movielens"
+# --- first pass -----------------------------------------------------------------------------------
 
 
 def read_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
-    """SCAN_SCHEMA of every raw row of one file, in bounded tables."""
+    """SCAN_SCHEMA of every raw row of one file, in tables of bounded size."""
     if config.format == "amazon":
-        for lines in read_json_lines(path):
-            yield amazon_ids(lines, config.rating_range)
-        return
-    for columns in named_columns.review_columns(path, config, REVIEW_IDS):
-        yield table_ids(columns, config)
+        return scan_json_lines(path, IDS, repair_ids, partial(scan_amazon, rating_range=config.rating_range))
+    return scan_columns(review_columns(path, config, REVIEW_IDS), partial(scan_table, config=config))
 
 
-def amazon_ids(lines: Lines, rating_range: tuple[float, float]) -> pa.Table:
-    if lines.refused:
-        return refused_rows(lines.refused)
-    decoded = decode_block(lines, IDS, repair_ids)
-    at = np.array([i for i, r in enumerate(decoded) if isinstance(r, ReviewIds)], np.int64)
-    records = [decoded[i] for i in at]
-    known = scan_rows(
-        lines.first + at,
-        users=[r.user_id or r.reviewerID or None for r in records],
-        items=[r.parent_asin or r.asin or None for r in records],
+def scan_amazon(
+    records: list[ReviewIds], rows: np.ndarray, raw: list[bytes], *, rating_range: tuple[float, float]
+) -> pa.Table:
+    return scan_reviews(
+        rows,
+        users=pa.array([r.user_id or r.reviewerID or None for r in records], pa.string()),
+        items=pa.array([r.parent_asin or r.asin or None for r in records], pa.string()),
         ratings=floats([r.rating if r.overall is None else r.overall for r in records]),
         times=amazon_times(records),
         rating_range=rating_range,
-        raw=[lines.lines[i] for i in at] if len(at) < len(decoded) else lines.lines,
+        raw=raw,
     )
-    reasons = {i: r for i, r in enumerate(decoded) if isinstance(r, str)}
-    refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in reasons.items()]
-    return pa.concat_tables([known, refused_rows(refused)]) if refused else known
 
 
 def amazon_times(records: Sequence[ReviewIds]) -> Times:
-    """Seconds of 2018 and 2014, milliseconds of 2023: the field says which."""
+    """Seconds in 2018 and 2014, milliseconds in 2023; the name of the field says which."""
     seconds = floats([r.unixReviewTime for r in records])
     is_seconds = ~np.isnan(seconds)
     milliseconds = np.where(is_seconds, seconds * 1000, floats([r.timestamp for r in records]))
@@ -133,128 +117,76 @@ def floats(values: Sequence[float | None]) -> np.ndarray:
     return np.array(values, dtype=np.float64)  # None becomes NaN
 
 
-def table_ids(columns: Columns, config: PrepareConfig) -> pa.Table:
-    """One batch of MovieLens or of a table; a rating may be empty in a table only."""
-    refused = refused_rows(columns.refused)
-    if not len(columns.rows):
-        return refused
-    table, implicit = columns.table, config.format == "table"
+def scan_table(columns: Columns, *, config: PrepareConfig) -> pa.Table:
+    """One batch of MovieLens or of a table; only a table may leave a rating empty."""
+    table = columns.table
     users, bad_user = id_strings(table["user_id"])
     items, bad_item = id_strings(table["item_id"])
-    known = scan_rows(
+    return scan_reviews(
         columns.rows,
         users=users,
         items=items,
-        ratings=values.as_ratings(table, implicit=implicit),
-        times=values.as_times(table["timestamp"], config.timestamps),
+        ratings=as_ratings(table, implicit=config.format == "table"),
+        times=as_times(table["timestamp"], config.timestamps),
         rating_range=config.rating_range,
-        raw=values.RowTexts(table),
-        bad_ids=bad_user | bad_item,
-        bad_ids_are=bad_id_reason(table["user_id"].type, table["item_id"].type),
+        raw=RowTexts(table),
+        bad_ids={bad_id_reason(table["user_id"].type, table["item_id"].type): bad_user | bad_item},
     )
-    return pa.concat_tables([known, refused])
 
 
-def scan_rows(
+def scan_reviews(
     rows: np.ndarray,
     *,
-    users: Sequence[str | None] | pa.Array,
-    items: Sequence[str | None] | pa.Array,
+    users: pa.Array,
+    items: pa.Array,
     ratings: np.ndarray,
     times: Times,
     rating_range: tuple[float, float],
     raw: Sequence[bytes | str],
-    bad_ids: np.ndarray | bool = False,
-    bad_ids_are: str = "invalid_utf8",
+    bad_ids: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> pa.Table:
-    """SCAN_SCHEMA of rows whose fields could be read; all arguments have one value per row.
+    """SCAN_SCHEMA of reviews that could be read; all arguments have one value per row.
 
-    `ratings`: NaN is no number, -inf an absent one that is allowed.
+    `ratings`: NaN stands for a value that is no number, -inf for an absent rating that is allowed.
+    `bad_ids`: the reason for which ids are refused, and the mask of their rows.
     """
-    users, items = pa.array(users, pa.string()), pa.array(items, pa.string())
     low, high = rating_range
-    outside = ((ratings < low) | (ratings > high)) & (ratings != -np.inf)
     conditions = {
-        bad_ids_are: np.broadcast_to(bad_ids, len(rows)),
+        **bad_ids,
         "missing_user": is_empty(users),
         "missing_item": is_empty(items),
         "rating_not_a_number": np.isnan(ratings),
-        "rating_out_of_range": outside,
+        "rating_out_of_range": ((ratings < low) | (ratings > high)) & (ratings != -np.inf),
         **{FORMS[code]: times.form == code for code in (NOT_READ, OUT_OF_RANGE, DATE_AS_NUMBER)},
     }
-    reasons, snippets = first_reasons(conditions, raw)
-    return pa.table(
-        [
-            users,
-            items,
-            pa.array(ratings.astype(np.float32), mask=~np.isfinite(ratings)),
-            np.where(times.form > DATE_AS_NUMBER, times.milliseconds, 0).astype(np.int64),
-            form_names(times.form),
-            rows,
-            reasons,
-            snippets,
-        ],
-        schema=SCAN_SCHEMA,
-    )
-
-
-def first_reasons(conditions: Mapping[str, np.ndarray], raw: Sequence[bytes | str]) -> tuple[pa.Array, pa.Array]:
-    """Per row the name of the first condition that holds, null where none does; and snippets of some."""
-    names = [None, *conditions]
-    which = np.select(list(conditions.values()), range(1, len(names)), default=0)
-    if not which.any():
-        empty = pa.nulls(len(which), pa.string())
-        return empty, empty
-    reasons = [names[i] for i in which]
-    return pa.array(reasons, pa.string()), pa.array(limited_snippets(reasons, raw), pa.string())
-
-
-def form_names(form: np.ndarray) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(form.astype(np.int8), FORMS, mask=form <= DECLARED).cast(pa.string())
-
-
-def is_empty(ids: pa.Array) -> np.ndarray:
-    return pc.equal(ids.fill_null(""), "").to_numpy(zero_copy_only=False)
-
-
-def refused_rows(refused: Sequence[Refusal]) -> pa.Table:
-    """SCAN_SCHEMA of rows that could not be read at all."""
-    reasons = [r.reason for r in refused]
-    filled = {
-        "row": [r.row for r in refused],
-        "reason": reasons,
-        "snippet": limited_snippets(reasons, [r.snippet for r in refused]),
+    forms = pa.DictionaryArray.from_arrays(times.form.astype(np.int8), FORMS, mask=times.form <= DECLARED)
+    columns = {
+        "user_id": users,
+        "item_id": items,
+        "rating": pa.array(ratings.astype(np.float32), mask=~np.isfinite(ratings)),
+        "timestamp": np.where(times.form > DATE_AS_NUMBER, times.milliseconds, 0).astype(np.int64),
+        "time_form": forms.cast(pa.string()),
     }
-    nothing = [None] * len(refused)
-    return pa.table({name: filled.get(name, nothing) for name in SCAN_SCHEMA.names}, schema=SCAN_SCHEMA)
+    return scan_rows(rows, columns, conditions, raw)
+
+
+# --- second pass ----------------------------------------------------------------------------------
+
+
+def has_text(config: PrepareConfig) -> bool:
+    """False for MovieLens, which has ratings only: its files need no second pass."""
+    return config.format != "movielens"
 
 
 def read_texts(path: str, config: PrepareConfig, rows: np.ndarray) -> Iterator[pa.Table]:
-    """TEXT_SCHEMA of the rows with these sorted numbers, uncut, in bounded tables."""
+    """TEXT_SCHEMA of the rows with these sorted numbers, uncut, in tables of bounded size."""
     if config.format == "amazon":
-        for lines in read_json_lines(path):
-            yield amazon_texts(lines, rows)
-        return
-    for columns in named_columns.review_columns(path, config, ("item_id", *REVIEW_TEXTS)):
-        yield table_texts(columns, rows)
+        return read_json_texts(path, rows, TEXT, repair_text, amazon_texts, TEXT_SCHEMA)
+    return read_column_texts(review_columns(path, config, ("item_id", *REVIEW_TEXTS)), rows, REVIEW_TEXTS, TEXT_SCHEMA)
 
 
-def amazon_texts(lines: Lines, rows: np.ndarray) -> pa.Table:
-    kept = within(rows, lines.first, lines.first + len(lines.lines))
-    decoded = [decode_line(lines.lines[row - lines.first], TEXT, repair_text) for row in kept.tolist()]
-    titles = [without_html(r.title or r.summary or "") for r in decoded]
-    texts = [without_html(r.text or r.reviewText or "") for r in decoded]
-    return pa.table([kept, titles, texts, np.zeros(len(kept), bool)], schema=TEXT_SCHEMA)
-
-
-def within(rows: np.ndarray, start: int, end: int) -> np.ndarray:
-    """The sorted row numbers in [start, end)."""
-    return rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)]
-
-
-def table_texts(columns: Columns, rows: np.ndarray) -> pa.Table:
-    chosen = np.isin(columns.rows, rows, assume_unique=True)
-    table = columns.table.filter(chosen) if len(chosen) else columns.table
-    kept = columns.rows[chosen]
-    texts, repaired = zip(*(values.as_texts(table, name, len(kept)) for name in REVIEW_TEXTS), strict=True)
-    return pa.table([kept, *texts, np.logical_or.reduce(repaired)], schema=TEXT_SCHEMA)
+def amazon_texts(records: Sequence[ReviewText]) -> dict[str, list[str]]:
+    return {
+        "review_title": [without_html(r.title or r.summary or "") for r in records],
+        "review_text": [without_html(r.text or r.reviewText or "") for r in records],
+    }

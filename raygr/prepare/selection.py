@@ -1,7 +1,7 @@
 """Scanned ids -> the kept interactions with indexes, positions and split, in numpy only.
 
-Rows stay in chronological order, ties by (file, row), until the last step sorts them by user. Users
-and items are numbered by their ids in byte order, so the numbers do not depend on the order of reading.
+Interactions stay in chronological order, equal times by file and row, until the last step sorts them by user. Users and
+items are numbered by their ids in byte order, so the numbers do not depend on the order of reading.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from raygr.prepare.config import PrepareConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Interactions:
-    """Columns of N interactions; `user` and `item` are places in `user_ids` and `item_ids`."""
+class ScannedInteractions:
+    """Columns of N interactions; `user` and `item` are indexes into `user_ids` and `item_ids`."""
 
     user: np.ndarray
     item: np.ndarray
@@ -33,9 +33,9 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, which: np.ndarray) -> "Interactions":
-        """The interactions of a mask or of places, in the order of these."""
-        return Interactions(
+    def take(self, which: np.ndarray) -> "ScannedInteractions":
+        """The interactions of a mask, or of indexes in their order."""
+        return ScannedInteractions(
             user=self.user[which],
             item=self.item[which],
             rating=self.rating[which],
@@ -47,18 +47,18 @@ class Interactions:
         )
 
 
-def from_scan(scan: pa.Table) -> Interactions:
-    """Usable scanned rows (ids dictionary-encoded, plus `file`) in chronological order."""
+def from_scan(scan: pa.Table) -> ScannedInteractions:
+    """Usable rows of SCAN_SCHEMA, plus `file` and with dictionary-encoded ids, in chronological order."""
     user, user_ids = encode_ids(scan["user_id"])
     item, item_ids = encode_ids(scan["item_id"])
     time, file, row = (scan[name].to_numpy() for name in ("timestamp", "file", "row"))
     order = np.lexsort((row, file, time))
     rating = scan["rating"].to_numpy()
-    return Interactions(user, item, rating, time, file, row, user_ids, item_ids).take(order)
+    return ScannedInteractions(user, item, rating, time, file, row, user_ids, item_ids).take(order)
 
 
 def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """int32 places in the sorted distinct ids, and those ids."""
+    """int32 indexes into the sorted distinct ids, and those ids."""
     unified = column.unify_dictionaries()
     ids = unified.chunk(0).dictionary
     order = pc.sort_indices(ids).to_numpy()
@@ -69,15 +69,15 @@ def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 class Dropped(NamedTuple):
-    """What one step of `reduce` leaves out; a user or an item where its last interaction goes."""
+    """What one step of `reduce` drops; a user or an item is dropped with its last interaction."""
 
     interactions: int
     users: int
     items: int
 
 
-def reduce(data: Interactions, config: PrepareConfig) -> tuple[Interactions, dict[str, Dropped]]:
-    """The interactions that stay, with the counts of the others by reason; InputError where none does."""
+def reduce(data: ScannedInteractions, config: PrepareConfig) -> tuple[ScannedInteractions, dict[str, Dropped]]:
+    """The interactions that stay, and the counts of the dropped ones by reason; InputError if none stays."""
     steps = {
         "duplicate": lambda kept: distinct(kept, keep=config.keep_duplicate),
         "user_not_sampled": lambda kept: sample_users(kept, config.sample_users, seed=config.seed),
@@ -96,18 +96,18 @@ def reduce(data: Interactions, config: PrepareConfig) -> tuple[Interactions, dic
         raise InputError(
             f"no interaction is left (dropped: {counts}): lower min_user_interactions="
             f"{config.min_user_interactions} or min_item_interactions={config.min_item_interactions}, "
-            f"or take another filter than {config.filter}"
+            f"or use another filter than {config.filter}"
         )
     return data, dropped
 
 
-def sizes(data: Interactions) -> tuple[int, int, int]:
-    """Interactions, and the users and items that have any."""
+def sizes(data: ScannedInteractions) -> tuple[int, int, int]:
+    """The numbers of interactions, and of the users and items that have any."""
     users = np.count_nonzero(np.bincount(data.user))
     return len(data), int(users), int(np.count_nonzero(np.bincount(data.item)))
 
 
-def distinct(data: Interactions, *, keep: str) -> np.ndarray:
+def distinct(data: ScannedInteractions, *, keep: str) -> np.ndarray:
     """Mask of the first, last or all interactions of each (user, item) in chronological order."""
     if keep == "all":
         return np.ones(len(data), bool)
@@ -120,8 +120,8 @@ def distinct(data: Interactions, *, keep: str) -> np.ndarray:
     return mask
 
 
-def sample_users(data: Interactions, count: int | None, *, seed: int) -> np.ndarray:
-    """Mask of the interactions of `count` users drawn without replacement; null or too many keep all."""
+def sample_users(data: ScannedInteractions, count: int | None, *, seed: int) -> np.ndarray:
+    """Mask of the interactions of `count` users drawn without replacement; None, or too many, keeps all."""
     users = np.unique(data.user)
     if count is None or count >= len(users):
         return np.ones(len(data), bool)
@@ -129,8 +129,8 @@ def sample_users(data: Interactions, count: int | None, *, seed: int) -> np.ndar
     return np.isin(data.user, drawn)
 
 
-def newest(data: Interactions, count: int | None) -> np.ndarray:
-    """Mask of each user's last `count` interactions."""
+def newest(data: ScannedInteractions, count: int | None) -> np.ndarray:
+    """Mask of the last `count` interactions of each user; None keeps all."""
     if count is None:
         return np.ones(len(data), bool)
     position, length = positions(data.user, len(data.user_ids))
@@ -138,7 +138,7 @@ def newest(data: Interactions, count: int | None) -> np.ndarray:
 
 
 def positions(user: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each interaction's place in its user's history from 0, and the length of that history."""
+    """The position of each interaction in the history of its user, from 0, and the length of that history."""
     count = np.bincount(user, minlength=users)
     start = np.cumsum(count) - count
     order = np.argsort(user, kind="stable")
@@ -147,8 +147,8 @@ def positions(user: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:
     return position, count[user]
 
 
-def enough(data: Interactions, config: PrepareConfig) -> np.ndarray:
-    """Mask of the interactions that the minimum counts leave, by `config.filter`."""
+def enough(data: ScannedInteractions, config: PrepareConfig) -> np.ndarray:
+    """Mask of the interactions that pass the minimum counts, applied as `config.filter` says."""
     user_step = (data.user, config.min_user_interactions)
     item_step = (data.item, config.min_item_interactions)
     match config.filter:
@@ -161,7 +161,10 @@ def enough(data: Interactions, config: PrepareConfig) -> np.ndarray:
 
 
 def passes(steps: Sequence[tuple[np.ndarray, int]], *, repeat: bool) -> np.ndarray:
-    """Mask left by dropping ids with fewer than their minimum of kept rows, once or until nothing changes."""
+    """Mask of the rows that stay when ids with too few rows are dropped, once or until nothing changes.
+
+    `steps`: ids (N,) and their minimum number of rows, in the order of the drops.
+    """
     left = np.arange(len(steps[0][0]))
     while True:
         before = len(left)
@@ -176,22 +179,22 @@ def passes(steps: Sequence[tuple[np.ndarray, int]], *, repeat: bool) -> np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """The final N interactions sorted by (user, position), U users and I items."""
+    """The final N interactions of U users and I items, sorted by user and position."""
 
     user_index: np.ndarray  # 0..U-1
     item_index: np.ndarray  # 1..I
     position: np.ndarray
     rating: np.ndarray
     timestamp: np.ndarray
-    part: np.ndarray  # places in splits.PARTS
+    part: np.ndarray  # indexes into splits.PARTS
     file: np.ndarray
     row: np.ndarray
     user_ids: pa.Array  # (U,)
     item_ids: pa.Array  # (I,)
 
 
-def assign(data: Interactions, config: PrepareConfig) -> Kept:
-    """Indexes, positions and split of the reduced interactions; InputError where the test part is empty."""
+def assign(data: ScannedInteractions, config: PrepareConfig) -> Kept:
+    """Adds indexes, positions and the split to the reduced interactions; InputError if the test part is empty."""
     users, user_index = np.unique(data.user, return_inverse=True)
     items, item_place = np.unique(data.item, return_inverse=True)
     position, length = positions(user_index, len(users))
@@ -214,10 +217,10 @@ def assign(data: Interactions, config: PrepareConfig) -> Kept:
 def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, config: PrepareConfig) -> np.ndarray:
     if config.split == "leave_one_out":
         part = splits.leave_one_out(position, length)
-        hint = "keep users of three interactions or more (min_user_interactions)"
+        hint = "keep users with three or more interactions (min_user_interactions)"
     elif config.timestamps == "position":
         files = ", ".join(config.reviews)
-        raise InputError(f"split=temporal needs times, but {files} has positions inside each user: use leave_one_out")
+        raise InputError(f"split=temporal needs times, but {files} has positions in the history: use leave_one_out")
     else:
         part = splits.temporal(timestamp, quantile=config.temporal_quantile)
         hint = "lower temporal_quantile"
@@ -227,7 +230,7 @@ def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, confi
 
 
 def item_ratings(kept: Kept, which: np.ndarray) -> tuple[pa.Array, pa.Array]:
-    """(I,) mean rating, null without one, and number of rated interactions, over the masked interactions."""
+    """(I,) mean ratings, null without ratings, and (I,) numbers of rated interactions, of the masked interactions."""
     rated = which & ~np.isnan(kept.rating)
     places, count_of = kept.item_index[rated] - 1, len(kept.item_ids)
     count = np.bincount(places, minlength=count_of)
@@ -237,12 +240,12 @@ def item_ratings(kept: Kept, which: np.ndarray) -> tuple[pa.Array, pa.Array]:
 
 
 def user_cutoffs(kept: Kept) -> Mapping[str, pa.Array]:
-    """(U,) interactions, time and position of the last train interaction; null and -1 without one."""
+    """(U,) interaction counts, and time and position of the last train interaction; null and -1 without one."""
     users = len(kept.user_ids)
     count = np.bincount(kept.user_index, minlength=users)
     train = np.bincount(kept.user_index[kept.part == splits.TRAIN_PART], minlength=users)
     start = np.cumsum(count) - count
-    # Train interactions come first in a history, so the last of them is at place `train - 1`.
+    # Train interactions come first in a history, so the last of them has the position `train - 1`.
     last = start + np.maximum(train, 1) - 1
     return {
         "interactions": pa.array(count.astype(np.int32)),

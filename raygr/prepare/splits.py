@@ -1,7 +1,6 @@
-"""Which part, train, validation or test, an interaction belongs to: pure functions on numpy arrays.
+"""The part of an interaction: train, validation or test. Pure functions on numpy arrays.
 
-Parts are small integers, places in PARTS. In each split a user's validation interactions come after
-the train ones and the test ones last.
+A part is an index into PARTS. In each split the train interactions of a user come first and the test ones last.
 """
 
 import numpy as np
@@ -14,9 +13,9 @@ MIN_SPLIT_INTERACTIONS = 3
 
 
 def leave_one_out(position: np.ndarray, history_length: np.ndarray) -> np.ndarray:
-    """The last interaction is test, the one before validation; below three interactions all are train.
+    """The last interaction of a user is test, the one before it validation; users below three have train only.
 
-    Both arguments, and the parts (N,): an interaction's place in its user's history, and the length of that.
+    `position`, from 0, and `history_length` describe each of the N interactions; the parts are (N,) int8.
     """
     left = history_length - 1 - position
     part = np.select([left == 0, left == 1], [TEST_PART, VALIDATION_PART], default=TRAIN_PART).astype(np.int8)
@@ -25,10 +24,10 @@ def leave_one_out(position: np.ndarray, history_length: np.ndarray) -> np.ndarra
 
 
 def temporal(timestamp: np.ndarray, *, quantile: float) -> np.ndarray:
-    """Interactions later than the quantile of all times are test; validation is the newest tenth of the others.
+    """Interactions after the quantile of all times are test; the newest tenth of the others is validation.
 
-    `timestamp` (N,) in input row order: equal times count as ordered by row. Times equal to the
-    quantile are not test, so many ties make the test part smaller than 1 - quantile.
+    `timestamp` is (N,) in the order of the input rows, which orders equal times. Times equal to the quantile are not
+    test, so the test part is smaller than 1 - quantile if many times are equal. The parts are (N,) int8.
     """
     part = np.full(len(timestamp), TRAIN_PART, np.int8)
     part[timestamp > np.quantile(timestamp, quantile)] = TEST_PART

@@ -16,7 +16,7 @@ class RecommendConfig:
 
     output: Place
     train_run: TrainRun
-    """A train run; its data and scores must be where they were."""
+    """A train run; its folder is enough, wherever it is."""
     users: Ids | None = None
     """User ids (in quotes where they start with a zero); null recommends to all. Their whole histories count, test part
     too."""

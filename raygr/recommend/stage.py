@@ -23,17 +23,15 @@ import torch
 from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.data.ids import complete_ids, read_id_lines
-from raygr.data.interactions import read_ids, read_interactions
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import is_list, named
 from raygr.distributed import wants_gpu
-from raygr.prepare.json_lines import as_id
-from raygr.prepare.named_columns import decode_object
+from raygr.prepare.json_lines import as_id, decode_object
 from raygr.ray_setup import connect
 from raygr.recommend.config import RecommendConfig
-from raygr.recommend.recommender import Histories, Recommender, check_known, open_recommender, read_train_config
-from raygr.schema import ITEMS, RECOMMENDATION_SCHEMA, RECOMMENDATIONS, USERS
-from raygr.train.config import TrainConfig
+from raygr.recommend.recommender import Histories, Recommender, check_known, load_recommender
+from raygr.schema import RECOMMENDATION_SCHEMA, RECOMMENDATIONS
+from raygr.train.serving import Serving, read_serving
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +41,14 @@ PART = re.compile(r"/part-(?P<first>\d{9,})-(?P<last>\d{9,})\.parquet(?P<half>\.
 
 def recommend(config: RecommendConfig) -> runs.Run:
     """Top-N lists as RECOMMENDATION rows; what is wrong with users or histories is said before any work."""
-    train_config = read_train_config(config.train_run)
-    subjects = read_subjects(config, train_config)
+    subjects = read_subjects(config, read_serving(config.train_run))
     used = [path for path in (config.train_run, histories_or_users(config), config.mmr_scores) if path]
     run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
     waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
     if len(waiting) < len(subjects):
         logger.info("recommend: goes on, %d of %d have their lists", len(subjects) - len(waiting), len(subjects))
     if len(waiting):
-        write_lists(config, train_config, waiting)
+        write_lists(config, waiting)
     counts = list_counts(len(subjects), run.file(RECOMMENDATIONS))
     runs.finish_run(run, inputs=used, counts=counts)
     logger.info("recommended %d items to %d", counts["recommendations"], counts["with_list"])
@@ -63,11 +60,11 @@ def histories_or_users(config: RecommendConfig) -> str | None:
     return config.histories or config.users_file
 
 
-def write_lists(config: RecommendConfig, train_config: TrainConfig, subjects: pa.Table) -> None:
+def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:
     """Sends SUBJECT rows through the actors, which write their parts."""
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
-    settings = actor_settings(config, train_config, device="cuda" if use_gpu else "cpu")
+    settings = actor_settings(config, device="cuda" if use_gpu else "cpu")
     blocks = [subjects.slice(first, config.batch_size) for first in range(0, len(subjects), config.batch_size)]
     written = ray.data.from_arrow(blocks).map_batches(
         RecommendingActor,
@@ -111,41 +108,38 @@ def list_counts(subjects: int, folder: str) -> dict[str, int]:
     return {"subjects": subjects, "with_list": with_list, "recommendations": found.count_rows()}
 
 
-def actor_settings(config: RecommendConfig, train_config: TrainConfig, *, device: str) -> dict[str, Any]:
+def actor_settings(config: RecommendConfig, *, device: str) -> dict[str, Any]:
     """Arguments of RecommendingActor; paths are absolute, because an actor runs in a folder of its own."""
     named = {"output": config.output, "train_run": config.train_run, "mmr_scores": config.mmr_scores}
     absolute = {name: files.absolute(path) for name, path in named.items() if path}
-    return {"config": dataclasses.replace(config, **absolute), "train_config": train_config, "device": device}
+    return {"config": dataclasses.replace(config, **absolute), "device": device}
 
 
-def read_subjects(config: RecommendConfig, train_config: TrainConfig) -> pa.Table:
+def read_subjects(config: RecommendConfig, serving: Serving) -> pa.Table:
     """SUBJECT rows; ConfigError or ValueError names unknown users and items."""
     if sum(one is not None for one in (config.users, config.users_file, config.histories)) > 1:
         raise ConfigError("users, users_file and histories are three ways to say for whom: set one of them")
     if config.histories is not None:
-        subjects = subjects_of_histories(config.histories, train_config.data)
+        subjects = subjects_of_histories(config.histories, serving)
     else:
-        subjects = subjects_of_users(
-            read_users(config.users_file) if config.users_file else config.users, train_config.data
-        )
+        subjects = subjects_of_users(read_users(config.users_file) if config.users_file else config.users, serving)
     if not len(subjects):
         raise ConfigError(f"{config.histories or config.users_file or 'users'}: nobody is in it to recommend to")
     return subjects
 
 
-def subjects_of_users(users: Sequence[str] | None, data: str) -> pa.Table:
+def subjects_of_users(users: Sequence[str] | None, serving: Serving) -> pa.Table:
     """All users, or those named, after their whole histories."""
-    ids_U, found = read_ids(data, USERS, "user"), read_interactions(data)
-    offsets = pa.array(np.searchsorted(found.user_N, np.arange(found.users + 1)), pa.int64())
-    items = pa.LargeListArray.from_arrays(offsets, pa.array(found.item_N, pa.int32()))
-    rows = pa.table({"subject_id": ids_U, "user_index": np.arange(found.users), "items": items})
+    ids_U = serving.user_ids_U
+    items = pa.LargeListArray.from_arrays(pa.array(serving.first_U, pa.int64()), pa.array(serving.items_N, pa.int32()))
+    rows = pa.table({"subject_id": ids_U, "user_index": np.arange(len(ids_U)), "items": items})
     if users is not None:
         wanted = list(dict.fromkeys(users))
         log_rows(
             "users asked for", read=len(users), kept=len(wanted), dropped={"named_twice": len(users) - len(wanted)}
         )
         index_of = {one: place for place, one in enumerate(ids_U.tolist())}
-        check_known(wanted, index_of, "user", data)
+        check_known(wanted, index_of, "user", serving.config.data)
         rows = rows.take(pa.array([index_of[one] for one in wanted], pa.int64()))
     return rows.append_column("row", pa.array(np.arange(len(rows))))
 
@@ -156,12 +150,12 @@ def read_users(path: str) -> list[str]:
     return [one for one in read_id_lines(path) if one]
 
 
-def subjects_of_histories(path: str, data: str) -> pa.Table:
+def subjects_of_histories(path: str, serving: Serving) -> pa.Table:
     """Rows of {history_id, item_ids}, Parquet or JSON lines; ids are text or whole numbers of any type."""
     history_ids, length, item_ids = read_histories(path)
-    ids_I, users = read_ids(data, ITEMS, "item"), files.read_table(files.join(data, USERS), ["user_index"]).num_rows
+    ids_I, users = serving.item_ids_I, len(serving.user_ids_U)
     index_of = {one: place for place, one in enumerate(ids_I.tolist(), start=1)}
-    check_known(item_ids.unique().to_pylist(), index_of, "item", f"{path}: {data}")
+    check_known(item_ids.unique().to_pylist(), index_of, "item", f"{path}: {serving.config.data}")
     index = pc.add(pc.index_in(item_ids, value_set=pa.array(ids_I, pa.string())), 1).combine_chunks()
     offsets = pa.array(np.concatenate([[0], np.cumsum(length)]), pa.int64())
     columns = {
@@ -216,12 +210,10 @@ def read_json_histories(path: str) -> pa.Table:
 class RecommendingActor:
     """Batches of SUBJECT rows -> their recommendations, written as one Parquet part each."""
 
-    def __init__(self, *, config: RecommendConfig, train_config: TrainConfig, device: str):
+    def __init__(self, *, config: RecommendConfig, device: str):
         torch.set_num_threads(config.threads)
         self.config = config
-        self.recommender = open_recommender(
-            train_config, config.train_run, list_scores=config.mmr_scores, device=device
-        )
+        self.recommender = load_recommender(config.train_run, list_scores=config.mmr_scores, device=device)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         folder = files.join(self.config.output, RECOMMENDATIONS)

@@ -1,4 +1,4 @@
-"""What a report says: finished runs -> sections of tables and charts, the same for the page and for Markdown."""
+"""The sections of a report: text, tables and charts, which the page and the Markdown file both print."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,32 +11,26 @@ from raygr.compare.gain_words import table_notes
 from raygr.compare.tables import NOTHING, Arms, Table, list_table, metric_table, ranking_names
 from raygr.metrics.ranking import metric_name
 from raygr.report.charts import Interval, agreement_chart, gain_chart, profile_chart, share_chart
-from raygr.report.scores import Agreement, ScoreMatrix
-from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD
+from raygr.report.scored_subjects import Agreement, ScoreMatrix, Subject
+from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD, AspectQuality
 
 
 class Chart(NamedTuple):
-    """A figure for the page; its numbers stand in a table too, for Markdown and for readers who hear the page."""
+    """A figure of the page. A table has the same numbers, for Markdown and for screen readers."""
 
     caption: str
     svg: Markup
 
 
 class Section(NamedTuple):
+    """A heading with its text, remarks, charts and tables."""
+
     title: str
     text: str
     tables: list[Table]
     charts: list[Chart]
     remarks: Sequence[str] = ()
-    """Sentences that must not be overlooked."""
-
-
-class Subject(NamedTuple):
-    """An item or user that is drawn."""
-
-    name: str
-    note: str
-    scores_A: np.ndarray
+    """Sentences that are shown as notices."""
 
 
 def data_section(statistics: Mapping[str, Any], counts: Mapping[str, Any]) -> Section:
@@ -127,31 +121,32 @@ def settings_table(arms: Arms) -> Table:
     return Table("Settings of the arms", header, rows)
 
 
-def quality_section(quality: Mapping[str, Any], subjects: str) -> Section:
-    """How many subjects were read, and whether each aspect tells them apart. `subjects` is item or user."""
-    whole = {name: value for name, value in quality.items() if name != "aspects"}
+def quality_section(facts: Mapping[str, Any], aspects: Mapping[str, AspectQuality], subjects: str) -> Section:
+    """How many subjects have scores, and how well each aspect separates them. `subjects` is `item` or `user`."""
     header = ["aspect", "mean", "spread", "identical", "dead"]
     rows = [
-        [name, decimals(a["mean"]), decimals(a["spread"]), percent(a["identical_share"]), show(a["dead"])]
-        for name, a in quality["aspects"].items()
+        [name, decimals(aspect.mean), decimals(aspect.spread), percent(aspect.identical_share), show(aspect.dead)]
+        for name, aspect in aspects.items()
     ]
     text = (
         "A dead aspect gives all subjects nearly the same score, so it tells none of them apart: its expected ratings "
         f"spread by less than {DEAD_SPREAD:g}, or {DEAD_SHARE:.0%} or more of the integer ratings are the same."
     )
-    dead = [name for name, aspect in quality["aspects"].items() if aspect["dead"]]
-    remarks = [f"{len(dead)} of {len(quality['aspects'])} aspects are dead: {', '.join(dead)}."] if dead else []
-    tables = [fact_table("Run", whole), Table("Scores per aspect, on 1 to 10", header, rows)]
+    dead = [name for name, aspect in aspects.items() if aspect.dead]
+    remarks = [f"{len(dead)} of {len(aspects)} aspects are dead: {', '.join(dead)}."] if dead else []
+    tables = [fact_table("Run", facts), Table("Scores per aspect, on 1 to 10", header, rows)]
     return Section(f"Quality of the {subjects} scores", text, tables, [], remarks)
 
 
 def agreement_section(agreements: Sequence[Agreement], reference: str) -> Section:
-    """Our item scores beside another model's, aspect by aspect."""
+    """The rank correlation of our item scores with another model's, per aspect."""
     title, caption = "Agreement with reference scores", "Rank correlation per aspect"
     if not agreements:
         return Section(title, f"{reference} shares no aspect with the item scores.", [], [])
-    rows = [[a.aspect, signed(a.correlation), show(a.items)] for a in agreements]
     known = {a.aspect: a.correlation for a in agreements if a.correlation is not None}
+    # no -0.00
+    values = {aspect: f"{round(correlation, 2) + 0.0:+.2f}" for aspect, correlation in known.items()}
+    rows = [[a.aspect, values.get(a.aspect, NOTHING), show(a.items)] for a in agreements]
     label = f"{caption}, from {min(known.values(), default=0):.2f} to {max(known.values(), default=0):.2f}"
     charts = [Chart(caption, agreement_chart(known, figure_id="agreement", label=label))] if known else []
     text = f"Spearman's correlation over the items that {reference} scores too: 1 is the same order, 0 is none."
@@ -161,10 +156,12 @@ def agreement_section(agreements: Sequence[Agreement], reference: str) -> Sectio
 def subject_section(title: str, text: str, subjects: Sequence[Subject], matrix: ScoreMatrix) -> Section:
     """The subjects' scores beside the average over all subjects of `matrix`."""
     averages_A = np.nanmean(matrix.scores_SA, axis=0)
-    charts = [
-        Chart(f"{subject.name}: {subject.note}", subject_chart(subject, matrix.aspects, averages_A, figure_id))
-        for subject, figure_id in zip(subjects, figure_ids(title, len(subjects)), strict=True)
-    ]
+    charts = []
+    for number, subject in enumerate(subjects):
+        label = f"Scores of {subject.name} from 1 to 10, beside the average; the numbers are in the table"
+        figure_id = f"{title.lower().replace(' ', '-')}-{number}"
+        svg = profile_chart(matrix.aspects, list(subject.scores_A), list(averages_A), figure_id=figure_id, label=label)
+        charts.append(Chart(f"{subject.name}: {subject.note}", svg))
     rows = [
         [aspect, *(f"{s.scores_A[column]:.1f}" for s in subjects), f"{averages_A[column]:.1f}"]
         for column, aspect in enumerate(matrix.aspects)
@@ -173,17 +170,8 @@ def subject_section(title: str, text: str, subjects: Sequence[Subject], matrix: 
     return Section(title, text, [table], charts)
 
 
-def subject_chart(subject: Subject, aspects: list[str], averages_A: np.ndarray, figure_id: str) -> Markup:
-    label = f"Scores of {subject.name} from 1 to 10, beside the average; the numbers are in the table"
-    return profile_chart(aspects, list(subject.scores_A), list(averages_A), figure_id=figure_id, label=label)
-
-
-def figure_ids(title: str, number: int) -> list[str]:
-    return [f"{title.lower().replace(' ', '-')}-{position}" for position in range(number)]
-
-
 def fact_table(caption: str, facts: Mapping[str, Any]) -> Table:
-    """Nested facts as rows of name and value, the names joined by a dot."""
+    """A row per fact; the names of nested facts are joined by a dot."""
     rows = [[name.replace("_", " "), show(value)] for name, value in flat_facts(facts)]
     return Table(caption, ["name", "value"], rows)
 
@@ -197,7 +185,7 @@ def flat_facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def show(value: Any) -> str:
-    """A value in words: 12,345, 0.1235, yes, and a dash for none."""
+    """A value as text: 12,345 or 0.1235 or yes, and a dash for None."""
     match value:
         case None | "":
             return NOTHING
@@ -211,10 +199,6 @@ def show(value: Any) -> str:
             return ", ".join(map(show, value)) or NOTHING
         case _:
             return str(value)
-
-
-def signed(correlation: float | None) -> str:
-    return NOTHING if correlation is None else f"{round(correlation, 2) + 0.0:+.2f}"  # no -0.00
 
 
 def decimals(score: float | None) -> str:

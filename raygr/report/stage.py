@@ -1,7 +1,6 @@
-"""Finished runs -> report.html, one page that needs nothing from outside, and report.md with the same tables.
+"""The report stage: finished runs -> report.html, a page without outside files, and report.md with the same tables.
 
-Reads a prepare run and whatever of score runs, comparison and reference scores the configuration
-names; what it does not name, the report leaves out.
+Reads a prepare run, and those of score runs, comparison, fine-tunes and reference scores that the configuration names.
 """
 
 import dataclasses
@@ -12,22 +11,26 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jinja2
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic_core import to_jsonable_python
 
 from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.tables import Table
 from raygr.config import check_config, override
-from raygr.files import join, read_json, read_table, write_text
+from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
 from raygr.prepare.config import PrepareConfig
 from raygr.report.config import ReportConfig
-from raygr.report.scores import ScoreMatrix, compare_scores, read_reference, read_scores
+from raygr.report.finetune_section import finetune_section
+from raygr.report.scored_subjects import (
+    compare_scores,
+    longest_histories,
+    most_reviewed_items,
+    read_reference,
+    read_scores,
+)
 from raygr.report.sections import (
     Section,
-    Subject,
     agreement_section,
     comparison_section,
     data_section,
@@ -35,14 +38,13 @@ from raygr.report.sections import (
     show,
     subject_section,
 )
-from raygr.report.tuning import tuning_section
 from raygr.runs import Run, finish_run, is_finished, read_run, start_run
-from raygr.schema import INTERACTIONS, ITEMS, QUALITY, STATISTICS, TRAIN, USERS
+from raygr.schema import QUALITY, STATISTICS
 from raygr.score.config import ScoreConfig
+from raygr.score.quality import AspectQuality
 from raygr.train.config import TrainConfig
 
 HTML, MARKDOWN = "report.html", "report.md"
-DRAWN_SUBJECTS, NEWEST_TITLES, LONGEST_NAME = 3, 3, 60
 JOB_CONFIGS = {
     "prepare": PrepareConfig,
     "score": ScoreConfig,
@@ -53,16 +55,18 @@ JOB_CONFIGS = {
 
 
 class RunNote(NamedTuple):
-    """What the report says of one run behind it."""
+    """A run that the report is made from."""
 
     path: str
     job: str
-    config: str  # JSON
-    command: str  # that repeats the run
+    config: str
+    """JSON."""
+    command: str
+    """The command line that repeats the run."""
 
 
 class Report(NamedTuple):
-    """All that the two templates print."""
+    """The content of both templates."""
 
     title: str
     notice: str
@@ -72,7 +76,7 @@ class Report(NamedTuple):
 
 
 def report(config: ReportConfig) -> Run:
-    """The run that holds report.html and report.md; RunError names an input run that is not finished."""
+    """Writes report.html and report.md; RunError names an input run that is not finished."""
     records = read_records(config)
     content = Report(
         title=config.title,
@@ -91,9 +95,9 @@ def report(config: ReportConfig) -> Run:
 
 
 def read_records(config: ReportConfig) -> dict[str, dict[str, Any]]:
-    """run.json by path of every run behind the report, in the order of the stages.
+    """Path -> run.json of every run that the report is made from, in the order of the stages.
 
-    A comparison's train runs are among them only where they still exist.
+    A comparison's train runs that no longer exist are left out.
     """
     jobs = {config.data: "prepare", config.item_score_run: "score", config.user_score_run: "score"}
     jobs |= dict.fromkeys(config.finetune, "finetune")
@@ -113,11 +117,11 @@ def report_sections(config: ReportConfig, records: Mapping[str, Mapping[str, Any
     if config.user_score_run:
         yield from user_score_sections(config.user_score_run, config.data)
     for number, path in enumerate(config.finetune):
-        yield tuning_section(path, records[path]["config"], figure_id=f"tuning-{number}")
+        yield finetune_section(path, records[path]["config"], figure_id=f"tuning-{number}")
 
 
 def item_score_sections(item_scores: str, data: str, reference: str | None) -> Iterable[Section]:
-    yield quality_section(read_json(join(item_scores, QUALITY)), "item")
+    yield quality_section(*read_quality(item_scores), "item")
     matrix = read_scores(item_scores)
     if reference:
         yield agreement_section(compare_scores(matrix, read_reference(reference)), reference)
@@ -128,7 +132,7 @@ def item_score_sections(item_scores: str, data: str, reference: str | None) -> I
 
 
 def user_score_sections(user_scores: str, data: str) -> Iterable[Section]:
-    yield quality_section(read_json(join(user_scores, QUALITY)), "user")
+    yield quality_section(*read_quality(user_scores), "user")
     matrix = read_scores(user_scores)
     subjects = longest_histories(matrix, data)
     if subjects:
@@ -136,69 +140,20 @@ def user_score_sections(user_scores: str, data: str) -> Iterable[Section]:
         yield subject_section("Three users", text, subjects, matrix)
 
 
-def most_reviewed_items(matrix: ScoreMatrix, data: str) -> list[Subject]:
-    """The scored items with the most train interactions; equal ones in the order of their index."""
-    items = read_table(join(data, ITEMS), ["item_index", "item_id", "title", "train_rating_count"])
-    chosen = largest(items, matrix, id_name="item_id", count="train_rating_count", index="item_index")
-    return [
-        Subject(
-            short(row["title"] or row["item_id"]),
-            f"{show(row['train_rating_count'])} training reviews",
-            matrix.scores_SA[matrix.ids.index(row["item_id"])],
-        )
-        for row in chosen
-    ]
-
-
-def longest_histories(matrix: ScoreMatrix, data: str) -> list[Subject]:
-    """The scored users with the most interactions; equal ones in the order of their index."""
-    users = read_table(join(data, USERS), ["user_index", "user_id", "interactions"])
-    chosen = largest(users, matrix, id_name="user_id", count="interactions", index="user_index")
-    newest = newest_titles([row["user_index"] for row in chosen], data)
-    return [
-        Subject(
-            short(f"User {row['user_id']}"),
-            f"{show(row['interactions'])} interactions; newest: {'; '.join(titles)}",
-            matrix.scores_SA[matrix.ids.index(row["user_id"])],
-        )
-        for row, titles in zip(chosen, newest, strict=True)
-    ]
-
-
-def largest(table: pa.Table, matrix: ScoreMatrix, *, id_name: str, count: str, index: str) -> list[dict[str, Any]]:
-    """The rows of the scored subjects with the largest counts, at most DRAWN_SUBJECTS."""
-    scored = table.filter(pc.is_in(table[id_name], pa.array(matrix.ids, pa.string())))
-    return scored.sort_by([(count, "descending"), (index, "ascending")]).slice(0, DRAWN_SUBJECTS).to_pylist()
-
-
-def newest_titles(user_indices: list[int], data: str) -> list[list[str]]:
-    """Per user the titles of the last train items, newest first."""
-    history = read_table(join(data, INTERACTIONS), ["user_index", "item_index", "position", "split"])
-    items = read_table(join(data, ITEMS), ["item_index", "item_id", "title"])
-    train = history.filter(pc.equal(history["split"], TRAIN))
-    return [user_titles(train.filter(pc.equal(train["user_index"], user)), items) for user in user_indices]
-
-
-def user_titles(history: pa.Table, items: pa.Table) -> list[str]:
-    newest = history.sort_by([("position", "descending")])["item_index"].slice(0, NEWEST_TITLES)
-    rows = items.filter(pc.is_in(items["item_index"], newest.combine_chunks())).to_pylist()
-    titles = {row["item_index"]: short(row["title"] or row["item_id"]) for row in rows}
-    return [titles[item] for item in newest.to_pylist()]
-
-
-def short(text: str) -> str:
-    """One line of at most LONGEST_NAME characters: shops put whole paragraphs into titles."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1].rstrip() + "…"
+def read_quality(run: str) -> tuple[dict[str, Any], dict[str, AspectQuality]]:
+    """quality.json of a score run: facts of all subjects, and the quality of each aspect."""
+    quality = read_json(join(run, QUALITY))
+    aspects = {name: AspectQuality(**found) for name, found in quality.pop("aspects").items()}
+    return quality, aspects
 
 
 def run_note(path: str, record: Mapping[str, Any]) -> RunNote:
-    settings = json.dumps(record["config"], indent=1, ensure_ascii=False)
-    return RunNote(path, record["job"], settings, run_command(record["job"], record["config"]))
+    job, config = record["job"], record["config"]
+    return RunNote(path, job, json.dumps(config, indent=1, ensure_ascii=False), run_command(job, config))
 
 
 def run_command(job: str, config: Mapping[str, Any]) -> str:
-    """The command line that repeats a run: every setting that is not the default."""
+    """The command line that repeats a run, with all settings that differ from the defaults."""
     kind = JOB_CONFIGS[job]
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     smallest = check_config(kind, {name: config[name] for name in required}, source="run.json")
@@ -223,7 +178,7 @@ def version_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def render(content: Report, template: str, *, escape_html: bool) -> str:
-    """`content` in one of the package's templates; Markdown escapes cell by cell with `markdown`."""
+    """Fills one of the package's templates; the Markdown template escapes each text with `markdown`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raygr.report"),
         autoescape=escape_html,
@@ -237,7 +192,7 @@ def render(content: Report, template: str, *, escape_html: bool) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that stays text in Markdown: on one line, nothing in it read as markup or HTML."""
+    """Escapes text for a Markdown cell: one line, without markup or HTML."""
     escaped = re.sub(r"([\\`*\[\]|~#])", r"\\\1", text)
     escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return escaped.replace("\r", "").replace("\n", "<br>")

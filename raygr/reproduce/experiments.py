@@ -1,242 +1,207 @@
-"""What an experiment of the paper consists of: its arms, with one train run per seed, and the points of its curves.
+"""The stages, arms and train runs of an experiment of the paper.
 
-Runs are named by their settings, so that experiments which share a folder share the runs that they have in common.
+The name of a run's folder follows from its settings, so experiments that share a folder share equal runs.
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raygr import files
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.data.vector_tables import read_vectors
-from raygr.reproduce.config import ReproduceConfig
+from raygr.files import join
+from raygr.reproduce.config import BASE, REFINED, ReproduceConfig, folder_name, refined_labels
+from raygr.stages import STAGES, StageConfig
 from raygr.train.config import TrainConfig
-
-TABLES = ("table-2", "table-3", "table-4", "table-5")
-BASE, REFINED = "base", "refined"  # the arms of the paper's tables, beside which a configuration may name others
-
-
-class Sources(NamedTuple):
-    """Where data and scores are, or will be."""
-
-    data: str
-    item_scores: str
-    user_scores: str
-    classification_scores: str | None
-    """Of table-5 alone."""
+from raygr.train.inputs import check_settings
 
 
 class Arm(NamedTuple):
-    name: str
+    """An arm of the comparison; in a figure, one point of a curve."""
+
     recommender: str
     label: str
-    """The arm in the paper's numbers, such as `refined`; the base has ``."""
+    """The arm in the paper's numbers, such as `refined`."""
     base: str | None
-    """The name of the arm that it is compared with."""
+    """Name of the arm that this one is compared with."""
     runs: tuple[TrainConfig, ...]
     """One per seed."""
+    curve: str = ""
+    value: float | None = None
+    """Of a figure's horizontal axis."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.recommender} {self.label}"
 
 
-class Point(NamedTuple):
-    """An arm's place on a curve."""
-
-    recommender: str
-    curve: str
-    value: float
-    arm: str
+def trainings_of(arms: Sequence[Arm]) -> list[TrainConfig]:
+    """Each train run once."""
+    return list({train.output: train for arm in arms for train in arm.runs}.values())
 
 
-class Plan(NamedTuple):
-    arms: list[Arm]
-    points: list[Point]
-    """Empty for tables."""
+def twins_of(config: ReproduceConfig) -> dict[str, str]:
+    """Arm -> its twin, by the arms' names, for every recommender."""
+    return {f"{name} {arm}": f"{name} {twin}" for name in config.recommenders for arm, twin in config.twins.items()}
 
 
-def experiment_plan(config: ReproduceConfig, sources: Sources) -> Plan:
-    """The arms of every recommender in turn; figure-3 reads the scores' names, so the scores must be there."""
-    plans = [recommender_plan(config, sources, name) for name in config.recommenders]
-    return Plan([arm for plan in plans for arm in plan.arms], [point for plan in plans for point in plan.points])
+# --- data and scores ----------------------------------------------------------------------------
 
 
-def recommender_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
-    match config.experiment:
-        case "table-5":
-            return task_plan(config, sources, recommender)
-        case "figure-3":
-            return guided_width_plan(config, sources, recommender)
-        case "figure-4":
-            return base_width_plan(config, sources, recommender)
-        case "figure-6":
-            return guided_weight_plan(config, sources, recommender)
-    return table_plan(config, sources, recommender)
+def with_sources(config: ReproduceConfig) -> ReproduceConfig:
+    """The configuration with the outputs of its stages as data and scores, where they are null."""
+    runs = config.runs
+    user_scores = config.user_score_run or join(runs, "user-scores")
+    classification_scores = config.classification_scores or join(runs, "user-scores-classification")
+    return dataclasses.replace(
+        config,
+        data=config.data or join(runs, "prepare"),
+        item_scores=config.item_scores or join(runs, "item-scores"),
+        user_score_run=user_scores if config.user_scores == "llm" else None,
+        classification_scores=classification_scores if config.experiment == "table-5" else None,
+    )
 
 
-def compared_arms(plan: Plan, recommender: str) -> list[Arm]:
-    """The recommender's arms that have a base."""
-    return [arm for arm in plan.arms if arm.recommender == recommender and arm.base]
+def source_stages(config: ReproduceConfig) -> list[tuple[str, StageConfig]]:
+    """The stages that make the data and scores that are null, in their order; ConfigError where one has no file."""
+    made = with_sources(config)
+    stages = []
+    if config.data is None:
+        stages.append(source_stage(config, "prepare", "prepare", {"output": made.data}))
+    if config.item_scores is None:
+        stages.append(source_stage(config, "score", "item_scores", {"data": made.data, "output": made.item_scores}))
+    if made.user_score_run and config.user_score_run is None:
+        stages += user_score_stages(made, "base", output=made.user_score_run)
+    if made.classification_scores and config.classification_scores is None:
+        stages += user_score_stages(made, "classification", output=made.classification_scores)
+    return list({stage.output: (job, stage) for job, stage in stages}.values())  # both adapters have one teacher
 
 
-def points_of(plan: Plan, recommender: str) -> list[Point]:
-    return [point for point in plan.points if point.recommender == recommender]
+def user_score_stages(config: ReproduceConfig, task: str, *, output: str) -> list[tuple[str, StageConfig]]:
+    """The teacher's scores (where it has a file), an adapter tuned on the task, and its user scores."""
+    data, teacher = {"data": config.data}, join(config.runs, "teacher")
+    adapter = join(config.runs, "finetune" if task == "base" else f"finetune-{task}")
+    # the reward is the task's own, whatever task the file is for
+    tuning = data | {"output": adapter, "item_scores": config.item_scores, "task": task, "reward": None}
+    stages = []
+    if config.stage_files.get("teacher"):
+        stages.append(source_stage(config, "score", "teacher", data | {"output": teacher}))
+        tuning["teacher"] = teacher
+    stages.append(source_stage(config, "finetune", "finetune", tuning))
+    stages.append(source_stage(config, "score", "user_scores", data | {"output": output, "adapter": adapter}))
+    return stages
 
 
-def twins_of(config: ReproduceConfig, plan: Plan) -> dict[str, str]:
-    """Names of arms of every recommender, each with its twin's."""
-    found = {(arm.recommender, arm.label): arm.name for arm in plan.arms}
-    return {found[name, arm]: found[name, twin] for name in config.recommenders for arm, twin in config.twins.items()}
-
-
-def trainings_of(plan: Plan, recommender: str | None = None) -> list[TrainConfig]:
-    """Each run once, of one recommender or of all."""
-    chosen = [arm for arm in plan.arms if recommender in (None, arm.recommender)]
-    return list({train.output: train for arm in chosen for train in arm.runs}.values())
-
-
-# --- the experiments ----------------------------------------------------------------------------
-
-
-def table_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
-    """Tables 2 to 4: base and refined, and the configuration's further arms."""
-    arms = [base_arm(config, sources, recommender), refined_arm(config, sources, recommender)]
-    return Plan(arms + further_arms(config, sources, recommender), [])
-
-
-def task_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
-    """Table 5: user scores of two adapters, one tuned on the base task and one on classification, and further arms."""
-    arms = [base_arm(config, sources, recommender)]
-    scores_of_tasks = (sources.user_scores, sources.classification_scores)
-    for label, scores in zip(refined_labels(config), scores_of_tasks, strict=True):
-        arm = refined_arm(config, sources._replace(user_scores=scores), recommender)
-        arms.append(arm._replace(name=f"{recommender} {label}", label=label))
-    return Plan(arms + further_arms(config, sources, recommender), [])
-
-
-def guided_width_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
-    """Figure 3: the first k scores beside a base embedding that shrinks as k grows, or one that stays at 48."""
-    names = aspect_names(config, sources)
-    if max(config.guided_widths) > len(names):
-        raise ConfigError(f"guided_widths: {max(config.guided_widths)} of {len(names)} scores ({', '.join(names)})")
-    base = base_arm(config, sources, recommender)
-    total = base.runs[0].base_width
-    reduced = refined_arm(config, sources, recommender).runs[0].base_width
-    arms, points = {base.name: base}, []
-    for count in config.guided_widths:
-        # all of them are the refined arm of the tables, whose runs name no subset
-        chosen = {"aspect_names": names[:count]} if count < len(names) else {}
-        for curve, width in ((f"total width {total}", total - count), (f"base width {reduced}", reduced)):
-            arm = refined_arm(config, sources, recommender, chosen | {"base_width": width})
-            arm = arm._replace(name=f"{recommender} {width} + {count}")
-            arms[arm.name] = arm
-            points.append(Point(recommender, curve, count, arm.name))
-    return Plan(list(arms.values()), points)
-
-
-def base_width_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
-    """Figure 4: base embeddings of several widths, each against the refined one."""
-    refined = refined_arm(config, sources, recommender)._replace(base=None)
-    arms, points = [refined], []
-    for width in config.base_widths:
-        arm = base_arm(config, sources, recommender, {"base_width": width})
-        arms.append(arm._replace(name=f"{recommender} base {width}", base=refined.name))
-        points.append(Point(recommender, "base", width, arms[-1].name))
-    return Plan(arms, points)
-
-
-def guided_weight_plan(config: ReproduceConfig, sources: Sources, recommender: str) -> Plan:
-    """Figure 6: lambda, against the base."""
-    arms, points = [base_arm(config, sources, recommender)], []
-    for weight in config.guided_weights:
-        arm = refined_arm(config, sources, recommender, {"guided_weight": weight})
-        arms.append(arm._replace(name=f"{recommender} lambda {weight:g}"))
-        points.append(Point(recommender, "refined", weight, arms[-1].name))
-    return Plan(arms, points)
+def source_stage(
+    config: ReproduceConfig, job: str, source: str, settings: Mapping[str, Any]
+) -> tuple[str, StageConfig]:
+    file = config.stage_files.get(source)
+    if file is None:
+        raise ConfigError(
+            f"stage_files.{source}: name the YAML of this stage, or set what it makes: "
+            "data, item_scores, user_score_run or classification_scores"
+        )
+    return job, check_config(STAGES[job], read_yaml(file) | settings, source=file)
 
 
 # --- arms ---------------------------------------------------------------------------------------
 
 
-def base_arm(
-    config: ReproduceConfig, sources: Sources, recommender: str, changes: Mapping[str, Any] | None = None
-) -> Arm:
-    name = f"{recommender} base"
-    return Arm(name, recommender, "", None, train_runs(config, sources, recommender, changes or {}))
+def arms_of(config: ReproduceConfig) -> list[Arm]:
+    """The arms of every recommender in turn; `config` is one with data and scores (`with_sources`).
+
+    figure-3 reads the names of the item scores, which must exist.
+    """
+    return [arm for recommender in config.recommenders for arm in recommender_arms(config, recommender)]
+
+
+def recommender_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
+    """A table's arms; Figure 6: values of lambda beside the base; Figure 4: base widths beside the refined arm."""
+    base, refined, *_ = arms = table_arms(config, recommender)
+    match config.experiment:
+        case "figure-3":
+            return [base, *guided_width_arms(config, base, refined)]
+        case "figure-4":
+            bases = [(width, train_runs(config, recommender, {"base_width": width})) for width in config.base_widths]
+            points = [Arm(recommender, f"{BASE} {width}", refined.name, found, BASE, width) for width, found in bases]
+            return [refined._replace(base=None), *points]
+        case "figure-6":
+            changes = [(weight, {"guided_weight": weight}) for weight in config.guided_weights]
+            points = [refined_arm(config, recommender, f"lambda {one:g}", some, REFINED, one) for one, some in changes]
+            return [base, *points]
+    return arms
+
+
+def table_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
+    """The base, the paper's refined arms, and the extra arms."""
+    base = Arm(recommender, BASE, None, train_runs(config, recommender, {}))
+    user_scores = (config.user_score_run, config.classification_scores)  # the second for table-5 alone
+    labels = zip(refined_labels(config), user_scores, strict=False)
+    refined = [refined_arm(config, recommender, label, {"user_score_run": run}) for label, run in labels]
+    extra = [refined_arm(config, recommender, name, settings) for name, settings in config.extra_arms.items()]
+    return [base, *refined, *extra]
+
+
+def guided_width_arms(config: ReproduceConfig, base: Arm, refined: Arm) -> list[Arm]:
+    """Figure 3: the first k scores beside a base embedding that shrinks as k grows, or that keeps one width."""
+    chosen, column = config.refined.get("aspect_names"), config.refined.get("score_column", "expected")
+    selected = tuple(chosen) if chosen else None
+    names = read_vectors(config.item_scores, subjects="items", column=column, aspects=selected).aspects
+    if max(config.guided_widths) > len(names):
+        raise ConfigError(f"guided_widths: {max(config.guided_widths)} of {len(names)} scores ({', '.join(names)})")
+    total, reduced = base.runs[0].base_width, refined.runs[0].base_width
+    arms = []
+    for count in config.guided_widths:
+        # with all scores it is the refined arm of the tables, whose run names no aspects
+        first = {"aspect_names": names[:count]} if count < len(names) else {}
+        for curve, width in ((f"total width {total}", total - count), (f"base width {reduced}", reduced)):
+            changes = first | {"base_width": width}
+            arms.append(refined_arm(config, base.recommender, f"{width} + {count}", changes, curve, count))
+    return arms
 
 
 def refined_arm(
     config: ReproduceConfig,
-    sources: Sources,
     recommender: str,
-    changes: Mapping[str, Any] | None = None,
-    named: str | None = None,
+    label: str,
+    changes: Mapping[str, Any],
+    curve: str = "",
+    value: float | None = None,
 ) -> Arm:
-    settings = {"item_scores": sources.item_scores, **user_settings(sources.user_scores)}
-    found = train_runs(config, sources, recommender, settings | config.refined | (changes or {}), named)
-    return Arm(f"{recommender} {REFINED}", recommender, REFINED, f"{recommender} base", found)
-
-
-def further_arms(config: ReproduceConfig, sources: Sources, recommender: str) -> list[Arm]:
-    """The configuration's own, by the refined settings with the user scores of the base task."""
-    found = []
-    for name, settings in config.extra_arms.items():
-        arm = refined_arm(config, sources, recommender, settings, named=name)
-        found.append(arm._replace(name=f"{recommender} {name}", label=name))
-    return found
-
-
-def refined_labels(config: ReproduceConfig) -> list[str]:
-    """Of the paper's own arms."""
-    return [f"{REFINED} (base)", f"{REFINED} (cls)"] if config.experiment == "table-5" else [REFINED]
-
-
-def user_settings(user_scores: str) -> dict[str, Any]:
-    if user_scores in ("none", "profile"):
-        return {"user_scores": user_scores}
-    return {"user_scores": "llm", "user_score_run": user_scores}
+    """An arm with scores, compared with the base; `changes` override `config.refined`."""
+    scores = {"item_scores": config.item_scores, "user_scores": config.user_scores}
+    settings = scores | {"user_score_run": config.user_score_run} | config.refined | changes
+    return Arm(
+        recommender, label, f"{recommender} {BASE}", train_runs(config, recommender, settings, label), curve, value
+    )
 
 
 def train_runs(
-    config: ReproduceConfig,
-    sources: Sources,
-    recommender: str,
-    changes: Mapping[str, Any],
-    named: str | None = None,
+    config: ReproduceConfig, recommender: str, settings: Mapping[str, Any], label: str = BASE
 ) -> tuple[TrainConfig, ...]:
-    """One per seed, in folders that are named by what tells them apart, or by the name of an extra arm."""
+    """One run per seed; ConfigError for wrong settings.
+
+    The folder is named by the settings that tell the paper's arms apart, or by the label of an extra arm.
+    """
     file = config.recommenders[recommender]
-    settings = read_yaml(file) | config.train | changes
-    settings |= {"data": sources.data, "output": config.runs, "candidates": candidate_sets(config)}
-    first = check_config(TrainConfig, settings, source=f"{file} with train, refined and {dict(changes)}")
-    name = f"{short_name(recommender)}-{short_name(named)}" if named else run_name(recommender, first)
-    folders = {seed: files.join(config.runs, f"train/{name}-seed-{seed}") for seed in config.seeds}
-    return tuple(dataclasses.replace(first, seed=seed, output=folder) for seed, folder in folders.items())
+    # sorted, so that runs are the same whichever recommenders an experiment has
+    own = {"data": config.data, "output": config.runs, "candidates": sorted(set(config.protocol.values()))}
+    values = read_yaml(file) | config.train | settings | own
+    first = check_config(TrainConfig, values, source=f"{file} with train, refined and {dict(settings)}")
+    if first.item_scores is not None and "item_scores" not in settings:
+        raise ConfigError(f"{file}: item_scores belong to reproduce, not to the base run")
+    if "last" not in first.targets:
+        raise ConfigError(f"{file}: targets: last must be among those of every run")
+    check_settings(first)
+    name = folder_name(label) if label in config.extra_arms else settings_name(first)
+    folder = join(config.runs, f"train/{folder_name(recommender)}-{name}")
+    return tuple(dataclasses.replace(first, seed=seed, output=f"{folder}-seed-{seed}") for seed in config.seeds)
 
 
-def candidate_sets(config: ReproduceConfig) -> tuple[str, ...]:
-    """Sorted, so that runs are the same whatever recommenders an experiment has."""
-    return tuple(sorted(set(config.protocol.values())))
-
-
-def run_name(recommender: str, train: TrainConfig) -> str:
-    """Such as `sasrec-base-60` or `gru4rec-plus-refined-48-first-3-weight-1-user-scores`."""
-    short = short_name(recommender)
+def settings_name(train: TrainConfig) -> str:
+    """Such as `base-60` or `refined-48-first-3-weight-1-users-profile`."""
     if train.item_scores is None:
-        return f"{short}-base-{train.base_width}"
-    parts = [short, "refined", str(train.base_width)]
-    parts += [f"first-{len(train.aspect_names)}"] if train.aspect_names else []
+        return f"{BASE}-{train.base_width}"
+    aspects = f"-first-{len(train.aspect_names)}" if train.aspect_names else ""
     users = train.user_score_run.rstrip("/").rpartition("/")[2] if train.user_score_run else train.user_scores
-    return "-".join([*parts, f"weight-{train.guided_weight:g}", f"users-{users}"])
-
-
-def short_name(name: str) -> str:
-    """As part of a folder's name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", " plus")).strip("-")
-
-
-def aspect_names(config: ReproduceConfig, sources: Sources) -> tuple[str, ...]:
-    """Those of `refined.aspect_names`, or else of all item scores, in their order."""
-    chosen = config.refined.get("aspect_names")
-    column = config.refined.get("score_column", "expected")
-    names = tuple(chosen) if chosen else None
-    return read_vectors(sources.item_scores, subjects="items", column=column, aspects=names).aspects
+    return f"{REFINED}-{train.base_width}{aspects}-weight-{train.guided_weight:g}-users-{users}"

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raygr.metrics.z_scores import standardise
+
 logger = logging.getLogger(__name__)
 
 DEAD_SPREAD = 0.05  # standard deviation on the scale of 1 to 10
@@ -72,9 +74,7 @@ def effective_rank(expected_SA: np.ndarray) -> float | None:
     full = expected_SA[~np.isnan(expected_SA).any(axis=1)]
     if len(full) < 2:
         return None
-    deviations = full.std(axis=0)
-    standardised = (full - full.mean(axis=0)) / np.where(deviations < NO_SPREAD, np.inf, deviations)
-    singular = np.linalg.svd(standardised, compute_uv=False)
+    singular = np.linalg.svd(standardise(full, least_spread=NO_SPREAD)[0], compute_uv=False)
     if singular.sum() == 0:
         return 0.0
     shares = singular[singular > 0] / singular.sum()

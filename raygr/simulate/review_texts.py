@@ -1,10 +1,10 @@
-"""What a simulated shopper writes: short reviews from which a reader can guess the tastes."""
+"""Texts of simulated reviews: short, and written so that a reader can guess the tastes."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-ASPECT_PHRASES = {  # aspect -> words for a low and for a high score
+ASPECT_PHRASES = {  # aspect -> phrases for a low and for a high score
     "story complexity": ("the simple, straightforward story", "the intricate, many-layered story"),
     "dialogue complexity": ("the plain, easy dialogue", "the clever, demanding dialogue"),
     "intellectual challenge": ("how little thinking it asks for", "how hard it makes you think"),
@@ -47,8 +47,8 @@ TEXTS = {
         "One of my favorites, because of {first} and {second}.",
     ),
 }
-LIKED, DISLIKED = 4, 2  # ratings from LIKED up praise, down from DISLIKED blame
-FILM_SHARE = 0.15  # weight of what stands out in the film beside what the shopper cares about
+LIKED, DISLIKED = 4, 2  # a rating of LIKED or more praises; one of DISLIKED or less complains
+FILM_SHARE = 0.15  # weight of the film's extreme aspects, relative to those that the shopper cares about
 
 
 def review_title(rating: int, *, generator: np.random.Generator) -> str:
@@ -58,9 +58,9 @@ def review_title(rating: int, *, generator: np.random.Generator) -> str:
 def review_text(
     rating: int, aspects: Sequence[str], taste_A: np.ndarray, levels_A: np.ndarray, *, generator: np.random.Generator
 ) -> str:
-    """A sentence or two on the two aspects that explain the rating best.
+    """One or two sentences about the two aspects that explain the rating best.
 
-    `taste_A` is the shopper's taste, `levels_A` the film's standardised scores; (A,) both.
+    `taste_A` (A,) is the taste of the shopper, `levels_A` (A,) the standardised scores of the film.
     """
     first, second = explaining_aspects(rating, taste_A, levels_A)
     words = [ASPECT_PHRASES[aspects[aspect]][int(levels_A[aspect] > 0)] for aspect in (first, second)]
@@ -68,7 +68,7 @@ def review_text(
 
 
 def explaining_aspects(rating: int, taste_A: np.ndarray, levels_A: np.ndarray) -> tuple[int, int]:
-    """The two aspects whose fit speaks loudest for a good rating, against a bad one, or either way between."""
+    """The two aspects with the best fit for a good rating, the worst for a bad one, the strongest for a medium one."""
     fit_A = taste_A * levels_A
     if rating <= DISLIKED:
         fit_A = -fit_A

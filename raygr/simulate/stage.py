@@ -1,11 +1,11 @@
-"""A shop whose truth is known: simulated shoppers of the packaged film catalogue.
+"""The `simulate` stage: a shop with known tastes, made from the packaged film catalogue.
 
-Films (films.csv beside this file) -> reviews.jsonl.gz and meta.jsonl.gz in the raw Amazon Reviews 2023
-format, item_scores.csv (the catalogue's aspect scores) and tastes.csv (what each shopper really likes).
-It is a positive control: aspects matter here by construction, which real data need not grant.
+Films (films.csv beside this file) -> reviews.jsonl.gz and meta.jsonl.gz in the raw format of Amazon Reviews 2023,
+item_scores.csv (the aspect scores of the catalogue) and tastes.csv (the true tastes of each shopper). The shop is a
+positive control: aspects matter here by construction, which is not certain in real data.
 
-A shopper's next film is drawn without repeats by popularity (a power law of the film's rank), nearness to
-the last two films in the aspects, and the shopper's hidden tastes, few of which are not zero.
+The next film of a shopper is drawn without repeats. Its weight depends on popularity (a power law of the film's rank),
+on the distance to the last two films in the aspects, and on the shopper's hidden tastes, most of which are zero.
 Shapes: U shoppers, I films, A aspects, N films of the longest history.
 """
 
@@ -22,25 +22,27 @@ import numpy as np
 
 from raygr.config import ConfigError
 from raygr.files import join, write_text
+from raygr.metrics.z_scores import standardise
 from raygr.runs import Run, finish_run, start_run
 from raygr.simulate.config import SimulateConfig
 from raygr.simulate.review_texts import review_text, review_title
 
 CATALOGUE = Path(__file__).with_name("films.csv")
-FILM_COLUMNS = ("film_id", "title", "year", "genres", "plot")  # the aspects follow
-SHORTEST, LONGEST = 8, 16  # films of a shopper, both included: few, as in a real shop
-FEWEST_TASTES, MOST_TASTES = 2, 4  # aspects that a shopper cares about
+FILM_COLUMNS = ("film_id", "title", "year", "genres", "plot")  # one column per aspect follows
+SHORTEST, LONGEST = 8, 16  # number of films of a shopper, both included; small, as in a real shop
+FEWEST_TASTES, MOST_TASTES = 2, 4  # number of aspects that a shopper cares about, both included
 POPULARITY_EXPONENT, POPULARITY_SHIFT = 0.9, 8.0  # weight of rank r is (r + shift) ** -exponent
-# Of terms with spread 1, in the softmax's exponent. With these a recommender of 1,000 shoppers that learns from
-# ids alone stays a third below the truth in NDCG@10 (.16 of .25; popularity .06), so aspects can still help.
+# Weights in the exponent of the softmax, of terms with standard deviation 1. With these weights a recommender that
+# learns from the ids of 1,000 shoppers reaches two thirds of the true model's NDCG@10 (.16 of .25; popularity .06), so
+# aspects can still help.
 TASTE_WEIGHT, NEARNESS_WEIGHT = 1.6, 1.6
-RATING_CENTRE, RATING_NOISE = 2.9, 0.8  # a film that is neither liked nor disliked, and the spread around it
+RATING_CENTRE, RATING_NOISE = 2.9, 0.8  # mean rating of a film that fits no taste, and its standard deviation
 FIRST_DAY_MS, DAY_MS = 1_514_764_800_000, 86_400_000  # 2018-01-01
-START_DAYS, GAP_DAYS = 700, 14  # span of first purchases, and mean days between two
+START_DAYS, GAP_DAYS = 700, 14  # days over which first purchases spread; mean days between two purchases
 
 
 class Films(NamedTuple):
-    """The catalogue; row i of `scores_IA` (integers 1..10) and entry i of every list are one film."""
+    """The catalogue; row i of `scores_IA` (integers 1..10) and entry i of each list describe film i."""
 
     ids: list[str]
     titles: list[str]
@@ -52,7 +54,7 @@ class Films(NamedTuple):
 
 
 class Purchases(NamedTuple):
-    """Films and ratings (1..5) of each shopper in order; entries from the shopper's `lengths_U` on are unused."""
+    """Films and ratings (1..5) of each shopper in order; entries from `lengths_U` on are unused."""
 
     films_UN: np.ndarray
     ratings_UN: np.ndarray
@@ -61,7 +63,7 @@ class Purchases(NamedTuple):
 
 
 def simulate(config: SimulateConfig) -> Run:
-    """The run folder of a simulated shop over the packaged catalogue; equal bytes for equal settings."""
+    """Writes the run folder of a simulated shop; equal settings give equal bytes."""
     films = read_films(str(CATALOGUE))
     films = select_aspects(films, config.aspect_names) if config.aspect_names else films
     run = start_run(config.output, job="simulate", config=config)
@@ -71,7 +73,7 @@ def simulate(config: SimulateConfig) -> Run:
 
 
 def write_shop(folder: str, films: Films, *, shoppers: int, seed: int) -> dict[str, int]:
-    """Writes the four files into `folder` and returns their row counts; needs at least LONGEST films."""
+    """Writes the four files into `folder` and returns their row counts; `films` holds LONGEST films or more."""
     generator = np.random.default_rng(seed)
     tastes_UA = draw_tastes(shoppers, len(films.aspects), generator=generator)
     purchases = draw_purchases(films, tastes_UA, generator=generator)
@@ -85,29 +87,29 @@ def write_shop(folder: str, films: Films, *, shoppers: int, seed: int) -> dict[s
 
 
 def read_films(path: str) -> Films:
-    """The catalogue from a CSV of FILM_COLUMNS and then one column per aspect; genres are joined by `|`."""
+    """Reads a CSV with FILM_COLUMNS and then one column per aspect; `|` separates the genres."""
     with open(path, encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     if tuple(header[: len(FILM_COLUMNS)]) != FILM_COLUMNS:
-        raise ValueError(f"{path} must start with the columns {', '.join(FILM_COLUMNS)}, not {', '.join(header)}")
+        raise ValueError(f"{path} must begin with the columns {', '.join(FILM_COLUMNS)}, not {', '.join(header)}")
     ids, titles, years, genres, plots = (list(column) for column in zip(*(row[:5] for row in rows), strict=True))
     scores_IA = np.array([[int(score) for score in row[5:]] for row in rows])
     return Films(ids, titles, years, [g.split("|") for g in genres], plots, header[5:], scores_IA)
 
 
 def select_aspects(films: Films, names: Sequence[str]) -> Films:
-    """The films by these aspects alone; ConfigError where they are not among theirs, or too few for a taste."""
+    """The films with these aspects only; ConfigError if the films lack one, or if they are too few for a taste."""
     unknown = [name for name in names if name not in films.aspects]
     if unknown:
-        raise ConfigError(f"aspect_names: no {', '.join(unknown)} among {', '.join(films.aspects)}")
+        raise ConfigError(f"aspect_names: the catalogue has no {', '.join(unknown)}; it has {', '.join(films.aspects)}")
     if len(set(names)) < max(MOST_TASTES, len(names)):
-        raise ConfigError(f"aspect_names: {MOST_TASTES} or more are needed, each once, not {', '.join(names)}")
+        raise ConfigError(f"aspect_names: give {MOST_TASTES} or more, each once, not {', '.join(names)}")
     columns = [films.aspects.index(name) for name in names]
     return films._replace(aspects=list(names), scores_IA=films.scores_IA[:, columns])
 
 
 def draw_tastes(shoppers: int, aspects: int, *, generator: np.random.Generator) -> np.ndarray:
-    """(U, A) tastes of length 1: two to four aspects are liked (positive) or disliked, the others are 0."""
+    """(U, A) tastes of unit length: two to four aspects are liked (positive) or disliked, the others are 0."""
     order_UA = generator.random((shoppers, aspects)).argsort(axis=1).argsort(axis=1)
     kept_U1 = generator.integers(FEWEST_TASTES, MOST_TASTES + 1, size=(shoppers, 1))
     strength_UA = generator.uniform(0.6, 1.4, (shoppers, aspects)) * generator.choice([-1.0, 1.0], (shoppers, aspects))
@@ -116,9 +118,9 @@ def draw_tastes(shoppers: int, aspects: int, *, generator: np.random.Generator) 
 
 
 def draw_purchases(films: Films, tastes_UA: np.ndarray, *, generator: np.random.Generator) -> Purchases:
-    """Every shopper's films by popularity, nearness and taste, and the ratings by taste and noise."""
+    """Draws the films of all shoppers by popularity, nearness and taste, and their ratings by taste and noise."""
     shoppers = len(tastes_UA)
-    levels_IA = standardised(films.scores_IA)
+    levels_IA = standardise(films.scores_IA)[0]
     fit_UI = tastes_UA @ levels_IA.T
     popularity_I = draw_popularity(len(films.ids), generator=generator)
     films_UN = draw_films(popularity_I + TASTE_WEIGHT * fit_UI, levels_IA, generator=generator)
@@ -130,15 +132,15 @@ def draw_purchases(films: Films, tastes_UA: np.ndarray, *, generator: np.random.
 
 
 def draw_popularity(films: int, *, generator: np.random.Generator) -> np.ndarray:
-    """(I,) log weights, a power law of a random rank: popularity says nothing of the aspects."""
+    """(I,) log weights: a power law of a random rank, so popularity is independent of the aspects."""
     rank_I = generator.permutation(films)
     return -POPULARITY_EXPONENT * np.log(rank_I + POPULARITY_SHIFT)
 
 
 def draw_films(fixed_UI: np.ndarray, levels_IA: np.ndarray, *, generator: np.random.Generator) -> np.ndarray:
-    """(U, N) film numbers, each from the softmax of the fixed term and nearness, without repeats.
+    """(U, N) film numbers, drawn without repeats from the softmax of the fixed term plus nearness.
 
-    The largest of logits plus Gumbel noise is a draw from their softmax, so one argmax serves all shoppers.
+    The argmax of logits plus Gumbel noise is a draw from their softmax, so one argmax serves all shoppers.
     """
     fixed_UI, everyone_U = fixed_UI.copy(), np.arange(len(fixed_UI))
     chosen_UN = np.zeros((len(fixed_UI), LONGEST), dtype=int)
@@ -150,37 +152,31 @@ def draw_films(fixed_UI: np.ndarray, levels_IA: np.ndarray, *, generator: np.ran
 
 
 def nearness(levels_IA: np.ndarray, recent_UK: np.ndarray) -> np.ndarray:
-    """(U, I) closeness of each film to the mean of the last K (0 to 2) films: spread 1 per shopper, 0 for none."""
+    """(U, I) closeness of each film to the mean of the last K (0 to 2) films, standardised per shopper; 0 if K is 0."""
     if recent_UK.shape[1] == 0:
         return np.zeros((len(recent_UK), len(levels_IA)))
     centre_UA = levels_IA[recent_UK].mean(axis=1)
-    # Minus the squared distance, less the shopper's own constant, which no softmax sees.
+    # The negative squared distance without the term that is constant per shopper, which does not change a softmax.
     closeness_UI = 2 * centre_UA @ levels_IA.T - (levels_IA**2).sum(axis=1)
-    return standardised(closeness_UI.T).T
-
-
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Each column with mean 0 and spread 1; a constant column becomes 0."""
-    spread = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return standardise(closeness_UI.T)[0].T
 
 
 def draw_times(shoppers: int, *, generator: np.random.Generator) -> np.ndarray:
     start_U1 = generator.uniform(0, START_DAYS, (shoppers, 1))
     days_UN = start_U1 + generator.exponential(GAP_DAYS, (shoppers, LONGEST)).cumsum(axis=1)
-    # A millisecond per position keeps the order even where two gaps round to nothing.
+    # One millisecond per position keeps the order even if a gap rounds to zero.
     return FIRST_DAY_MS + (days_UN * DAY_MS).astype(np.int64) + np.arange(LONGEST)
 
 
 def review_records(
     films: Films, tastes_UA: np.ndarray, purchases: Purchases, *, generator: np.random.Generator
 ) -> Iterable[dict[str, Any]]:
-    """One record per purchase in Amazon's format, shopper by shopper, oldest first."""
-    levels_IA = standardised(films.scores_IA)
+    """One record per purchase in Amazon's format, by shopper, oldest first."""
+    levels_IA = standardise(films.scores_IA)[0]
     for user, taste_A in enumerate(tastes_UA):
         for position in range(purchases.lengths_U[user]):
             film, rating = purchases.films_UN[user, position], int(purchases.ratings_UN[user, position])
-            record = {
+            yield {
                 "rating": float(rating),
                 "title": review_title(rating, generator=generator),
                 "text": review_text(rating, films.aspects, taste_A, levels_IA[film], generator=generator),
@@ -192,7 +188,6 @@ def review_records(
                 "helpful_vote": int(generator.poisson(0.5)),
                 "verified_purchase": True,
             }
-            yield record
 
 
 def film_records(films: Films, reviews: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -227,12 +222,12 @@ def write_lines(records: Iterable[dict[str, Any]], path: str) -> None:
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     filesystem, inner = fsspec.core.url_to_fs(path)
     filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
-    # No clock in the header: equal records are equal bytes.
+    # No time in the header, so that equal records give equal bytes.
     filesystem.pipe_file(inner, gzip.compress(text.encode(), mtime=0))
 
 
 def write_vectors(id_name: str, ids: list[str], names: list[str], values: np.ndarray, path: str) -> None:
-    """A CSV of ids and one column per name."""
+    """Writes a CSV with a column of ids and one column per name."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([id_name, *names])

@@ -1,7 +1,8 @@
-"""A sweep's figure: a panel per searched name, a line per combination of the searched names that are no numbers.
+"""A sweep's figure: a panel per searched name, and a line per combination of the searched names that are not numbers.
 
-A line passes through its best configuration: the other numbers stay as they are there. Its bars are 95% intervals of
-the mean over runs (seeds, and draws of random subsets), where there are two or more; every run is a dot.
+A line passes through the best configuration of its combination: the other numbers are fixed at their values there. Bars
+are 95% intervals of the mean over runs (seeds and draws of random subsets), where there are two or more. Each run is a
+dot.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ PANEL_INCHES = (4.2, 3.0)
 
 
 def write_figure(finished: list[dict[str, Any]], names: list[str], run: runs.Run) -> None:
-    """figure.svg and figure.png of these rows of results.parquet; `names` are the searched ones but the seed."""
+    """Writes figure.svg and figure.png of rows of results.parquet; `names` are the searched names but the seed."""
     table = pd.DataFrame(finished)
     panels = [name for name in names if table[name].nunique(dropna=False) > 1] or names[:1]
     if not panels:
@@ -56,7 +57,7 @@ def draw_panel(axes: Axes, table: pd.DataFrame, name: str, *, others: list[str])
 
 
 def draw_intervals(axes: Axes, values_by_x, color: str) -> None:
-    """Without widening the axis: the interval of two seeds is often wider than all else in the figure."""
+    """Draws intervals without widening the axis, because those of two seeds are often wider than the rest."""
     limits = axes.get_ylim()
     for x, values in values_by_x:
         if len(values) > 1:
@@ -81,7 +82,7 @@ def lines_through_the_best(table: pd.DataFrame, others: list[str]) -> list[tuple
 
 
 def is_numeric(column: pd.Series) -> bool:
-    """A flag, and a number that some rows lack, are words: each value is a line of its own."""
+    """False also for flags and for numbers that some rows lack: each value gets its own line, as words do."""
     return pd.api.types.is_numeric_dtype(column) and column.dtype != bool and column.notna().all()
 
 

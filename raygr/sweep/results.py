@@ -1,8 +1,8 @@
-"""What a sweep leaves in its folder: results.parquet, a row per trial; summary.md; figure.svg and figure.png.
+"""The files of a sweep: results.parquet with a row per trial, summary.md, figure.svg and figure.png.
 
-Columns of results.parquet: every searched name; guided_dimension, aspects, guided_weight, base_width, model, fusion
-and seed of every trial, searched or not; status; run, the folder of its train run; error; epochs and seconds of
-training and evaluation; best_epoch, and that epoch's metrics as `validation_ndcg@10`. No test metric is in it.
+Columns of results.parquet: guided_dimension, aspects, guided_weight, base_width, model, fusion and seed of every trial,
+searched or not; the other searched names; status; run, the folder of its train run; error; epochs; seconds of training
+and evaluation; best_epoch, and that epoch's metrics as `validation_ndcg@10`. It holds no test metric.
 """
 
 import json
@@ -10,6 +10,7 @@ import logging
 import statistics
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fsspec
@@ -18,12 +19,12 @@ import pyarrow as pa
 from raygr import files, runs
 from raygr.compare.tables import markdown_rows
 from raygr.config import ConfigError
-from raygr.metrics.ranking import METRICS as METRIC_NAMES
-from raygr.metrics.ranking import metric_name
-from raygr.schema import HISTORY, METRICS, TEST
-from raygr.sweep.config import SweepConfig
+from raygr.metrics.ranking import METRICS, metric_name
+from raygr.schema import HISTORY
+from raygr.sweep.config import SweepConfig, Value
 from raygr.sweep.figure import CHOSEN_BY, write_figure
-from raygr.sweep.space import GUIDED_DIMENSION, SEED, aspect_names, train_config
+from raygr.sweep.space import GUIDED_DIMENSION, SEED, train_config, trained_aspects
+from raygr.train.run_metrics import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,57 +35,86 @@ LONGEST_ERROR = 400
 
 
 class Ended(NamedTuple):
-    """A trial that Tune is done with."""
+    """A trial that Tune has ended."""
 
     run: str
-    point: Mapping[str, Any]
+    point: Mapping[str, Value]
     error: str | None
 
 
-class Chosen(NamedTuple):
-    """A configuration: its searched values but the seed, and its finished runs."""
+@dataclass(frozen=True)
+class TrialResult:
+    """A row of results.parquet."""
 
-    values: dict[str, Any]
+    settings: dict[str, Value]
+    """DESCRIBED and the searched names; DESCRIBED are None for a point that train refuses, which only tpe proposes."""
+    status: str
+    run: str
+    error: str
+    epochs: int
+    seconds: float
+    best_epoch: int | None
+    validation: dict[str, float | None]
+    """Metrics of the best epoch, by column; None without any evaluated epoch."""
+
+    def row(self) -> dict[str, Value]:
+        """The columns, without nesting."""
+        own = {name: value for name, value in vars(self).items() if name not in ("settings", "validation")}
+        return self.settings | own | self.validation
+
+
+class TriedConfiguration(NamedTuple):
+    """A configuration: its searched values without the seed, its finished runs, and their mean validation NDCG@10."""
+
+    values: dict[str, Value]
     runs: list[str]
     validation: float
 
 
 def write_results(config: SweepConfig, run: runs.Run, ended: list[Ended]) -> dict[str, Any]:
-    """Writes the files; the counts of run.json. RunError where no trial finished."""
-    rows = [result_row(config, trial) for trial in ended]
-    files.write_table(pa.Table.from_pylist(rows), run.file(RESULTS))
-    for row in rows:
-        if row["status"] == FAILED:
-            logger.error("trial %s failed: %s", row["run"], row["error"])
-    finished = [row for row in rows if row["status"] == FINISHED]
+    """Writes the files and returns the counts of run.json. RunError if no trial finished."""
+    trials = [trial_result(config, trial) for trial in ended]
+    files.write_table(pa.Table.from_pylist([trial.row() for trial in trials]), run.file(RESULTS))
+    for trial in trials:
+        if trial.status == FAILED:
+            logger.error("trial %s failed: %s", trial.run, trial.error)
+    finished = [trial.row() for trial in trials if trial.status == FINISHED]
     if not finished:
-        raise runs.RunError(f"no trial of {config.output} finished; the first: {rows[0]['error'] or STOPPED}")
-    configurations = ranked_configurations(config, rows)
+        raise runs.RunError(f"no trial of {config.output} finished; the first: {trials[0].error or STOPPED}")
+    configurations = ranked_configurations(config, trials)
     best = configurations[0]
     logger.info("best by validation: %s, NDCG@10 %.4f", best.values, best.validation)
-    test = test_metrics(best)
-    files.write_text(summary(config, rows, configurations, test), run.file(SUMMARY))
+    files.write_text(summary(config, trials, configurations, test_metrics(best)), run.file(SUMMARY))
     write_figure(finished, [name for name in config.space if name != SEED], run)
-    statuses = Counter(row["status"] for row in rows)
+    statuses = Counter(trial.status for trial in trials)
     counts = {name.replace(" ", "_"): statuses[name] for name in (FINISHED, STOPPED, FAILED)}
-    return {"trials": {"all": len(rows), **counts}, "chosen": best._asdict()}
+    return {"trials": {"all": len(trials), **counts}, "chosen": best._asdict()}
 
 
-def result_row(config: SweepConfig, trial: Ended) -> dict[str, Any]:
-    status = FAILED if trial.error else FINISHED if runs.is_finished(trial.run) else STOPPED
+def trial_result(config: SweepConfig, trial: Ended) -> TrialResult:
     searched = {name: trial.point[name] for name in config.space if name != GUIDED_DIMENSION}
-    row = trained_with(config, trial) | searched | {"status": status, "run": trial.run}
-    row["error"] = last_line(trial.error) if trial.error else ""
-    return row | training_figures(epoch_lines(trial.run))
+    lines = epoch_lines(trial.run)
+    validations = {line["epoch"]: line["validation"] for line in lines if "validation" in line}
+    best = max(validations, key=lambda epoch: validations[epoch]["ndcg_at_10"], default=None)
+    return TrialResult(
+        settings=described(config, trial) | searched,
+        status=FAILED if trial.error else FINISHED if runs.is_finished(trial.run) else STOPPED,
+        run=trial.run,
+        # the exception itself stands below Ray's tracebacks
+        error=trial.error.strip().splitlines()[-1].strip()[:LONGEST_ERROR] if trial.error else "",
+        epochs=len(lines),
+        seconds=sum(line["seconds"] + line.get("evaluation_seconds", 0) for line in lines),
+        best_epoch=best,
+        validation={f"validation_{name.replace('_at_', '@')}": validations.get(best, {}).get(name) for name in METRICS},
+    )
 
 
-def trained_with(config: SweepConfig, trial: Ended) -> dict[str, Any]:
-    """What every trial is described by; nothing for a point that train refused, which only tpe proposes."""
+def described(config: SweepConfig, trial: Ended) -> dict[str, Value]:
     try:
         trained = train_config(config, trial.point, name="")
     except ConfigError:
         return dict.fromkeys(DESCRIBED)
-    aspects = trained.aspect_names or aspect_names(trained)
+    aspects = trained_aspects(trained)
     settings = (trained.guided_weight, trained.base_width, trained.model, trained.fusion, trained.seed)
     return dict(zip(DESCRIBED, (len(aspects), ", ".join(aspects), *settings), strict=True))
 
@@ -98,48 +128,31 @@ def epoch_lines(run: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def training_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Epochs, seconds, and the metrics of the best evaluated epoch."""
-    validations = {line["epoch"]: line["validation"] for line in lines if "validation" in line}
-    best = max(validations, key=lambda epoch: validations[epoch]["ndcg_at_10"], default=None)
-    metrics = validations.get(best, {})
-    return {
-        "epochs": len(lines),
-        "seconds": sum(line["seconds"] + line.get("evaluation_seconds", 0) for line in lines),
-        "best_epoch": best,
-    } | {f"validation_{name.replace('_at_', '@')}": metrics.get(name) for name in METRIC_NAMES}
-
-
-def last_line(error: str) -> str:
-    """The exception itself, below Ray's tracebacks."""
-    return error.strip().splitlines()[-1].strip()[:LONGEST_ERROR]
-
-
 # --- choosing ----------------------------------------------------------------------------------
 
 
-def ranked_configurations(config: SweepConfig, rows: list[dict[str, Any]]) -> list[Chosen]:
-    """The best first, by mean validation NDCG@10 over its seeds; `rows` are all trials.
+def ranked_configurations(config: SweepConfig, trials: list[TrialResult]) -> list[TriedConfiguration]:
+    """Configurations by mean validation NDCG@10 over their seeds, the best first.
 
-    A search may propose a configuration with the same seed again: each counts once. Left out is a configuration that
-    early stopping or a failure left without some of the seeds that it was tried with, for it would be judged by its
-    luckiest; only where that leaves none, those with the most finished seeds stand in.
+    A configuration counts once per seed, even if a search proposed it again. One that lacks some of its seeds because
+    of early stopping or a failure is left out: its luckiest seeds would be left to judge it by. If that leaves none,
+    the configurations with the most finished seeds are ranked.
     """
     names = described_by(config)
-    asked: dict[tuple, set[int]] = {}
-    finished: dict[tuple, dict[int, dict[str, Any]]] = {}
-    for row in rows:
-        values = tuple(row[name] for name in names)
-        asked.setdefault(values, set()).add(row[SEED])
-        if row["status"] == FINISHED:
-            finished.setdefault(values, {}).setdefault(row[SEED], row)
+    tried: dict[tuple, set[int]] = {}
+    finished: dict[tuple, dict[int, TrialResult]] = {}
+    for trial in trials:
+        values, seed = tuple(trial.settings[name] for name in names), trial.settings[SEED]
+        tried.setdefault(values, set()).add(seed)
+        if trial.status == FINISHED:
+            finished.setdefault(values, {}).setdefault(seed, trial)
     most = max(map(len, finished.values()))
-    complete = [values for values, of_seed in finished.items() if of_seed.keys() == asked[values]]
+    complete = [values for values, of_seed in finished.items() if of_seed.keys() == tried[values]]
     found = [
-        Chosen(
+        TriedConfiguration(
             dict(zip(names, values, strict=True)),
-            [row["run"] for row in finished[values].values()],
-            statistics.fmean(row[CHOSEN_BY] for row in finished[values].values()),
+            [trial.run for trial in finished[values].values()],
+            statistics.fmean(trial.validation[CHOSEN_BY] for trial in finished[values].values()),
         )
         for values in complete or [values for values, of_seed in finished.items() if len(of_seed) == most]
     ]
@@ -148,15 +161,14 @@ def ranked_configurations(config: SweepConfig, rows: list[dict[str, Any]]) -> li
 
 def described_by(config: SweepConfig) -> list[str]:
     """The columns that tell configurations apart: all searched names but the seed."""
-    guided = ["aspects"] if GUIDED_DIMENSION in config.space else []
-    return [name for name in config.space if name != SEED] + guided
+    return [name for name in config.space if name != SEED] + (["aspects"] if GUIDED_DIMENSION in config.space else [])
 
 
-def test_metrics(best: Chosen) -> dict[str, dict[str, float]]:
-    """By ranking: means over the chosen configuration's runs, the only ones whose test metrics are read."""
-    found = [files.read_json(files.join(run, METRICS))[TEST] for run in best.runs]
+def test_metrics(best: TriedConfiguration) -> dict[str, dict[str, float]]:
+    """By ranking: means over the runs of the chosen configuration. No other run's test metrics are read."""
+    found = [read_metrics(run).test for run in best.runs]
     return {
-        ranking: {name: statistics.fmean(run[ranking][name] for run in found) for name in METRIC_NAMES}
+        ranking: {name: statistics.fmean(run[ranking][name] for run in found) for name in METRICS}
         for ranking in found[0]
     }
 
@@ -165,25 +177,28 @@ def test_metrics(best: Chosen) -> dict[str, dict[str, float]]:
 
 
 def summary(
-    config: SweepConfig, rows: list[dict[str, Any]], configurations: list[Chosen], test: dict[str, dict[str, float]]
+    config: SweepConfig,
+    trials: list[TrialResult],
+    configurations: list[TriedConfiguration],
+    test: dict[str, dict[str, float]],
 ) -> str:
-    """summary.md."""
-    statuses, best = Counter(row["status"] for row in rows), configurations[0]
+    """summary.md: configurations by validation, test metrics of the best, failed trials."""
+    statuses, best = Counter(trial.status for trial in trials), configurations[0]
     counted = ", ".join(f"{statuses[name]} {name}" for name in (FINISHED, STOPPED, FAILED))
     names = described_by(config)
     ranked = [
         [*map(shown, found.values.values()), str(len(found.runs)), f"{found.validation:.4f}"]
         for found in configurations
     ]
-    tested = [[ranking, *(f"{metrics[name]:.4f}" for name in METRIC_NAMES)] for ranking, metrics in test.items()]
-    failed = [[row["run"], row["error"]] for row in rows if row["status"] == FAILED]
+    tested = [[ranking, *(f"{metrics[name]:.4f}" for name in METRICS)] for ranking, metrics in test.items()]
+    failed = [[trial.run, trial.error] for trial in trials if trial.status == FAILED]
     parts = [
-        f"# {len(rows)} trials: {counted}",
-        "Configurations by the mean validation NDCG@10 over their seeds; those that lack a seed they were tried with, "
-        "because it failed or was stopped early, are left out:",
+        f"# {len(trials)} trials: {counted}",
+        "Configurations by their mean validation NDCG@10 over seeds. A configuration is left out if one of its seeds "
+        "failed or was stopped early:",
         markdown_rows([[*names, "runs", "validation NDCG@10"], *ranked]).rstrip(),
-        "Test metrics of the first, chosen by validation; of no other are they read:",
-        markdown_rows([["candidates", *map(metric_name, METRIC_NAMES)], *tested]).rstrip(),
+        "Test metrics of the first configuration, which validation has chosen; no other test metrics are read:",
+        markdown_rows([["candidates", *map(metric_name, METRICS)], *tested]).rstrip(),
         "Its runs: " + ", ".join(best.runs),
     ]
     if failed:
@@ -191,5 +206,5 @@ def summary(
     return "\n\n".join(parts) + "\n"
 
 
-def shown(value: Any) -> str:
+def shown(value: Value) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,8 @@
-"""A sweep's search space -> its points, and a point -> the configuration of its train run; no Ray here.
+"""Search space -> points, and a point -> the configuration of its train run. Nothing here needs Ray.
 
-A point is name -> plain value. Guided dimensions that are no number go by a label in it, such as `6 at random, draw 0`,
-because search libraries want values that compare.
+A point is name -> plain value, because search libraries compare values. A guided dimension that is not a number stands
+in a point by its label, such as `6 at random, draw 0`. Grid and random points are drawn here and not by Tune or Optuna:
+they are checked before Ray starts, none comes twice, and their numbers in the trials' folder names are always the same.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ import random
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from raygr import files
 from raygr.config import ConfigError, check_config
 from raygr.data.vector_tables import read_vectors
@@ -20,11 +23,11 @@ from raygr.train.config import TrainConfig
 from raygr.train.inputs import check_settings, check_width
 
 GUIDED_DIMENSION, TOTAL_WIDTH, SEED = "guided_dimension", "total_width", "seed"
-# Where a trial runs and what it is measured by is the same for all; aspects are the guided dimension's.
+# All trials run in the same place and are measured in the same way; the guided dimension sets the aspects.
 NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "candidates", "targets", "aspect_names")
 PATHS = ("data", "item_scores", "user_score_run", "list_scores")
 TRIALS = "trials"
-# A base model has no scores; what only makes sense with them goes with them.
+# A base model has no scores, so the settings that need scores are switched off, too.
 BASE_MODEL = {
     "item_scores": None,
     "aspect_names": None,
@@ -38,25 +41,33 @@ Point = Mapping[str, Value]
 
 
 class Draw(NamedTuple):
-    """So many aspects, drawn with this seed."""
+    """A number of aspects, drawn with this seed."""
 
     aspects: int
     seed: tuple[int, int]
 
 
-def search_points(config: SweepConfig) -> list[Point]:
-    """The points of a grid or random search; for tpe a few that show every value.
+GuidedDimension = int | tuple[str, ...] | Draw
 
-    Raises ConfigError for a space that cannot be searched.
+
+# --- points -------------------------------------------------------------------------------------
+
+
+def search_points(config: SweepConfig) -> list[Point]:
+    """The points of a grid or random search; for tpe, a few points that contain every value once.
+
+    ConfigError for a space that cannot be searched.
     """
     check_space(config)
+    values = {name: listed_values(config, name) for name in config.space}
     match config.search:
-        case "grid":
-            return grid_points(config)
+        case "grid":  # the last name changes fastest
+            return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
         case "random":
-            return random_points(config)
+            return random_points(config, values)
         case "tpe":
-            return shown_values(config)
+            first = {name: found[0] for name, found in values.items()}
+            return [first | {name: value} for name, found in values.items() for value in found]
 
 
 def check_space(config: SweepConfig) -> None:
@@ -71,7 +82,7 @@ def check_space(config: SweepConfig) -> None:
         set_twice |= {"base_width"} & {*config.space}
     found = {
         f"has names that cannot be searched; those that can are: {', '.join(known)}": set(config.space) - set(known),
-        f"sets what train, {GUIDED_DIMENSION} or {TOTAL_WIDTH} sets, too": set_twice,
+        f"sets what train, {GUIDED_DIMENSION} or {TOTAL_WIDTH} also sets": set_twice,
         "has no value": {name for name, values in listed.items() if not values},
         "has the same value twice": {name for name, values in listed.items() if has_twice(values)},
         "has a range, but a grid needs lists": set(ranges) if config.search == "grid" else set(),
@@ -81,9 +92,9 @@ def check_space(config: SweepConfig) -> None:
     }
     wrong = [f"space {text} ({', '.join(sorted(names))})" for text, names in found.items() if names]
     if not config.space:
-        wrong.append("space is empty: name what is searched, and its values")
+        wrong.append("space is empty: name the settings to search, and their values")
     if (config.trials is None) != (config.search == "grid"):
-        wrong.append("trials says how many points search: random and tpe try: they need it, a grid has none")
+        wrong.append("trials is the number of points that search: random and tpe try: they need it, a grid has none")
     if "output" in config.train:
         wrong.append("train.output: every trial has its own, below the sweep's output")
     if wrong:
@@ -95,16 +106,43 @@ def has_twice(values: tuple) -> bool:
     return len({repr(value) for value in values}) < len(values)
 
 
-def values_of(config: SweepConfig, name: str) -> list[Value]:
-    """The plain values of a listed name, labels in place of lists and draws."""
-    if name == GUIDED_DIMENSION:
-        return list(guided_dimensions(config))
-    return list(config.space[name])
+def listed_values(config: SweepConfig, name: str) -> list[Value]:
+    """The values of a list, with labels for lists of aspects and draws; the two ends of a range."""
+    values = config.space[name]
+    if isinstance(values, ValueRange):
+        return [values.low, values.high]
+    return list(guided_dimensions(config)) if name == GUIDED_DIMENSION else list(values)
 
 
-def guided_dimensions(config: SweepConfig) -> dict[Value, int | tuple[str, ...] | Draw]:
-    """By their labels: first so many aspects, the named ones, or a draw."""
-    found: dict[Value, int | tuple[str, ...] | Draw] = {}
+def random_points(config: SweepConfig, values: Mapping[str, list[Value]]) -> list[Point]:
+    """`trials` points by the sweep's seed: different points of lists, independent draws where there are ranges."""
+    generator, space = random.Random(config.seed), config.space
+    if any(isinstance(found, ValueRange) for found in space.values()):
+        return [{name: drawn(space[name], values[name], generator) for name in space} for _ in range(config.trials)]
+    sizes = [len(found) for found in values.values()]
+    count = math.prod(sizes)
+    if config.trials > count:
+        raise ConfigError(f"trials: the space has {count} points, fewer than {config.trials}: use search: grid")
+    # numbers of the grid's points, so that the grid need not be built
+    places = [np.unravel_index(number, sizes) for number in generator.sample(range(count), config.trials)]
+    return [{name: values[name][place] for name, place in zip(values, point, strict=True)} for point in places]
+
+
+def drawn(found: ValueRange | tuple, values: list[Value], generator: random.Random) -> Value:
+    match found:
+        case ValueRange(low=int(low), high=int(high), log=False):
+            return generator.randint(low, high)
+        case ValueRange(low=low, high=high, log=True):
+            value = math.exp(generator.uniform(math.log(low), math.log(high)))
+            return round(value) if isinstance(low, int) and isinstance(high, int) else value
+        case ValueRange(low=low, high=high):
+            return generator.uniform(low, high)
+    return generator.choice(values)
+
+
+def guided_dimensions(config: SweepConfig) -> dict[Value, GuidedDimension]:
+    """Label -> number of first aspects, names of aspects, or a draw."""
+    found: dict[Value, GuidedDimension] = {}
     for value in config.space[GUIDED_DIMENSION]:
         match value:
             case RandomSubsets(random=aspects, subsets=count):
@@ -118,71 +156,21 @@ def guided_dimensions(config: SweepConfig) -> dict[Value, int | tuple[str, ...] 
     return found
 
 
-def grid_points(config: SweepConfig) -> list[Point]:
-    """All points; the last name of the space changes fastest."""
-    return [
-        dict(zip(config.space, values, strict=True))
-        for values in itertools.product(*(values_of(config, name) for name in config.space))
-    ]
-
-
-def random_points(config: SweepConfig) -> list[Point]:
-    """`trials` points without any twice, by the sweep's seed."""
-    generator = random.Random(config.seed)
-    if any(isinstance(values, ValueRange) for values in config.space.values()):
-        return [{name: drawn(config, name, generator) for name in config.space} for _ in range(config.trials)]
-    listed = [values_of(config, name) for name in config.space]
-    count = math.prod(map(len, listed))
-    if config.trials > count:
-        raise ConfigError(f"trials: the space has {count} points, fewer than {config.trials}: use search: grid")
-    return [point_at(config, number) for number in generator.sample(range(count), config.trials)]
-
-
-def point_at(config: SweepConfig, number: int) -> Point:
-    """The grid's point of that number, without making the others."""
-    point = {}
-    for name in reversed(config.space):
-        values = values_of(config, name)
-        number, place = divmod(number, len(values))
-        point[name] = values[place]
-    return {name: point[name] for name in config.space}
-
-
-def drawn(config: SweepConfig, name: str, generator: random.Random) -> Value:
-    match config.space[name]:
-        case ValueRange(low=int(low), high=int(high), log=False):
-            return generator.randint(low, high)
-        case ValueRange(low=low, high=high, log=True):
-            value = math.exp(generator.uniform(math.log(low), math.log(high)))
-            return round(value) if isinstance(low, int) and isinstance(high, int) else value
-        case ValueRange(low=low, high=high):
-            return generator.uniform(low, high)
-        case _:
-            return generator.choice(values_of(config, name))
-
-
-def shown_values(config: SweepConfig) -> list[Point]:
-    """Each value once, beside the first of the other names; of a range its two ends."""
-    values = {
-        name: [found.low, found.high] if isinstance(found, ValueRange) else values_of(config, name)
-        for name, found in config.space.items()
-    }
-    first = {name: found[0] for name, found in values.items()}
-    return [first | {name: value} for name, found in values.items() for value in found]
+# --- train settings -----------------------------------------------------------------------------
 
 
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:
-    """For trials, which run in folders of their own; a value that is no path is left for the checks."""
+    """The same paths for trials, which run in other folders. A value of another type is left for the checks."""
+
+    def absolute(value: object) -> object:
+        return files.absolute(value) if isinstance(value, str) else value
+
     train = {name: absolute(value) if name in PATHS else value for name, value in config.train.items()}
     space = {
         name: tuple(map(absolute, values)) if name in PATHS and isinstance(values, tuple) else values
         for name, values in config.space.items()
     }
     return dataclasses.replace(config, output=files.absolute(config.output), train=train, space=space)
-
-
-def absolute(value: object) -> object:
-    return files.absolute(value) if isinstance(value, str) else value
 
 
 def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig:
@@ -194,7 +182,7 @@ def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig
         aspects = chosen_aspects(config, point[GUIDED_DIMENSION], check_config(TrainConfig, settings, source=source))
         settings |= {"aspect_names": aspects} if aspects else BASE_MODEL
     trained = check_config(TrainConfig, settings, source=source)
-    aspects = trained.aspect_names or aspect_names(trained)
+    aspects = trained_aspects(trained)
     if point.get(TOTAL_WIDTH) is not None:
         taken = len(aspects) if trained.fusion == "concat" else 0
         settings["base_width"] = point[TOTAL_WIDTH] - taken
@@ -209,34 +197,32 @@ def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig
 
 def chosen_aspects(config: SweepConfig, label: Value, trained: TrainConfig) -> tuple[str, ...]:
     """The aspects of a guided dimension, in the order of the scores; none for the base model."""
-    dimension = guided_dimension(config, label)
+    is_range = isinstance(config.space[GUIDED_DIMENSION], ValueRange)
+    dimension = label if is_range else guided_dimensions(config)[label]
     if dimension == 0:
         return ()
-    names = aspect_names(trained)
-    found = None
+    names = scored_aspects(trained)
+    found: tuple[str, ...] = ()
     match dimension:
         case int():
-            found = names[:dimension] if 0 < dimension <= len(names) else None
-        case Draw(aspects=count, seed=seed):
-            if count <= len(names):
-                places = random.Random(str(seed)).sample(range(len(names)), count)
-                found = tuple(names[place] for place in sorted(places))
-        case chosen:
-            found = chosen if set(chosen) <= set(names) and len(set(chosen)) == len(chosen) else None
+            found = names[:dimension] if 0 < dimension <= len(names) else ()
+        case Draw(aspects=count, seed=seed) if count <= len(names):
+            found = tuple(names[n] for n in sorted(random.Random(str(seed)).sample(range(len(names)), count)))
+        case tuple() if set(dimension) <= set(names) and len(set(dimension)) == len(dimension):
+            found = dimension
     if not found:
         known = f"{trained.item_scores} has {len(names)} aspects: {', '.join(names)}" if names else "no item_scores"
         raise ConfigError(f"space.{GUIDED_DIMENSION}: {label}, but {known}")
     return found
 
 
-def guided_dimension(config: SweepConfig, label: Value) -> int | tuple[str, ...] | Draw:
-    """Behind the label; a number of a range is its own."""
-    if isinstance(config.space[GUIDED_DIMENSION], ValueRange):
-        return label
-    return guided_dimensions(config)[label]
+def trained_aspects(trained: TrainConfig) -> tuple[str, ...]:
+    """The aspects that a train run uses; none for a base model."""
+    return trained.aspect_names or scored_aspects(trained)
 
 
-def aspect_names(trained: TrainConfig) -> tuple[str, ...]:
+def scored_aspects(trained: TrainConfig) -> tuple[str, ...]:
+    """All aspects of a train run's item scores; none for a base model."""
     return read_aspect_names(trained.item_scores, trained.score_column) if trained.item_scores else ()
 
 

@@ -1,9 +1,8 @@
-"""The sweep stage: a search space over train settings -> trials/<name>, a train run each, and the files of
-results.py, on Ray Tune.
+"""The sweep stage: a search space over train settings -> a train run per trial in trials/, and the files of results.py.
 
-A trial is a Tune function around `train`; its metrics reach Tune from Ray Train's controller. A sweep that was killed
-goes on when it is run again: Tune starts the trials that had not ended, and each goes on from its train run's
-checkpoint. Tune's own files are in tune/.
+Trials run on Ray Tune. A trial is a Tune function around `train`; Ray Train's controller reports its metrics to Tune. A
+killed sweep is resumed by running it again: Tune restarts the trials that had not ended, and each resumes from the
+checkpoint of its train run. Tune's own files are in tune/.
 """
 
 import logging
@@ -32,7 +31,7 @@ from raygr.distributed import wants_gpu, workers_on_gpus
 from raygr.ray_setup import connect
 from raygr.sweep.config import SweepConfig, ValueRange
 from raygr.sweep.results import Ended, epoch_lines, write_results
-from raygr.sweep.space import TRIALS, Point, search_points, train_config, values_of, with_absolute_paths
+from raygr.sweep.space import TRIALS, Point, listed_values, search_points, train_config, with_absolute_paths
 from raygr.train.config import TrainConfig
 from raygr.train.loop import CHOSEN_BY
 from raygr.train.stage import BEST, evaluated, train
@@ -41,51 +40,48 @@ logger = logging.getLogger(__name__)
 
 TUNE = "tune"
 AT_ONCE = "at_once.json"
-PARAMETERS = "params.json"  # in a trial's folder of Tune's
+PARAMETERS = "params.json"  # in Tune's folder of a trial
 CONTROLLERS = "raygr-sweep-controllers"
 LONGEST_NAME = 120
 ENDING_SECONDS = 30
-# Tune's own tables and tracebacks; read when it starts.
+# Switches off Tune's own tables and tracebacks; Tune reads these variables when it starts.
 QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
 
 
 def sweep(config: SweepConfig) -> runs.Run:
-    """One train run per point; the best by validation, whose test metrics are read then, and those of no other."""
+    """Trains one run per point and chooses the best by validation; only the best one's test metrics are read."""
     runs.check_unfinished(config.output)
     config = with_absolute_paths(config)
     points = search_points(config)
-    trained = [train_config(config, point, name="") for point in points]  # refused here, before any work
+    trained = [train_config(config, point, name="") for point in points]  # refuses wrong points before any work
     callbacks = [EndsTraining(), *mlflow_logger(config)]
     if config.search == "tpe":
         check_optuna()
     connect()
+    trials = config.trials if config.search == "tpe" else len(points)
     at_once = trials_at_once(config, trained[0])
     run = runs.start_run(config.output, job="sweep", config=config)
-    logger.info("sweep: %d trials, %d at a time", trials_of(config, points), at_once)
+    logger.info("sweep: %d trials, %d at a time", trials, at_once)
     settings = tune.TuneConfig(
         metric=BEST,
         mode="max",
         search_alg=search_algorithm(config, points, at_once),
         scheduler=scheduler(config),
-        num_samples=trials_of(config, points),
+        num_samples=trials,
         trial_name_creator=trial_name,
         trial_dirname_creator=trial_name,
     )
     tuner = started_tuner(config, settings, at_once=at_once, callbacks=callbacks)
-    controllers = controller_queue()  # lives as long as this name
+    controllers = controller_queue()  # the queue lives as long as this variable
     on_interrupt = signal.getsignal(signal.SIGINT)
-    ended = ended_trials(config, tuner.fit(), expected=trials_of(config, points))
+    ended = ended_trials(config, tuner.fit(), expected=trials)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own, and a later stage would not hear Ctrl-C
+        signal.signal(signal.SIGINT, on_interrupt)  # Tune's own handler would hide Ctrl-C from a later stage
     controllers.shutdown()
     counts = write_results(config, run, ended)
     used = {path for one in trained for path in (one.data, one.item_scores, one.user_score_run, one.list_scores)}
     runs.finish_run(run, inputs=sorted(path for path in used if path), counts=counts)
     return run
-
-
-def trials_of(config: SweepConfig, points: list[Point]) -> int:
-    return config.trials if config.search == "tpe" else len(points)
 
 
 def check_optuna() -> None:
@@ -97,14 +93,14 @@ def check_optuna() -> None:
 
 
 def search_algorithm(config: SweepConfig, points: list[Point], at_once: int) -> SearchAlgorithm | Searcher:
-    """What proposes the trials' points; it is what limits their number, for TuneConfig would limit only a Searcher."""
+    """Proposes the trials' points and limits how many run at a time, because TuneConfig limits only a Searcher."""
     if config.search == "tpe":
         return ConcurrencyLimiter(OptunaSearch(metric=BEST, mode="max", seed=config.seed), max_concurrent=at_once)
     return BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points], max_concurrent=at_once)
 
 
 def tune_space(config: SweepConfig) -> dict[str, Any]:
-    """What TPE draws from; grid and random bring their points, and only names are needed."""
+    """The domains that TPE draws from; only names for grid and random, whose points are given."""
     if config.search != "tpe":
         return dict.fromkeys(config.space)
     return {name: tune_domain(config, name) for name in config.space}
@@ -117,7 +113,7 @@ def tune_domain(config: SweepConfig, name: str) -> tune.search.sample.Domain:
         case ValueRange(low=low, high=high, log=log):
             return tune.loguniform(low, high) if log else tune.uniform(low, high)
         case _:
-            return tune.choice(values_of(config, name))
+            return tune.choice(listed_values(config, name))
 
 
 def scheduler(config: SweepConfig) -> TrialScheduler:
@@ -127,7 +123,7 @@ def scheduler(config: SweepConfig) -> TrialScheduler:
         time_attr="epoch",
         grace_period=config.grace_epochs,
         reduction_factor=config.reduction_factor,
-        max_t=10**6,  # train's own epochs end a trial: one that reaches them still has its test part before it
+        max_t=10**6,  # not the trials' epochs, because a trial evaluates its test part after the last epoch
     )
 
 
@@ -143,9 +139,9 @@ def mlflow_logger(config: SweepConfig) -> list[tune.Callback]:
 
 
 def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
-    """As many trials as fit the cluster with their workers; ConfigError where not even one does.
+    """The number of trials that fit the cluster with all their workers; ConfigError if not even one fits.
 
-    A trial that held its CPU while no CPU was left for any worker would wait for ever.
+    A trial whose workers do not fit would hold its own CPU and wait forever.
     """
     resources = ray.cluster_resources()
     cpus, each = int(resources.get("CPU", 0)), 1 + shared.workers * (shared.threads or 1)
@@ -160,7 +156,7 @@ def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
 def started_tuner(
     config: SweepConfig, settings: tune.TuneConfig, *, at_once: int, callbacks: list[tune.Callback]
 ) -> tune.Tuner:
-    """A fresh experiment, or the one that an earlier attempt at this folder began."""
+    """A new experiment, or the restored one of an earlier attempt in this folder."""
     os.environ.update(QUIET)
     trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config, at_once=at_once), {"CPU": 1})
     folder = files.join(config.output, TUNE)
@@ -187,25 +183,25 @@ def started_tuner(
 
 
 def check_room(config: SweepConfig, at_once: int) -> None:
-    """Tune goes on with as many trials at a time as it began with."""
+    """ConfigError if the cluster has shrunk: a restored Tune runs as many trials at a time as before."""
     folder = files.join(config.output, TUNE)
     before = files.read_json(files.join(folder, AT_ONCE))
     if at_once < before:
         raise ConfigError(
-            f"{config.output} was begun with {before} trials at a time, and Ray has room for {at_once} now: bring as "
-            f"many CPUs as then, or delete {folder} (finished train runs are kept all the same)"
+            f"{config.output} was started with {before} trials at a time, and Ray has room for {at_once} now: provide "
+            f"as many CPUs as then, or delete {folder} (finished train runs are kept)"
         )
 
 
 def trial_name(trial: Trial) -> str:
-    """Its number and its point, as a folder's name that a shell and YAML take as it is."""
+    """Folder name of a trial: its number and its point, without characters that a shell or YAML would interpret."""
     number = int(trial.experiment_tag.partition("_")[0])
     point = "_".join(f"{name}={value}" for name, value in trial.config.items())
     return f"{number:04}_{re.sub(r'[^a-zA-Z0-9_.=+-]+', '-', point)[:LONGEST_NAME]}"
 
 
 def run_trial(point: Point, *, sweep_config: SweepConfig, at_once: int) -> None:
-    """The Tune function: one train run. An attempt may have finished it without Tune having noted so."""
+    """The Tune function: one train run, which an earlier attempt may have finished without telling Tune."""
     config = train_config(sweep_config, point, name=tune.get_context().get_trial_name())
     if runs.is_finished(config.output):
         lines = [line for line in epoch_lines(config.output) if "validation" in line]
@@ -215,11 +211,11 @@ def run_trial(point: Point, *, sweep_config: SweepConfig, at_once: int) -> None:
     try:
         train(config, gpu_share=sweep_config.gpu_share, at_once=at_once, callbacks=callbacks)
     finally:
-        locks.unlock(config.output)  # the next attempt may begin while this process still ends
+        locks.unlock(config.output)  # the next attempt may start while this process is ending
 
 
 class ReportToTune(TuneReportCallback):
-    """Tune's own callback, which runs in Ray Train's controller; it also tells EndsTraining of that controller."""
+    """Tune's own callback in Ray Train's controller, which also makes the controller known to EndsTraining."""
 
     def __init__(self, trial_id: str):
         super().__init__()
@@ -234,14 +230,14 @@ class ReportToTune(TuneReportCallback):
         if not self.is_known:
             controller_queue().put((self.trial_id, ray.get_runtime_context().current_actor))
             self.is_known = True
-        super().after_report(run_context, metrics, None)  # the checkpoint stays the train run's
+        super().after_report(run_context, metrics, None)  # the checkpoint belongs to the train run
 
 
 class EndsTraining(tune.Callback):
-    """Ends the training of a trial that Tune stops early.
+    """Aborts the training of a trial that Tune stops early.
 
-    Tune kills the trial's process, and Ray Train's controller with it, which then no longer gives back the CPUs of its
-    workers: Ray Train's own clean-up asks the dashboard, which a Ray of one's own lacks.
+    Tune kills the trial's process together with Ray Train's controller, which then cannot return the CPUs of its
+    workers: Ray Train's own clean-up needs the dashboard, which a locally started Ray lacks.
     """
 
     def __init__(self) -> None:
@@ -256,20 +252,20 @@ class EndsTraining(tune.Callback):
         try:
             ray.get(controller.abort.remote(), timeout=ENDING_SECONDS)
         except RayActorError:
-            pass  # it ended, now or by itself
+            pass  # the controller has ended
         except GetTimeoutError:
             logger.warning("trial %s is still ending after %d s", trial, ENDING_SECONDS)
 
 
 def controller_queue() -> Queue:
-    """The one of this job: pairs of trial id and the controller of its training."""
+    """The job's queue of pairs: a trial's id and the controller of its training."""
     return Queue(actor_options={"name": CONTROLLERS, "get_if_exists": True, "num_cpus": 0})
 
 
 def ended_trials(config: SweepConfig, results: tune.ResultGrid, *, expected: int) -> list[Ended]:
-    """All trials; RunError where some have not ended, because the sweep was interrupted."""
+    """All trials by folder name; RunError if some have not ended because the sweep was interrupted."""
     if results.num_terminated + results.num_errors < expected:
-        raise runs.RunError(f"{config.output}: interrupted; run the sweep again to go on with the trials left")
+        raise runs.RunError(f"{config.output}: interrupted; run the sweep again to go on with the remaining trials")
     ended = []
     for result in results:
         name = os.path.basename(result.path)

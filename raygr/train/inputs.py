@@ -27,8 +27,8 @@ from raygr.data.vector_tables import (
     rows_by_id,
 )
 from raygr.metrics.ranking import AVERAGE, TIE_RULE
-from raygr.models.embeddings import standardise, standardised_like
-from raygr.models.losses import OwnedItems, owned_items
+from raygr.metrics.z_scores import standardise, standardised_like
+from raygr.models.negatives import OwnedItems, owned_items
 from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
 from raygr.train.batches import Targets, Windows, evaluation_targets, training_windows
 from raygr.train.candidates import candidate_weights, sample_candidates

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import safetensors.torch
 from torch import Tensor
 
 from raygr import files
 from raygr.data.list_columns import list_column
 from raygr.metrics.rank_tables import Ranking, candidates_of, cold_metrics, ranking_metrics, read_rankings
-from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, MODEL, RANK_SCHEMA, RANKS, TEST, VALIDATION
-from raygr.train.base_part import base_moved
+from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, RANK_SCHEMA, RANKS, TEST, VALIDATION
 from raygr.train.batches import is_last_of_user
 from raygr.train.candidates import CANDIDATES as CANDIDATES_OF_A_USER
+from raygr.train.evaluate import base_moved, list_metrics, score_shares, target_ranks
 from raygr.train.inputs import Inputs
-from raygr.train.loop import CHOSEN_BY, Training, score_shares, target_ranks
-from raygr.train.top_lists import list_metrics
+from raygr.train.loop import CHOSEN_BY
+from raygr.train.serving import write_serving
+from raygr.train.state import Training
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def write_outputs(training: Training) -> None:
     files.write_table(table, files.join(config.output, RANKS))
     if inputs.candidates:
         files.write_table(candidate_table(inputs.candidates), files.join(config.output, CANDIDATES))
-    save_weights(training, files.join(config.output, MODEL))
+    write_serving(config, inputs, training.best_weights)
     metrics = run_metrics(training) | part_metrics(table, config.targets, config.cold_below)
     metrics["lists"] = list_metrics(training)
     rankings = read_rankings(table, part=TEST, targets=config.targets)
@@ -95,13 +95,6 @@ def part_metrics(ranks: pa.Table, targets: tuple[str, ...], cold_below: int) -> 
         TEST: {name: ranking_metrics(ranking) for name, ranking in test.items()},
         "cold": {"below": cold_below, **{name: cold_metrics(ranking, cold_below) for name, ranking in test.items()}},
     }
-
-
-def save_weights(training: Training, path: str) -> None:
-    filesystem, inner = files.filesystem_of(path)
-    weights = {name: values.contiguous() for name, values in training.best_weights.items()}
-    with filesystem.open(inner, "wb") as file:
-        file.write(safetensors.torch.save(weights))
 
 
 def run_metrics(training: Training) -> dict[str, Any]:

@@ -32,8 +32,9 @@ from raygr.schema import EVENTS, HISTORY, TEST, VALIDATION
 from raygr.train.config import TrainConfig
 from raygr.train.events import EventFile
 from raygr.train.inputs import Inputs, load_inputs, with_absolute_paths
-from raygr.train.loop import CHOSEN_BY, Training, checkpoint_state, restore, start_training, training_rounds
+from raygr.train.loop import CHOSEN_BY, training_rounds
 from raygr.train.outputs import write_outputs
+from raygr.train.state import Training, checkpoint_state, restore, start_training
 
 logger = logging.getLogger(__name__)
 

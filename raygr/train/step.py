@@ -1,7 +1,7 @@
-"""What a batch asks of a model: its histories and targets, and their summed loss. Models differ here and nowhere else.
+"""One training step: the batch of a model, and its summed loss. Differences between models are here only.
 
-A batch is built from ids, whole on every worker, so that masks and negatives do not depend on how many workers there
-are; each then takes its part. Shape suffixes as in losses.py, and `A` aspects.
+Every worker builds the whole batch from ids, so that masks and negatives do not depend on the number of workers, and
+then takes its part. Shape suffixes as in losses.py and batches.py; `J` items that a batch touches, `A` aspects.
 """
 
 from typing import NamedTuple
@@ -10,24 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygr.models.bert4rec import BERT4Rec
-from raygr.models.gru4rec import GRU4Rec
-from raygr.models.losses import (
+from raygr.models.inference import SequenceModel
+from raygr.models.losses import PairLoss, StepNegatives, bce, cross_entropy, sampled_cross_entropy, step_loss
+from raygr.models.negatives import (
     OwnedPairs,
-    PairLoss,
-    StepNegatives,
-    bce,
-    cross_entropy,
     expected_counts,
     is_owned,
     owned_items,
     owned_pairs,
     sample_negatives,
-    sampled_cross_entropy,
     shared_negatives,
-    step_loss,
 )
-from raygr.models.sasrec import SASRec
 from raygr.train.batches import (
     Batch,
     Masking,
@@ -40,37 +33,35 @@ from raygr.train.batches import (
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import Inputs
 
-Recommender = GRU4Rec | SASRec | BERT4Rec
-
 
 class Draws(NamedTuple):
-    """The random numbers of one epoch, by purpose: how many one takes changes none of the others."""
+    """Separate random streams of one epoch, so that the use of one does not change the others."""
 
     dropout_seed: int
-    """The worker's own."""
+    """Differs between workers."""
     masks: torch.Generator
-    """As `negatives` the same on all workers."""
+    """Like `negatives`, the same on all workers."""
     negatives: torch.Generator
 
 
 class WholeBatch(NamedTuple):
-    """One batch as every worker knows it."""
+    """One batch of all workers; every worker builds it."""
 
     batch: Batch
     shared_K: Tensor
-    """Negatives shared by all its positions."""
+    """Negatives that all positions share."""
     expected_K: Tensor
-    """How often each of them is drawn on average."""
+    """The expected number of draws of each."""
     item_J: Tensor | None = None
-    """The items that it touches, sorted; its ids are places in them, from 1. None: all, its ids are item_index."""
+    """The sorted items that the batch touches: its ids are places in them, from 1. None: its ids are item_index."""
 
     def positions(self) -> int:
-        """Targets in the loss; 0 is possible with `session_parallel` alone."""
+        """The number of targets in the loss; 0 only occurs with `session_parallel`."""
         return int(self.batch.in_loss_BL.sum())
 
 
 def epoch_draws(seed: int, epoch: int, rank: int) -> Draws:
-    """`rank` below 1,007."""
+    """The streams depend on (seed, epoch), the dropout seed also on the worker's rank, which must be below 1,007."""
     first = (seed * 100_003 + epoch) * 1_009
     return Draws(
         first + rank, torch.Generator().manual_seed(first + 1_008), torch.Generator().manual_seed(first + 1_007)
@@ -78,7 +69,7 @@ def epoch_draws(seed: int, epoch: int, rank: int) -> Draws:
 
 
 def epoch_contents(config: TrainConfig, inputs: Inputs, epoch: int) -> list[Tensor]:
-    """What `whole_batch` makes each batch of the epoch from; the same for every worker and after a restart."""
+    """The examples of each batch of the epoch; the same for every worker and after a restart."""
     examples, size = len(inputs.windows.user_E), config.batch_size
     if config.session_parallel:
         lengths_E, lanes = inputs.windows.length_E, min(size, examples)
@@ -87,9 +78,10 @@ def epoch_contents(config: TrainConfig, inputs: Inputs, epoch: int) -> list[Tens
 
 
 def whole_batch(config: TrainConfig, inputs: Inputs, content: Tensor, popularity_I: Tensor, draws: Draws) -> WholeBatch:
-    """One of `epoch_contents` as histories and targets; `popularity_I` as losses.popularity_sums makes it.
+    """Builds histories and targets of one of `epoch_contents`, with its negatives.
 
-    Its rows are examples, or with `session_parallel` the lanes' examples and steps.
+    The rows of `content` are examples, or with `session_parallel` the examples and steps of the lanes. `popularity_I`
+    comes from negatives.popularity_sums.
     """
     match config.model:
         case "gru4rec" if config.session_parallel:
@@ -106,10 +98,10 @@ def whole_batch(config: TrainConfig, inputs: Inputs, content: Tensor, popularity
 
 
 def one_negative_each(inputs: Inputs, batch: Batch, generator: torch.Generator) -> Tensor:
-    """For every position in the loss, in the order of `in_loss_BL`."""
+    """One negative for every position in the loss, in the order of `in_loss_BL`."""
     if not inputs.repeats:
         return sample_negatives(inputs.owned, batch.user_B[batch.in_loss_BL.nonzero()[:, 0]], generator=generator)
-    # anything but the target: each position is drawn for as a user who has it alone
+    # repeat purchases: any item but the target, so each position is treated as a user who owns the target only
     target_N = batch.target_BL[batch.in_loss_BL]
     place_N = torch.arange(len(target_N))
     owned = owned_items(place_N.numpy(), target_N.numpy(), users=len(target_N), items=inputs.items)
@@ -117,7 +109,10 @@ def one_negative_each(inputs: Inputs, batch: Batch, generator: torch.Generator) 
 
 
 def renumbered(whole: WholeBatch, items: int) -> WholeBatch:
-    """With the items that it touches alone, for losses that need no others; [MASK] follows the last of them."""
+    """The batch with ids that count only the items it touches, for losses that need no others.
+
+    [MASK] follows the last of them.
+    """
     batch = whole.batch
     columns = [batch.history_BL, batch.target_BL, batch.negative_BL, whole.shared_K]
     touched = torch.cat([column.flatten() for column in columns]).unique()
@@ -128,20 +123,43 @@ def renumbered(whole: WholeBatch, items: int) -> WholeBatch:
     return WholeBatch(batch, shared_K, whole.expected_K, item_J)
 
 
-def summed_loss(config: TrainConfig, inputs: Inputs, model: Recommender, whole: WholeBatch, own: Batch) -> Tensor:
-    """Loss of every position of `own`, a worker's part of the batch, in fp32."""
+# --- loss ----------------------------------------------------------------------------------------
+
+
+def summed_loss(
+    config: TrainConfig,
+    inputs: Inputs,
+    model: SequenceModel,
+    whole: WholeBatch,
+    own: Batch,
+    session_BH: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The summed fp32 loss of the positions of `own`, a part of the whole batch, and the hidden state after them.
+
+    `session_BH` is the hidden state of the lanes before the batch; both are None without `session_parallel`.
+    """
     device = model.embedding.base_ID.device
     rows_ID = model.embedding.item_rows(None if whole.item_J is None else whole.item_J.to(device))
     with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
         history_BL = own.history_BL.to(device)
         if config.session_parallel:
-            encoder_BLD = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device))
+            encoder_BLD, session_BH = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BH)
         else:
             encoder_BLD = model(rows_ID, history_BL, own.length_B.to(device))
-        guided_BA = training_vectors(inputs, model, own)
+        guided_BA = None
+        if inputs.user_vectors is not None:
+            known_BA = inputs.user_vectors.training_UA[own.user_B.numpy()].astype(np.float32)
+            guided_BA = model.embedding.tuned_users(torch.from_numpy(known_BA).to(device), own.user_B.to(device))
         state_BLD = model.embedding.refined_state(encoder_BLD, guided_BA)
-    if config.loss in ("top1", "bpr", "bpr_max"):
-        return pairwise_loss(config, inputs, state_BLD, rows_ID, whole, own)
+    loss_of = pairwise_loss if config.loss in ("top1", "bpr", "bpr_max") else pointwise_loss
+    return loss_of(config, inputs, state_BLD, rows_ID, whole, own), session_BH
+
+
+def pointwise_loss(
+    config: TrainConfig, inputs: Inputs, state_BLD: Tensor, rows_ID: Tensor, whole: WholeBatch, own: Batch
+) -> Tensor:
+    """A cross-entropy, full or sampled, or BCE of the positions in the loss, packed."""
+    device = rows_ID.device
     state_ND, target_N = state_BLD[own.in_loss_BL.to(device)], own.target_BL[own.in_loss_BL].to(device)
     match config.loss:
         case "cross_entropy":
@@ -150,7 +168,7 @@ def summed_loss(config: TrainConfig, inputs: Inputs, model: Recommender, whole: 
             pairs = owned_pairs(inputs.owned, own.user_B, whole.item_J)
             is_owned_BK = is_owned(pairs, len(own.user_B), whole.shared_K).to(device)
             negative_K, expected_K = whole.shared_K.to(device), whole.expected_K.to(device)
-            # the target is no negative of its own, although nothing is owned where items come back
+            # the target is never a negative, although nothing counts as owned in data with repeat purchases
             is_spared_NK = is_owned_BK[own.in_loss_BL.nonzero()[:, 0].to(device)] | (negative_K == target_N[:, None])
             return sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, is_spared_NK, expected_K=expected_K)
         case "bce":
@@ -160,7 +178,7 @@ def summed_loss(config: TrainConfig, inputs: Inputs, model: Recommender, whole: 
 def pairwise_loss(
     config: TrainConfig, inputs: Inputs, state_BLD: Tensor, rows_ID: Tensor, whole: WholeBatch, own: Batch
 ) -> Tensor:
-    """TOP1, BPR or BPR-max with every history's targets of the same step and the shared items as negatives."""
+    """TOP1, BPR or BPR-max; negatives are the targets of all histories at the same step and the shared items."""
     device, steps = rows_ID.device, state_BLD.shape[1]
     target_BL = torch.where(own.in_loss_BL, own.target_BL, 0)
     pairs = owned_pairs(inputs.owned, own.user_B, whole.item_J)
@@ -171,12 +189,3 @@ def pairwise_loss(
     )
     loss = PairLoss(config.loss, config.final_activation, config.score_penalty)
     return step_loss(loss, state_BLD.transpose(0, 1), rows_ID, target_BL.T.to(device), negatives)
-
-
-def training_vectors(inputs: Inputs, model: Recommender, batch: Batch) -> Tensor | None:
-    """The users' guided vectors that training may know, (B, A)."""
-    if inputs.user_vectors is None:
-        return None
-    device = model.embedding.base_ID.device
-    known_BA = inputs.user_vectors.training_UA[batch.user_B.numpy()].astype(np.float32)
-    return model.embedding.tuned_users(torch.from_numpy(known_BA).to(device), batch.user_B.to(device))

@@ -57,7 +57,7 @@ def test_values_that_are_no_ids_are_marked(column, bad):
 
 @pytest.mark.parametrize("column", [pa.array([True]), pa.array([["a"]]), pa.array([0], pa.timestamp("s"))])
 def test_types_without_ids_are_refused(column):
-    with pytest.raises(ValueError, match="are no ids: write text or whole numbers"):
+    with pytest.raises(ValueError, match="are no ids: use text or whole numbers"):
         id_strings(column)
 
 

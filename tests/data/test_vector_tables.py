@@ -57,7 +57,7 @@ def test_ids_of_a_csv_file_keep_their_zeros(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,a\ni1,1\ni1,2\n", "id i1 is there more than once"),
+        ("id,a\ni1,1\ni1,2\n", "id i1 occurs more than once"),
         ("id,a\ni1,1\ni2,\n", "column 'a' has an empty or infinite value in row 2"),
         ("id,a\ni1,high\n", "column 'a' is string, not numeric"),
         ("id\ni1\n", "expected an id column and at least one numeric column"),
@@ -120,14 +120,14 @@ def test_vectors_in_one_list_column(tmp_path: Path):
     assert (vectors.ids_S.tolist(), vectors.aspects) == (["b", "a"], ("v0", "v1"))
     assert vectors.values_SA.tolist() == [[0.5, -1], [2, 3]]
     pq.write_table(pa.table({"id": ["b", "a"], "vector": [[0.5, -1.0], [2.0]]}), path)
-    with pytest.raises(ValueError, match=r"vectors\.parquet: column 'vector': the lists are not all of one length"):
+    with pytest.raises(ValueError, match=r"vectors\.parquet: column 'vector': the lists have different lengths"):
         read(str(path))
 
 
 def test_an_array_has_its_ids_beside_it(tmp_path: Path):
     path, names = tmp_path / "vectors.npy", tmp_path / "vectors.ids.txt"
     np.save(path, np.array([[0.5, -1.0], [2.0, 3.0]], np.float32))
-    with pytest.raises(FileNotFoundError, match=r"vectors\.npy holds no ids: write one per line.* into .*ids\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"vectors\.npy holds no ids: write one id per line.* to .*ids\.txt"):
         read(str(path))
     names.write_text("007\ni2\n")
     vectors = read(str(path))

@@ -18,8 +18,8 @@ from raygr.models.workers import Share
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import start_training
 from raygr.train.outputs import write_outputs
+from raygr.train.state import start_training
 
 torch.set_num_threads(1)
 
@@ -86,13 +86,13 @@ def recommender(run: str) -> Recommender:
 
 def own_scores(recommender: Recommender, user: int, history: list[int]) -> torch.Tensor:
     """The model's scores of items 1..I after one history alone, without the split."""
-    model, window = recommender.training.model, history[-WINDOW:]
+    model, window = recommender.model, history[-WINDOW:]
     embedding, guided_1A = model.embedding, None
     if embedding.has_user_side:
         guided_1A = embedding.tuned_users(embedding.users_UA[user][None], torch.tensor([user]))
     with torch.inference_mode():
         rows_ID = embedding.item_rows()
-        state_1D = model.last_state(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
+        state_1D = model.encode(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
         return embedding.refined_state(state_1D[:, None], guided_1A)[0, 0] @ rows_ID.T
 
 
@@ -149,11 +149,11 @@ def test_parts_add_up_in_every_other_form(folder: Path, changes: dict):
 def test_terms_worked_by_hand(recommender: Recommender):
     """`add` with levels: weights fall by a half per level away from the score, and the user's part meets whole rows."""
     user, item = 3, HISTORIES[3][6]
-    embedding, weights = recommender.training.model.embedding, recommender.training.model.state_dict()
+    embedding, weights = recommender.model.embedding, recommender.model.state_dict()
     history = HISTORIES[user][:6][-WINDOW:]
     with torch.inference_mode():
         rows_ID = embedding.item_rows()
-        state_D = recommender.training.model.last_state(rows_ID, torch.tensor([history]), torch.tensor([WINDOW]))[0]
+        state_D = recommender.model.encode(rows_ID, torch.tensor([history]), torch.tensor([WINDOW]))[0]
     [found] = explain_item(recommender, f"i{item}", [f"u{user}"]).users
     for aspect, term in enumerate(found.terms):
         expected = 0.0
@@ -171,7 +171,7 @@ def test_terms_worked_by_hand(recommender: Recommender):
 def test_the_base_part_hangs_on_what_the_encoder_reads(folder: Path, changes: dict):
     """Worked without the split: states of a history of rows with the catalogue's mean aspects, times learned rows."""
     recommender = load_recommender(trained(folder, **changes))
-    model, history = recommender.training.model, HISTORIES[3][:6][-WINDOW:]
+    model, history = recommender.model, HISTORIES[3][:6][-WINDOW:]
     embedding = model.embedding
     with torch.inference_mode():
         rows_ID = embedding.item_rows()
@@ -180,7 +180,7 @@ def test_the_base_part_hangs_on_what_the_encoder_reads(folder: Path, changes: di
             learned_ID = torch.cat([learned_ID, torch.zeros(ITEMS, len(ASPECTS))], dim=1)
         plain_ID = learned_ID + (rows_ID - learned_ID).mean(0)
         base_I, plain_I = (
-            model.last_state(rows, torch.tensor([history]), torch.tensor([WINDOW]))[0] @ learned_ID.T
+            model.encode(rows, torch.tensor([history]), torch.tensor([WINDOW]))[0] @ learned_ID.T
             for rows in (rows_ID, plain_ID)
         )
     item = HISTORIES[3][6]
@@ -190,7 +190,7 @@ def test_the_base_part_hangs_on_what_the_encoder_reads(folder: Path, changes: di
     change_I = (plain_I - base_I) - (plain_I - base_I).mean()
     assert found.base_moved == pytest.approx(float(change_I.norm() / (base_I - base_I.mean()).norm()), rel=1e-4)
     assert found.base_moved > 0.01
-    assert files.read_json(f"{recommender.training.config.output}/metrics.json")["base_moved"] > 0.01
+    assert files.read_json(f"{recommender.config.output}/metrics.json")["base_moved"] > 0.01
 
 
 def test_concat_terms_are_products_of_one_dimension_each(folder: Path):

@@ -1,4 +1,4 @@
-"""What the policy reads ends before what its reward looks at; users are drawn by seed; bad input is refused."""
+"""Prompts end before the interactions of the reward; users are drawn by seed; bad inputs are refused."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def settings(folder: Path, **changes: Any) -> FinetuneConfig:
 
 
 def write_toy(folder: Path, *, histories: list[list[int]] | None = None, late_rating: float = 3.0) -> Path:
-    """`late_rating` is that of every interaction behind the cut of keep_out 3, test and validation included."""
+    """`late_rating`: rating of every interaction after the cut of keep_out 3, test and validation included."""
     histories = histories or walks(USERS, ITEMS, LENGTH, seed=0)
     ratings = [
         [1.0, 5.0, 4.0, 2.0, 3.0, *[late_rating, 5.0, 1.0, late_rating, late_rating]][: len(h)] for h in histories
@@ -130,7 +130,7 @@ def test_a_teacher_table_may_miss_users_and_they_are_counted(toy: Path):
 
 
 def test_item_statistics_are_of_the_items_that_have_scores(toy: Path):
-    """Half of the items have none: filled with the mean they would shrink the deviation by a factor of .71."""
+    """Half of the items have no scores; filled with the mean they would shrink the deviation by a factor of .71."""
     scored = {f"i{i}": [float(1 + i % 2 * 8)] * len(NAMES) for i in range(1, ITEMS // 2 + 1)}  # 9 and 1 in turn
     config = settings(toy, item_scores=write_csv(toy / "half.csv", scored, NAMES), teacher="profile")
     inputs = load_tuning_data(config)

@@ -1,4 +1,4 @@
-"""The finetune stage on Ray: a tiny model end to end, a killed worker, and what scoring makes of the result."""
+"""The finetune stage on Ray: a tiny model end to end, a killed worker, and what scoring accepts."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from raygr.score.aspects import load_aspects
 from raygr.score.default_model import model_folder
 from raygr.score.prompts import PromptEncoder, prompt_sha256
 
-torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
+torch.set_num_threads(1)  # the models are tiny, and waiting threads would spin on cores that others need
 
 ITEMS, USERS = 40, 12
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, model: str, **changes: Any) -> FinetuneConfig:
-    """Nine users to train on: three steps an epoch."""
+    """Nine training users, three steps per epoch."""
     toy = {"data": str(folder / "prepare"), "item_scores": str(folder / "items.csv")}
     small = {"keep_out": 3, "candidate_items": 10, "held_out_fraction": 0.25, "max_prompt_tokens": 400, "threads": 1}
     small |= {"batch_size": 3, "epochs": 2, "learning_rate": 0.01, "completions": 3, "evaluate_every_steps": 1}
@@ -81,7 +81,7 @@ def settings(folder: Path, model: str, **changes: Any) -> FinetuneConfig:
 
 
 def finished(config: FinetuneConfig) -> Tuning:
-    """The loop without Ray."""
+    """The loop run to the end without Ray."""
     tuning = start_tuning(config, load_tuning_data(config), torch.device("cpu"), Share())
     for _ in tune(tuning):
         pass
@@ -93,7 +93,7 @@ def adapter_tensors(folder: str) -> dict[str, torch.Tensor]:
 
 
 def assert_is_best(folder: str, tuning: Tuning, *, atol: float = 1e-7) -> None:
-    """PEFT leaves the adapter's name out of the file's names."""
+    """The saved adapter is the best one; PEFT leaves the adapter's name out of the names in the file."""
     saved = adapter_tensors(folder)
     best = {name.replace(".default", ""): values for name, values in tuning.best_adapter.items()}
     assert saved.keys() == best.keys()
@@ -163,7 +163,7 @@ def test_an_adapter_that_never_got_better_is_said_to_be_untouched(toy: Path, tin
     assert runs.read_run(run.path, job="finetune")["counts"]["best_step"] == 0
     assert all((values == 0).all() for name, values in adapter_tensors(run.file("adapter")).items() if "lora_B" in name)
     [said] = [record.getMessage() for record in caplog.records]
-    assert "untouched" in said and "warm start" in said and run.path in said
+    assert "untouched" in said and "SFT warm-up" in said and run.path in said
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_two_workers_of_ray_do_as_one(toy: Path, tiny_model: str, local_ray: Any
     users = files.read_table(run.file(USER_EVALUATIONS)).to_pandas()
     last = users[(users["stage"] == "reinforcement") & (users["step"] == 3)]
     assert last["mrr"].tolist() == pytest.approx(alone.progress.evaluations[-1]["users"]["mrr"], rel=1e-5)
-    # Adam divides by the gradient's size, which makes much of rounding where that is next to nothing
+    # Adam divides by the gradient's size, so rounding errors of tiny gradients become large
     assert_is_best(run.file("adapter"), alone, atol=2e-3)
 
 
 def train_worker() -> psutil.Process | None:
-    """A Ray Train worker below this test."""
+    """A Ray Train worker that this test has started."""
     for process in psutil.Process().children(recursive=True):
         try:
             if "RayTrainWorker" in " ".join(process.cmdline()):

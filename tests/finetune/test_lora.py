@@ -1,4 +1,4 @@
-"""An adapter to go on from is refused, before Ray starts, for other users, another shape or another model."""
+"""A starting adapter is refused, before Ray starts, for other users, another shape or another model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +30,13 @@ def note_of(model: str) -> AdapterNote:
 
 
 def write_data(path: Path, content: str = "four users") -> str:
-    """What stands for a prepare run: only its content is looked at."""
+    """A file in place of a prepare run, of which only the content is compared."""
     path.write_text(content)
     return str(path)
 
 
 def write_run(folder: Path, model: str, config: FinetuneConfig) -> str:
-    """A finetune run with a fresh adapter; the folder of the adapter."""
+    """Writes a finetune run with a fresh adapter; returns the folder of the adapter."""
     run = runs.start_run(str(folder), job="finetune", config=config)
     save_adapter(fresh(config), note_of(model), run.file("adapter"))
     runs.finish_run(run, inputs=[config.data], counts={"best_step": 0})
@@ -87,7 +87,7 @@ def test_shipped_pipelines_hold_the_same_users_out_throughout():
 
 
 def write_foreign(folder: Path, config: FinetuneConfig, change: Any = None) -> str:
-    """An adapter without raygr.json, its weights changed."""
+    """Writes an adapter without raygr.json, with changed weights."""
     fresh(config).save_pretrained(folder)
     weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
     if change:

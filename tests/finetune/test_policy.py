@@ -1,4 +1,4 @@
-"""Whose answers teach a user without a teacher."""
+"""The bare model's answers serve as teacher for a user without one."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def tuned_policy(folder: Path) -> tuple[Policy, list[TuningExample]]:
-    """With an adapter that changes the answers, and users of whom the last alone has a teacher."""
+    """A policy whose adapter changes the answers, and three users, of whom only the last has a teacher."""
     inputs = toy_inputs(save_tiny_llama(folder, vocabulary=SMALL_VOCABULARY), users=3)
     policy = build_policy(toy_config(), inputs, CPU)
     torch.manual_seed(1)
@@ -24,7 +24,7 @@ def tuned_policy(folder: Path) -> tuple[Policy, list[TuningExample]]:
 
 
 def greedy_answer(policy: Policy, prompt: tuple[int, ...]) -> list[int]:
-    """Of the model without its adapter, by whole forward passes."""
+    """The likeliest ratings of the model without its adapter, by whole forward passes."""
     answer: list[int] = []
     with policy.model.disable_adapter():
         for _ in policy.names:
@@ -39,11 +39,11 @@ def test_without_a_teacher_the_bare_models_structured_answer_teaches(tmp_path):
     assert teacher_ratings(policy, examples).tolist() == [*own, [7.5, 2.0]]
     assert policy.base_answers == {example.user_index: answer for example, answer in zip(examples, own, strict=False)}
     tuned = likeliest_ratings(policy, examples)[:2].round()
-    assert (tuned != torch.tensor(own)).any()  # the adapter answers otherwise
+    assert (tuned != torch.tensor(own)).any()  # the adapter changes the answers
 
 
 def test_the_bare_model_is_asked_once_per_user(tmp_path):
     policy, examples = tuned_policy(tmp_path)
-    policy.base_answers[examples[0].user_index] = [1.0, 10.0]  # no answer of this model, so it was not asked again
+    policy.base_answers[examples[0].user_index] = [1.0, 10.0]  # not this model's answer: a second pass would replace it
     assert teacher_ratings(policy, examples[:1]).tolist() == [[1.0, 10.0]]
     assert greedy_answer(policy, examples[0].prompt_ids) != [1, 10]

@@ -1,4 +1,4 @@
-"""Losses and their gradients on a tiny policy: against naive full passes, enumeration and finite differences."""
+"""Losses and gradients of a tiny policy agree with naive full passes, enumeration and finite differences."""
 
 from itertools import product
 
@@ -35,7 +35,7 @@ def gradient(model, loss) -> torch.Tensor:
 
 
 def naive_log_probs(model, prompt, completion) -> torch.Tensor:
-    """Of every token of one completion, by a pass of its own."""
+    """Log-probability of every token of one completion, by a separate pass."""
     logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
@@ -90,7 +90,7 @@ def test_slots_sampled_with_their_gradient_need_no_pass_of_their_own(answer):
     slots = sample_slots(model, prefill(model, PROMPTS), answer, uniform_BGA)
     rows = slots_rows(answer, slots.ratings_BGA)
     logits = completion_logits(model, prefill(model, PROMPTS), rows)
-    assert {1, 10} & set(slots.ratings_BGA.flatten().tolist())  # the places that a split ten treats apart
+    assert {1, 10} & set(slots.ratings_BGA.flatten().tolist())  # the ratings that are special where `10` is two tokens
     torch.testing.assert_close(slots.logits_BGTV, logits, rtol=1e-4, atol=1e-4)
     weight_BRT = torch.randn(3, 4, answer.places, generator=torch.Generator().manual_seed(2)) * rows.kept_BRT
     ours, theirs = (
@@ -132,7 +132,7 @@ def test_the_complement_of_a_probability_is_exact_and_its_slope_bounded():
 
 
 def reward_of(ratings: torch.Tensor) -> torch.Tensor:
-    """Any function of the ratings that is not additive."""
+    """A function of the ratings that is not additive."""
     return ((ratings[..., 0] - ratings[..., 1]).abs() == 9).float() + 0.1 * ratings[..., 0]
 
 
@@ -141,7 +141,7 @@ def all_answers() -> torch.Tensor:
 
 
 def expected_reward(model, temperature: float) -> torch.Tensor:
-    """Of one prompt, by enumerating all 100 answers."""
+    """Expected reward of one prompt, by enumerating all 100 answers."""
     rows = slots_rows(SPLIT, all_answers())
     logits = completion_logits(model, prefill(model, PROMPTS[:1]), rows)
     log_probs = (answer_log_probs(logits, rows, all_answers(), SPLIT).rating_BRAL / temperature).log_softmax(-1)
@@ -159,7 +159,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward_by_finite_difference
         ratings = answer_log_probs(logits, rollouts.rows, all_answers(), SPLIT).rating_BRAL / temperature
         probability = ratings.log_softmax(-1).gather(-1, (all_answers() - 1)[..., None])[..., 0].sum(2).exp()
     assert probability.sum().item() == pytest.approx(1, abs=1e-5)
-    # the mean over what is sampled becomes a sum weighted by how often it is sampled
+    # the mean over samples becomes a sum over all answers, weighted by their probabilities
     advantage = (probability * reward_of(all_answers()) * 100)[..., None].expand(1, 100, 2)
     weights = LossWeights(temperature=temperature, format_read=0.0)
     loss = slots_loss(logits, rollouts, advantage, SPLIT, weights, None).total.sum()
@@ -218,7 +218,7 @@ def test_the_teachers_loss_worked_by_hand():
     answer = answer_log_probs(torch.zeros(1, 1, SPLIT.places, 100), rows, torch.tensor([[[10, 1]]]), SPLIT)
     loss = teacher_loss(answer, torch.tensor([[[10.0, 1.0]]]), SPLIT)
     ratings = -(np.log(0.01 * 0.01) + np.log(0.01 * 0.99)) / 2
-    # behind the rating of 1, where no 0 follows, the ending is one of 99
+    # after the rating of 1, where no 0 may follow, the ending is one of 99 tokens
     template_part = (3 * np.log(100) + np.log(99)) / 4
     assert loss.item() == pytest.approx(ratings + template_part, rel=1e-5)
 
@@ -260,7 +260,7 @@ def test_free_losses_take_the_three_cases():
     format_tokens = [t for t, aspect in enumerate(place[0]) if aspect == -1]
     own_nll = -(own[0][format_tokens].sum() - torch.log(1 - zero)) / len(format_tokens)
     assert parts.format.item() == pytest.approx((0.1 * own_nll + 1.0 * nll[0]).item() / 3, rel=1e-4)
-    # the mean format rewards are 1, -1 and -1: the unread one counts in the others' baseline, and has no term itself
+    # the mean format rewards are 1, -1 and -1: the unread one counts in the others' baseline but has no term itself
     second_nll = -own[1][[t for t, aspect in enumerate(place[1]) if aspect == -1]].mean()
     advantage = (1 - (-1 - 1) / 2, -1 - (1 - 1) / 2)
     expected = (advantage[0] * own_nll + advantage[1] * second_nll).item() / 3

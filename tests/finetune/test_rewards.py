@@ -1,4 +1,4 @@
-"""Rewards, advantages and format marks against hand-worked numbers and other implementations."""
+"""Rewards, advantages and format marks agree with numbers worked by hand and with other libraries."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Completions of a tiny model against plain forward passes, and hand-worked layouts and readings."""
+"""Sampled completions agree with plain forward passes; layouts and readings with examples worked by hand."""
 
 from itertools import product
 
@@ -78,7 +78,7 @@ def test_the_template_is_what_the_tokenizer_makes_of_the_answer():
 
 def test_a_tokenizer_that_joins_the_rating_with_what_follows_is_refused():
     class Joining:
-        """Puts a rating of 7 and the line break behind it into one token."""
+        """Joins a rating of 7 and the line break after it into one token."""
 
         def __init__(self):
             self.inner = tokenizer()

@@ -1,4 +1,4 @@
-"""The loop on a tiny random Llama: it learns what can be learned, and does the same however it is run."""
+"""The loop on a tiny random Llama learns what can be learned, and its result does not depend on how it is run."""
 
 import io
 import logging
@@ -60,7 +60,7 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def wordy_folder(tmp_path_factory) -> str:
-    """With the tokenizer's whole vocabulary, to be read as text."""
+    """A tiny Llama with the tokenizer's whole vocabulary, whose completions can be read as text."""
     return save_tiny_llama(tmp_path_factory.mktemp("wordy"))
 
 
@@ -173,9 +173,9 @@ def test_two_workers_do_as_one(folder, tmp_path):
     results = str(tmp_path / "results.pt")
     torch.multiprocessing.spawn(two_workers, (folder, str(tmp_path / "meeting"), results), nprocs=2)
     two = torch.load(results, weights_only=True)
-    # five users: a last step of one user leaves the second worker with none
+    # five users: the last step has one user, so the second worker has none
     one = run(tuning_of(folder, users=5, warm_start_epochs=1))
-    # Adam divides by the gradient's size, which makes much of rounding where that is next to nothing
+    # Adam divides by the gradient's size, so rounding errors of tiny gradients become large
     assert_same_adapter(two["adapter"], adapter_state(one.model), atol=2e-3)
     for ours, theirs in zip(two["lines"], without_times(one.progress.lines), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
@@ -193,7 +193,7 @@ def test_gradient_checkpointing_and_accumulation_change_no_step(folder):
 
 
 def mixed_up(reward):
-    """The same rewards, given to the wrong completions; of the same completions always in the same order."""
+    """The same rewards in a random order, which is always the same for the same completions."""
 
     def shuffled(user_GA, items_CA, relevant_C):
         order = np.random.default_rng(zlib.crc32(user_GA.numpy().tobytes())).permutation(len(user_GA))
@@ -203,7 +203,7 @@ def mixed_up(reward):
 
 
 def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
-    """Rise of the sampled reward from the first five to the last five steps, and its standard error."""
+    """Increase of the sampled reward from the first five to the last five steps, and its standard error."""
     tuning = run(tuning_of(folder, reward=reward, seed=seed, epochs=15, completions=8, evaluate_every_steps=1000))
     rewards = np.array([line["reward"] for line in tuning.progress.lines])
     first, last = rewards[:5], rewards[-5:]
@@ -213,7 +213,7 @@ def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
 def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
     rises, errors = np.array([rise(folder, reward=log_prob, seed=seed) for seed in range(3)]).T
     assert (rises > 3 * errors).all()
-    # what chance does to one run is a large part of what there is to learn: more seeds
+    # chance moves one run by a large part of what can be learned: more seeds
     shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(6)]).T
     assert shuffled.mean() < 0.25 * rises.mean()
     assert (shuffled > 3 * noise).sum() <= 2
@@ -221,7 +221,7 @@ def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
 
 @pytest.mark.parametrize("per_aspect_credit", [False, True])
 def test_users_of_opposite_tastes_are_told_apart_by_their_prompts(folder, per_aspect_credit: bool):
-    """One answer for all is worth nothing here, so whatever is learned is personal."""
+    """One answer for all users has no value here, so whatever is learned is personal."""
     for seed in range(3):
         config = toy_config(**BASE, completions=8, epochs=40, evaluate_every_steps=1000, seed=seed)
         config = replace(config, per_aspect_credit=per_aspect_credit)
@@ -281,7 +281,7 @@ def test_a_rating_that_is_read_later_counts_though_none_was_at_first(wordy_folde
 
 
 def free_run(folder: str, **changes) -> Tuning:
-    """Free rollouts of a model that knows no format yet, with a teacher that tells the aspects not apart."""
+    """Free rollouts of a model that has not learned the format, with a teacher that rates all aspects alike."""
     config = toy_config(
         **(BASE | {"rollouts": "free", "epochs": 35, "completions": 8, "evaluate_every_steps": 1000} | changes)
     )
@@ -318,7 +318,7 @@ def test_every_step_says_how_it_went(folder):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["behind the prefill", "a pass of its own"])
 def test_kl_is_to_the_policy_at_the_start_of_reinforcement(folder, dropout: float):
-    """Not to the bare model, which the warm start has left; and the divergence's gradient is that of the policy."""
+    """The divergence is 0 at the first step, not that to the bare model, from which the SFT warm-up has moved away."""
     tuning = run(
         tuning_of(folder, warm_start_epochs=10, epochs=1, value_reward=True, kl_weight=1.0, lora_dropout=dropout)
     )
@@ -341,7 +341,7 @@ def test_the_personal_metric_chooses_the_adapter_unless_told_otherwise():
 
 @pytest.mark.parametrize("metric", ["personal_mrr", "reward"])
 def test_an_adapter_that_answers_alike_for_all_is_not_kept_for_its_reward(folder, monkeypatch, metric: str):
-    """The later evaluation has the higher reward, and less that is personal."""
+    """The later evaluation has the higher reward and the lower personal metric."""
     values = iter([{"personal_mrr": 0.3, "reward": 0.1}, {"personal_mrr": 0.2, "reward": 0.5}])
     monkeypatch.setattr("raygr.finetune.loop.evaluate", lambda tuning, examples: {"metrics": next(values)})
     tuning = run(tuning_of(folder, epochs=1, keep_best_by=metric))

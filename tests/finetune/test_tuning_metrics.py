@@ -1,4 +1,4 @@
-"""Held-out metrics of users' ratings, and what one answer for everybody is worth."""
+"""Held-out metrics of users' ratings, and of one answer for all users."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ ITEMS_IA = np.array([[9.0], [2.0]])
 
 
 def example(user: int, target: int) -> TuningExample:
-    """Likes the target and not the other of two items."""
+    """A user who likes the target and does not like the other of two items."""
     rows = np.array([target, 1 - target])
     liked = np.array([True, False])
     return TuningExample(user, f"u{user}", (1, 2), candidate_C=rows, judged_K=rows, liked_K=liked, teacher_A=None)
@@ -36,11 +36,11 @@ def metrics_of(examples: list[TuningExample], ratings_UA: list[list[float]]) -> 
 def test_opposite_tastes_are_personal_and_a_shared_one_is_not():
     opposite = metrics_of([example(0, 0), example(1, 1)], [[10.0], [1.0]])["metrics"]
     assert (opposite["mrr"], opposite["auc"], opposite["reward"]) == (1.0, 1.0, 1.0)
-    # the mean, 5.5, tells the two items not apart: rank 1.5
+    # the mean, 5.5, ranks the two items equally: rank 1.5
     assert opposite["common_mrr"] == pytest.approx(2 / 3) and opposite["common_auc"] == 0.5
     shared = metrics_of([example(0, 0), example(1, 0)], [[10.0], [7.0]])["metrics"]
     assert (shared["mrr"], shared["common_mrr"], shared["common_auc"]) == (1.0, 1.0, 1.0)
-    # without the mean, 8.5, the first still leans to its target and the second away from it: ranks 1 and 2
+    # centred on the mean, 8.5, the first user still ranks the target first and the second ranks it second
     assert (opposite["personal_mrr"], opposite["personal_auc"]) == (1.0, 1.0)
     assert (shared["personal_mrr"], shared["personal_auc"]) == (0.75, 0.5)
 
@@ -56,7 +56,7 @@ def test_a_rating_that_was_not_read_counts_for_nobody():
 def test_statistics_of_a_whole_run_worked_by_hand():
     task = tuning_task(toy_config(), np.array([[9.0] * 5, [2.0] * 5]), None)
     ratings = torch.full((64, 5), float("nan"), dtype=torch.float64)
-    ratings[:7, 1] = torch.tensor([1.0, 1, 1, 9, 9, 9, 9])  # aspect 0 was read of nobody, aspect 1 of too few
+    ratings[:7, 1] = torch.tensor([1.0, 1, 1, 9, 9, 9, 9])  # aspect 0 was never read, aspect 1 too rarely
     ratings[:8, 2] = torch.tensor([2.0, 2, 2, 2, 8, 8, 8, 8])
     ratings[:, 3] = 7
     ratings[0, 3] = 8
@@ -69,7 +69,7 @@ def test_statistics_of_a_whole_run_worked_by_hand():
 
 
 def test_personal_metrics_are_of_the_spread_that_there_is():
-    """Expected ratings of slots differ by little: no floor may shrink them beside another aspect's."""
+    """Expected ratings in slots differ by little, and no minimum spread may shrink one aspect beside another."""
     items_IA = np.array([[9.0, 2.0], [2.0, 9.0]])
     task = tuning_task(toy_config(task="classification"), items_IA, None)
     # spreads .1 and 1: z is (1, .5), (-1, -.5), (1, -1.32), (-1, 1.32), and the items' (1, -1) and (-1, 1)
@@ -79,4 +79,4 @@ def test_personal_metrics_are_of_the_spread_that_there_is():
     normalisation = Normalisation(task.item_mean, task.item_std, (5.5, 5.5), (2.0, 2.0))
     metrics = evaluation_record(user_metrics(task, normalisation, examples, ratings))["metrics"]
     assert (metrics["personal_mrr"], metrics["personal_auc"]) == (1.0, 1.0)
-    assert metrics["mrr"] == 0.75  # where both aspects are divided by 2, the first says too little
+    assert metrics["mrr"] == 0.75  # divided by 2 both, the first aspect has too little weight

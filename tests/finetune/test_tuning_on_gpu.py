@@ -1,6 +1,6 @@
-"""What only a GPU does in the fine-tune: fp16 autocast with a loss scaler.
+"""Fine-tuning on a GPU, with fp16 autocast and a loss scaler.
 
-On a machine with one: `pytest -m gpu`. No Ray and no vLLM is needed.
+Run with `pytest -m gpu` on a machine with a GPU; neither Ray nor vLLM is needed.
 """
 
 import math
@@ -36,7 +36,7 @@ def test_the_reward_of_slots_rises(folder: str, changes: dict):  # noqa: F811
 
 
 def test_free_rollouts_take_their_steps(wordy_folder: str):  # noqa: F811
-    """The first may overflow, until the scaler has found its scale."""
+    """The first steps may overflow until the scaler has found its scale."""
     tuning = tuning_of(wordy_folder, device=GPU, rollouts="free", epochs=6, warm_start_epochs=1)
     for _ in tune(tuning):
         if tuning.progress.step == 0:

@@ -8,15 +8,8 @@ import pytest
 import torch
 from toy_data import random_scores
 
-from raygr.models.embeddings import (
-    Fusion,
-    RefinedEmbedding,
-    padded,
-    soft_levels,
-    standardise,
-    variance_shares,
-    xavier_std,
-)
+from raygr.metrics.z_scores import standardise
+from raygr.models.embeddings import Fusion, RefinedEmbedding, padded, soft_levels, variance_shares, xavier_std
 
 ITEMS, ASPECTS, USERS = 20, 3, 5
 SCORES_IA = random_scores(ITEMS, ASPECTS, seed=0)

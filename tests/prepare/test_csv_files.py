@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from raygr.config import ConfigError
 from raygr.prepare import csv_files, raw_files
 from raygr.prepare.bad_rows import InputError, Tally
+from raygr.prepare.column_files import check_columns
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.named_columns import check_columns
 from raygr.prepare.reviews import read_ids, read_texts
 
 HEADER = "user_id,item_id,rating,timestamp,review_text"

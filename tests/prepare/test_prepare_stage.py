@@ -16,6 +16,7 @@ from raygr.files import read_json, read_table
 from raygr.prepare import selection, stage
 from raygr.prepare.bad_rows import InputError
 from raygr.prepare.config import PrepareConfig
+from raygr.prepare.output_tables import Part
 from raygr.prepare.selection import from_scan, passes, reduce
 from raygr.prepare.stage import prepare as run_prepare
 from raygr.runs import Run, RunError, read_run
@@ -154,8 +155,9 @@ def test_a_run_without_run_json_is_done_again_without_stale_parts(local_ray, tmp
 
 def test_large_files_are_written_as_several_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "PART_BYTES", 100)
-    tables = (pa.table({"n": list(range(10 * i, 10 * i + 10))}) for i in range(5))
-    stage.write_parts(tables, str(tmp_path / "out"), file=3)
+    tables = [pa.table({"n": list(range(10 * i, 10 * i + 10))}) for i in range(5)]
+    parts = (Part(table, {"written": table.num_rows}) for table in tables)
+    assert stage.write_parts(parts, str(tmp_path / "out"), file=3) == {"written": 50}
     assert len(list((tmp_path / "out").iterdir())) == 3
     assert sorted(read_table(str(tmp_path / "out"))["n"].to_pylist()) == list(range(50))
 
@@ -186,7 +188,7 @@ def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(local_ra
     pq.write_table(pa.table({"item_id": list(range(1, 9)), "title": ["t"] * 8}), tmp_path / "m.parquet")
     config = loose(tmp_path, reviews=[str(tmp_path / "r.csv")], metadata=[str(tmp_path / "m.parquet")], format="table")
     config = dataclasses.replace(config, timestamps="position")
-    with pytest.raises(InputError, match=r"8 of 8 items have none, such as '0001', '0002', .* such as '1', '2', "):
+    with pytest.raises(InputError, match=r"8 of 8 items have none, such as '0001', '0002', .* ids such as '1', '2', "):
         run_prepare(config)
     assert not (tmp_path / "run" / "reviews").exists()
 
@@ -214,7 +216,7 @@ def test_what_is_left_out_is_said_by_reason(local_ray, tmp_path, caplog):
     check_contract(run_prepare(config))
     for line in (
         "reviews: 5 of 8 kept; left out: 1 rating out of range, 2 duplicate",
-        "of each user and item the first stays; keep_duplicate: all keeps repeats",
+        "of each user and item only the first review stays; keep_duplicate: all keeps repeats",
         "users: 3 of 3 kept",
         "reviewed items: 4 of 4 kept",
         "rows of metadata: 2 of 3 kept; left out: 1 duplicate",
@@ -285,7 +287,7 @@ def events(scan: pa.Table) -> list[tuple]:
     return sorted(zip(*columns, strict=True))
 
 
-def as_events(data: selection.Interactions) -> list[tuple]:
+def as_events(data: selection.ScannedInteractions) -> list[tuple]:
     users, items = data.user_ids.to_pylist(), data.item_ids.to_pylist()
     columns = (data.timestamp.tolist(), data.file.tolist(), data.row.tolist())
     names = [users[u] for u in data.user], [items[i] for i in data.item]
@@ -421,6 +423,42 @@ def test_office_products_as_a_table(local_ray, shared_data, tmp_path):
     tables = check_contract(run_prepare(config))
     assert min(tables["interactions.parquet"]["timestamp"].to_pylist()) > 900_000_000_000
     assert counts_of(Run(path=config.output, job="prepare", config={}, started=0.0))["reviews"]["read"] == 21_290
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "separator", "film"),
+    [
+        ("ml-1m", ("ratings.dat", "movies.dat"), "::", "{0}::Film {0} (1999)::Drama|War\n"),
+        (
+            "ml-100k",
+            ("u.data", "u.item"),
+            "\t",
+            "{0}|Film {0} (1999)|01-Jan-1999||http://x|" + "|".join("0" * 19) + "\n",
+        ),
+    ],
+)
+def test_shipped_configurations_read_movielens_as_published(
+    local_ray, tmp_path, monkeypatch, name, files, separator, film
+):
+    monkeypatch.chdir(tmp_path)
+    ratings, films = (tmp_path / "data" / name / file for file in files)
+    ratings.parent.mkdir(parents=True)
+    rows = [(user, item, 1 + item % 5, 978_300_760 + 60 * item) for user in range(1, 7) for item in range(1, 6)]
+    ratings.write_text("".join(separator.join(map(str, row)) + "\n" for row in rows))
+    films.write_text("".join(film.format(item) for item in range(1, 6)))
+    run = run_prepare(load_config(PrepareConfig, str(CONFIGS / name / "prepare.yaml"), []))
+    tables = check_contract(run)
+    assert tables["interactions.parquet"].num_rows == len(rows)
+    assert set(tables["items"]["title"].to_pylist()) == {f"Film {item} (1999)" for item in range(1, 6)}
+    assert min(tables["interactions.parquet"]["timestamp"].to_pylist()) == 978_300_820_000
+
+
+def test_shipped_configuration_reads_gift_cards_as_published(local_ray, shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "gift-cards").symlink_to(shared_data / "amazon2018_gift_cards")
+    run = run_prepare(load_config(PrepareConfig, str(CONFIGS / "gift-cards" / "prepare.yaml"), []))
+    assert counts_of(run)["reviews"]["kept"] == 2941
 
 
 def test_every_prepare_configuration_is_valid():

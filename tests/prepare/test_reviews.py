@@ -13,10 +13,10 @@ import pytest
 from raygr.config import ConfigError
 from raygr.prepare import raw_files
 from raygr.prepare.bad_rows import InputError, Tally
+from raygr.prepare.column_files import check_columns
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.json_lines import as_text
 from raygr.prepare.metadata import read_item_ids, read_item_texts
-from raygr.prepare.named_columns import check_columns
 from raygr.prepare.raw_files import expand_files, file_kind
 from raygr.prepare.reviews import read_ids, read_texts
 
@@ -219,7 +219,7 @@ def test_a_named_column_that_the_file_has_not_is_no_silent_default(tmp_path):
 @pytest.mark.parametrize(
     ("format", "columns", "message"),
     [
-        ("table", {"ratings": "stars"}, "columns: no ratings among our names, which are user_id, item_id, rating"),
+        ("table", {"ratings": "stars"}, "columns: our names do not include ratings; they are user_id, item_id, rating"),
         ("amazon", {"rating": "stars"}, "columns: only for format: table, not for amazon"),
     ],
 )
@@ -357,7 +357,7 @@ def test_json_of_other_kinds(tmp_path):
     [
         ("a.csv.bz2", b"no bzip2 at all", "broken_bz2", "breaks off after row 0 (OSError"),
         ("a.csv.zip", b"no zip at all", "broken_zip", "breaks off after row 0 (BadZipFile"),
-        ("a.csv", gzip.compress(b"user_id\n"), "misnamed_file", "a gzip file by its first bytes"),
+        ("a.csv", gzip.compress(b"user_id\n"), "misnamed_file", "its first bytes are those of a gzip file"),
         ("a.parquet", b"<html>", "broken_parquet", "cannot be read as Parquet"),
     ],
 )

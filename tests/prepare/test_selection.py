@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raygr.prepare.bad_rows import InputError
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.selection import Interactions, Kept, assign, from_scan, reduce, user_cutoffs
+from raygr.prepare.selection import Kept, ScannedInteractions, assign, from_scan, reduce, user_cutoffs
 from raygr.prepare.splits import TEST_PART, TRAIN_PART, VALIDATION_PART
 
 Row = tuple[int, int, int]  # user, item, time
@@ -21,7 +21,7 @@ KEEP = st.sampled_from(["first", "last", "all"])
 MANY = settings(max_examples=60, deadline=None)
 
 
-def scanned(rows: list[Row]) -> Interactions:
+def scanned(rows: list[Row]) -> ScannedInteractions:
     """Row n stands in file n % 2; ids are text."""
     users, items, times = zip(*rows, strict=True)
     number = np.arange(len(rows))

@@ -1,5 +1,8 @@
 """A trained recommender in Python: lists against plain loops, given histories, errors, exported vectors."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ from raygr.compare.stage import compare
 from raygr.config import ConfigError
 from raygr.data.ids import write_id_lines
 from raygr.data.vector_tables import read_vectors
+from raygr.explain.stage import explain_item
 from raygr.export.config import ExportConfig
 from raygr.export.stage import export
 from raygr.models.workers import Share
 from raygr.recommend.config import RecommendConfig
-from raygr.recommend.recommender import Recommender, load_recommender, read_train_config
+from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.recommend.stage import (
     RecommendingActor,
     actor_settings,
@@ -36,8 +40,9 @@ from raygr.recommend.stage import (
 from raygr.schema import RECOMMENDATION_SCHEMA, VECTOR_SCHEMA
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import start_training
 from raygr.train.outputs import write_outputs
+from raygr.train.serving import read_serving
+from raygr.train.state import start_training
 
 torch.set_num_threads(1)
 
@@ -77,10 +82,10 @@ def recommender(run: str) -> Recommender:
 
 def naive_scores(recommender: Recommender, history: list[int], guided_A: torch.Tensor) -> torch.Tensor:
     """Of items 1..I after one history alone, from the model's parts."""
-    model, window = recommender.training.model, history[-6:]
+    model, window = recommender.model, history[-6:]
     with torch.inference_mode():
         rows_ID = model.embedding.item_rows()
-        state_1D = model.last_state(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
+        state_1D = model.encode(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
         return (model.embedding.refined_state(state_1D[:, None], guided_A[None])[0, 0] @ rows_ID.T).double()
 
 
@@ -91,7 +96,7 @@ def naive_list(scores_I: torch.Tensor, history: list[int], n: int) -> list[str]:
 
 @pytest.mark.parametrize("user", [0, 5, USERS - 1])
 def test_a_users_list_is_that_of_a_plain_loop_over_the_whole_history(recommender: Recommender, user: int):
-    scores_I = naive_scores(recommender, HISTORIES[user], recommender.training.model.embedding.users_UA[user])
+    scores_I = naive_scores(recommender, HISTORIES[user], recommender.model.embedding.users_UA[user])
     found = recommender.recommend(f"u{user}", n=7)
     assert [one.item_id for one in found] == naive_list(scores_I, HISTORIES[user], 7)
     scores = [float(scores_I[int(one.item_id[1:]) - 1]) for one in found]
@@ -138,11 +143,47 @@ def test_changed_or_lost_data_are_refused(tmp_path: Path):
     path = trained(tmp_path)
     scores = tmp_path / "s.csv"
     scores.write_text(scores.read_text().replace("i1,", "i1,9"))
+    recommender = load_recommender(path)
     with pytest.raises(runs.RunError, match=r"trained on other content of .*s\.csv"):
-        load_recommender(path)
+        explain_item(recommender)
     scores.unlink()
     with pytest.raises(runs.RunError, match=r"trained on .*s\.csv, which is not there"):
+        explain_item(recommender)
+
+
+def test_a_moved_run_serves_from_anywhere_without_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Trained by relative paths, moved, read from another working directory, with data and scores removed."""
+    monkeypatch.chdir(tmp_path)
+    path = trained(Path())
+    before = load_recommender(path)
+    wanted = [before.recommend(who, n=5) for who in ("u3", ["i3", "i17"])]
+    vectors_UD = before.states(before.of_users(before.user_ids_U.tolist()))
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(path, tmp_path / "elsewhere" / "moved")
+    shutil.rmtree(tmp_path / "prepare")
+    (tmp_path / "s.csv").unlink()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    after = load_recommender("moved")
+    assert [after.recommend(who, n=5) for who in ("u3", ["i3", "i17"])] == wanted
+    assert torch.equal(after.states(after.of_users(after.user_ids_U.tolist())), vectors_UD)
+    assert len(read_subjects(RecommendConfig(output="x", train_run="moved"), read_serving("moved"))) == USERS
+    found = export(ExportConfig(output="export", train_run="moved"))
+    assert np.array_equal(np.load(found.file("user_vectors.npy")), vectors_UD.numpy())
+
+
+def test_a_run_of_an_older_version_says_to_train_again(tmp_path: Path):
+    path = trained(tmp_path)
+    Path(path, "serving.json").unlink()
+    with pytest.raises(runs.RunError, match=r"holds no serving\.json: an older version of raygr trained it; train it"):
         load_recommender(path)
+
+
+def test_serving_needs_neither_ray_nor_vllm(run: str):
+    code = "import sys; from raygr.recommend.recommender import load_recommender; "
+    code += f"load_recommender({run!r}).recommend('u3'); "
+    code += "print([name for name in ('ray', 'vllm', 'peft') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_the_base_model_is_served_too(tmp_path: Path):
@@ -160,7 +201,7 @@ def test_the_base_model_is_served_too(tmp_path: Path):
 def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path: Path, changes: dict[str, Any]):
     path = trained(tmp_path, **changes)
     recommender = load_recommender(path)
-    model = recommender.training.model
+    model = recommender.model
     found = export(ExportConfig(output=str(tmp_path / "export"), train_run=path))
     items_ID, users_UD = (np.load(found.file(f"{kind}_vectors.npy")) for kind in ("item", "user"))
     for user in (0, 5, USERS - 1):
@@ -174,7 +215,7 @@ def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path
 
 def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Recommender):
     config = RecommendConfig(output="unused", train_run=run, n=4)
-    subjects = read_subjects(config, read_train_config(run))
+    subjects = read_subjects(config, read_serving(run))
     table = recommendations(recommender, subjects, n=4, mmr_weight=None)
     assert table.schema.equals(RECOMMENDATION_SCHEMA) and len(table) == USERS * 4
     for user in range(USERS):
@@ -188,7 +229,7 @@ def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Reco
 def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommender: Recommender, tmp_path: Path):
     (tmp_path / "users.txt").write_text("u9\nu2\n\n")
     for users in ({"users": ("u9", "u2")}, {"users_file": str(tmp_path / "users.txt")}):
-        subjects = read_subjects(RecommendConfig(output="x", train_run=run, **users), read_train_config(run))
+        subjects = read_subjects(RecommendConfig(output="x", train_run=run, **users), read_serving(run))
         table = recommendations(recommender, subjects, n=1, mmr_weight=None)
         assert table["subject_id"].to_pylist() == ["u9", "u2"]
         assert table["item_id"].to_pylist() == [recommender.recommend(u, n=1)[0].item_id for u in ("u9", "u2")]
@@ -199,7 +240,7 @@ def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommend
     pq.write_table(pa.table(rows), tmp_path / "h.parquet")
     for name in ("h.jsonl", "h.parquet"):
         config = RecommendConfig(output="x", train_run=run, histories=str(tmp_path / name))
-        table = recommendations(recommender, read_subjects(config, read_train_config(run)), n=2, mmr_weight=None)
+        table = recommendations(recommender, read_subjects(config, read_serving(run)), n=2, mmr_weight=None)
         assert table["subject_id"].to_pylist() == ["a", "a", "b", "b"]
         assert table["item_id"].to_pylist()[2:] == [one.item_id for one in recommender.recommend(["i5"], n=2)]
 
@@ -216,7 +257,7 @@ def test_wrong_histories_are_named_with_file_and_row(run: str, tmp_path: Path):
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"h\.jsonl: .*{message}"):
-            read_subjects(RecommendConfig(output="x", train_run=run, histories=str(path)), read_train_config(run))
+            read_subjects(RecommendConfig(output="x", train_run=run, histories=str(path)), read_serving(run))
 
 
 def test_exported_vectors_rank_as_the_model_does(run: str, recommender: Recommender, tmp_path: Path):
@@ -252,7 +293,7 @@ def test_ids_with_other_line_ends_survive_export_and_come_back(tmp_path: Path):
         assert read_vectors(found.file(name), subjects="users", column="expected", aspects=None).ids_S.tolist() == ids
     write_id_lines(ids[:3], str(tmp_path / "users.txt"))
     config = RecommendConfig(output="x", train_run=path, users_file=str(tmp_path / "users.txt"))
-    assert read_subjects(config, read_train_config(path))["subject_id"].to_pylist() == ids[:3]
+    assert read_subjects(config, read_serving(path))["subject_id"].to_pylist() == ids[:3]
 
 
 def test_an_id_with_a_line_break_is_refused_before_anything_is_exported(tmp_path: Path):
@@ -266,9 +307,8 @@ def test_an_id_with_a_line_break_is_refused_before_anything_is_exported(tmp_path
 def test_an_actor_writes_one_part_per_batch_and_the_same_one_again(run: str, recommender: Recommender, tmp_path: Path):
     scores = str(Path(run).parent / "s.csv")
     config = RecommendConfig(output=str(tmp_path), train_run=run, n=3, mmr_weight=0.2, mmr_scores=scores)
-    train_config = read_train_config(run)
-    actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
-    subjects = read_subjects(config, train_config)
+    actor = RecommendingActor(**actor_settings(config, device="cpu"))
+    subjects = read_subjects(config, read_serving(run))
     for first, last in ((0, 10), (10, USERS), (10, USERS)):
         assert actor(subjects.slice(first, last - first))["subjects"].tolist() == [last - first]
     assert sorted(path.name for path in (tmp_path / "recommendations").iterdir()) == [
@@ -300,7 +340,7 @@ def test_histories_of_any_writer_are_read(run: str, tmp_path: Path, name: str):
             }[name]
             pq.write_table(pa.table({"history_id": ids.cast(text), "item_ids": pa.array(lists).cast(listed)}), path)
     config = RecommendConfig(output="x", train_run=run, histories=path)
-    subjects = read_subjects(config, read_train_config(run))
+    subjects = read_subjects(config, read_serving(run))
     assert subjects["subject_id"].to_pylist() == ["a", "b"]
     assert subjects["items"].to_pylist() == [[3, 4], [5, 3]]
 
@@ -315,16 +355,16 @@ def test_a_list_of_histories_without_ids_or_lists_is_refused(run: str, tmp_path:
     ]:
         pq.write_table(pa.table(columns), path)
         with pytest.raises(ValueError, match=rf"h\.parquet: {message}"):
-            read_subjects(RecommendConfig(output="x", train_run=run, histories=path), read_train_config(run))
+            read_subjects(RecommendConfig(output="x", train_run=run, histories=path), read_serving(run))
 
 
 def test_a_user_named_twice_has_one_list_and_that_is_said(run: str, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     config = RecommendConfig(output="x", train_run=run, users=("u3", "u2", "u3"))
-    assert read_subjects(config, read_train_config(run))["subject_id"].to_pylist() == ["u3", "u2"]
+    assert read_subjects(config, read_serving(run))["subject_id"].to_pylist() == ["u3", "u2"]
     assert "users asked for: 2 of 3 kept; left out: 1 named twice" in caplog.text
     with pytest.raises(FileNotFoundError, match=r"users_file: no file .*u3"):
-        read_subjects(RecommendConfig(output="x", train_run=run, users_file="u3"), read_train_config(run))
+        read_subjects(RecommendConfig(output="x", train_run=run, users_file="u3"), read_serving(run))
 
 
 def test_an_interrupted_run_keeps_its_parts_and_goes_on(
@@ -332,9 +372,9 @@ def test_an_interrupted_run_keeps_its_parts_and_goes_on(
 ):
     asked: list[list[int]] = []
 
-    def write_here(config: RecommendConfig, train_config: TrainConfig, subjects: pa.Table) -> None:
+    def write_here(config: RecommendConfig, subjects: pa.Table) -> None:
         """Two batches, then a crash in the first attempt."""
-        actor = RecommendingActor(**actor_settings(config, train_config, device="cpu"))
+        actor = RecommendingActor(**actor_settings(config, device="cpu"))
         for first in range(0, len(subjects), config.batch_size):
             if len(asked) == 2:
                 asked.append([])
@@ -378,9 +418,9 @@ def test_who_has_no_item_left_is_counted(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_nobody_to_recommend_to_is_refused(run: str):
     with pytest.raises(ConfigError, match="users: nobody is in it"):
-        read_subjects(RecommendConfig(output="x", train_run=run, users=()), read_train_config(run))
+        read_subjects(RecommendConfig(output="x", train_run=run, users=()), read_serving(run))
     with pytest.raises(ConfigError, match="set one of them"):
-        read_subjects(RecommendConfig(output="x", train_run=run, users=("u1",), histories="h"), read_train_config(run))
+        read_subjects(RecommendConfig(output="x", train_run=run, users=("u1",), histories="h"), read_serving(run))
 
 
 def test_trained_runs_are_compared(run: str, tmp_path: Path):

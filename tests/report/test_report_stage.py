@@ -18,9 +18,16 @@ from raygr.files import write_json, write_table, write_text
 from raygr.metrics.ranking import METRICS
 from raygr.report.charts import share_chart
 from raygr.report.config import ReportConfig
-from raygr.report.scores import mean_ranks, read_reference, spearman
+from raygr.report.finetune_section import (
+    LOSS_PARTS,
+    finetune_section,
+    read_evaluations,
+    read_lines,
+    step_curve,
+    tuning_charts,
+)
+from raygr.report.scored_subjects import read_reference, spearman
 from raygr.report.stage import markdown, report, run_command
-from raygr.report.tuning import LOSS_PARTS, read_evaluations, read_lines, step_curve, tuning_charts, tuning_section
 from raygr.runs import Run, RunError, finish_run
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
 from raygr.train.config import TrainConfig
@@ -248,7 +255,7 @@ def test_a_warm_start_alone_has_no_steps_of_reinforcement(tmp_path):
     record = {"steps": 0, "warm_steps": 3, "best_step": 0, "held_out": 4, "evaluations": evaluations}
     write_json(record, str(tmp_path / "evaluations.json"))
     config = {"task": "base", "rollouts": "slots", "adapter": "runs/first"}
-    section = tuning_section(path, config, figure_id="t")
+    section = finetune_section(path, config, figure_id="t")
     assert "from the adapter of runs/first" in section.text
     (stages,) = section.tables
     assert [row[0] for row in stages.rows] == ["before", "after the warm start"]
@@ -307,7 +314,6 @@ def test_negative_share_is_drawn_left_of_zero():
 
 
 def test_spearman_by_hand():
-    assert list(mean_ranks(np.array([30.0, 10.0, 30.0, 20.0]))) == [3.5, 1.0, 3.5, 2.0]
     # Ranks 1,2,3,4 against 2,1,4,3: 1 - 6 * 4 / (4 * 15) = 0.6.
     assert spearman(np.array([1, 2, 3, 4.0]), np.array([5, 1, 70, 6.0])) == pytest.approx(0.6)
     # Ranks 1,2.5,2.5,4 against 1,2,3,4: 4.5 / sqrt(4.5 * 5).

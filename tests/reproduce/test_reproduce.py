@@ -17,17 +17,13 @@ from pydantic_core import to_jsonable_python
 from toy_data import LISTS, cycles, random_scores, write_csv, write_prepared
 
 from raygr import cli, files, runs
-from raygr.config import ConfigError, load_config
+from raygr.config import ConfigError, check_config, load_config
 from raygr.metrics.ranking import METRICS as METRIC_NAMES
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
-from raygr.reproduce.costs import scoring_costs
-from raygr.reproduce.experiments import experiment_plan, trainings_of, twins_of
+from raygr.reproduce.experiments import arms_of, source_stages, trainings_of, twins_of, with_sources
 from raygr.reproduce.paper_tables import read_paper
-from raygr.reproduce.stage import check_recommenders, reproduce, source_stages, sources_of
+from raygr.reproduce.stage import reproduce
 from raygr.schema import METRICS, RANK_SCHEMA, RANKS
-from raygr.score.aspects import load_aspects
-from raygr.score.config import ScoreConfig
-from raygr.score.prompts import PromptEncoder
 from raygr.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +96,7 @@ def settings(folder: Path, experiment: str = "table-3", **changes: Any) -> Repro
         "seeds": (0, 1),
         "paper": str(ROOT / "configs/paper/table-3.csv"),
     }
-    return ReproduceConfig(**values | changes)
+    return check_config(ReproduceConfig, values | changes, source="the test")
 
 
 def read_csv(run: runs.Run, name: str) -> list[dict[str, str]]:
@@ -154,8 +150,7 @@ def test_every_experiment_of_the_paper_has_its_runs():
     counts = {"table-2": 2, "table-3": 2, "table-4": 2, "table-5": 3, "figure-4": 9, "figure-6": 6}
     for name, expected in counts.items():
         config = load_config(ReproduceConfig, str(ROOT / f"configs/paper/{name}.yaml"), [])
-        plan = experiment_plan(config, sources_of(config))
-        assert len(trainings_of(plan)) == expected * 5 * len(config.recommenders), name
+        assert len(trainings_of(arms_of(with_sources(config)))) == expected * 5 * len(config.recommenders), name
     assert {*counts, "figure-3"} == set(EXPERIMENTS)
 
 
@@ -191,15 +186,15 @@ def test_runs_of_other_settings_are_never_taken(tmp_path: Path, trained: list[st
 
 def test_guided_widths_take_the_first_scores(tmp_path: Path):
     config = settings(tmp_path, "figure-3", guided_widths=(1, 3))
-    plan = experiment_plan(config, sources_of(config))
-    found = {arm.name: (arm.runs[0].base_width, arm.runs[0].aspect_names) for arm in plan.arms}
+    arms = arms_of(with_sources(config))
+    found = {arm.name: (arm.runs[0].base_width, arm.runs[0].aspect_names) for arm in arms}
     assert found == {
         "SASRec base": (20, None),
         "SASRec 19 + 1": (19, ("pace",)),
         "SASRec 17 + 1": (17, ("pace",)),
         "SASRec 17 + 3": (17, None),
     }
-    points = [(point.curve, point.value, point.arm) for point in plan.points]
+    points = [(arm.curve, arm.value, arm.name) for arm in arms if arm.base]
     assert points == [
         ("total width 20", 1, "SASRec 19 + 1"),
         ("base width 17", 1, "SASRec 17 + 1"),
@@ -207,14 +202,14 @@ def test_guided_widths_take_the_first_scores(tmp_path: Path):
         ("base width 17", 3, "SASRec 17 + 3"),
     ]
     with pytest.raises(ConfigError, match=r"guided_widths: 12 of 3 scores \(pace, tension, realism\)"):
-        experiment_plan(settings(tmp_path, "figure-3"), sources_of(config))
+        arms_of(settings(tmp_path, "figure-3"))
 
 
 def test_a_named_list_of_aspects_is_what_guided_widths_count(tmp_path: Path):
     refined = {"fusion": "concat", "base_width": 18, "aspect_names": ["realism", "pace"]}
     config = settings(tmp_path, "figure-3", guided_widths=(1, 2), refined=refined)
-    arms = experiment_plan(config, sources_of(config)).arms
-    assert [arm.runs[0].aspect_names for arm in arms[1:]] == [("realism",), ("realism",), ("realism", "pace")]
+    found = {arm.name: arm.runs[0].aspect_names for arm in arms_of(config) if arm.base}
+    assert [*found.values()] == [("realism",), ("realism",), ("realism", "pace")]
 
 
 # --- what comes before the training -------------------------------------------------------------
@@ -236,7 +231,7 @@ def open_settings(folder: Path, experiment: str, **changes: Any) -> ReproduceCon
 
 def test_stages_that_are_left_open_feed_each_other(tmp_path: Path):
     config = open_settings(tmp_path, "table-5")
-    stages = source_stages(config, sources_of(config))
+    stages = source_stages(config)
     assert [(job, Path(stage.output).name) for job, stage in stages] == [
         ("prepare", "prepare"),
         ("score", "item-scores"),
@@ -252,36 +247,36 @@ def test_stages_that_are_left_open_feed_each_other(tmp_path: Path):
     for tuned, scored, task in ((configs[3], configs[4], "base"), (configs[5], configs[6], "classification")):
         assert (tuned.task, tuned.item_scores, tuned.teacher) == (task, f"{folder}/item-scores", f"{folder}/teacher")
         assert scored.adapter == tuned.output
-    plan = experiment_plan(config, sources_of(config))
-    assert [arm.runs[0].user_score_run for arm in plan.arms] == [None, configs[4].output, configs[6].output]
+    arms = arms_of(with_sources(config))
+    assert [arm.runs[0].user_score_run for arm in arms] == [None, configs[4].output, configs[6].output]
 
 
 def test_table_5_has_further_arms_behind_the_papers_two(tmp_path: Path):
     arms = {"items only": {"user_scores": "none", "user_score_run": None}, "bare": {"user_score_run": "bare-scores"}}
     twins = {"refined (cls)": "items only", "bare": "items only"}
     config = open_settings(tmp_path, "table-5", extra_arms=arms, twins=twins)
-    sources = sources_of(config)
-    check_recommenders(config, sources)
-    plan = experiment_plan(config, sources)
-    found = {arm.name: arm.runs[0].user_score_run for arm in plan.arms}
+    made = with_sources(config)
+    found = {arm.name: arm.runs[0].user_score_run for arm in arms_of(made)}
     assert found == {
         "SASRec base": None,
-        "SASRec refined (base)": sources.user_scores,
-        "SASRec refined (cls)": sources.classification_scores,
+        "SASRec refined (base)": made.user_score_run,
+        "SASRec refined (cls)": made.classification_scores,
         "SASRec items only": None,
         "SASRec bare": str(Path("bare-scores").absolute()),
     }
-    assert twins_of(config, plan) == {"SASRec refined (cls)": "SASRec items only", "SASRec bare": "SASRec items only"}
+    assert twins_of(config) == {"SASRec refined (cls)": "SASRec items only", "SASRec bare": "SASRec items only"}
     with pytest.raises(ConfigError, match=r"twins: refined and bare must be two of refined \(base\), refined \(cls\)"):
-        check_recommenders(replace(config, twins={"refined": "bare"}), sources)
+        open_settings(tmp_path, "table-5", extra_arms=arms, twins={"refined": "bare"})
 
 
 def test_what_is_given_is_not_made(tmp_path: Path):
     config = open_settings(tmp_path, "table-3", data="mine", user_scores="profile")
-    [(job, stage)] = source_stages(config, sources_of(config))
+    [(job, stage)] = source_stages(config)
     assert (job, stage.data, stage.subjects) == ("score", str(Path("mine").absolute()), "items")
-    with pytest.raises(ConfigError, match=r"set item_scores to a finished run, or stage_files\.item_scores"):
-        source_stages(settings(tmp_path, item_scores=None), sources_of(config))
+    with pytest.raises(
+        ConfigError, match=r"stage_files\.item_scores: name the YAML .*, or set what it makes: .*item_scores"
+    ):
+        source_stages(settings(tmp_path, item_scores=None))
 
 
 def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained: list[str]):
@@ -298,7 +293,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
         ),
         ({"extra_arms": {"refined": {"fusion": "add"}}}, "names that begin with base or refined"),
         ({"extra_arms": {"Base 20": {"fusion": "add"}}}, "Base 20: names that begin with base"),
-        ({"extra_arms": {"add, a": {}, "add a": {}}}, "add, a, add a: their runs would share a folder"),
+        ({"extra_arms": {"add, a": {}, "add a": {}}}, "add, a: another arm would have the same folders"),
         ({"twins": {"refined": "shuffled"}}, "twins: refined and shuffled must be two of refined"),
         ({"paper": str(tmp_path / "scores.csv")}, "has the columns"),
     ]:
@@ -362,6 +357,7 @@ def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("raygr.train.stage.train", train)
     monkeypatch.setattr("raygr.train.stage.connect", lambda: None)
+    monkeypatch.setattr("raygr.train.stage.check_at_once", lambda workers, at_once, threads: None)
     reproduce(settings(tmp_path, at_once=2, gpu_share=0.5))
     assert placed == [{"gpu_share": 0.5, "at_once": 2}] * 4
 
@@ -375,6 +371,7 @@ def test_after_a_failed_run_no_other_begins(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("raygr.train.stage.train", train)
     monkeypatch.setattr("raygr.train.stage.connect", lambda: None)
+    monkeypatch.setattr("raygr.train.stage.check_at_once", lambda workers, at_once, threads: None)
     with pytest.raises(ValueError, match="the loss is nan"):
         reproduce(settings(tmp_path, at_once=2, seeds=tuple(range(50))))
     assert len(begun) < 50
@@ -415,29 +412,6 @@ def test_a_figure_holds_its_points(tmp_path: Path, trained: list[str], experimen
     )
 
 
-def test_scoring_costs_count_the_template_of_so_many_aspects(tmp_path: Path, tokenizer):
-    """Twelve aspects: the run's own prompt and seconds. Fewer: the template and the answer lose their lines."""
-    aspects = load_aspects(str(ROOT / "configs/aspects/movies.yaml"))
-    config = ScoreConfig(output="s", data="d", subjects="items", aspects=str(ROOT / "configs/aspects/movies.yaml"))
-    shared = len(PromptEncoder(tokenizer, aspects, "items", max_prompt_tokens=2048).shared)
-    run = runs.start_run(str(tmp_path / "scores"), job="score", config=config)
-    scores = pa.table({"prompt_tokens": pa.array([shared + 40, shared + 60], pa.int32())})
-    files.write_table(scores, run.file("scores/part-0.parquet"))
-    runs.finish_run(run, inputs=[], counts={"engine": {"subjects": 4, "seconds": 8.0}})
-    three, twelve = scoring_costs(run.path, [3, 12])
-    answer = tokenizer("\n".join(f"{name}: 5" for name in aspects.names), add_special_tokens=False)["input_ids"]
-    assert twelve.tokens == pytest.approx(shared + 50 + len(answer), abs=12)  # line breaks join or stand alone
-    assert twelve.seconds == pytest.approx(2.0)
-    assert three.seconds == pytest.approx(2.0 * three.computed / twelve.computed)
-    lost = tokenizer(
-        "\n".join(f"{one.name}: {one.description}\n{one.name}: <rating>" for one in aspects.aspects[3:]),
-        add_special_tokens=False,
-    )["input_ids"]
-    template = (twelve.tokens - twelve.computed) - (three.tokens - three.computed)
-    assert template == pytest.approx(len(lost), abs=12)
-    assert scoring_costs(str(tmp_path / "none.csv"), [3]) == []
-
-
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -463,7 +437,7 @@ def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_experiments_files_are_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     found: list[ReproduceConfig] = []
-    monkeypatch.setattr(cli, "run_alone", lambda job, config, force: found.append(config))
+    monkeypatch.setattr(cli, "run_alone", lambda job, config, run, force: found.append(config))
     assert cli.main(["reproduce", "table-3", "--set", "data=../p"]) == 0
     [config] = found
     assert config.paper == f"{ROOT}/configs/paper/table-3.csv"

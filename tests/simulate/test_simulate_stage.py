@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from raygr.config import ConfigError
+from raygr.metrics.z_scores import standardise
 from raygr.runs import is_finished
 from raygr.simulate.config import SimulateConfig
 from raygr.simulate.review_texts import ASPECT_PHRASES, explaining_aspects, review_text
@@ -24,7 +25,6 @@ from raygr.simulate.stage import (
     read_films,
     select_aspects,
     simulate,
-    standardised,
     write_shop,
 )
 
@@ -118,7 +118,7 @@ def test_shoppers_choose_and_like_what_fits_their_tastes(films):
     generator = np.random.default_rng(1)
     tastes_UA = draw_tastes(300, 12, generator=generator)
     purchases = draw_purchases(films, tastes_UA, generator=generator)
-    fit_UI = tastes_UA @ standardised(films.scores_IA).T
+    fit_UI = tastes_UA @ standardise(films.scores_IA)[0].T
     first_fit_U = np.take_along_axis(fit_UI, purchases.films_UN[:, :10], axis=1).mean(axis=1)
     assert first_fit_U.mean() > 0.4  # chance is 0
     liking_UN = np.take_along_axis(fit_UI, purchases.films_UN, axis=1)
@@ -183,8 +183,8 @@ def test_shoppers_of_chosen_aspects_have_tastes_and_reviews_of_these_alone(tmp_p
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["pace", "wit", "tension level", "humor"], "aspect_names: no wit, humor among story complexity"),
-        (["pace", "tension level", "emotional intensity"], "aspect_names: 4 or more are needed"),
+        (["pace", "wit", "tension level", "humor"], "the catalogue has no wit, humor; it has story complexity"),
+        (["pace", "tension level", "emotional intensity"], "aspect_names: give 4 or more, each once, not pace"),
         (["pace", "pace", "tension level", "emotional intensity"], "each once, not pace, pace"),
     ],
 )

@@ -1,17 +1,19 @@
 """Validation chooses, failures are told, and the figure shows each searched name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from toy_data import LISTS
 from toy_sweep import settings, write_toy
 
 from raygr import files, runs
 from raygr.metrics.ranking import METRICS
 from raygr.sweep.config import SweepConfig
 from raygr.sweep.figure import lines_through_the_best
-from raygr.sweep.results import Ended, ranked_configurations, result_row, write_results
+from raygr.sweep.results import Ended, ranked_configurations, trial_result, write_results
 from raygr.sweep.space import search_points
 
 
@@ -35,7 +37,8 @@ def ended(config: SweepConfig, validations: list[float | None], tests: list[floa
         files.write_text("".join(json.dumps(line) + "\n" for line in lines), run.file("epochs.jsonl"))
         if best is not None:
             test = {"full": metrics | {"ndcg_at_10": tests[number]}}
-            files.write_json({"test": test}, run.file("metrics.json"))
+            record = {"protocol": {}, "shares": None, "parameters": 1, "lists": LISTS, "best_epoch": 2, "epochs": 3}
+            files.write_json(record | {"test": test}, run.file("metrics.json"))
             runs.finish_run(run, inputs=[], counts={})
         trials.append(Ended(path, point, None))
     return trials
@@ -69,9 +72,9 @@ def test_a_configuration_with_fewer_finished_runs_is_not_chosen_for_its_luck(toy
     """Of the second only the run that went well was not stopped early."""
     config = settings(toy, {"guided_weight": [1, 2], "seed": [0, 1]})
     trials = ended(config, [0.4, 0.5, 0.8, None], tests=[0.1] * 4)
-    rows = [result_row(config, trial) for trial in trials]
-    assert [row["status"] for row in rows] == ["finished", "finished", "finished", "stopped early"]
-    assert rows[3]["validation_ndcg@10"] == 0.2
+    rows = [trial_result(config, trial) for trial in trials]
+    assert [row.status for row in rows] == ["finished", "finished", "finished", "stopped early"]
+    assert rows[3].validation["validation_ndcg@10"] == 0.2
     [only] = ranked_configurations(config, rows)
     assert (only.values, only.validation) == ({"guided_weight": 1.0}, pytest.approx(0.45))
 
@@ -80,8 +83,8 @@ def test_a_configuration_is_not_chosen_for_being_tried_more_often(toy: Path):
     """TPE proposed the first twice with one seed; the second, tried once, is better."""
     config = settings(toy, {"guided_weight": [1, 2, 3]})
     trials = ended(config, [0.4, 0.5, 0.3], tests=[0.1] * 3)
-    rows = [result_row(config, trial) for trial in trials]
-    again = rows[0] | {"run": "again"}
+    rows = [trial_result(config, trial) for trial in trials]
+    again = replace(rows[0], run="again")
     found = ranked_configurations(config, [rows[0], again, *rows[1:]])
     assert [one.values["guided_weight"] for one in found] == [2.0, 1.0, 3.0]
     assert [len(one.runs) for one in found] == [1, 1, 1]
@@ -90,7 +93,7 @@ def test_a_configuration_is_not_chosen_for_being_tried_more_often(toy: Path):
 def test_where_no_configuration_has_all_its_seeds_those_with_the_most_stand_in(toy: Path):
     config = settings(toy, {"guided_weight": [1, 2], "seed": [0, 1, 2]})
     trials = ended(config, [0.4, 0.5, None, 0.8, None, None], tests=[0.1] * 6)
-    [only] = ranked_configurations(config, [result_row(config, trial) for trial in trials])
+    [only] = ranked_configurations(config, [trial_result(config, trial) for trial in trials])
     assert (only.values, only.validation) == ({"guided_weight": 1.0}, pytest.approx(0.45))
 
 

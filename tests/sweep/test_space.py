@@ -95,9 +95,9 @@ def test_random_points_differ_stay_in_their_ranges_and_repeat_with_the_seed(toy:
         (
             {"guided_dimension": [2]},
             {"train": {"aspect_names": ["pace"]}},
-            r"total_width sets, too \(aspect_names\)",
+            r"total_width also sets \(aspect_names\)",
         ),
-        ({"total_width": [20], "base_width": [16]}, {}, r"or total_width sets, too \(base_width\)"),
+        ({"total_width": [20], "base_width": [16]}, {}, r"or total_width also sets \(base_width\)"),
         ({"dropout": {"low": 0.1, "high": 0.5}}, {}, r"a grid needs lists \(dropout\)"),
         ({"dropout": {"low": 0.5, "high": 0.1}}, {"search": "random", "trials": 2}, r"not below its high.*\(dropout\)"),
         ({"seed": [0]}, {"trials": 3}, "a grid has none"),

@@ -15,8 +15,8 @@ from raygr.models.workers import Share
 from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import Training, start_training
 from raygr.train.outputs import chance_warnings, write_outputs
+from raygr.train.state import Training, start_training
 
 torch.set_num_threads(1)
 
@@ -48,7 +48,7 @@ def scores_after(training: Training, history: list[int]) -> torch.Tensor:
     window = history[-WINDOW:]
     with torch.inference_mode():
         rows_ID = training.model.embedding.item_rows()
-        state_1D = training.model.last_state(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
+        state_1D = training.model.encode(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
         return (state_1D @ rows_ID.T)[0]
 
 

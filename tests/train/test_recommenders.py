@@ -11,22 +11,13 @@ from toy_data import cycles, random_scores, walks, write_csv, write_prepared
 
 from raygr.config import ConfigError
 from raygr.models.workers import Share
-from raygr.train import loop
+from raygr.train import loop, state
 from raygr.train.config import TrainConfig
+from raygr.train.evaluate import item_scores, target_ranks, user_states
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import (
-    Training,
-    accumulate_gradients,
-    checkpoint_state,
-    encoder_states,
-    item_scores,
-    restore,
-    start_training,
-    target_ranks,
-    train_epoch,
-    training_rounds,
-)
+from raygr.train.loop import accumulate_gradients, training_rounds
 from raygr.train.optimizer import build_optimizers, learning_rate
+from raygr.train.state import Training, checkpoint_state, restore, start_training
 from raygr.train.step import WholeBatch, epoch_contents, epoch_draws, whole_batch
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need
@@ -96,8 +87,7 @@ def finished(config: TrainConfig, device: torch.device = CPU) -> Training:
 
 
 def one_epoch(training: Training) -> None:
-    training.progress.epoch = 1
-    train_epoch(training)
+    next(training_rounds(training))
 
 
 def stirred(training: Training) -> Training:
@@ -148,7 +138,7 @@ def test_the_score_splits_exactly(toy: Path, changes: dict[str, Any], fusion: di
     embedding, targets, example_B = training.model.embedding, training.inputs.targets["test"], torch.arange(7)
     with torch.no_grad():
         scores_BI = item_scores(training, targets, example_B, embedding.item_rows())
-        states = encoder_states(training, targets, example_B, embedding.item_rows())
+        states = user_states(training, targets, example_B, embedding.item_rows())
         parts = embedding.split_score(*states, torch.arange(1, ITEMS + 1))
     total_BI = parts.base_BC + parts.encoder_BCA.sum(-1) + parts.user_BCA.sum(-1)
     torch.testing.assert_close(total_BI, scores_BI, rtol=1e-4, atol=1e-4)
@@ -227,7 +217,7 @@ def test_user_vectors_are_trained_only_where_asked(toy: Path, changes: dict[str,
     assert "embedding.users_UA" not in dict(frozen.model.named_parameters())
     one_epoch(tuned), one_epoch(frozen)
     assert (tuned.model.embedding.tuning_UA.abs() > 0).all()
-    vectors = [encoder_states(one, targets, torch.arange(20), rows_ID)[1] for one in (frozen, tuned)]
+    vectors = [user_states(one, targets, torch.arange(20), rows_ID)[1] for one in (frozen, tuned)]
     assert torch.equal(vectors[0], frozen.model.embedding.users_UA)
     # a step of .01 in units of the table, whose deviation is sqrt(2 / (20 + 16))
     assert 0.001 < (vectors[1] - vectors[0]).abs().mean() < 1
@@ -305,7 +295,7 @@ def test_sparse_rows_of_adagrad_learn_what_dense_ones_do(toy: Path, monkeypatch:
     sparse = begun(config)
     one_epoch(sparse)
     assert sparse.model.embedding.base_ID.grad.is_sparse
-    monkeypatch.setattr(loop, "has_sparse_rows", lambda config: False)
+    monkeypatch.setattr(state, "has_sparse_rows", lambda config: False)
     dense = begun(config)
     one_epoch(dense)
     assert not dense.model.embedding.base_ID.grad.is_sparse

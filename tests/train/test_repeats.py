@@ -17,18 +17,20 @@ from raygr.data.interactions import read_interactions
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import cut_histories
 from raygr.metrics.rank_tables import Ranking
-from raygr.models.losses import PairLoss, StepNegatives, owned_pairs, step_loss
+from raygr.models.losses import PairLoss, StepNegatives, step_loss
+from raygr.models.negatives import owned_pairs
 from raygr.models.workers import Share
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.selection import assign, from_scan, reduce
 from raygr.recommend.recommender import load_recommender
-from raygr.schema import MODEL, TEST, TRAIN
+from raygr.schema import TEST, TRAIN
 from raygr.train.config import TrainConfig
+from raygr.train.evaluate import item_scores, list_metrics, target_ranks
 from raygr.train.inputs import Inputs, load_inputs
-from raygr.train.loop import Training, item_scores, start_training, target_ranks
-from raygr.train.outputs import chance_warnings, save_weights
+from raygr.train.outputs import chance_warnings
+from raygr.train.serving import write_serving
+from raygr.train.state import Training, start_training
 from raygr.train.step import epoch_draws, renumbered, summed_loss, whole_batch
-from raygr.train.top_lists import list_metrics
 
 torch.set_num_threads(1)
 
@@ -152,7 +154,7 @@ def test_pairwise_negatives_are_anything_but_the_target(training: Training):
 def test_what_was_bought_is_recommended_again(training: Training):
     config = training.config
     run = runs.start_run(config.output, job="train", config=config)
-    save_weights(training, run.file(MODEL))
+    write_serving(config, training.inputs, training.best_weights)
     runs.finish_run(run, inputs=[config.data], counts={})
     recommender = load_recommender(run.path)
     for who in ("u0", ["i1", "i2", "i3"]):

@@ -8,7 +8,7 @@ from toy_data import walks, write_prepared, write_score_run
 
 from raygr import files
 from raygr.data.row_counts import log_rows
-from raygr.report.scores import read_scores
+from raygr.report.scored_subjects import read_scores
 from raygr.schema import USER_SCHEMA, USERS
 from raygr.score.config import ScoreConfig
 from raygr.score.subjects import subjects_left_out

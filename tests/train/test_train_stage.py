@@ -21,20 +21,12 @@ from raygr.models.workers import Share
 from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 from raygr.train import loop
 from raygr.train.config import TrainConfig
+from raygr.train.evaluate import score_shares, target_ranks
 from raygr.train.inputs import load_inputs
-from raygr.train.loop import (
-    Training,
-    accumulate_gradients,
-    checkpoint_state,
-    passes,
-    restore,
-    score_shares,
-    start_training,
-    target_ranks,
-    training_rounds,
-)
+from raygr.train.loop import accumulate_gradients, passes, training_rounds
 from raygr.train.outputs import share_warnings
 from raygr.train.stage import train
+from raygr.train.state import Training, checkpoint_state, restore, start_training
 from raygr.train.step import epoch_draws, whole_batch
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait spin on cores others need

@@ -10,8 +10,10 @@ import torch
 from test_recommenders import EPOCHS, EVERY, RECOMMENDERS, begun, finished, guided, settings, toy  # noqa: F401
 
 from raygr.schema import TEST
-from raygr.train.loop import Training, accumulate_gradients, take_step, target_ranks
+from raygr.train.evaluate import target_ranks
+from raygr.train.loop import accumulate_gradients, take_step
 from raygr.train.optimizer import gradient_values
+from raygr.train.state import Training
 from raygr.train.step import epoch_contents, epoch_draws, whole_batch
 
 pytestmark = [

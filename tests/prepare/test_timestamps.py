@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygr.prepare.times import FORMS, read_times
+from raygr.prepare.timestamps import FORMS, read_times
 
 MARCH_6 = 1_741_294_800_123  # 2025-03-06 21:00:00.123 UTC
 TIMES = st.integers(min_value=631_152_000_000, max_value=4_102_444_800_000)

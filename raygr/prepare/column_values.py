@@ -1,4 +1,4 @@
-"""Columns of any type to texts, numbers and times; a value that cannot be read costs its row only."""
+"""Columns of any type to texts, numbers and times; a value that cannot be read costs only its own row."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 
 from raygr.data.ids import decode_or_none, is_text, is_utf8
 from raygr.prepare.json_lines import as_text
-from raygr.prepare.times import NUMBER, Times, read_times
+from raygr.prepare.timestamps import NUMBER, Times, read_times
 
 
 def plain(column: pa.ChunkedArray) -> pa.Array:
-    """The column in one piece, as plain values: no dictionary, text or bytes of the usual width, text that is UTF-8."""
+    """The column as one array without dictionary, with text or bytes of the usual width; its text is valid UTF-8."""
     flat = column.combine_chunks()
     kind = flat.type
     if pa.types.is_dictionary(kind):
@@ -25,40 +25,38 @@ def plain(column: pa.ChunkedArray) -> pa.Array:
     return flat
 
 
-def as_strings(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """The values as strings, and which of them are no UTF-8."""
-    flat = plain(column)
+def as_strings(flat: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """`plain` values as strings, and the mask of those that are no UTF-8, which become null."""
     try:
         return flat.cast(pa.string()), np.zeros(len(flat), bool)
     except pa.ArrowInvalid:
-        values = [v if v is None else decode_or_none(v) for v in flat.to_pylist()]
-        invalid = [v is not None and text is None for v, text in zip(flat.to_pylist(), values, strict=True)]
-        return pa.array(values, pa.string()), np.array(invalid)
+        values = flat.to_pylist()
+        texts = [None if value is None else decode_or_none(value) for value in values]
+        invalid = [value is not None and text is None for value, text in zip(values, texts, strict=True)]
+        return pa.array(texts, pa.string()), np.array(invalid)
 
 
 def as_texts(table: pa.Table, name: str, count: int) -> tuple[pa.Array, np.ndarray]:
-    """A text column without nulls, "" where the file has no such column, and which texts had to be repaired.
+    """A text column without nulls, and the mask of the texts that had to be repaired.
 
-    What is no UTF-8 is read as Windows-1252; U+FFFD stands for what was lost before.
+    A column that the file lacks is "" in all `count` rows. Bytes that are no UTF-8 are read as Windows-1252. A text
+    with U+FFFD counts as repaired, because an earlier program lost some of it.
     """
     if name not in table.column_names:
         return pa.array([""] * count, pa.string()), np.zeros(count, bool)
     flat = plain(table[name])
     if pa.types.is_nested(flat.type):
         return pa.array([as_text(v) for v in flat.to_pylist()], pa.string()), np.zeros(count, bool)
-    try:
-        texts, invalid = flat.cast(pa.string()).fill_null(""), np.zeros(count, bool)
-    except pa.ArrowInvalid:
-        invalid = as_strings(table[name])[1]
-        texts = pa.array([as_windows_text(v or b"") for v in flat.to_pylist()], pa.string())
+    strings, repaired = as_strings(flat)
+    texts = strings.fill_null("")
+    if repaired.any():
+        windows = [
+            v.decode("cp1252", "replace") if bad else None for v, bad in zip(flat.to_pylist(), repaired, strict=True)
+        ]
+        texts = pc.coalesce(pa.array(windows, pa.string()), texts)
     if not pc.all(pc.string_is_ascii(texts)).as_py():
-        invalid = invalid | pc.match_substring(texts, "\ufffd").to_numpy(zero_copy_only=False)
-    return texts, invalid
-
-
-def as_windows_text(value: bytes) -> str:
-    text = decode_or_none(value)
-    return value.decode("cp1252", "replace") if text is None else text
+        repaired = repaired | pc.match_substring(texts, "\ufffd").to_numpy(zero_copy_only=False)
+    return texts, repaired
 
 
 def as_numbers(column: pa.ChunkedArray) -> np.ndarray:
@@ -67,16 +65,16 @@ def as_numbers(column: pa.ChunkedArray) -> np.ndarray:
     if not (pa.types.is_string(flat.type) or pa.types.is_binary(flat.type)):
         try:
             return flat.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a time, for example
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # times, for example
             return np.full(len(flat), np.nan)
-    strings, _ = as_strings(column)
+    strings, _ = as_strings(flat)
     written = pc.match_substring_regex(strings, NUMBER)
     cleaned = pc.if_else(written, pc.utf8_trim_whitespace(strings), None)
     return cleaned.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def as_ratings(table: pa.Table, *, implicit: bool) -> np.ndarray:
-    """Ratings with NaN for no number and, where `implicit`, -inf for an absent one."""
+    """float64 ratings: NaN where a value is no number and, with `implicit`, -inf where a rating is absent."""
     if "rating" not in table.column_names:
         return np.full(table.num_rows, -np.inf)
     numbers = as_numbers(table["rating"])
@@ -88,11 +86,11 @@ def as_ratings(table: pa.Table, *, implicit: bool) -> np.ndarray:
 
 def as_times(column: pa.ChunkedArray, kind: Literal["time", "position"]) -> Times:
     flat = plain(column)
-    return read_times(as_strings(column)[0] if pa.types.is_binary(flat.type) else flat, kind)
+    return read_times(as_strings(flat)[0] if pa.types.is_binary(flat.type) else flat, kind)
 
 
 class RowTexts(Sequence[str]):
-    """Rows as they would stand in a CSV file, made only when one is looked at."""
+    """Rows as a CSV file would show them; a row becomes text only when somebody reads it."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -107,6 +105,6 @@ class RowTexts(Sequence[str]):
 def cell_text(cell: pa.Scalar) -> str:
     try:
         value = cell.as_py()
-    except (ValueError, OverflowError):  # a date that Python has not
+    except (ValueError, OverflowError):  # a date that Python cannot hold
         return "?"
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,7 +1,7 @@
-"""Times of every common form to milliseconds since 1970; a form that could be read in two ways is refused.
+"""Times in all common forms to milliseconds since 1970; an ambiguous form is refused.
 
-Numbers are seconds, milliseconds, microseconds or nanoseconds, told apart by their size: between 1990 and 2100 no
-number fits two units. Dates without a zone are UTC. What is finer than a millisecond is cut off.
+Numbers are seconds, milliseconds, microseconds or nanoseconds. Their size tells the unit, because between 1990 and 2100
+no number fits two units. Dates without a time zone are UTC. Fractions of a millisecond are cut off.
 """
 
 import warnings
@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 YEAR_1990_MS, YEAR_2100_MS = 631_152_000_000, 4_102_444_800_000
 
-# What a value was read as, by its code in `Times.form`; the first three were not read, a declared unit is the format's.
+# How a value was read, by its code in `Times.form`; the first three were not read. "declared": the format fixes the
+# unit.
 FORMS = ("time_not_read", "time_out_of_range", "date_as_number", "declared",
          "dates", "seconds", "milliseconds", "microseconds", "nanoseconds", "positions")  # fmt: skip
 NOT_READ, OUT_OF_RANGE, DATE_AS_NUMBER, DECLARED = range(4)
@@ -24,9 +25,9 @@ ARROW_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 LAST_POSITION = 2**53
 
 NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?\s*$"
-WHOLE = r"^\s*-?[0-8]?\d{1,18}\s*$"  # fits 64 bits
+WHOLE = r"^\s*-?[0-8]?\d{1,18}\s*$"  # fits into 64 bits
 
-# Only dates that begin with the year or name their month; "03/04/2025" has two readings.
+# Only dates that begin with the year or name their month are read; "03/04/2025" is ambiguous.
 CLOCK = r"\d{1,2}(:\d\d(:\d\d([.,]\d+)?)?)?( ?[ap]m)?"
 ZONE = r" ?(z|utc|gmt|[+-]\d\d(:?\d\d)?)"
 WEEKDAY = r"((mon|tue|wed|thu|fri|sat|sun)[a-z]*,? +)?"
@@ -39,19 +40,19 @@ NAMED_MONTH = (
     rf"(?i)^\s*{WEEKDAY}((\d{{1,2}}[ -]{MONTH}|{MONTH} +\d{{1,2}}),?[ -]+\d{{4}}(,?[t ]+{CLOCK}({ZONE})?)?|"
     rf"{MONTH} +\d{{1,2}} +\d{{1,2}}:\d\d:\d\d( ([+-]\d{{4}}|utc|gmt))? +\d{{4}})\s*$"
 )
-# pandas reads the first two by compiled code; the last one value by value.
+# pandas reads the first two with compiled code, the last one value by value.
 PANDAS_FORMATS = ("ISO8601", "%a %b %d %H:%M:%S %z %Y", "mixed")
 
 
 class Times(NamedTuple):
-    """N times: milliseconds, NaN where not read, and the code of each one's form."""
+    """N times: milliseconds since 1970, NaN where not read, and the codes of their forms."""
 
     milliseconds: np.ndarray
     form: np.ndarray
 
 
 def read_times(values: pa.Array, kind: Literal["time", "position"]) -> Times:
-    """Times, or positions as they are, of dates, numbers or strings (`tables.plain`)."""
+    """Times from dates, numbers or strings (as `column_values.plain` gives them); positions stay as they are."""
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         return read_dates(values) if kind == "time" else unread(len(values))
     if pa.types.is_string(values.type):
@@ -66,7 +67,7 @@ def unread(count: int) -> Times:
 
 
 def read_dates(dates: pa.Array) -> Times:
-    """Arrow's dates and timestamps; those with a zone are stored in UTC."""
+    """Times from Arrow's dates and timestamps; Arrow stores those with a zone in UTC."""
     if pa.types.is_date(dates.type):
         dates, unit = dates.cast(pa.date64()), "ms"
     else:
@@ -77,35 +78,33 @@ def read_dates(dates: pa.Array) -> Times:
 
 
 def scaled(numbers: np.ndarray, per_second: int) -> np.ndarray:
-    """Milliseconds of numbers in a unit, cut downwards."""
+    """Milliseconds of numbers in a unit, rounded down."""
     if per_second == 1:  # rounded first: 1.123 s times 1000 is 1122.9999...
         return np.floor(np.round(numbers.astype(np.float64) * 1000, 3))
     return np.floor_divide(numbers, per_second // 1000).astype(np.float64)
 
 
 def checked(milliseconds: np.ndarray, form: np.ndarray) -> Times:
-    """The times with those outside 1990 to 2100 marked."""
+    """The times; those outside 1990 to 2100 are marked as out of range."""
     outside = (milliseconds < YEAR_1990_MS) | (milliseconds > YEAR_2100_MS)
     return Times(milliseconds, np.where(outside, OUT_OF_RANGE, form).astype(np.int8))
 
 
 def read_numbers(numbers: pa.Array, kind: Literal["time", "position"]) -> Times:
-    """Numbers of any type; whole ones keep all their digits."""
+    """Times from numbers of any type; integers keep all their digits."""
     known = numbers.is_valid().to_numpy(zero_copy_only=False)
     is_int64 = pa.types.is_integer(numbers.type) and numbers.type != pa.uint64()
     values = numbers.cast(pa.int64() if is_int64 else pa.float64(), safe=False).fill_null(0).to_numpy()
     known &= np.isfinite(values)
-    return read_positions(values, known) if kind == "position" else read_epochs(values, known)
-
-
-def read_positions(values: np.ndarray, known: np.ndarray) -> Times:
+    if kind == "time":
+        return read_epochs(values, known)
     good = known & (values >= 0) & (values <= LAST_POSITION) & (values == np.floor(values))
     form = np.select([good, known], [POSITIONS, OUT_OF_RANGE], NOT_READ).astype(np.int8)
     return Times(np.where(known, values, np.nan).astype(np.float64), form)
 
 
 def read_epochs(values: np.ndarray, known: np.ndarray) -> Times:
-    """Numbers since 1970 in the one unit that puts them between 1990 and 2100."""
+    """Times from numbers, each in the unit that puts it between 1990 and 2100."""
     milliseconds = np.where(known, values, np.nan).astype(np.float64)
     form = np.where(known, OUT_OF_RANGE, NOT_READ).astype(np.int8)
     for unit, per_second in PER_SECOND.items():
@@ -125,7 +124,7 @@ def is_date_number(values: np.ndarray) -> np.ndarray:
 
 
 def read_texts(strings: pa.Array, kind: Literal["time", "position"]) -> Times:
-    """Numbers and dates as text, also side by side."""
+    """Times from texts, which may hold numbers and dates side by side."""
     if pc.all(pc.match_substring_regex(strings, WHOLE)).as_py():
         return read_numbers(pc.utf8_trim_whitespace(strings).cast(pa.int64()), kind)
     whole, numeric = (pc.match_substring_regex(strings, regex) for regex in (WHOLE, NUMBER))
@@ -147,12 +146,12 @@ def read_texts(strings: pa.Array, kind: Literal["time", "position"]) -> Times:
 
 
 def merged(one: Times, other: Times, which: np.ndarray) -> Times:
-    """`other` where the mask holds, else `one`."""
+    """`other` where the mask `which` holds, else `one`."""
     return Times(*(np.where(which, b, a) for a, b in zip(one, other, strict=True)))
 
 
 def read_date_texts(texts: pa.Array, formats: tuple[str, ...]) -> np.ndarray:
-    """Milliseconds of dates as text, NaN where there is no such day."""
+    """Milliseconds of dates in one of pandas' `formats`; NaN where there is no such day."""
     unique = texts.dictionary_encode()
     values = pd.Series(unique.dictionary.to_pylist(), dtype=object)
     found = np.full(len(values), np.nan)

@@ -1,10 +1,12 @@
-"""What the report says of a finetune run: held-out users before and after, and the curves of its steps."""
+"""The report's section of a finetune run: held-out users before and after, and the curves of its steps."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fsspec
+import msgspec
 import numpy as np
 import pyarrow.compute as pc
 
@@ -44,50 +46,78 @@ STEP_FIGURES = {
     "tokens_per_second": "tokens per second",
 }
 NATS, ANSWERS = ("entropy", "kl"), ("valid", "flat_groups")
-SMOOTHED = 20  # a curve of steps shows the mean of its last twentieth
-PART = 10  # the table of steps compares the first and last tenth
+SMOOTHED = 20  # a curve's point is the mean of the steps before it, as many as a twentieth of all
+PART = 10  # the table of steps compares the first and the last tenth
 
 
 class Evaluation(NamedTuple):
-    """The held-out users at one place; NaN where a metric says nothing of a user."""
+    """The metrics of the held-out users after one step of a stage; NaN where a user has no value."""
 
     stage: str
     step: int
     users: Mapping[str, np.ndarray]
 
 
-def tuning_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> Section:
-    """`config` is the run's own, `figure_id` unique in the page."""
-    evaluations, record = read_evaluations(path), read_json(join(path, EVALUATIONS))
-    lines = read_lines(path)
-    best = next(one for one in reversed(evaluations) if one.step == record["best_step"])
+@dataclass(frozen=True)
+class EvaluatedStep:
+    stage: str
+    step: int
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """What the report reads of evaluations.json."""
+
+    steps: int
+    warm_steps: int
+    best_step: int
+    held_out: int
+    """Number of held-out users."""
+    evaluations: list[EvaluatedStep]
+
+
+Step = Mapping[str, Any]
+"""A line of steps.jsonl."""
+
+
+def finetune_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> Section:
+    """A finetune run: its held-out users by stage, and the curves of its steps.
+
+    `config` is the run's own; `figure_id` must be unique in the page.
+    """
+    record, evaluations, lines = read_record(path), read_evaluations(path), read_lines(path)
+    best = next(one for one in reversed(evaluations) if one.step == record.best_step)
     start = f", from the adapter of {config['adapter']}" if config["adapter"] else ""
     text = (
-        f"Task “{config['task']}”, {config['rollouts']} rollouts, {record['steps']} steps of reinforcement after "
-        f"{record['warm_steps']} of the warm start{start}; means over {record['held_out']} held-out users with 95% "
+        f"Task “{config['task']}”, {config['rollouts']} rollouts, {record.steps} steps of reinforcement after "
+        f"{record.warm_steps} of the warm start{start}; means over {record.held_out} held-out users with 95% "
         "intervals over users, then the same users' change from before; an asterisk marks an interval without zero. "
-        "One run: what another fine-tune would give is in no interval. One answer for all is the mean of these "
-        "users' ratings; the personal ones are of ratings centred on that mean, as a recommender's user vectors are. "
-        "The best step was chosen on these very users by their reward, the last was not."
+        "This is one run: no interval shows how another fine-tune would differ. One answer for all is the mean of "
+        "these users' ratings; the personal metrics are of ratings centred on that mean, as a recommender's user "
+        "vectors are. The best step was chosen by the reward of these same users, the last step was not."
     )
     tables = [stage_table(evaluations, best)]
-    if record["steps"]:
+    if record.steps:
         tables.append(step_table(lines))
     return Section(f"Fine-tune: {path}", text, tables, tuning_charts(evaluations, lines, figure_id))
 
 
+def read_record(path: str) -> TuningRecord:
+    return msgspec.convert(read_json(join(path, EVALUATIONS)), TuningRecord)
+
+
 def read_evaluations(path: str) -> list[Evaluation]:
-    """In the order of tuning."""
+    """All evaluations of a finetune run, in the order of tuning."""
     table = read_table(join(path, USER_EVALUATIONS))
     found = []
-    for one in read_json(join(path, EVALUATIONS))["evaluations"]:
-        rows = table.filter((pc.field("stage") == one["stage"]) & (pc.field("step") == one["step"]))
+    for one in read_record(path).evaluations:
+        rows = table.filter((pc.field("stage") == one.stage) & (pc.field("step") == one.step))
         users = {name: rows[name].fill_null(np.nan).to_numpy().astype(float) for name in METRICS}
-        found.append(Evaluation(one["stage"], one["step"], users))
+        found.append(Evaluation(one.stage, one.step, users))
     return found
 
 
-def read_lines(path: str) -> list[dict[str, Any]]:
+def read_lines(path: str) -> list[Step]:
     with fsspec.open(join(path, STEPS), "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -115,12 +145,12 @@ def stage_cell(one: Evaluation, before: Evaluation, metric: str) -> str:
 
 
 def user_mean(values_U: np.ndarray) -> Gain | None:
-    """The mean of the users that have a value, with its interval; None for fewer than two."""
+    """The mean of the users that have a value, with its interval; None for fewer than two users."""
     known_11U = values_U[~np.isnan(values_U)][None, None]
     return gains(known_11U, np.zeros_like(known_11U), paired=True)[0] if known_11U.size > 1 else None
 
 
-def step_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+def step_table(lines: Sequence[Step]) -> Table:
     steps = [line for line in lines if line["stage"] == "reinforcement"]
     part = max(1, len(steps) // PART)
     rows = [
@@ -130,12 +160,12 @@ def step_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Steps of reinforcement, training users", ["", f"first {part}", f"last {part}"], rows)
 
 
-def mean_of(name: str, lines: Sequence[Mapping[str, Any]]) -> float | None:
+def mean_of(name: str, lines: Sequence[Step]) -> float | None:
     known = [line[name] for line in lines if line.get(name) is not None]
     return sum(known) / len(known) if known else None
 
 
-def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Mapping[str, Any]], figure_id: str) -> list[Chart]:
+def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Step], figure_id: str) -> list[Chart]:
     trained = [line for line in lines if line["stage"] == "reinforcement"]
     taught = [line for line in lines if line["stage"] != "reinforcement"]
     losses = [step_curve(taught, "loss", "warm start, own steps")] if taught else []
@@ -161,7 +191,7 @@ def chart(caption: str, curves: Sequence[Curve], figure_id: str) -> Chart:
 
 
 def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) -> Curve:
-    """From the last evaluation before the reinforcement on."""
+    """A metric's mean with its interval, from the last evaluation before the reinforcement."""
     start = [one for one in evaluations if one.stage != "reinforcement"][-1:]
     shown = [*start, *(one for one in evaluations if one.stage == "reinforcement")]
     known = [(one.step, mean) for one in shown if (mean := user_mean(one.users[metric])) is not None]
@@ -170,8 +200,8 @@ def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) ->
     return Curve(name, steps, means, lows, highs)
 
 
-def step_curve(lines: Sequence[Mapping[str, Any]], figure: str, name: str) -> Curve:
-    """Means over the last few steps that have a value, so that single groups do not hide the trend."""
+def step_curve(lines: Sequence[Step], figure: str, name: str) -> Curve:
+    """A figure's moving mean over the steps that have a value, so that single groups do not hide the trend."""
     known = [(line["step"], line[figure]) for line in lines if line[figure] is not None]
     steps, values = [step for step, _ in known], [value for _, value in known]
     window = max(1, len(values) // SMOOTHED)

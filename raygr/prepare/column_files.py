@@ -1,23 +1,23 @@
-"""Reviews and metadata that come as columns: MovieLens' files, and Parquet, CSV or JSON lines with named columns.
+"""Files that hold columns: those of MovieLens, and Parquet, CSV or JSON lines with named columns.
 
-Each `*_columns` yields bounded batches under our column names; optional columns may be absent.
-Values keep the file's type (CSV: bytes) until the functions of values.py.
+Each `*_columns` function yields batches of bounded size under our column names; optional columns may be absent. Values
+keep the type that they have in the file (bytes in CSV); column_values.py converts them.
 """
 
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.config import ConfigError
 from raygr.prepare.bad_rows import Refusal, cut_snippet
+from raygr.prepare.column_values import as_texts
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.csv_files import csv_form, read_csv
-from raygr.prepare.json_lines import as_id, as_text, decode_loosely, without_surrogates
+from raygr.prepare.json_lines import as_id, as_text, decode_object, without_surrogates
 from raygr.prepare.raw_files import (
     Columns,
     file_kind,
@@ -28,12 +28,11 @@ from raygr.prepare.raw_files import (
     read_json_lines,
     read_parquet,
 )
-from raygr.prepare.values import as_texts
 
 REVIEW_NAMES = ("user_id", "item_id", "rating", "timestamp", "review_title", "review_text")
 ITEM_NAMES = ("item_id", "title", "description", "categories", "details")
 
-# Our name -> the names it goes by in the CSV files of MovieLens; ml-1m here has positions, no clock.
+# Our name -> its names in the CSV files of MovieLens. `position` is the order of a copy of ml-1m that has no times.
 MOVIELENS_RATINGS = {
     "user_id": ("user_id", "userId"),
     "item_id": ("movie_id", "movieId"),
@@ -49,36 +48,21 @@ MOVIELENS_MOVIES = {
     "plot": ("plot",),
 }
 DELIMITERS = {"dat": "::", "data": "\t", "item": "|"}
-UITEM_GENRES = (
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
-)
+UITEM_GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+                "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War",
+                "Western")  # fmt: skip
 UITEM_FIRST_GENRE = 5
 
 JSON_KINDS = ("json", "jsonl", "ndjson")
-# Of these one value is one id or number.
+# Each value of these columns is one id or number; the others may be nested.
 PLAIN_NAMES = ("user_id", "item_id", "rating", "timestamp")
 
 
 def review_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
-    """Of REVIEW_NAMES at least the `names` that one file has; it is refused as a whole without its ids and times."""
+    """Columns of one file of reviews: those of `names` that it has, and others of REVIEW_NAMES where they cost nothing.
+
+    A file without user_id, item_id or timestamp is refused as a whole.
+    """
     required = ("user_id", "item_id", "timestamp")
     if config.format == "movielens" and file_kind(path) in DELIMITERS:
         wanted = {"user_id": 0, "item_id": 1, "rating": 2, "timestamp": 3}
@@ -89,20 +73,22 @@ def review_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> It
 
 
 def item_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
-    """Of ITEM_NAMES at least the `names` that one metadata file has.
+    """Columns of one metadata file: those of `names` that it has, and others of ITEM_NAMES where they cost nothing.
 
-    MovieLens' plot is the description, its genres the categories.
+    The plot of MovieLens becomes the description, the genres become the categories.
     """
     match config.format, file_kind(path):
         case "movielens", "item":
-            return map(join_genre_flags, read_delimited(path, delimiter="|", wanted=uitem_positions()))
+            flags = {genre: UITEM_FIRST_GENRE + i for i, genre in enumerate(UITEM_GENRES)}
+            wanted = {"item_id": 0, "title": 1, **flags}
+            return map(join_genre_flags, read_delimited(path, delimiter="|", wanted=wanted))
         case "movielens", "dat":
             wanted = {"item_id": 0, "title": 1, "genres": 2}
             return map(movie_items, read_delimited(path, delimiter="::", wanted=wanted))
         case "movielens", _:
             return map(movie_items, named_columns(path, MOVIELENS_MOVIES, required=("item_id", "title")))
         case _:
-            shared = config.columns if config.header else {}  # positions are of reviews alone
+            shared = config.columns if config.header else {}  # positions describe reviews only
             columns = {**shared, **config.item_columns}
             own_id = {"item_id": "item_id"} if "item_id" not in config.item_columns else {}
             return table_columns(path, ITEM_NAMES, columns, config, required=("item_id",), read=names, instead=own_id)
@@ -118,7 +104,7 @@ def table_columns(
     read: Sequence[str],
     instead: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Columns]:
-    """Of our `names` those to `read` that a file has as `columns` call them; `instead` is another name of some."""
+    """The columns to `read` that a table has; `columns` maps our `names` to its own, `instead` to a second choice."""
     is_named = not any(isinstance(theirs, int) for theirs in columns.values())
     known = {ours: (columns.get(ours, ours), *([instead[ours]] if ours in instead else [])) for ours in names}
     aliases = {ours: theirs for ours, theirs in known.items() if is_named or ours in columns}
@@ -127,10 +113,15 @@ def table_columns(
 
 
 def check_columns(config: PrepareConfig) -> None:
-    """ConfigError where a setting of tables names what we have not, has no effect, or contradicts another."""
-    settings = ("columns", "item_columns", "delimiter", "encoding")
-    given = [name for name, value in zip(settings, table_settings(config), strict=True) if value]
-    given += [] if config.header else ["header"]
+    """ConfigError if a setting for tables has an unknown name, has no effect, or contradicts another setting."""
+    settings = {
+        "columns": config.columns,
+        "item_columns": config.item_columns,
+        "delimiter": config.delimiter,
+        "encoding": config.encoding,
+        "header": not config.header,
+    }
+    given = [name for name, value in settings.items() if value]
     if given and config.format != "table":
         raise ConfigError(f"{given[0]}: only for format: table, not for {config.format}")
     for setting, columns, ours in (
@@ -140,9 +131,9 @@ def check_columns(config: PrepareConfig) -> None:
         unknown = [name for name in columns if name not in ours]
         if unknown:
             known = ", ".join(dict.fromkeys(ours))
-            raise ConfigError(f"{setting}: no {', '.join(unknown)} among our names, which are {known}")
+            raise ConfigError(f"{setting}: our names do not include {', '.join(unknown)}; they are {known}")
         if len({isinstance(theirs, int) for theirs in columns.values()}) > 1:
-            raise ConfigError(f"{setting}: names and positions cannot be mixed: {dict(columns)}")
+            raise ConfigError(f"{setting}: give either names or positions, not both: {dict(columns)}")
     check_header(config)
     try:
         codecs.lookup(config.encoding or "utf-8")
@@ -150,16 +141,12 @@ def check_columns(config: PrepareConfig) -> None:
         raise ConfigError(f"encoding: {error}") from None
 
 
-def table_settings(config: PrepareConfig) -> tuple[object, ...]:
-    return config.columns, config.item_columns, config.delimiter, config.encoding
-
-
 def check_header(config: PrepareConfig) -> None:
-    """ConfigError unless positions and `header: false` stand together."""
+    """ConfigError unless positions come with `header: false` and the other way round."""
     has_positions = any(isinstance(theirs, int) for theirs in config.columns.values())
     missing = [name for name in ("user_id", "item_id", "timestamp") if name not in config.columns]
     if config.header and has_positions:
-        raise ConfigError("columns: positions are of files without a line of names: set header: false")
+        raise ConfigError("columns: positions are for files without a line of names: set header: false")
     if not config.header and (missing or not has_positions):
         raise ConfigError(
             "header: false needs positions from 0 in columns, such as {user_id: 0, item_id: 1, timestamp: 3}"
@@ -175,7 +162,10 @@ def named_columns(
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> Iterator[Columns]:
-    """Columns of a Parquet, CSV or JSON-lines file by their first alias that the file has; null `read`s them all."""
+    """Columns of a Parquet, CSV or JSON-lines file; `names` maps ours to those of the file, the first found counts.
+
+    `read` limits the columns; None reads all. Columns that are `required` and absent make the file refused.
+    """
     read = list(names) if read is None else read
     if file_kind(path) in JSON_KINDS:
         yield from json_columns(path, names, required=required, read=read, encoding=encoding)
@@ -207,21 +197,18 @@ def column_problem(
     header: Sequence[str | int],
     schema: pa.Schema | None,
 ) -> str | None:
-    """Why the columns that are wanted cannot be read, or None."""
+    """The reason why the `wanted` columns cannot be read, or None."""
     missing = ["/".join(map(str, names[name])) for name in required if name not in wanted]
     if missing:
         return f"no {', '.join(missing)} among {', '.join(map(str, header))}"
     twice = [theirs for theirs in wanted.values() if list(header).count(theirs) > 1]
     if twice:
-        return f"{twice[0]} stands twice among {', '.join(map(str, header))}"
+        return f"{twice[0]} occurs twice among {', '.join(map(str, header))}"
     if schema is None:
         return None
-    nested = [theirs for ours, theirs in wanted.items() if ours in PLAIN_NAMES and is_nested(schema.field(theirs))]
-    return f"{nested[0]} is a {schema.field(nested[0]).type}" if nested else None
-
-
-def is_nested(field: pa.Field) -> bool:
-    return pa.types.is_nested(field.type)
+    kinds = {theirs: schema.field(theirs).type for ours, theirs in wanted.items() if ours in PLAIN_NAMES}
+    nested = [f"{theirs} is a {kind}" for theirs, kind in kinds.items() if pa.types.is_nested(kind)]
+    return nested[0] if nested else None
 
 
 def json_columns(
@@ -232,7 +219,7 @@ def json_columns(
     read: Sequence[str],
     encoding: str | None,
 ) -> Iterator[Columns]:
-    """Columns of JSON lines as text; null and absent values are null. Names that no row has are missing columns."""
+    """Columns of JSON lines as text; absent values are null. A required name that no row has is a missing column."""
     missing = {ours: names[ours] for ours in required}
     keys: Sequence[str] = ()
     for lines in read_json_lines(path, encoding):
@@ -244,44 +231,25 @@ def json_columns(
         refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in bad.items()]
         yield Columns(lines.first + np.array(good, np.int64), pa.table(table), [*lines.refused, *refused])
         keys = keys or list(rows[0] if rows else ())
-        missing = {ours: theirs for ours, theirs in missing.items() if not has_any(rows, theirs)}
+        missing = {
+            ours: theirs for ours, theirs in missing.items() if not any(name in row for row in rows for name in theirs)
+        }
     if missing and keys:
         shown = ", ".join("/".join(map(str, theirs)) for theirs in missing.values())
         yield no_columns([Refusal(0, "missing_columns", cut_snippet(f"no {shown} among {', '.join(keys)}"))])
 
 
-def has_any(rows: Sequence[Mapping[str, object]], names: Sequence[str | int]) -> bool:
-    return any(name in row for row in rows for name in names)
-
-
 def picked(rows: Sequence[Mapping[str, object]], names: Sequence[str | int]) -> list[object]:
-    """Each row's value under the first of the names that it has."""
+    """The value of each row under the first of the names that the row has."""
     if len(names) == 1:
         return [row.get(names[0]) for row in rows]
     return [next((row[name] for name in names if name in row), None) for row in rows]
 
 
-def decode_object(line: bytes) -> dict[str, object] | str | None:
-    """The line's object, the reason for which it has none, or None where blank."""
-    try:
-        text = str(line, "utf-8")
-    except UnicodeDecodeError:
-        return "invalid_utf8"
-    if not text.strip():
-        return None
-    try:
-        values = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError):
-        values = decode_loosely(text)
-    return values if isinstance(values, dict) else "malformed_json"
-
-
 def json_column(name: str, values: Sequence[object]) -> pa.Array:
-    """Ids, or the text of any values."""
-    return pa.array(map(as_id, values), pa.string()) if name in ("user_id", "item_id") else text_column(values)
-
-
-def text_column(values: Sequence[object]) -> pa.Array:
+    """Ids, or the texts of values of any type."""
+    if name in ("user_id", "item_id"):
+        return pa.array(map(as_id, values), pa.string())
     texts = [None if v is None else v if isinstance(v, str) else as_text(v) for v in values]
     try:
         return pa.array(texts, pa.string())
@@ -289,13 +257,8 @@ def text_column(values: Sequence[object]) -> pa.Array:
         return pa.array([None if text is None else without_surrogates(text) for text in texts], pa.string())
 
 
-def uitem_positions() -> dict[str, int]:
-    flags = {genre: UITEM_FIRST_GENRE + i for i, genre in enumerate(UITEM_GENRES)}
-    return {"item_id": 0, "title": 1, **flags}
-
-
 def join_genre_flags(columns: Columns) -> Columns:
-    """u.item has one 0/1 column per genre."""
+    """Replaces the 0/1 column that u.item has per genre by the names of the genres."""
     table = columns.table
     if not len(columns.rows):
         return columns
@@ -306,7 +269,7 @@ def join_genre_flags(columns: Columns) -> Columns:
 
 
 def movie_items(columns: Columns) -> Columns:
-    """Plot, genres, director and actors as description, categories and details."""
+    """Turns plot, genres, director and actors into description, categories and details."""
     count = len(columns.rows)
     if not count:
         return columns

@@ -1,0 +1,70 @@
+"""The counts of a prepare run, for run.json and for the console."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from raygr.data.row_counts import log_rows
+from raygr.prepare.bad_rows import Tally
+from raygr.prepare.config import PrepareConfig
+from raygr.prepare.selection import Dropped, Kept, ScannedInteractions
+from raygr.prepare.splits import PARTS, TEST_PART, TRAIN_PART
+
+logger = logging.getLogger(__name__)
+
+
+def kept_counts(
+    everything: ScannedInteractions, kept: Kept, dropped: Mapping[str, Dropped], tally: Tally
+) -> dict[str, Any]:
+    """The counts of reviews, users and reviewed items, read, kept and dropped by reason, and of each part."""
+    record = tally.record()
+    record["by_reason"] |= {reason: one.interactions for reason, one in dropped.items() if one.interactions}
+    users_with = {part: len(np.unique(kept.user_index[kept.part == part])) for part in (TRAIN_PART, TEST_PART)}
+    sizes = np.bincount(kept.part, minlength=len(PARTS)).tolist()
+    return {
+        "reviews": {"kept": len(kept.row), **record},
+        "users": {
+            "read": len(everything.user_ids),
+            "kept": len(kept.user_ids),
+            "by_reason": {reason: one.users for reason, one in dropped.items() if one.users},
+            **{f"no_{PARTS[part]}": len(kept.user_ids) - count for part, count in users_with.items()},
+        },
+        "reviewed_items": {
+            "read": len(everything.item_ids),
+            "kept": len(kept.item_ids),
+            "by_reason": {reason: one.items for reason, one in dropped.items() if one.items},
+        },
+        "interactions": dict(zip(PARTS, sizes, strict=True)),
+    }
+
+
+def log_counts(counts: Mapping[str, Any], config: PrepareConfig) -> None:
+    """Logs what was read and left out, line by line, from the counts of run.json."""
+    reviews, items, users = counts["reviews"], counts["items"], counts["users"]
+    log_rows("reviews", read=reviews["read"], kept=reviews["kept"], dropped=reviews["by_reason"])
+    if "duplicate" in reviews["by_reason"]:
+        logger.info(
+            "of each user and item only the %s review stays; keep_duplicate: all keeps repeats", config.keep_duplicate
+        )
+    for name in ("users", "reviewed_items"):
+        one = counts[name]
+        log_rows(name.replace("_", " "), read=one["read"], kept=one["kept"], dropped=one["by_reason"])
+    described = items["kept"] - items["without_metadata"]
+    if config.metadata:
+        log_rows("rows of metadata", read=items["read"], kept=described, dropped=items["by_reason"])
+    repaired = "%d of %d {} have texts that are no UTF-8 (read as Windows-1252) or hold U+FFFD: set `encoding`"
+    notes = {
+        "%d of %d items have no metadata": (items["without_metadata"], items["kept"]),
+        "%d of %d items have no title or text": (items["without_text"], items["kept"]),
+        "%d of %d users have no train interaction": (users["no_train"], users["kept"]),
+        "%d of %d users have no test interaction": (users["no_test"], users["kept"]),
+        repaired.format("reviews"): (reviews["text_repaired"], reviews["kept"]),
+        repaired.format("items"): (items["text_repaired"], items["kept"]),
+        "%d review texts were cut to %d characters": (reviews["text_cut"], config.max_text_chars),
+        "%d item texts were cut to %d characters": (items["text_cut"], config.max_text_chars),
+    }
+    for text, (count, whole) in notes.items():
+        if count:
+            logger.info(text, count, whole)

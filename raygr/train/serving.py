@@ -1,0 +1,123 @@
+"""What a train run keeps for serving, beside its weights: settings, ids and histories.
+
+`serving.json`, `served_items.parquet` and `served_users.parquet`. The weights hold the guided scores and the users'
+vectors, so the run folder alone serves: from any place, and after its prepare run and score files are gone.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import safetensors.torch
+import torch
+from pydantic_core import to_jsonable_python
+from torch import Tensor
+
+from raygr import files, runs
+from raygr.config import check_config
+from raygr.data.interactions import read_ids
+from raygr.models.embeddings import LEVELS
+from raygr.models.inference import SequenceModel
+from raygr.schema import (
+    ITEMS,
+    MODEL,
+    SERVED_ITEM_SCHEMA,
+    SERVED_ITEMS,
+    SERVED_USER_SCHEMA,
+    SERVED_USERS,
+    SERVING,
+    USERS,
+)
+from raygr.train.config import TrainConfig
+from raygr.train.inputs import Inputs, with_absolute_paths
+from raygr.train.state import build_model
+
+
+class Serving(NamedTuple):
+    """The settings of a train run, with absolute paths, and the ids and histories of its data."""
+
+    config: TrainConfig
+    repeats: bool
+    """Items of a history may be recommended again."""
+    item_ids_I: np.ndarray
+    user_ids_U: np.ndarray
+    items_N: np.ndarray
+    """item_index of every interaction, sorted by (user, position)."""
+    first_U: np.ndarray
+    """The first interaction of each user in `items_N`, and as one more entry the end of the last user."""
+
+
+def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor]) -> None:
+    """Writes the weights and the three files into `config.output`."""
+    write_weights(weights, files.join(config.output, MODEL))
+    item_ids, user_ids = read_ids(config.data, ITEMS, "item"), read_ids(config.data, USERS, "user")
+    files.write_table(pa.table([item_ids], schema=SERVED_ITEM_SCHEMA), files.join(config.output, SERVED_ITEMS))
+    items_N = pa.array(inputs.items_N.numpy(), pa.int32())
+    histories = pa.LargeListArray.from_arrays(pa.array(inputs.first_U, pa.int64()), items_N)
+    files.write_table(
+        pa.table([user_ids, histories], schema=SERVED_USER_SCHEMA), files.join(config.output, SERVED_USERS)
+    )
+    record = {"config": to_jsonable_python(with_absolute_paths(config)), "repeats": inputs.repeats}
+    files.write_json(record, files.join(config.output, SERVING))
+
+
+def write_weights(weights: dict[str, Tensor], path: str) -> None:
+    filesystem, inner = files.filesystem_of(path)
+    with filesystem.open(inner, "wb") as file:
+        file.write(safetensors.torch.save({name: values.contiguous() for name, values in weights.items()}))
+
+
+def read_serving(run: str) -> Serving:
+    """Reads a finished train run. RunError where it is unfinished, of another job, or without files for serving."""
+    runs.read_run(run, job="train")
+    if not files.exists(files.join(run, SERVING)):
+        raise runs.RunError(f"{run} holds no {SERVING}: an older version of raygr trained it; train it again")
+    record = files.read_json(files.join(run, SERVING))
+    users = files.read_table(files.join(run, SERVED_USERS))
+    length_U = pc.list_value_length(users["items"]).to_numpy()
+    return Serving(
+        config=check_config(TrainConfig, record["config"], source=files.join(run, SERVING)),
+        repeats=record["repeats"],
+        item_ids_I=files.read_table(files.join(run, SERVED_ITEMS))["item_id"].to_numpy().astype(str),
+        user_ids_U=users["user_id"].to_numpy().astype(str),
+        items_N=pc.list_flatten(users["items"]).to_numpy().astype(np.int64),
+        first_U=np.concatenate([[0], np.cumsum(length_U)]),
+    )
+
+
+def read_model(run: str, config: TrainConfig) -> SequenceModel:
+    """The trained model in eval mode, on the CPU."""
+    filesystem, inner = files.filesystem_of(files.join(run, MODEL))
+    weights = safetensors.torch.load(filesystem.cat_file(inner))
+    items, features, users = (weights.get(f"embedding.{name}") for name in ("base_ID", "features_IF", "users_UA"))
+    features_of_aspect = LEVELS if config.fusion == "add" and config.add_map == "levels" else 1
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
+        model = build_model(
+            config,
+            items=len(items),
+            scores_IA=None if features is None else np.zeros((len(items), features.shape[1] // features_of_aspect)),
+            users_UA=None if users is None else np.zeros(users.shape),
+        )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def check_sources(run: str, config: TrainConfig) -> None:
+    """RunError where the data or scores that the run was trained on are gone, or have changed since.
+
+    For readers of more than `Serving`, such as explanations.
+    """
+    record = runs.read_run(run, job="train")
+    given = record["config"]
+    for name, place in (
+        (given["data"], config.data),
+        (given["item_scores"], config.item_scores),
+        (given["user_score_run"], config.user_score_run),
+    ):
+        if place is None or name not in record["inputs"]:
+            continue
+        if not files.exists(place):
+            raise runs.RunError(f"{run} was trained on {place}, which is not there: put it back, or train again")
+        if files.fingerprint(place) != record["inputs"][name]:
+            raise runs.RunError(f"{run} was trained on other content of {place}: train it again")
