@@ -12,8 +12,7 @@ from raygr.data.vector_tables import read_vectors
 from raygr.files import join
 from raygr.reproduce.config import BASE, REFINED, ReproduceConfig, Source, folder_name, refined_labels
 from raygr.stages import STAGES, StageConfig
-from raygr.train.config import TrainConfig
-from raygr.train.inputs import check_settings
+from raygr.train.config import TrainConfig, fitting
 
 
 class Arm(NamedTuple):
@@ -187,13 +186,12 @@ def train_runs(
     file = config.recommenders[recommender]
     # sorted, so that runs are the same whichever recommenders an experiment has
     own = {"data": config.data, "output": config.runs, "candidates": sorted(set(config.protocol.values()))}
-    values = read_yaml(file) | config.train | settings | own
+    values = fitting(read_yaml(file) | config.train | settings) | own
     first = check_config(TrainConfig, values, source=f"{file} with train, refined and {dict(settings)}")
     if first.item_scores is not None and "item_scores" not in settings:
         raise ConfigError(f"{file}: item_scores belong to reproduce, not to the base run")
     if "last" not in first.targets:
         raise ConfigError(f"{file}: targets: last must be among those of every run")
-    check_settings(first)
     name = folder_name(label) if label in config.extra_arms else settings_name(first)
     folder = join(config.runs, f"train/{folder_name(recommender)}-{name}")
     return tuple(dataclasses.replace(first, seed=seed, output=f"{folder}-seed-{seed}") for seed in config.seeds)
