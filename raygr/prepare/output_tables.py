@@ -14,7 +14,6 @@ from raygr.prepare.selection import Kept
 from raygr.prepare.two_passes import filled
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
 
-
 COUNTS = ("written", "text_cut", "text_repaired", "without_text")
 
 

@@ -249,7 +249,7 @@ def write_file(
                 for texts in read(path, config, numbers)
             )
             totals.update(write_parts(parts, folder, file))
-    # The same columns for every file: Ray Data warns of blocks whose schemas differ.
+    # The same columns for every file, so that all blocks have one schema.
     yield pa.table({name: [totals[name]] for name in output_tables.COUNTS})
 
 
