@@ -11,7 +11,7 @@ from toy_data import interaction_arrays, write_prepared
 
 from raygr import runs
 from raygr.compare.references import popularity_ranks
-from raygr.compare.stage import TrainRun, check_protocol
+from raygr.compare.stage import ComparedRun, check_protocol
 from raygr.config import ConfigError
 from raygr.data.interactions import read_interactions
 from raygr.finetune.config import FinetuneConfig
@@ -100,7 +100,7 @@ def test_the_protocol_says_so_and_is_not_compared_with_filtered_runs(training: T
     _, filtered = loaded(tmp_path, keep_duplicate="first")
     stamps = training.inputs.protocol, filtered.protocol
     assert [stamp["seen"] for stamp in stamps] == ["ranked", "filtered"]
-    one, other = (TrainRun(str(n), {}, {"protocol": stamp}, {}) for n, stamp in enumerate(stamps))
+    one, other = (ComparedRun(str(n), {}, {"protocol": stamp}, {}) for n, stamp in enumerate(stamps))
     with pytest.raises(ConfigError, match="seen"):
         check_protocol(one, other)
 
