@@ -1,4 +1,4 @@
-"""The part of recommenders.py that runs in the measured processes. It needs torch only: every environment imports it."""
+"""The part of recommenders.py in the measured processes. It needs torch only, so every environment imports it."""
 
 import json
 import sys
