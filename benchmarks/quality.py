@@ -4,10 +4,9 @@
     python benchmarks/quality.py sasrec gru4rec                    # or no name, for all
     python benchmarks/quality.py --at-once 6 --gpu-share 0.15        # side by side on one GPU
 
-Each is `raygr train` with its file in configs/ml-1m/ (hours on two cores; an interrupted one goes on where it stopped,
-a finished one is skipped), whose metrics go to benchmarks/results/quality/<name>.json as it ends (or those beside it),
-to be committed.
-`--set` reaches `raygr train`. The last lines printed are a Markdown table of all the results that are there.
+Each run is `raygr train` with its file in configs/ml-1m/. It takes hours on two cores; an interrupted run resumes, a
+finished one is skipped. Its metrics are written to benchmarks/results/quality/<name>.json, which is to be committed.
+`--set` is passed on to `raygr train`. The last lines printed are a Markdown table of all results.
 """
 
 import argparse

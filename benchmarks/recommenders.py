@@ -1,4 +1,4 @@
-"""Seconds of an epoch, time to the same quality, and users evaluated per second: raygr's recommenders beside others'.
+"""Compares raygr's recommenders with other programs: seconds per epoch, time to the same quality, users per second.
 
     raygr prepare --config configs/ml-100k/prepare.yaml --set output=outputs/benchmark/ml-100k
 
@@ -117,7 +117,7 @@ SETTINGS += ("mask_rate", "negatives", "epochs", "patience", "budget", "threads"
 
 
 def make_job(arguments: argparse.Namespace) -> dict:
-    """What all sides read: settings and interactions. raygr's reads the latter from its own prepare run."""
+    """The settings and interactions that all sides read. raygr reads the interactions from its own prepare run."""
     from raygr.data.interactions import read_interactions
     from raygr.schema import TRAIN, VALIDATION
 
@@ -232,7 +232,7 @@ def mean_ndcg(ranks: list[float]) -> float:
 
 
 def epoch_flops(model: str, job: dict) -> float:
-    """In the matrix products that an epoch of the model needs, forward and backward."""
+    """FLOP of the matrix products in an epoch of the model, forward and backward."""
     width, items, blocks = job["width"], job["items"], job["blocks"]
     longest = job["history"]
     causal_lengths = [min(len(history) - 1, longest) for history in job["train"]]
@@ -273,7 +273,7 @@ def side_record(run: dict, job: dict, peak: float) -> dict:
 
 
 def pairs(sides: list[dict]) -> list[dict]:
-    """Every raygr side beside every other program's side of the same model."""
+    """Pairs each raygr side with every other program's side of the same model."""
     found = []
     for own in (side for side in sides if side["program"] == "raygr"):
         for other in (side for side in sides if side["program"] != "raygr"):
@@ -283,7 +283,7 @@ def pairs(sides: list[dict]) -> list[dict]:
 
 
 def pair(own: dict, other: dict) -> dict:
-    """How many times as long the other takes for an epoch, an evaluation, and to the same NDCG@10."""
+    """How many times as long the other program takes for an epoch, an evaluation, and to the same NDCG@10."""
     rounds = [theirs / ours for ours, theirs in zip(own["epochs"][1:], other["epochs"][1:], strict=False)] or [
         other["epochs"][0] / own["epochs"][0]
     ]
@@ -304,7 +304,7 @@ def pair(own: dict, other: dict) -> dict:
 
 
 def seconds_to(level: float, side: dict) -> float:
-    """Of training and evaluating until NDCG@10 is at the level, which the side reaches."""
+    """Seconds of training and evaluation until NDCG@10 reaches the level. The side must reach it."""
     epochs = next(place for place, ndcg in enumerate(side["ndcg_at_10"], start=1) if ndcg >= level)
     return sum(side["epochs"][:epochs]) + sum(side["evaluations"][:epochs])
 

@@ -1,4 +1,4 @@
-"""The side of GRU4Rec's own PyTorch code in recommenders.py; nothing of that code is in this repository.
+"""GRU4Rec's official PyTorch code as a side of recommenders.py. None of that code is in this repository.
 
 `fit` trains as it is, with the newest train interactions of a user as one session; its batches wait before an epoch
 and answer after it.

@@ -1,4 +1,4 @@
-"""The measured processes' end of recommenders.py. It needs nothing but torch: every environment imports it."""
+"""The part of recommenders.py in the measured processes. It needs torch only, so every environment imports it."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import torch
 
 
 class Orders:
-    """A measured process's end: one line in, one epoch or one evaluation, one line of JSON out."""
+    """Reads orders line by line; each runs one epoch or one evaluation and answers with one line of JSON."""
 
     def __init__(self, evaluate) -> None:
         """`evaluate()` gives each user's rank of its validation target; beyond 10 it may be anything."""

@@ -1,4 +1,4 @@
-"""The raygr side of recommenders.py: the loop of a training worker, without Ray around it."""
+"""The raygr side of recommenders.py: the training loop of a worker, without Ray."""
 
 import torch
 from recommenders_orders import Orders, read_job

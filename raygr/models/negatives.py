@@ -74,7 +74,7 @@ def places(sorted_J: Tensor, value_P: Tensor) -> tuple[Tensor, Tensor]:
 def is_owned(owned: OwnedPairs, rows: int, item_K: Tensor) -> Tensor:
     """Tells whether the user of each row owns each item, (B, K). True for the padding, 0.
 
-    Memory grows with the distinct items that are asked for, never with the catalogue.
+    Memory grows with the distinct items in `item_K`, not with the catalogue.
     """
     if not len(item_K):
         return torch.zeros(rows, 0, dtype=torch.bool, device=item_K.device)

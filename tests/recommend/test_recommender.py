@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from toy_data import random_scores, walks, write_csv, write_prepared
 
 from raygr import files, runs
@@ -416,11 +417,15 @@ def test_who_has_no_item_left_is_counted(tmp_path: Path, caplog: pytest.LogCaptu
     assert "subjects: 1 of 2 kept; left out: 1 no item left" in caplog.text
 
 
-def test_nobody_to_recommend_to_is_refused(run: str):
-    with pytest.raises(ConfigError, match="users: nobody is in it"):
-        read_subjects(RecommendConfig(output="x", train_run=run, users=()), read_serving(run))
-    with pytest.raises(ConfigError, match="set one of them"):
-        read_subjects(RecommendConfig(output="x", train_run=run, users=("u1",), histories="h"), read_serving(run))
+def test_nobody_to_recommend_to_is_refused(run: str, tmp_path: Path):
+    with pytest.raises(ValidationError, match="users: nobody is in it"):
+        RecommendConfig(output="x", train_run=run, users=())
+    with pytest.raises(ValidationError, match="set one of them"):
+        RecommendConfig(output="x", train_run=run, users=("u1",), histories="h")
+    (tmp_path / "users.txt").write_text("\n")
+    config = RecommendConfig(output="x", train_run=run, users_file=str(tmp_path / "users.txt"))
+    with pytest.raises(ConfigError, match=r"users\.txt: nobody is in it"):
+        read_subjects(config, read_serving(run))
 
 
 def test_trained_runs_are_compared(run: str, tmp_path: Path):
