@@ -186,8 +186,8 @@ def reference_table(experiment: Experiment, ranking_of: Mapping[str, str]) -> st
     """Popularity and chance among each of the protocol's candidates."""
     rows = [["candidates", "reference", *map(metric_name, ARM_METRICS)]]
     for ranking in dict.fromkeys(ranking_of.values()):
-        for name, arm in tables.ranked_arms(experiment.comparison, ranking).items():
-            if arm.is_reference:
+        for name, arm in experiment.comparison.arms.items():
+            if arm.is_reference and ranking in arm.metrics:
                 rows.append([ranking, name, *(f"{arm.metrics[ranking][metric].mean:.4f}" for metric in ARM_METRICS)])
     return tables.markdown_rows(rows) if len(rows) > 1 else ""
 
