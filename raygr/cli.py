@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="raygr", description="LLM scores inside the recommender you already run.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, config in COMMANDS.items():
-        add_flags(stages.add_parser(name, help=first_line(config), description=config.__doc__), stage=name)
+        text = (config.__doc__ or "").strip()
+        add_flags(stages.add_parser(name, help=text.partition("\n")[0], description=text), stage=name)
     parsed = parser.parse_args(arguments)
     return run(parsed.stage, parsed)
 
@@ -96,7 +97,9 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
             print(run_alone(stage, config, reproduce, force=parsed.force))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
-            print(exchange(config, parsed) if exchanges(parsed) else run_alone(stage, config, force=parsed.force))
+            flags = ("show_prompts", "export_prompts", "import_answers")  # of score alone
+            is_exchange = any(vars(parsed).get(flag) for flag in flags)
+            print(exchange(config, parsed) if is_exchange else run_alone(stage, config, force=parsed.force))
     except KeyboardInterrupt:
         return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
     except Exception as error:
@@ -136,12 +139,6 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
     return file, [f"experiment={parsed.experiment}", *parsed.set]
 
 
-def exchanges(parsed: argparse.Namespace) -> bool:
-    """Whether the prompts of `score` are shown or written, or another LLM's answers read; its flags alone say so."""
-    flags = ("show_prompts", "export_prompts", "import_answers")
-    return any(vars(parsed).get(flag) for flag in flags)
-
-
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
     """Prompts for another LLM, or its answers; the paths that were written. With --show-prompts the prompts."""
     if parsed.show_prompts:
@@ -155,10 +152,6 @@ def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
     if parsed.export_prompts:
         return "\n".join(export_prompts(config, parsed.export_prompts))
     return score(config, answers=parsed.import_answers or ()).path
-
-
-def first_line(config: type) -> str:
-    return (config.__doc__ or "").strip().splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def connect() -> None:
         else:
             # Ray's processes inherit both: a runtime_env would start all workers anew
             os.environ.setdefault(*NO_DASHBOARD)
-            bring_token()
+            is_there = any(name in os.environ for name in (TOKEN, f"{TOKEN}_PATH"))
+            if not is_there and not os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+                os.environ[TOKEN] = secrets.token_hex(32)  # Ray would write one into HOME, which may be read-only
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         hint = "a cluster with token authentication needs RAY_AUTH_MODE=token here"
@@ -63,13 +65,6 @@ def connect() -> None:
     resources = ray.cluster_resources()
     logger.info("Ray %s: %.0f CPUs, %.0f GPUs", place, resources.get("CPU", 0), resources.get("GPU", 0))
     quiet_logs()
-
-
-def bring_token() -> None:
-    """A token of its own for a Ray of one's own, which would write one into HOME, and HOME may be read-only."""
-    is_there = any(name in os.environ for name in (TOKEN, f"{TOKEN}_PATH"))
-    if not is_there and not os.path.exists(os.path.expanduser("~/.ray/auth_token")):
-        os.environ[TOKEN] = secrets.token_hex(32)
 
 
 def quiet_logs() -> None:

@@ -33,7 +33,7 @@ from raygr.files import (
     write_json,
 )
 from raygr.locks import lock, unlock
-from raygr.records import read_record, strings, unlike
+from raygr.records import RunRecord, read_record, strings, unlike
 
 # Fields of any configuration that may name a place inside the run's own folder.
 OWN_PLACES = ("output", "store", "runs")
@@ -89,18 +89,24 @@ def start_run(path: str, *, job: str, config: object, inputs: Sequence[str] = ()
     """
     check_output(path)
     path = absolute(path)
-    settings = {"job": job, "config": to_jsonable_python(config)}
-    check_inputs(path, settings["config"])
-    check_folder(path, settings, speed_fields(config))
+    settings = to_jsonable_python(config)
+    check_inputs(path, settings)
+    check_folder(path, job, settings, speed_fields(config))
     take(path, job)
     try:
-        check_folder(path, settings, speed_fields(config))  # nobody else changes it from now on
+        check_folder(path, job, settings, speed_fields(config))  # nobody else changes the folder from now on
         if not has_work(path):
-            write_json(settings | {"inputs": {name: fingerprint(name) for name in inputs}}, join(path, STARTED_FILE))
+            digests = {absolute_input(name): fingerprint(name) for name in inputs}
+            write_json({"job": job, "config": settings, "inputs": digests}, join(path, STARTED_FILE))
     except BaseException:
         unlock(path)
         raise
-    return Run(path=path, job=job, config=settings["config"], started=time.time())
+    return Run(path=path, job=job, config=settings, started=time.time())
+
+
+def absolute_input(name: str) -> str:
+    """Return the absolute path of what is there; the name of a model, which is no path, stays."""
+    return absolute(name) if exists(name) else name
 
 
 def speed_fields(config: object) -> frozenset[str]:
@@ -116,8 +122,8 @@ def check_inputs(path: str, config: Mapping[str, Any]) -> None:
             raise RunError(f"{name}: {inside[0]} lies inside the output {path}: choose another output")
 
 
-def check_folder(path: str, settings: Mapping[str, Any], speed: frozenset[str]) -> None:
-    """RunError where a run of these settings can neither start nor go on in the folder; changes nothing."""
+def check_folder(path: str, job: str, config: Mapping[str, Any], speed: frozenset[str]) -> None:
+    """RunError where a run of this job and configuration can neither start nor continue in the folder."""
     check_unfinished(path)
     if not exists(join(path, STARTED_FILE)):
         strange = entries(path)
@@ -127,7 +133,7 @@ def check_folder(path: str, settings: Mapping[str, Any], speed: frozenset[str]) 
                 "name a folder that is empty or not there yet"
             )
     elif has_work(path):
-        reason = unlike(path, STARTED_FILE, settings, speed)
+        reason = unlike(path, STARTED_FILE, job, config, speed)
         if reason:
             raise RunError(f"{path} was started {reason}: choose another output, or --force to set the folder aside")
 
@@ -191,35 +197,31 @@ def remove_parts(run: Run, name: str) -> None:
 
 def finish_run(run: Run, *, inputs: list[str], counts: Mapping[str, Any]) -> None:
     """Writes run.json, the last file of a run. `counts` are rows in and out, by reason."""
-    record = {
-        "job": run.job,
-        "config": run.config,
-        "inputs": {path: fingerprint(path) for path in inputs},
-        "packages": installed_versions(),
-        "git_commit": git_commit(),
-        "started": run.started,
-        "seconds": time.time() - run.started,
-        "counts": counts,
-    }
+    versions = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
+    record = RunRecord(
+        job=run.job,
+        config=run.config,
+        inputs={absolute_input(path): fingerprint(path) for path in inputs},
+        packages={name: versions[name] for name in VERSIONED_PACKAGES if name in versions},
+        git_commit=git_commit(),
+        started=run.started,
+        seconds=time.time() - run.started,
+        counts=counts,
+    )
     write_json(record, run.file(RUN_FILE))
     unlock(run.path, finished=True)
 
 
-def read_run(path: str, *, job: str) -> dict[str, Any]:
-    """The run.json of a finished run of `job`; RunError says what is wrong with anything else."""
+def read_run(path: str, *, job: str) -> RunRecord:
+    """Return the run.json of a finished run of `job`; RunError says what is wrong with anything else."""
     if not exists(path):
         raise RunError(f"{path}: no such run folder; run `raygr {job}` first")
     if not is_finished(path):
         raise RunError(f"{path} holds no {RUN_FILE}, so `raygr {job}` did not finish there; run it again to resume")
     record = read_record(path, RUN_FILE)
-    if record["job"] != job:
-        raise RunError(f"{path} is a run of `{record['job']}`: name the output of `raygr {job}` here")
+    if record.job != job:
+        raise RunError(f"{path} is a run of `{record.job}`: name the output of `raygr {job}` here")
     return record
-
-
-def installed_versions() -> dict[str, str]:
-    distributions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
-    return {name: distributions[name] for name in VERSIONED_PACKAGES if name in distributions}
 
 
 def git_commit() -> str:
