@@ -74,7 +74,11 @@ def check_space(config: SweepConfig) -> None:
         f"has names that cannot be searched; those that can are: {', '.join(known)}": set(config.space) - set(known),
         f"sets what train, {GUIDED_DIMENSION} or {TOTAL_WIDTH} also sets": set_twice,
         "has no value": {name for name, values in listed.items() if not values},
-        "has the same value twice": {name for name, values in listed.items() if has_twice(values)},
+        "has the same value twice": {
+            name
+            for name, values in listed.items()
+            if len({repr(value) for value in values}) < len(values)  # by repr, because True == 1
+        },
         "has a range, but a grid needs lists": set(ranges) if config.search == "grid" else set(),
         "has a range whose low is not below its high, or not above 0 with log": {
             name for name, r in ranges.items() if r.low >= r.high or (r.log and r.low <= 0)
@@ -89,11 +93,6 @@ def check_space(config: SweepConfig) -> None:
         wrong.append("train.output: every trial has its own, below the sweep's output")
     if wrong:
         raise ConfigError("; ".join(wrong))
-
-
-def has_twice(values: tuple) -> bool:
-    # True == 1, but they are two values
-    return len({repr(value) for value in values}) < len(values)
 
 
 def listed_values(config: SweepConfig, name: str) -> list[Value]:

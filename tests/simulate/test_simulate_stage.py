@@ -1,4 +1,4 @@
-"""The simulated shop: raw format, equal bytes, and that popularity, nearness and tastes do what they promise."""
+"""The simulated shop: raw format, equal bytes, and the effects of popularity, nearness and tastes."""
 
 import csv
 import gzip
@@ -199,5 +199,5 @@ def test_packaged_catalogue_feeds_the_job(tmp_path):
     assert films.scores_IA.min() >= 1 and films.scores_IA.max() <= 10
     run = simulate(SimulateConfig(output=str(tmp_path / "shop"), shoppers=10))
     record = json.loads((tmp_path / "shop" / "run.json").read_text())
-    assert is_finished(run.path) and record.job == "simulate"
-    assert record.counts["reviews"] == len(read_lines(tmp_path / "shop" / "reviews.jsonl.gz"))
+    assert is_finished(run.path) and record["job"] == "simulate"
+    assert record["counts"]["reviews"] == len(read_lines(tmp_path / "shop" / "reviews.jsonl.gz"))
