@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--tastes", default="outputs/shoppers/raw/tastes.csv")
     arguments = parser.parse_args()
     first_run = arguments.runs[0]
-    config = check_config(FinetuneConfig, runs.read_run(first_run, job="finetune")["config"], source=first_run)
+    config = check_config(FinetuneConfig, runs.read_run(first_run, job="finetune").config, source=first_run)
     stages, changes = [], []
     for path in arguments.runs:
         before, *others = read_evaluations(path)

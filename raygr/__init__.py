@@ -1,3 +1,37 @@
-"""raygr: LLM scores of items and users inside the sequential recommender you already run."""
+"""raygr: LLM scores of items and users inside the sequential recommender you already run.
 
+    from raygr import explain_item, load_recommender
+
+    recommender = load_recommender("outputs/quickstart/train/shipped")
+    print(recommender.recommend("S00288", n=5))
+    print(explain_item(recommender, "F0182", ["S00288", "S00358"]).sentences())
+
+The names below are imported when they are first used; `import raygr` itself loads no other library.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raygr.explain.explanation import explain_item as explain_item
+    from raygr.finetune.stage import finetune as finetune_llm
+    from raygr.recommend.recommender import load_recommender as load_recommender
+
+__all__ = ["explain_item", "finetune_llm", "load_recommender"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    match name:
+        case "explain_item":
+            from raygr.explain.explanation import explain_item
+
+            return explain_item
+        case "finetune_llm":  # raygr.finetune is the stage's folder
+            from raygr.finetune.stage import finetune
+
+            return finetune
+        case "load_recommender":
+            from raygr.recommend.recommender import load_recommender
+
+            return load_recommender
+    raise AttributeError(f"module 'raygr' has no attribute {name!r}")

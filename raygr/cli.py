@@ -1,4 +1,4 @@
-"""`raygr <stage> --config FILE --set name=value`, and the same two flags for jobs/<stage>.py."""
+"""The command line: `raygr <stage> --config FILE --set name=value`, and the same flags for jobs/<stage>.py."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ from raygr.runs import RunError
 from raygr.score.config import ScoreConfig
 from raygr.stages import STAGES
 
-# Lines of Ray's own processes that say nothing to anyone; read when Ray is imported.
+# Log lines of Ray's own processes that tell a user nothing. Ray reads this setting when it is imported.
 SKIPPED_LINES = "|".join(
     [
         "Failed to query Ray Train Controller actor state",
@@ -22,7 +22,7 @@ SKIPPED_LINES = "|".join(
         "Found multiple active Ray instances",
     ]
 )
-# Tracebacks of Ray's processes, whose last line is the message that the command ends with; hidden unless --debug.
+# Tracebacks of Ray's processes. The command ends with their last line as its message; --debug shows them whole.
 TRACEBACKS = "|".join(
     [
         "^Exception raised in creation task",
@@ -32,7 +32,7 @@ TRACEBACKS = "|".join(
         "There are infinite retries remaining",
     ]
 )
-# What a user can mend, a model or file that is not at hand among it: printed as it is, and the exit code is 2.
+# Errors that a user can fix, such as a missing file: their message is printed as it is, and the exit code is 2.
 USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
 COMMANDS = {**STAGES, "reproduce": ReproduceConfig, "pipeline": PipelineConfig}
 LONGEST_MESSAGE = 600  # characters of an error that was not written for users
@@ -40,11 +40,12 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of the `raygr` command; the exit code is 0 only for a finished stage."""
+    """Entry point of the `raygr` command; return the exit code, 0 only for a finished stage."""
     parser = argparse.ArgumentParser(prog="raygr", description="LLM scores inside the recommender you already run.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, config in COMMANDS.items():
-        add_flags(stages.add_parser(name, help=first_line(config), description=config.__doc__), stage=name)
+        text = (config.__doc__ or "").strip()
+        add_flags(stages.add_parser(name, help=text.partition("\n")[0], description=text), stage=name)
     parsed = parser.parse_args(arguments)
     return run(parsed.stage, parsed)
 
@@ -80,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
 
 
 def run(stage: str, parsed: argparse.Namespace) -> int:
-    """Runs the stage that the parsed command line asks for."""
+    """Run the stage that the command line names; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     if parsed.debug:
         logging.getLogger("raygr").setLevel(logging.DEBUG)  # ray_setup.py leaves Ray's logs as they are then
@@ -96,7 +97,9 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
             print(run_alone(stage, config, reproduce, force=parsed.force))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
-            print(exchange(config, parsed) if exchanges(parsed) else run_alone(stage, config, force=parsed.force))
+            flags = ("show_prompts", "export_prompts", "import_answers")  # of score alone
+            is_exchange = any(vars(parsed).get(flag) for flag in flags)
+            print(exchange(config, parsed) if is_exchange else run_alone(stage, config, force=parsed.force))
     except KeyboardInterrupt:
         return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
     except Exception as error:
@@ -106,7 +109,7 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
 
 
 def failed(stage: str, message: str, code: int, *, debug: bool) -> int:
-    """Prints why the stage ended, with `debug` behind the traceback of the error being handled."""
+    """Print why the stage ended and return `code`; `debug` prints the traceback of the current error first."""
     if debug:
         traceback.print_exc()
     print(f"raygr {stage}: {message}", file=sys.stderr)
@@ -114,7 +117,7 @@ def failed(stage: str, message: str, code: int, *, debug: bool) -> int:
 
 
 def in_words(error: Exception) -> tuple[str, int]:
-    """What went wrong, and the exit code: 2 for what a user can mend, 1 for anything else."""
+    """Return a message and the exit code: 2 for an error that a user can fix, 1 for any other."""
     if "ray" in sys.modules:
         from raygr.ray_setup import cause_of
 
@@ -127,7 +130,7 @@ def in_words(error: Exception) -> tuple[str, int]:
 
 
 def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """File and overrides of the stage; an experiment of the paper has a file of its own."""
+    """Return file and overrides of the stage; each experiment of the paper has a default file."""
     if stage != "reproduce":
         return parsed.config, parsed.set
     file = parsed.config or shipped(f"configs/paper/{parsed.experiment}.yaml")
@@ -136,14 +139,8 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
     return file, [f"experiment={parsed.experiment}", *parsed.set]
 
 
-def exchanges(parsed: argparse.Namespace) -> bool:
-    """Whether the prompts of `score` are shown or written, or another LLM's answers read; its flags alone say so."""
-    flags = ("show_prompts", "export_prompts", "import_answers")
-    return any(vars(parsed).get(flag) for flag in flags)
-
-
 def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
-    """Prompts for another LLM, or its answers; the paths that were written. With --show-prompts the prompts."""
+    """Print or write prompts, or read answers of another LLM; return the prompts or the paths that were written."""
     if parsed.show_prompts:
         from raygr.score.subjects import show_prompts
 
@@ -155,10 +152,6 @@ def exchange(config: ScoreConfig, parsed: argparse.Namespace) -> str:
     if parsed.export_prompts:
         return "\n".join(export_prompts(config, parsed.export_prompts))
     return score(config, answers=parsed.import_answers or ()).path
-
-
-def first_line(config: type) -> str:
-    return (config.__doc__ or "").strip().splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Paths, JSON, text and tables on local disks and any fsspec file system."""
+"""Read and write paths, JSON, text and tables on local disks and any fsspec file system."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 RUN_FILE, STARTED_FILE = "run.json", "started.json"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in the processes that `ray job submit` starts
 CHECKOUT = Path(__file__).parent.parent
-NAMED = 3  # files of a message
+NAMED = 3  # files that a message names
 
 
 # --- paths ---------------------------------------------------------------------------------------
@@ -27,12 +27,12 @@ def join(folder: str, name: str) -> str:
 
 
 def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a local path or URI, and the path inside it."""
+    """Return the file system of a local path or URI, and the path inside it."""
     return fsspec.core.url_to_fs(path)
 
 
 def arrow_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
-    """The same for Ray, which by itself knows few URIs and none of fsspec's settings; None with a local path."""
+    """Return the same for Ray, which knows few URIs and no fsspec settings itself; None for a local path."""
     if "://" not in path:
         return None, absolute(path)
     filesystem, inner = filesystem_of(path)
@@ -40,7 +40,7 @@ def arrow_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
 
 
 def absolute(path: str) -> str:
-    """The same place for processes in other folders; `~` is the home folder, a URI stays as it is."""
+    """Return the absolute path, with `~` as the home folder; a URI stays as it is."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -49,21 +49,21 @@ def is_relative(path: str) -> bool:
 
 
 def placed(path: str) -> str:
-    """The rule for every path of a configuration: absolute.
+    """Return a configuration's path as an absolute one.
 
-    In a job of a cluster a relative path stays one: it lies in Ray's copy of the code, another folder each time.
+    In a cluster job a relative path stays relative: it lies in Ray's copy of the code, a new folder for each job.
     """
     return path if IN_JOB in os.environ and is_relative(path) else absolute(path)
 
 
 def shipped(path: str) -> str:
-    """`placed`; but where only the checkout has it, the checkout's file: `configs/...` is found from any folder."""
+    """Return the checkout's file where only the checkout has `path`, such as `configs/...`, else `placed(path)`."""
     own = CHECKOUT / path
     return str(own) if is_relative(path) and not os.path.exists(path) and own.exists() else placed(path)
 
 
 def model_place(name: str) -> str:
-    """`placed` where it is a folder, or looks like one; the name of a model of the hub, or raygr's own, is kept."""
+    """Return the absolute path of a model's folder; the name of a hub model, or `smollm2`, stays as it is."""
     is_folder = name.startswith(("/", "~", "./", "../")) or (name != "smollm2" and os.path.isdir(name))
     return placed(name) if is_folder else name
 
@@ -74,7 +74,7 @@ def exists(path: str) -> bool:
 
 
 def some(paths: Sequence[str]) -> str:
-    """The names of a few of them, for a message."""
+    """Return the names of a few paths, for a message."""
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return ", ".join(path.rpartition("/")[2] for path in paths[:NAMED]) + more
 
@@ -92,7 +92,7 @@ def write_json(value: object, path: str) -> None:
 
 
 def write_text(text: str, path: str) -> None:
-    """Writes beside the target and renames, so that a reader never sees half a file."""
+    """Write a file beside the target and rename it, so that no reader sees half a file."""
     filesystem, inner = filesystem_of(path)
     filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
     with filesystem.open(inner + ".part", "w", encoding="utf-8") as file:
@@ -101,7 +101,7 @@ def write_text(text: str, path: str) -> None:
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file, or every part of a Parquet folder."""
+    """Read one Parquet file, or every part of a Parquet folder."""
     filesystem, inner = filesystem_of(path)
     return pq.read_table(inner, columns=columns, filesystem=filesystem)
 
@@ -114,9 +114,9 @@ def write_table(table: pa.Table, path: str) -> None:
 
 
 def fingerprint(path: str) -> str:
-    """sha256 of a run's run.json, or of the size and the first and last megabyte of a file or of each of a folder.
+    """Return a sha256 of a run's run.json, or of size, first and last megabyte of a file or of each file in a folder.
 
-    Of a model of the Hugging Face hub its commit; "" where nothing is there.
+    For a model of the Hugging Face hub its commit; "" where nothing is there.
     """
     filesystem, inner = filesystem_of(path)
     if not filesystem.exists(inner):
@@ -136,7 +136,7 @@ def fingerprint(path: str) -> str:
 
 
 def hub_commit(name: str) -> str:
-    """The commit that this machine's cache has of a model of the hub; "" where it has none."""
+    """Return the commit of a hub model in this machine's cache; "" where the cache has none."""
     if name.startswith("/") or name.count("/") > 1:
         return ""
     from huggingface_hub import constants  # slow to load, and few need it

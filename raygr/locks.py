@@ -1,8 +1,8 @@
-"""One process at a time in an output folder.
+"""Let one process at a time write into an output folder.
 
-On a local file system the kernel holds the lock for as long as the process lives, so that one that was killed leaves
-none behind. Elsewhere it is a file that its holder renews while it works, by which two that start in the same second
-may miss each other.
+On a local file system the kernel holds the lock while the process lives, so a killed process leaves no lock behind.
+On other file systems the lock is a file that its holder renews while it works; two processes that start in the same
+second may miss each other's file.
 """
 
 import fcntl
@@ -23,12 +23,12 @@ RENEWED_EVERY, STALE_AFTER = 20.0, 120.0  # seconds
 
 logger = logging.getLogger(__name__)
 
-# What ends each lock of this process, by its file's URI. A second call for a folder changes nothing.
+# URI of a lock file -> the function that releases it. A second `lock` of a folder by this process changes nothing.
 held: dict[str, Callable[[], None]] = {}
 
 
 def lock(folder: str, job: str) -> str | None:
-    """Takes the folder for this process, which is told of as `raygr job`; else who works there, for people."""
+    """Lock the folder for this process; return None, or a text that says which process holds it."""
     filesystem, inner = fsspec.core.url_to_fs(f"{folder.rstrip('/')}/{LOCK_FILE}")
     if filesystem.unstrip_protocol(inner) in held:
         return None
@@ -40,7 +40,7 @@ def lock(folder: str, job: str) -> str | None:
 
 
 def unlock(folder: str, *, finished: bool = False) -> None:
-    """Lets go of a folder; one that is `finished` is left without the file."""
+    """Release the folder; the lock file of a `finished` run is deleted."""
     filesystem, inner = fsspec.core.url_to_fs(f"{folder.rstrip('/')}/{LOCK_FILE}")
     release = held.pop(filesystem.unstrip_protocol(inner), None)
     if release is None:

@@ -171,7 +171,7 @@ def stage_state(job: str, config: Any, made: Sequence[StagePlan]) -> tuple[State
         if wrong:
             return REFUSED, "; ".join(wrong)
         if not files.exists(files.join(config.output, files.STARTED_FILE)) or not runs.has_work(config.output):
-            runs.check_folder(config.output, {"job": job, "config": settings}, runs.speed_fields(config))
+            runs.check_folder(config.output, job, settings, runs.speed_fields(config))
             return TO_RUN, ""
     except runs.RunError as error:
         return REFUSED, str(error)
@@ -201,8 +201,8 @@ def input_problem(given: InputPath, made: Sequence[StagePlan]) -> str:
         record = runs.read_run(path, job=kind.job)
     except runs.RunError as error:
         return f"{field}: {error}"
-    is_other = subjects and record["config"]["subjects"] != kind.subjects
-    return f"{field}: {path} has scores of {record['config']['subjects']}: name {subjects} here" if is_other else ""
+    is_other = subjects and record.config["subjects"] != kind.subjects
+    return f"{field}: {path} has scores of {record.config['subjects']}: name {subjects} here" if is_other else ""
 
 
 def maker(path: str, made: Sequence[StagePlan]) -> StagePlan | None:
@@ -212,13 +212,12 @@ def maker(path: str, made: Sequence[StagePlan]) -> StagePlan | None:
 
 def difference(file: str, job: str, config: Any, made: Sequence[StagePlan] = ()) -> str:
     """Say how this stage differs from the one that left run.json or started.json in its folder; "" if it does not."""
-    inputs = records.read_record(config.output, file)["inputs"]
+    inputs = records.read_record(config.output, file).inputs
     anew = {path: found for path in inputs if (found := maker(path, made))}
     if anew:
         texts = [f"{path}, which stage {one.number} ({one.job}) makes anew" for path, one in anew.items()]
         return f"from {' and '.join(texts)}"
-    settings = {"job": job, "config": to_jsonable_python(config)}
-    return records.unlike(config.output, file, settings, runs.speed_fields(config))
+    return records.unlike(config.output, file, job, to_jsonable_python(config), runs.speed_fields(config))
 
 
 def way_out(config: Any) -> str:

@@ -1,4 +1,4 @@
-"""The one way into Ray for the stages that need it: the cluster that was named, or a Ray of their own."""
+"""Connect a stage to Ray: to the cluster in RAY_ADDRESS, or to a Ray that it starts itself."""
 
 import builtins
 import logging
@@ -27,23 +27,23 @@ NO_DASHBOARD = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
 
 
 class Node(NamedTuple):
-    """What one machine of the cluster has for Ray."""
+    """Resources of one machine of the cluster."""
 
     cpus: float
     gpus: float
 
 
 def cluster_nodes() -> list[Node]:
-    """The living nodes that have a CPU for work."""
+    """Return the living nodes that have at least one CPU."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(has["CPU"], has.get("GPU", 0)) for has in found if has.get("CPU")]
 
 
 def connect() -> None:
-    """Joins the cluster in RAY_ADDRESS (`ray job submit` sets it), else starts Ray on this machine for this process.
+    """Join the cluster in RAY_ADDRESS (`ray job submit` sets it), else start Ray on this machine for this process.
 
-    A Ray that others started here is never joined unasked: their work may hold every CPU for ever.
-    Does nothing in a process that has called `ray.init`, whose settings stay as they are.
+    A Ray that someone else started here is never joined automatically, since its work may hold every CPU.
+    Does nothing in a process that has called `ray.init`, whose settings are kept.
     """
     if ray.is_initialized():
         return
@@ -54,7 +54,9 @@ def connect() -> None:
         else:
             # Ray's processes inherit both: a runtime_env would start all workers anew
             os.environ.setdefault(*NO_DASHBOARD)
-            bring_token()
+            is_there = any(name in os.environ for name in (TOKEN, f"{TOKEN}_PATH"))
+            if not is_there and not os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+                os.environ[TOKEN] = secrets.token_hex(32)  # Ray would write one into HOME, which may be read-only
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         hint = "a cluster with token authentication needs RAY_AUTH_MODE=token here"
@@ -65,15 +67,8 @@ def connect() -> None:
     quiet_logs()
 
 
-def bring_token() -> None:
-    """A token of its own for a Ray of one's own, which would write one into HOME, and HOME may be read-only."""
-    is_there = any(name in os.environ for name in (TOKEN, f"{TOKEN}_PATH"))
-    if not is_there and not os.path.exists(os.path.expanduser("~/.ray/auth_token")):
-        os.environ[TOKEN] = secrets.token_hex(32)
-
-
 def quiet_logs() -> None:
-    """Leaves raygr's own lines and Ray's warnings in the driver's log; all of Ray Data's go to its session's files.
+    """Limit the driver's log to raygr's lines and Ray's warnings; Ray Data's lines go to its session's files.
 
     Does nothing under `--debug`.
     """
@@ -89,7 +84,7 @@ def quiet_logs() -> None:
 
 
 def cause_of(error: Exception) -> Exception:
-    """The error that a worker's code raised, without what Ray wraps around it: texts of tracebacks, mostly."""
+    """Return the error that a worker's code raised, without the errors that Ray wraps around it."""
     from ray.train import ControllerError, WorkerGroupError  # not loaded for the stages that train nothing
 
     match error:
@@ -105,9 +100,9 @@ def cause_of(error: Exception) -> Exception:
 
 
 def error_of_text(text: str) -> Exception:
-    """The error that a traceback ends with, which is all that Ray brings of some.
+    """Return the error at the end of a traceback's text, which is all that Ray passes on of some errors.
 
-    One of raygr's own, a ValueError or an OSError is for a user to mend, as it is where it is raised beside the user.
+    One of raygr's own errors, a ValueError or an OSError becomes a ConfigError, which a user can fix.
     """
     ends = [FRAME_OR_PLACE.split(part)[-1].strip() for part in text.split(CAUSED)]
     said = [end for end in ends if not end.startswith("ray.exceptions.UserCodeException")]
@@ -119,5 +114,5 @@ def error_of_text(text: str) -> Exception:
 
 
 def is_no_error(record: logging.LogRecord) -> bool:
-    """Ray Data logs what it raises as well, with its whole traceback."""
+    """Filter out errors: Ray Data logs what it raises too, with the whole traceback."""
     return record.levelno < logging.ERROR

@@ -1,9 +1,10 @@
-"""What run.json and started.json say, read where the run lies now.
+"""Read run.json and started.json, and compare them with a run that is to be made.
 
-Records hold absolute paths. Those of a folder that was moved, or that was written when paths were recorded as they
-were typed, are read as the places that they mean beside the run.
+Records hold absolute paths. The paths of a folder that was moved, or of an old record with relative paths, are read as
+the places beside the run that they stand for.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,18 +13,35 @@ from raygr.files import absolute, exists, fingerprint, is_relative, join, read_j
 Roots = tuple[str, str]
 
 
-def read_record(folder: str, file: str) -> dict[str, Any]:
-    """A record whose inputs, and the fields of its configuration that name them, are where they are now."""
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json; started.json holds the first three fields."""
+
+    job: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Path -> fingerprint of what the run reads."""
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    git_commit: str = ""
+    started: float = 0.0
+    """Seconds since 1970."""
+    seconds: float = 0.0
+    counts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Rows in and out by reason, and whatever else the stage counts."""
+
+
+def read_record(folder: str, file: str) -> RunRecord:
+    """Return a record with the places where its inputs are now, in `inputs` and in `config`."""
     folder = absolute(folder)
-    record = read_json(join(folder, file))
-    places = {path: found(path, roots(record, folder)) for path in record["inputs"]}
-    inputs = {places[path]: digest for path, digest in record["inputs"].items()}
-    return record | {"config": replaced(record["config"], places), "inputs": inputs}
+    record = RunRecord(**read_json(join(folder, file)))
+    places = {path: found(path, roots(record, folder)) for path in record.inputs}
+    inputs = {places[path]: digest for path, digest in record.inputs.items()}
+    return dataclasses.replace(record, config=replaced(record.config, places), inputs=inputs)
 
 
-def roots(record: Mapping[str, Any], folder: str) -> Roots:
-    """What is before the common end of the output that is recorded and of the folder where the record lies."""
-    before, now = record["config"].get("output", folder).rstrip("/").split("/"), folder.rstrip("/").split("/")
+def roots(record: RunRecord, folder: str) -> Roots:
+    """Return what precedes the common end of the recorded output and of the folder where the record lies."""
+    before, now = record.config.get("output", folder).rstrip("/").split("/"), folder.rstrip("/").split("/")
     while before and now and before[-1] == now[-1]:
         before.pop()
         now.pop()
@@ -31,7 +49,7 @@ def roots(record: Mapping[str, Any], folder: str) -> Roots:
 
 
 def moved(path: str, places: Roots) -> str:
-    """`path` of a record as it is called now; `places` are the record's roots."""
+    """Return the name that `path` of a record has now; `places` are the record's roots."""
     before, now = places
     if before == now:
         return path
@@ -46,7 +64,7 @@ def found(path: str, places: Roots) -> str:
 
 
 def replaced(value: Any, places: Mapping[str, str]) -> Any:
-    """A JSON value with its strings that are among `places` replaced."""
+    """Return a JSON value in which the strings that are keys of `places` are replaced."""
     match value:
         case dict():
             return {name: replaced(one, places) for name, one in value.items()}
@@ -57,29 +75,25 @@ def replaced(value: Any, places: Mapping[str, str]) -> Any:
     return value
 
 
-def unlike(folder: str, file: str, settings: Mapping[str, Any], speed: frozenset[str]) -> str:
-    """How a run of these settings (job, config) in the folder would differ from the one that left the record.
+def unlike(folder: str, file: str, job: str, config: Mapping[str, Any], speed: frozenset[str]) -> str:
+    """Say how a run of this job and configuration would differ from the one that left the record in the folder.
 
-    Such as "with another configuration (epochs: 3 -> 4)"; "" where it would not, but for fields of `speed`.
+    Such as "with another configuration (epochs: 3 -> 4)"; "" where it would differ in fields of `speed` at most.
     """
     record = read_record(folder, file)
-    fields = changed_fields(record, settings, speed, roots(record, folder))
-    if fields:
+    if record.job != job:
+        return f"with another configuration (job: {record.job} -> {job})"
+    old, new, places = settled(record.config, speed), settled(config, speed), roots(record, folder)
+    names = [n for n in sorted(old.keys() | new.keys()) if not same(old.get(n), new.get(n), places)]
+    if names:
+        fields = ", ".join(f"{n}: {old.get(n)} -> {new.get(n)}" for n in names)
         return f"with another configuration ({fields})"
-    stale = changed_inputs(record["inputs"])
+    stale = changed_inputs(record.inputs)
     return f"from other content of {', '.join(stale)}" if stale else ""
 
 
-def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any], speed: frozenset[str], places: Roots) -> str:
-    if before["job"] != after["job"]:
-        return f"job: {before['job']} -> {after['job']}"
-    old, new = settled(before["config"], speed), settled(after["config"], speed)
-    names = [n for n in sorted(old.keys() | new.keys()) if not same(old.get(n), new.get(n), places)]
-    return ", ".join(f"{n}: {old.get(n)} -> {new.get(n)}" for n in names)
-
-
 def settled(config: Mapping[str, Any], speed: frozenset[str]) -> dict[str, Any]:
-    """The fields, and keys of fields, that change results."""
+    """Return the fields, and the keys of fields, that change results."""
     kept = {name: value for name, value in config.items() if name not in speed}
     for name, value in kept.items():
         if isinstance(value, dict):
@@ -88,7 +102,7 @@ def settled(config: Mapping[str, Any], speed: frozenset[str]) -> dict[str, Any]:
 
 
 def same(before: Any, after: Any, places: Roots) -> bool:
-    """Whether two JSON values are equal, paths by the places that they mean."""
+    """Return whether two JSON values are equal; two paths are where they stand for the same place."""
     match before, after:
         case str(), str():
             return before == after or absolute(after) in (absolute(before), moved(before, places), shipped(before))
@@ -100,15 +114,15 @@ def same(before: Any, after: Any, places: Roots) -> bool:
 
 
 def changed_inputs(inputs: Mapping[str, str]) -> list[str]:
-    """Of inputs with their fingerprints, those that have another content now, or are gone."""
+    """Return the inputs that have another content now than their fingerprint says, or are gone."""
     now = {path: fingerprint(path) for path in inputs}
-    # a hub's model that this machine has not loaded yet is no other model
+    # a model of the hub that this machine has not downloaded yet counts as unchanged
     unknown = [path for path in inputs if is_relative(path) and not (now[path] and inputs[path])]
     return [path for path in inputs if now[path] != inputs[path] and path not in unknown]
 
 
 def strings(value: Any) -> Sequence[str]:
-    """Those of a JSON value, without the names of fields."""
+    """Return all strings of a JSON value; the keys of objects are not among them."""
     match value:
         case dict():
             return [one for part in value.values() for one in strings(part)]

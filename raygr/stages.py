@@ -1,4 +1,4 @@
-"""The one list of stages: name, configuration and function."""
+"""List the stages once: name, configuration and function of each."""
 
 from raygr import locks, runs
 from raygr.compare.config import CompareConfig
@@ -45,7 +45,7 @@ STAGES: dict[str, type[StageConfig]] = {
 
 
 def run_stage(config: StageConfig) -> runs.Run:
-    """The finished run of one stage. Imports only what the stage needs: vLLM and Ray are heavy."""
+    """Run one stage and return its finished run. Imports only what the stage needs."""
     match config:
         case SimulateConfig():
             from raygr.simulate.stage import simulate as stage

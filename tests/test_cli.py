@@ -1,5 +1,6 @@
 """What the command line says of errors, and the exit code of each."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
 from ray.train import ControllerError, WorkerGroupError
 
+import raygr
 from raygr import cli
 from raygr.config import ConfigError
 from raygr.runs import RunError
@@ -95,3 +97,16 @@ def test_an_error_before_ray_does_not_load_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split()[0] == "2" and "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_package_runs_as_a_module_and_offers_its_functions():
+    command = [sys.executable, "-m", "raygr", "train", "--help"]
+    assert "--set NAME=VALUE" in subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert [one.__name__ for one in (raygr.explain_item, raygr.finetune_llm, raygr.load_recommender)] == [
+        "explain_item",
+        "finetune",
+        "load_recommender",
+    ]
+    with pytest.raises(AttributeError, match="no attribute 'recommender'"):
+        _ = raygr.recommender
+    assert importlib.metadata.version("raygr") == raygr.__version__

@@ -126,7 +126,7 @@ def test_a_job_without_the_token_is_turned_away(head: Head):
 
 
 def test_two_jobs_leave_finished_runs_and_readable_logs(prepared: str):
-    assert runs.read_run(prepared, job="prepare")["counts"]["users"]["kept"] > 0
+    assert runs.read_run(prepared, job="prepare").counts["users"]["kept"] > 0
 
 
 @pytest.mark.parametrize(

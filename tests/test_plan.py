@@ -448,9 +448,7 @@ def test_an_identical_finished_stage_is_done_and_another_one_is_made_room_for_by
     assert (tmp_path / "raw/run.json").stat().st_mtime_ns == before
     assert simulated(tmp_path, "--set", "seed=1", "--force") == 0
     assert simulated(tmp_path, "--force") == 0
-    seeds = [
-        runs.read_run(f"{tmp_path}/{name}", job="simulate")["config"]["seed"] for name in ("raw.1", "raw.2", "raw")
-    ]
+    seeds = [runs.read_run(f"{tmp_path}/{name}", job="simulate").config["seed"] for name in ("raw.1", "raw.2", "raw")]
     assert seeds == [0, 1, 0]
 
 

@@ -38,7 +38,7 @@ def test_a_finished_run_is_refused_and_names_the_folder(tmp_path):
     run = runs.start_run(folder, job="train", config=Settings())
     assert not runs.is_finished(folder)
     runs.finish_run(run, inputs=[], counts={"rows": 3})
-    assert runs.read_run(folder, job="train")["counts"] == {"rows": 3}
+    assert runs.read_run(folder, job="train").counts == {"rows": 3}
     with pytest.raises(runs.RunError, match=f"{folder} is a finished run"):
         runs.start_run(folder, job="train", config=Settings())
 
@@ -109,8 +109,8 @@ def test_inputs_that_are_runs_are_fingerprinted_by_their_record(tmp_path):
     run = runs.start_run(str(tmp_path / "train"), job="train", config=Settings())
     runs.finish_run(run, inputs=[data.path], counts={})
     record = runs.read_run(run.path, job="train")
-    assert record["inputs"] == {data.path: files.fingerprint(data.path)}
-    assert record["packages"]["torch"] and record["seconds"] >= 0
+    assert record.inputs == {data.path: files.fingerprint(data.path)}
+    assert record.packages["torch"] and record.seconds >= 0
 
 
 def test_tables_and_json_live_on_any_fsspec_file_system():
@@ -223,7 +223,7 @@ def test_a_folder_set_aside_is_renamed_and_kept(tmp_path):
         runs.finish_run(runs.start_run(folder, job="train", config=Settings()), inputs=[], counts={"n": number})
         assert runs.set_aside(folder, "train") == f"{folder}.{number}"
     assert not Path(folder).exists()
-    assert [runs.read_run(f"{folder}.{n}", job="train")["counts"]["n"] for n in (1, 2)] == [1, 2]
+    assert [runs.read_run(f"{folder}.{n}", job="train").counts["n"] for n in (1, 2)] == [1, 2]
 
 
 # --- one process at a time -----------------------------------------------------------------------
@@ -300,13 +300,13 @@ def test_relative_paths_of_old_records_mean_places_beside_the_run(tmp_path, monk
     written_before(tmp_path, output="out/t", data="p")
     monkeypatch.chdir("/")
     record = runs.read_run(f"{tmp_path}/out/t", job="train")
-    assert (record["config"]["data"], list(record["inputs"])) == (data, [data])
-    assert not changed_inputs(record["inputs"])
+    assert (record.config["data"], list(record.inputs)) == (data, [data])
+    assert not changed_inputs(record.inputs)
     config = TrainConfig(output=f"{tmp_path}/out/t", data=data)
-    settings = {"job": "train", "config": to_jsonable_python(config)}
-    assert records.unlike(config.output, "run.json", settings, frozenset()) == ""
-    other = {"job": "train", "config": settings["config"] | {"data": f"{tmp_path}/q"}}
-    assert "data: " in records.unlike(config.output, "run.json", other, frozenset())
+    settings = to_jsonable_python(config)
+    assert records.unlike(config.output, "run.json", "train", settings, frozenset()) == ""
+    other = settings | {"data": f"{tmp_path}/q"}
+    assert "data: " in records.unlike(config.output, "run.json", "train", other, frozenset())
 
 
 def test_a_project_that_was_moved_reads_its_own_runs(tmp_path):
@@ -317,10 +317,10 @@ def test_a_project_that_was_moved_reads_its_own_runs(tmp_path):
     runs.finish_run(run, inputs=[data], counts={})
     (tmp_path / "here").rename(tmp_path / "there")
     record = runs.read_run(f"{tmp_path}/there/t", job="train")
-    assert list(record["inputs"]) == [f"{tmp_path}/there/p"] and not changed_inputs(record["inputs"])
+    assert list(record.inputs) == [f"{tmp_path}/there/p"] and not changed_inputs(record.inputs)
     now = TrainConfig(output=f"{tmp_path}/there/t", data=f"{tmp_path}/there/p")
-    settings = {"job": "train", "config": to_jsonable_python(now)}
-    assert records.unlike(now.output, "run.json", settings, frozenset()) == ""
+    settings = to_jsonable_python(now)
+    assert records.unlike(now.output, "run.json", "train", settings, frozenset()) == ""
 
 
 def test_a_run_resumes_from_any_folder(tmp_path, monkeypatch):

@@ -99,19 +99,46 @@ def test_names_are_used_once():
     assert len(ROOT) <= 12
 
 
+@pytest.mark.xfail(strict=False, reason="to be strict once every folder is rewritten; --runxfail lists what is left")
 def test_a_helper_of_three_lines_has_two_callers():
-    """Counted over the package and its tests: a short function that nothing else uses hides a line behind a name."""
-    texts = [path.read_text(encoding="utf-8") for path in [*FILES, *Path(__file__).parent.rglob("*.py")]]
-    mentioned = Counter(word for text in texts for word in set(ast_names(ast.parse(text))))
-    del mentioned
+    """A short function that is called once, and used by no test, job or benchmark, hides a line behind a name."""
+    outside = [path for folder in ("tests", "jobs", "benchmarks") for path in (PACKAGE.parent / folder).rglob("*.py")]
+    used_outside = {name for path in outside for name in mentioned_names(ast.parse(path.read_text(encoding="utf-8")))}
+    uses = Counter(name for tree in TREES.values() for name in mentioned_names(tree))
+    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    called = {name for node in nodes if isinstance(node, ast.Call) for name in mentioned_names(node.func)}
+    offences = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"
+        for path, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list and node.name != "main"
+        if lines_of_body(node) <= 3 and uses[node.name] <= 1 and node.name not in used_outside
+        if node.name in called or not uses[node.name]  # not one that is handed over as a value
+    ]
+    assert offences == []
 
 
-def ast_names(tree: ast.AST) -> list[str]:
-    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+def mentioned_names(tree: ast.AST) -> list[str]:
+    """Names that are read, also behind a dot; neither definitions nor imports."""
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return names + [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
 
 
-@pytest.mark.parametrize("code", ["raygr", "raygr.cli, raygr.score.engine, raygr.score.subjects"])
-def test_importing_loads_no_heavy_library(code: str):
-    code = f"import sys, {code}\nprint([name for name in ('vllm', 'peft', 'ray') if name in sys.modules])"
+def lines_of_body(node: ast.FunctionDef) -> int:
+    """Lines of code below the signature, without the docstring."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "import raygr",
+        "import raygr.cli, raygr.score.engine, raygr.score.subjects",
+        "from raygr import explain_item, load_recommender",
+    ],
+)
+def test_importing_loads_no_heavy_library(imported: str):
+    code = f"import sys; {imported}\nprint([name for name in ('vllm', 'peft', 'ray') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.strip() == "[]"

@@ -106,7 +106,7 @@ def base_of(name: str, config: CompareConfig) -> str | None:
 
 
 def read_train_run(path: str) -> ComparedRun:
-    config = runs.read_run(path, job="train")["config"]
+    config = runs.read_run(path, job="train").config
     ranks = files.read_table(files.join(path, RANKS))
     rankings = read_rankings(ranks, part=TEST, targets=tuple(config["targets"]))
     return ComparedRun(path, config, read_metrics(path), rankings)

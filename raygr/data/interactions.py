@@ -35,7 +35,7 @@ def read_interactions(data: str) -> Interactions:
     items = files.read_table(files.join(data, ITEMS), ["item_index"]).num_rows
     users = files.read_table(files.join(data, USERS), ["user_index"]).num_rows
     split_N = table["split"].to_numpy().astype(str)
-    repeats = runs.read_run(data, job="prepare")["config"].get("keep_duplicate") == "all"
+    repeats = runs.read_run(data, job="prepare").config.get("keep_duplicate") == "all"
     found = Interactions(user_N, item_N, rating_N, split_N, users, items, repeats)
     check_interactions(found, position_N, data)
     return found

@@ -66,12 +66,12 @@ def read_vectors(
 
 def read_score_run(path: str, *, subjects: Literal["items", "users"], column: str) -> Vectors:
     record = runs.read_run(path, job="score")
-    config = record["config"]
+    config = record.config
     if config["subjects"] != subjects:
         raise ValueError(f"{path} has scores of {config['subjects']}: name a score run of {subjects} here")
     columns = ["subject_id", "aspects", column, "cutoff", "cutoff_position"]
     vectors = pivot_scores(files.read_table(files.join(path, SCORES), columns), column=column, source=path)
-    return vectors._replace(data=record["inputs"].get(config["data"]))
+    return vectors._replace(data=record.inputs.get(config["data"]))
 
 
 def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:

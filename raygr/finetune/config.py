@@ -58,7 +58,7 @@ class FinetuneConfig:
     lambda_format_read: float = Field(default=0.1, ge=0)
     """Weight of the format loss in (7) where every aspect was read."""
     lambda_format_unread: float = Field(default=1.0, ge=0)
-    """Its weight where at least one was not."""
+    """Weight of the format loss in (7) where at least one aspect was not read; rollouts: free only."""
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the policy at the start of the reinforcement."""
     keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
@@ -67,7 +67,7 @@ class FinetuneConfig:
     teacher: Literal["profile"] | UserVectors | None = Field(default=None, union_mode="left_to_right")
     """Parquet/CSV of user id -> ratings on 1..10, a score run of users, or `profile`: made from item scores."""
     warm_start_epochs: int = Field(default=0, ge=0)
-    """Passes of cross-entropy on the teacher's answers before the reinforcement."""
+    """Passes of the SFT warm-up: cross-entropy on the teacher's answers, before reinforcement learning."""
     warm_start_learning_rate: float = Field(default=1e-4, gt=0)
 
     adapter: Adapter | None = None
@@ -78,7 +78,7 @@ class FinetuneConfig:
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
     epochs: int = Field(default=12, ge=0)
-    """Passes of reinforcement; 0 leaves it at the warm start."""
+    """Passes of reinforcement learning; 0 stops after the SFT warm-up."""
     batch_size: int = Field(default=4, ge=1)
     """Users of one optimizer step, times `accumulation`."""
     accumulation: int = Field(default=1, ge=1)
@@ -87,14 +87,14 @@ class FinetuneConfig:
     """Share of the steps in which the learning rate rises; it falls linearly after that."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
-    """Less memory for about a third more time."""
+    """Use less memory and about a third more time."""
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     """Steps between two evaluations of the held-out users; null is once per epoch."""
     workers: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
+    """torch threads of each worker, which reserves as many CPUs; null divides a node's CPUs among its workers."""
     use_gpu: bool | None = None
-    """null: a GPU per worker where the cluster has one."""
+    """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
     seed: int = 0
 
     @model_validator(mode="after")

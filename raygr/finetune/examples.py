@@ -102,7 +102,7 @@ def load_tuning_data(config: FinetuneConfig) -> TuningData:
     settings = prompt_settings(config, "users")
     aspects = settings.aspects
     template = answer_template(encoder_of(settings).tokenizer, aspects)
-    histories = cut_histories(config, read_interactions(config.data), prepared["config"]["rating_range"])
+    histories = cut_histories(config, read_interactions(config.data), prepared.config["rating_range"])
     chosen = choose_users(config, histories)
     items_IA = read_item_scores(config, aspects.names)
     users = np.concatenate([chosen.train, chosen.held_out])

@@ -77,10 +77,10 @@ def check_users(config: FinetuneConfig, folder: str) -> None:
     record = finetune_record(folder)
     if record is None:
         return
-    before = record["config"]
+    before = record.config
     ours = {"seed": config.seed, "held_out_fraction": config.held_out_fraction}
     unlike = [f"{name} is {before[name]} there and {ours[name]} here" for name in ours if ours[name] != before[name]]
-    if record["inputs"][before["data"]] != files.fingerprint(config.data):
+    if record.inputs[before["data"]] != files.fingerprint(config.data):
         unlike.append(f"data was {before['data']} there, of other content than {config.data} is here")
     if unlike:
         raise ConfigError(f"adapter: {folder} was tuned on users who may be held out here: {'; '.join(unlike)}")

@@ -37,7 +37,7 @@ class RecommendConfig:
     threads: int = Field(default=1, ge=1)
     """torch threads of an actor, which reserves as many CPUs."""
     use_gpu: bool | None = None
-    """null: a GPU per actor where the cluster has one."""
+    """null uses one GPU per actor where the cluster has GPUs, and refuses more actors than GPUs."""
 
     @model_validator(mode="after")
     def check(self) -> Self:

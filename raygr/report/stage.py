@@ -38,7 +38,7 @@ from raygr.report.sections import (
     show,
     subject_section,
 )
-from raygr.runs import Run, finish_run, is_finished, read_run, start_run
+from raygr.runs import Run, RunRecord, finish_run, is_finished, read_run, start_run
 from raygr.schema import QUALITY, STATISTICS
 from raygr.score.config import ScoreConfig
 from raygr.score.quality import AspectQuality
@@ -85,9 +85,9 @@ def report(config: ReportConfig) -> Run:
         runs=[
             RunNote(
                 path,
-                record["job"],
-                json.dumps(record["config"], indent=1, ensure_ascii=False),
-                run_command(record["job"], record["config"]),
+                record.job,
+                json.dumps(record.config, indent=1, ensure_ascii=False),
+                run_command(record.job, record.config),
             )
             for path, record in records.items()
         ],
@@ -101,7 +101,7 @@ def report(config: ReportConfig) -> Run:
     return run
 
 
-def read_records(config: ReportConfig) -> dict[str, dict[str, Any]]:
+def read_records(config: ReportConfig) -> dict[str, RunRecord]:
     """Path -> run.json of every run that the report is made from, in the order of the stages.
 
     A comparison's train runs that no longer exist are left out.
@@ -109,14 +109,14 @@ def read_records(config: ReportConfig) -> dict[str, dict[str, Any]]:
     jobs = {config.data: "prepare", config.item_score_run: "score", config.user_score_run: "score"}
     jobs |= dict.fromkeys(config.finetune, "finetune")
     if config.comparison:
-        arms = read_run(config.comparison, job="compare")["config"]["arms"]
+        arms = read_run(config.comparison, job="compare").config["arms"]
         jobs |= {path: "train" for runs in arms.values() for path in runs if is_finished(path)}
         jobs[config.comparison] = "compare"
     return {path: read_run(path, job=job) for path, job in jobs.items() if path}
 
 
-def report_sections(config: ReportConfig, records: Mapping[str, Mapping[str, Any]]) -> Iterable[Section]:
-    yield data_section(read_json(join(config.data, STATISTICS)), records[config.data]["counts"])
+def report_sections(config: ReportConfig, records: Mapping[str, RunRecord]) -> Iterable[Section]:
+    yield data_section(read_json(join(config.data, STATISTICS)), records[config.data].counts)
     if config.comparison:
         yield comparison_section(read_comparison(config.comparison))
     if config.item_score_run:
@@ -124,7 +124,7 @@ def report_sections(config: ReportConfig, records: Mapping[str, Mapping[str, Any
     if config.user_score_run:
         yield from user_score_sections(config.user_score_run, config.data)
     for number, path in enumerate(config.finetune):
-        yield finetune_section(path, records[path]["config"], figure_id=f"tuning-{number}")
+        yield finetune_section(path, records[path].config, figure_id=f"tuning-{number}")
 
 
 def item_score_sections(item_scores: str, data: str, reference: str | None) -> Iterable[Section]:
@@ -165,14 +165,14 @@ def run_command(job: str, config: Mapping[str, Any]) -> str:
     return " ".join(["raygr", job, *flags])
 
 
-def version_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
+def version_table(records: Mapping[str, RunRecord]) -> Table:
     rows = [
         [
             path,
-            record["job"],
-            show(round(record["seconds"], 1)),
-            show(record["git_commit"][:12]),
-            ", ".join(f"{name} {version}" for name, version in record["packages"].items()),
+            record.job,
+            show(round(record.seconds, 1)),
+            show(record.git_commit[:12]),
+            ", ".join(f"{name} {version}" for name, version in record.packages.items()),
         ]
         for path, record in records.items()
     ]

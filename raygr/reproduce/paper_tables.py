@@ -123,7 +123,7 @@ def markdown_text(experiment: Experiment) -> str:
 def setting_text(experiment: Experiment) -> str:
     config = experiment.config
     records = [runs.read_run(train.output, job="train") for train in trainings_of(experiment.arms)]
-    counts, seconds = records[0]["counts"], sum(record["seconds"] for record in records)
+    counts, seconds = records[0].counts, sum(record.seconds for record in records)
     users = " and ".join(filter(None, (config.user_score_run or config.user_scores, config.classification_scores)))
     refined, every = tables.stamp_text(dict(config.refined)), tables.stamp_text(dict(config.train)) or "as in the files"
     return (

@@ -99,7 +99,7 @@ def prompt_settings(
         subjects=subjects,
         max_prompt_tokens=config.max_prompt_tokens,
         item_rating=config.item_rating,
-        best_rating=prepared["config"]["rating_range"][1],
+        best_rating=prepared.config["rating_range"][1],
         cutoff_fraction=cutoff_fraction,
     )
 

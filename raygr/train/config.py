@@ -50,7 +50,7 @@ class TrainConfig:
     """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
     user_side: Annotated[Literal["add", "concat", "off"], BeforeValidator(off_for_false)] = "add"
     user_guided_train: Literal["all", "after_prompt"] = "all"
-    """Positions that see the user's vector in training: all (the paper), or those after the prompt only."""
+    """Positions that use the user's vector in training: all (the paper), or only those after the prompt."""
     train_user_guided: bool = False
     """Train the users' vectors too, starting at the scores; false keeps them as they are (frozen)."""
     prompt_fraction: float = Field(default=0.5, gt=0, lt=1)
@@ -88,19 +88,19 @@ class TrainConfig:
     """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
     and bpr_max. A user's own train items are never its negatives; of data that keep repeat purchases, the target."""
     negative_alpha: float = Field(default=0.0, ge=0)
-    """Those are drawn by train interactions to this power: 0 is uniform, 1 by popularity. sampled_cross_entropy
-    weighs each by one over its expected count in the draw, which makes up for it."""
+    """Negatives are drawn in proportion to their train interactions to this power: 0 is uniform, 1 by popularity.
+    sampled_cross_entropy corrects for it: it weighs each negative by one over its expected count in the draw."""
     score_penalty: float = Field(default=0.0, ge=0)
     """bpr_max: weight of the squared negative scores (bpreg)."""
     final_activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
     """top1, bpr and bpr_max: of the scores inside the loss; ranking goes by the scores before it."""
     optimizer: Literal["adam", "sparse_adam", "adagrad"] = "adam"
-    """`sparse_adam`: of the item rows only a batch's move; for losses with negatives and large catalogues."""
+    """`sparse_adam` updates only the item rows of a batch; for losses with negatives and large catalogues."""
     weight_decay: float = Field(default=0.0, ge=0)
     """adam: decoupled, on matrices only."""
     max_grad_norm: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "linear"] = "constant"
-    """Of the learning rate after the warm-up; `linear` falls to 0 at the end of the last of all `epochs`."""
+    """Learning rate after the warm-up; `linear` falls to 0 at the end of the last of all `epochs`."""
     warmup_steps: int = Field(default=0, ge=0)
     """Batches in which the learning rate rises linearly."""
     epochs: int = Field(default=100, ge=1)
@@ -112,27 +112,27 @@ class TrainConfig:
     learning_rate: float = Field(default=1e-3, gt=0)
     workers: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    """torch threads of a worker, which reserves as many CPUs; null shares a node's CPUs among the workers on it."""
+    """torch threads of each worker, which reserves as many CPUs; null divides a node's CPUs among its workers."""
     use_gpu: bool | None = None
-    """null: a GPU per worker where the cluster has one."""
+    """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
 
     candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = Field(default=("full",), min_length=1)
     """The candidate sets that test and validation targets are ranked in, all in one pass over the scores."""
     candidate_seed: int = 0
-    """Draws the sampled sets, which are stored in candidates.parquet; `seed` has no say in them."""
+    """Seed of the sampled candidate sets, which are stored in candidates.parquet; `seed` does not affect them."""
     targets: tuple[Literal["last", "every"], ...] = Field(default=("last",), min_length=1)
     """Test targets: a user's last test interaction, or every one, each after all that came before it. Training is
     stopped by the last validation one in either case."""
     cold_below: int = Field(default=10, ge=1)
     """Test targets with fewer train interactions are reported apart, as cold-start targets."""
     list_length: int = Field(default=10, ge=1)
-    """Items of the recommended lists whose diversity is reported."""
+    """Length of the recommended lists whose diversity is reported."""
     mmr_weight: float = Field(default=0.5, ge=0, le=1)
     """Weight of relevance in maximal marginal relevance, the lists' metric and their re-ranking: 1 is relevance
     alone, 0 diversity alone."""
     list_scores: ItemVectors | None = None
-    """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
-    vectors, which differ from arm to arm."""
+    """A score run, or a file of id -> vectors, that measures how similar the items of a list are; null takes the
+    model's own refined vectors, which differ from arm to arm."""
     seed: int = 0
 
     @model_validator(mode="after")

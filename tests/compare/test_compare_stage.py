@@ -104,7 +104,7 @@ def test_gain_by_hand(two_arms: CompareConfig):
         "loss": "cross_entropy",
     }
     assert refined["shares"] == {"base": 0.9, "encoder_guided": 0.1, "user_guided": 0.0}
-    assert runs.read_run(run.path, job="compare")["counts"] == {"arms": 2, "runs": 4, "users": {"full": 2}}
+    assert runs.read_run(run.path, job="compare").counts == {"arms": 2, "runs": 4, "users": {"full": 2}}
 
 
 def test_tables_hold_the_same_numbers(two_arms: CompareConfig):

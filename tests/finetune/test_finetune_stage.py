@@ -105,8 +105,8 @@ def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
     config = settings(toy, tiny_model, teacher="profile", warm_start_epochs=1, evaluate_every_steps=3)
     run = finetune(config)
     record = runs.read_run(run.path, job="finetune")
-    assert record["inputs"].keys() == {config.data, config.item_scores, config.aspects, config.llm}
-    assert record["counts"]["users"]["train"] == 9 and record["counts"]["steps"] == 6
+    assert record.inputs.keys() == {config.data, config.item_scores, config.aspects, config.llm}
+    assert record.counts["users"]["train"] == 9 and record.counts["steps"] == 6
     lines = [json.loads(line) for line in Path(run.file(STEPS)).read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["warm_start"] * 3 + ["reinforcement"] * 6
     assert all(np.isfinite(line["loss"]) for line in lines)
@@ -149,7 +149,7 @@ def test_ones_own_reward(toy: Path, tiny_model: str, local_ray: Any):
         return user_GA[:, 0].clamp(-1, 1)
 
     run = finetune(settings(toy, tiny_model, epochs=1), reward=first_aspect)
-    assert runs.read_run(run.path, job="finetune")["counts"]["reward"].endswith("first_aspect")
+    assert runs.read_run(run.path, job="finetune").counts["reward"].endswith("first_aspect")
     lines = [json.loads(line) for line in Path(run.file(STEPS)).read_text().splitlines()]
     assert all(-1 <= line["reward"] <= 1 for line in lines)
 
@@ -160,7 +160,7 @@ def test_an_adapter_that_never_got_better_is_said_to_be_untouched(toy: Path, tin
 
     with caplog.at_level(logging.WARNING, logger="raygr.finetune.stage"):
         run = finetune(settings(toy, tiny_model, epochs=1, keep_best_by="reward"), reward=nothing)
-    assert runs.read_run(run.path, job="finetune")["counts"]["best_step"] == 0
+    assert runs.read_run(run.path, job="finetune").counts["best_step"] == 0
     assert all((values == 0).all() for name, values in adapter_tensors(run.file("adapter")).items() if "lora_B" in name)
     [said] = [record.getMessage() for record in caplog.records]
     assert "untouched" in said and "SFT warm-up" in said and run.path in said

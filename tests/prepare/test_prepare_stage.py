@@ -43,7 +43,7 @@ def loose(tmp_path: Path, **settings) -> PrepareConfig:
 
 
 def counts_of(run: Run) -> dict:
-    return read_run(run.path, job="prepare")["counts"]
+    return read_run(run.path, job="prepare").counts
 
 
 def check_contract(run: Run) -> dict[str, pa.Table]:

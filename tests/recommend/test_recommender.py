@@ -395,7 +395,7 @@ def test_an_interrupted_run_keeps_its_parts_and_goes_on(
     assert len(list(folder.iterdir())) == 3
     expected = [one.item_id for user in range(USERS) for one in recommender.recommend(f"u{user}", n=3)]
     assert files.read_table(str(folder))["item_id"].to_pylist() == expected
-    counts = runs.read_run(found.path, job="recommend")["counts"]
+    counts = runs.read_run(found.path, job="recommend").counts
     assert counts == {"subjects": USERS, "with_list": USERS, "recommendations": USERS * 3}
 
 
@@ -455,5 +455,5 @@ def test_the_stage_writes_a_part_per_batch(run: str, recommender: Recommender, t
     ]
     rows = [(row["subject_id"], row["rank"], row["item_id"]) for row in table.to_pylist()]
     assert rows == expected
-    counts = runs.read_run(found.path, job="recommend")["counts"]
+    counts = runs.read_run(found.path, job="recommend").counts
     assert counts == {"subjects": USERS, "with_list": USERS, "recommendations": USERS * 3}

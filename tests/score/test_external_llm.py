@@ -300,6 +300,6 @@ def test_a_score_run_by_another_llm(tmp_path: Path, local_ray: Any, capsys: pyte
     assert sorted(row["reason"] for row in rows) == ["no_aspect_read"] * 2 + ["ok"] * 4
     assert {(row["model"], row["mode"]) for row in rows} == {("gpt-4o-mini", "generate-free")}
     record = runs.read_run(output, job="score")
-    assert record["counts"]["answers"] == {"filed": 3} and rest in record["inputs"]
-    assert record["counts"]["engine"]["subjects"] == 0
+    assert record.counts["answers"] == {"filed": 3} and rest in record.inputs
+    assert record.counts["engine"]["subjects"] == 0
     assert [path.name.split("-")[0] for path in Path(output, "store").glob("*/*")] == ["compacted"]

@@ -106,9 +106,9 @@ def test_expected_ratings_with_exact_ten_equal_enumeration(undisturbed, data, la
 
 def test_a_score_run_says_what_it_did(undisturbed, data):
     record = runs.read_run(str(undisturbed / "run"), job="score")
-    assert record["counts"]["subjects"] == 12
-    assert record["counts"]["by_reason"] == {"ok": 12}
-    engine = record["counts"]["engine"]
+    assert record.counts["subjects"] == 12
+    assert record.counts["by_reason"] == {"ok": 12}
+    engine = record.counts["engine"]
     prompts = files.read_table(str(undisturbed / "run" / "prompts")).to_pylist()
     # each subject's whole blocks once; per aspect the partial block, the tail and one decoded token
     tails = [len(tail) for tail in tail_ids()]
@@ -118,7 +118,7 @@ def test_a_score_run_says_what_it_did(undisturbed, data):
     own = sum(row["prompt_tokens"] - shared - rest for row, rest in zip(prompts, rests, strict=True))
     needed = own + sum(len(tails) * (rest + 1) + sum(tails) for rest in rests)
     assert 0.98 * needed <= engine["tokens_computed"] <= 1.1 * needed
-    counted = record["counts"]["prompts"]
+    counted = record.counts["prompts"]
     assert (counted["count"], counted["cut_subjects"], counted["share_a_prompt_unlike"]) == (12, 0, 0)
     assert files.read_json(str(undisturbed / "run" / "quality.json"))["valid_share"] == 1.0
 
@@ -132,7 +132,7 @@ def tail_ids():
 def test_a_shared_store_answers_without_the_engine(undisturbed, data, tmp_path):
     config = item_run(data, tmp_path / "again", store=str(undisturbed / "store"), max_subjects=8)
     table = score(config)
-    assert runs.read_run(config.output, job="score")["counts"]["engine"]["subjects"] == 0
+    assert runs.read_run(config.output, job="score").counts["engine"]["subjects"] == 0
     before = {row["subject_id"]: row for row in files.read_table(str(undisturbed / "run" / "scores")).to_pylist()}
     assert all(row == before[row["subject_id"]] for row in table.to_pylist())
 

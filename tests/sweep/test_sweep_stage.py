@@ -116,7 +116,7 @@ def test_trials_finish_stop_early_and_fail_beside_each_other(toy: Path, local_ra
     run = stage.sweep(config)
     assert signal.getsignal(signal.SIGINT) is on_interrupt
     record = runs.read_run(run.path, job="sweep")
-    assert record["counts"]["trials"] == {"all": 4, "finished": 2, "stopped_early": 1, "failed": 1}
+    assert record.counts["trials"] == {"all": 4, "finished": 2, "stopped_early": 1, "failed": 1}
     table = pd.read_parquet(run.file("results.parquet")).set_index("learning_rate")
     assert table["status"].to_dict() == {0.01: "finished", 1e-12: "stopped early", 1e30: "failed", 0.02: "finished"}
     assert "the loss of epoch 1 is" in table["error"][1e30]
@@ -125,7 +125,7 @@ def test_trials_finish_stop_early_and_fail_beside_each_other(toy: Path, local_ra
     # the stage itself made them
     metrics = files.read_json(files.join(table["run"][0.02], "metrics.json"))
     assert metrics["validation"]["full"]["ndcg_at_10"] == pytest.approx(table["validation_ndcg@10"][0.02])
-    assert runs.read_run(table["run"][0.01], job="train")["config"]["learning_rate"] == 0.01
+    assert runs.read_run(table["run"][0.01], job="train").config["learning_rate"] == 0.01
     [errors] = Path(run.path, "tune").glob("*learning_rate=1e+30/error.txt")
     assert "Failure # 2" in errors.read_text()  # tried again, once
     given_back = time.monotonic() + 30

@@ -373,8 +373,8 @@ def test_a_run_keeps_the_contract(tmp_path: Path, local_ray: Any):
     )
     run = train(config)
     record = runs.read_run(run.path, job="train")
-    assert record["inputs"].keys() == {config.data, path}
-    assert record["counts"]["train_targets"] == record["counts"]["train_targets_used"] == 40 * 9
+    assert record.inputs.keys() == {config.data, path}
+    assert record.counts["train_targets"] == record.counts["train_targets_used"] == 40 * 9
     table = pq.read_table(run.file("ranks.parquet"))
     assert table.schema.equals(RANK_SCHEMA)
     assert table.num_rows == 40 * 2 * 3

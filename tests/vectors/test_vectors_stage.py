@@ -83,7 +83,7 @@ def test_the_stage_writes_what_training_takes(folder: Path, monkeypatch: pytest.
     assert set(tables[0]["item_id"].to_pylist()) == {f"i{i}" for i in range(1, ITEMS + 1)} - {"i4"}
     for name in ("pc1", "pc2", "pc3"):
         np.testing.assert_allclose(*(table[name].to_numpy() for table in tables), rtol=1e-3, atol=1e-4)
-    counts = runs.read_run(run.path, job="vectors")["counts"]
+    counts = runs.read_run(run.path, job="vectors").counts
     assert (counts["items"], counts["without_text"]) == (ITEMS - 1, 1) and 0.3 < sum(counts["explained"]) < 1
     config = TrainConfig(
         output=str(folder / "t"), data=str(folder / "prepare"), item_scores=run.file("vectors.parquet"), base_width=8
