@@ -1,11 +1,12 @@
-"""What the fine-tune on simulated shoppers reached, beside what can be known of them.
+"""Compares the fine-tune on simulated shoppers with what can be known about these shoppers without an LLM.
 
     python benchmarks/shoppers_truth.py   # after configs/shoppers/pipeline.yaml; a minute on one core
 
-A Markdown table of the held-out shoppers: the model at every evaluation of the runs, the profile of the films before
-the cut, linear readers of the prompts' reviews (which phrase stands in a good, middling or bad one -> ratings; fitted
-on the training shoppers, to the profiles that teach the model or to the hidden tastes, which it never sees), and
-tastes.csv of the simulation in place of ratings. Same users, items and metrics for all. Then paired changes of a run.
+Prints a Markdown table of the held-out shoppers. Its rows are the model at every evaluation of the runs; the profile
+of the films before the cut; linear readers of the prompts' reviews, which map the phrases in good, middling and bad
+reviews to ratings (fitted on the training shoppers, either to the profiles that teach the model or to the hidden
+tastes, which the model never sees); and the simulation's tastes.csv in place of ratings. Users, items and metrics are
+the same for all rows. The last rows are paired changes within each run.
 """
 
 import argparse
@@ -34,17 +35,19 @@ RIDGE = 3.0
 
 
 class Known(NamedTuple):
-    """What is known of some shoppers without the model."""
+    """What is known about some shoppers without the model."""
 
     tastes_UA: np.ndarray
     profiles_UA: np.ndarray
     read_UF: np.ndarray
-    """How many bad, middling and good reviews of the prompt hold each phrase."""
+    """Numbers of bad, middling and good reviews in the prompt that contain each phrase."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=RUNS, help="finetune runs of the same users, each from the last")
+    parser.add_argument(
+        "--runs", nargs="+", default=RUNS, help="finetune runs of the same users, each from the one before"
+    )
     parser.add_argument("--tastes", default="outputs/shoppers/raw/tastes.csv")
     arguments = parser.parse_args()
     first_run = arguments.runs[0]
@@ -52,7 +55,7 @@ def main() -> None:
     stages, changes = [], []
     for path in arguments.runs:
         before, *others = read_evaluations(path)
-        if not stages:  # the other runs begin where the one before ended
+        if not stages:  # the other runs start where the previous one ended
             stages.append(row("bare model", before.users))
         stages += [row(name_of(one.stage, one.step), one.users) for one in others]
         last = others[-1]
@@ -63,11 +66,11 @@ def main() -> None:
 
 
 def name_of(stage: str, step: int) -> str:
-    return "warm start" if stage == "warm_start" else f"{stage}, step {step}"
+    return "SFT warm-up" if stage == "warm_start" else f"{stage}, step {step}"
 
 
 def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np.ndarray]]:
-    """Of ratings that are known without the model: each metric by held-out user."""
+    """Metrics of each held-out user, of ratings that are known without the model."""
     inputs = load_tuning_data(config)
     task = tuning_task(config, inputs.items_IA, None)
     phrases = [phrase for name in inputs.names for phrase in ASPECT_PHRASES[name]]
@@ -77,7 +80,7 @@ def known_metrics(config: FinetuneConfig, tastes: str) -> dict[str, dict[str, np
     def known_of(users: list[TuningExample]) -> Known:
         tastes_UA, _ = rows_by_id(vectors, np.array([user.user_id for user in users]))
         if np.isnan(tastes_UA).any():
-            raise SystemExit(f"{tastes} is not of the simulation that {config.data} was prepared from")
+            raise SystemExit(f"{tastes} does not belong to the simulation that {config.data} was prepared from")
         texts = [tokenizer.decode(user.prompt_ids) for user in users]
         return Known(tastes_UA, np.stack([user.teacher_A for user in users]), phrases_read(texts, phrases))
 

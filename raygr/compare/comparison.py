@@ -42,8 +42,8 @@ Gains = dict[str, ArmGain]
 
 
 @dataclass
-class ColdTargets:
-    """Targets with few train interactions; without any such target there are neither metrics nor gains."""
+class TargetResults:
+    """Results on some of the test targets; without any target there are neither metrics nor gains."""
 
     targets: int
     users: int
@@ -58,7 +58,8 @@ class ArmRecord:
     metrics: dict[str, Metrics]
     against_base: dict[str, Gains] | None
     """None for an arm that has no base arm."""
-    cold: dict[str, ColdTargets]
+    cold: dict[str, TargetResults]
+    """Of the cold-start targets."""
     runs: list[str]
     base: str | None
     """Name of the arm that this one is compared with."""

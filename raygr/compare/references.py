@@ -1,8 +1,8 @@
-"""Popularity and chance, beside which every comparison stands: from the prepared interactions, without training.
+"""Popularity and chance, the references of every comparison, computed from the prepared interactions without training.
 
 Popularity ranks items by their train interactions, under the run's own protocol and tie rule. Chance is the mean of the
-metrics over all orders of the candidates. Shape suffixes: `E` targets, `B` those of a batch, `I` items, `U` users,
-`C` candidates.
+metrics over all orders of the candidates. Shape suffixes: `E` targets, `B` targets of a batch, `I` items, `U` users,
+`C` candidates, `N` pairs of a target and an item that its user has seen.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ TARGETS_AT_ONCE = 1 << 14
 
 
 def why_not(data: str, protocol: Mapping[str, Any]) -> str | None:
-    """What keeps popularity and chance from being computed; None if nothing does."""
+    """Why popularity and chance cannot be computed; None if they can."""
     if not runs.is_finished(data):
         return f"{data} is not there any more"
     if protocol["data"] != files.fingerprint(data):
@@ -33,9 +33,9 @@ def why_not(data: str, protocol: Mapping[str, Any]) -> str | None:
 
 
 def reference_rankings(run: str, data: str, rankings: Mapping[str, Ranking]) -> dict[str, dict[str, Ranking]]:
-    """POPULARITY and CHANCE -> their rankings of the same targets, by name.
+    """Ranks the targets of `rankings` by popularity and by chance: POPULARITY or CHANCE -> ranking's name -> ranking.
 
-    `run` is a train run with these rankings: sampled candidates are read from it.
+    `run` is the train run of these rankings; sampled candidates are read from it.
     """
     found = read_interactions(data)
     train_count_I = np.bincount(found.item_N[found.split_N == TRAIN] - 1, minlength=found.items)
@@ -50,9 +50,9 @@ def reference_rankings(run: str, data: str, rankings: Mapping[str, Ranking]) -> 
 
 
 def read_candidates(run: str, name: str) -> np.ndarray:
-    """(U, C) item_index."""
+    """(U, C): the sampled candidates of each user, as item_index."""
     table = files.read_table(files.join(run, CANDIDATES)).filter(pc.field("candidates") == name)
-    # chunk by chunk: all of them may be more than 32-bit offsets can count
+    # chunk by chunk, because 32-bit offsets may be too small for all of them
     items = [chunk.flatten().to_numpy() for chunk in table["items"].chunks]
     return np.concatenate(items).astype(np.int64).reshape(len(table), -1)
 
@@ -60,9 +60,9 @@ def read_candidates(run: str, name: str) -> np.ndarray:
 def popularity_ranks(
     found: Interactions, ranking: Ranking, train_count_I: np.ndarray, candidates_UC: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each target's rank by train interactions, and among how many items it is ranked, itself counted: (E,) each.
+    """Each target's rank by train interactions, and the number of items in the ranking with the target: (E,) each.
 
-    Among the whole catalogue where `candidates_UC` is None.
+    The ranking is over the whole catalogue if `candidates_UC` is None.
     """
     user_E, position_E = (column.astype(np.int64) for column in (ranking.user_E, ranking.position_E))
     first_E = np.searchsorted(found.user_N, user_E)
@@ -73,7 +73,7 @@ def popularity_ranks(
     for example_B in torch.arange(len(user_E)).split(TARGETS_AT_ONCE):
         target_B = items_N[targets.target_at_E[example_B]].numpy()
         if candidates_UC is None:
-            # where items come back, none is left out
+            # seen items are left out, unless users may interact with an item again
             seen_by_B = example_B[:0] if found.repeats else example_B
             seen = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
             parts.append(catalogue_ranks(target_B, *seen, train_count_I, sorted_I))
@@ -88,12 +88,15 @@ def popularity_ranks(
 def catalogue_ranks(
     target_B: np.ndarray, row_N: np.ndarray, item_N: np.ndarray, count_I: np.ndarray, sorted_I: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks among all items but the seen ones, pairs of row and item_index, and how many those are: (B,) each."""
+    """Ranks among all unseen items, and the number of these items: (B,) each.
+
+    Seen items are pairs of a row of the batch and an item_index; `sorted_I` is `count_I` in ascending order.
+    """
     items, rows = len(count_I), len(target_B)
     own_B = count_I[target_B - 1]
     greater_B = items - np.searchsorted(sorted_I, own_B, side="right")
     equal_B = items - greater_B - np.searchsorted(sorted_I, own_B) - 1
-    # an item may have been bought twice, the target among them
+    # pairs may repeat, and the target may be one of the seen items
     row_N, place_N = np.divmod(np.unique(row_N * items + item_N - 1), items)
     is_other_N = place_N != target_B[row_N] - 1
     row_N, seen_N = row_N[is_other_N], count_I[place_N[is_other_N]]

@@ -17,7 +17,7 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from raygr import files, runs
-from raygr.compare.comparison import ArmGain, ArmRecord, ColdTargets, Comparison, Gains, MetricMeans, write_comparison
+from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, Gains, MetricMeans, TargetResults, write_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.gain_words import remarks
 from raygr.compare.references import CHANCE, POPULARITY, reference_rankings, why_not
@@ -27,7 +27,7 @@ from raygr.metrics.gains import Gain, gains
 from raygr.metrics.rank_tables import Ranking, cold_ranking, read_rankings, user_values
 from raygr.metrics.ranking import METRICS
 from raygr.schema import RANKS, TEST
-from raygr.train.run_metrics import ListFigures, RunMetrics, read_metrics
+from raygr.train.run_metrics import RunMetrics, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ MARKDOWN, CSV, LATEX = "table.md", "table.csv", "table.tex"
 SETTINGS = ("model", "fusion", "control", "user_scores", "base_width", "loss")
 
 
-class TrainRun(NamedTuple):
-    """What a comparison reads of one finished train run."""
+class ComparedRun(NamedTuple):
+    """The parts of a finished train run that are compared."""
 
     path: str
     config: dict[str, Any]
@@ -46,7 +46,7 @@ class TrainRun(NamedTuple):
     """Of the test part, by name."""
 
 
-Arms = dict[str, list[TrainRun]]
+Arms = dict[str, list[ComparedRun]]
 """Each arm's runs in the order of their seeds."""
 
 
@@ -105,11 +105,11 @@ def base_of(name: str, config: CompareConfig) -> str | None:
 # --- reading and checking ----------------------------------------------------------------------
 
 
-def read_train_run(path: str) -> TrainRun:
+def read_train_run(path: str) -> ComparedRun:
     config = runs.read_run(path, job="train")["config"]
     ranks = files.read_table(files.join(path, RANKS))
     rankings = read_rankings(ranks, part=TEST, targets=tuple(config["targets"]))
-    return TrainRun(path, config, read_metrics(path), rankings)
+    return ComparedRun(path, config, read_metrics(path), rankings)
 
 
 def check_arms(config: CompareConfig, arms: Arms) -> None:
@@ -137,7 +137,7 @@ def check_arms(config: CompareConfig, arms: Arms) -> None:
         check_settings(arm)
 
 
-def check_protocol(run: TrainRun, first: TrainRun) -> None:
+def check_protocol(run: ComparedRun, first: ComparedRun) -> None:
     stamp, other = run.metrics.protocol, first.metrics.protocol
     names = dict.fromkeys([*other, *stamp])
     unlike = [f"{name} ({other.get(name)} / {stamp.get(name)})" for name in names if stamp.get(name) != other.get(name)]
@@ -148,7 +148,7 @@ def check_protocol(run: TrainRun, first: TrainRun) -> None:
         )
 
 
-def check_targets(run: TrainRun, first: TrainRun) -> None:
+def check_targets(run: ComparedRun, first: ComparedRun) -> None:
     """Refuses runs that ranked different targets, because gains are paired by user."""
     for name, ranking in first.rankings.items():
         other = run.rankings[name]
@@ -157,7 +157,7 @@ def check_targets(run: TrainRun, first: TrainRun) -> None:
             raise ConfigError(f"{first.path} and {run.path} ranked different targets among {name} candidates")
 
 
-def check_settings(arm: list[TrainRun]) -> None:
+def check_settings(arm: list[ComparedRun]) -> None:
     """Refuses an arm whose runs differ in anything but the seed and what only affects speed."""
     first = arm[0]
     for run in arm[1:]:
@@ -175,39 +175,55 @@ def check_settings(arm: list[TrainRun]) -> None:
 
 
 def arm_record(
-    arm: list[TrainRun], base_name: str | None, base: list[TrainRun] | None, config: CompareConfig
+    arm: list[ComparedRun], base_name: str | None, base: list[ComparedRun] | None, config: CompareConfig
 ) -> ArmRecord:
     """`base` are the runs of the arm called `base_name`; both None for an arm that has none."""
     first = arm[0]
-    names, is_reference = first.rankings, not first.config
-    found = {name: ranking_record(arm, base, name) for name in names}
-    moved = [run.metrics.base_moved for run in arm]
-    return ArmRecord(
+    found = {name: target_results(arm, base, name) for name in first.rankings}
+    record = ArmRecord(
         metrics={name: record.metrics for name, record in found.items()},
         against_base=None if base is None else {name: record.against_base for name, record in found.items()},
-        cold={name: ranking_record(arm, base, name, cold_below=config.cold_below) for name in names},
-        runs=[] if is_reference else [run.path for run in arm],
+        cold={name: target_results(arm, base, name, cold_below=config.cold_below) for name in first.rankings},
+        runs=[],
         base=base_name,
-        is_reference=is_reference,
+        is_reference=not first.config,
         against_references={},
         protocol=first.metrics.protocol,
-        settings={} if is_reference else arm_settings(first.config),
-        lists=None if is_reference else mean_lists([run.metrics.lists for run in arm]),
-        shares=None if is_reference else mean_shares([run.metrics.shares for run in arm]),
-        base_moved=None if is_reference or None in moved else sum(moved) / len(moved),
-        parameters=0 if is_reference else first.metrics.parameters,
+        settings={},
+        lists=None,
+        shares=None,
+        base_moved=None,
+        parameters=0,
     )
+    if record.is_reference:
+        return record
+    lists, shares = [run.metrics.lists for run in arm], [run.metrics.shares for run in arm]
+    moved = [run.metrics.base_moved for run in arm]
+    record.runs = [run.path for run in arm]
+    record.settings = {name: first.config[name] for name in SETTINGS}
+    if not first.config["item_scores"]:
+        record.settings["fusion"] = None  # a base model has nothing to fuse
+    ranked, reranked = means([one.ranked for one in lists]), means([one.reranked for one in lists])
+    record.lists = dataclasses.replace(lists[0], ranked=ranked, reranked=reranked)
+    record.shares = None if None in shares else means(shares)
+    record.base_moved = None if None in moved else sum(moved) / len(moved)
+    record.parameters = first.metrics.parameters
+    return record
 
 
-def ranking_record(
-    arm: list[TrainRun], base: list[TrainRun] | None, name: str, cold_below: int | None = None
-) -> ColdTargets:
+def means(records: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in records) / len(records) for name in records[0]}
+
+
+def target_results(
+    arm: list[ComparedRun], base: list[ComparedRun] | None, name: str, cold_below: int | None = None
+) -> TargetResults:
     """Counts, metrics and gains of one ranking: of all targets, or of those with fewer train interactions."""
     found = [[run.rankings[name] for run in some] for some in (arm, base or [])]
     if cold_below is not None:
         found = [[cold_ranking(ranking, cold_below) for ranking in some] for some in found]
     user_E = found[0][0].user_E
-    record = ColdTargets(len(user_E), len(np.unique(user_E)), None, None)
+    record = TargetResults(len(user_E), len(np.unique(user_E)), None, None)
     if not record.targets:
         return record
     arm_MRU = metric_array(found[0], METRICS)
@@ -216,18 +232,15 @@ def ranking_record(
         for metric, values_R in zip(METRICS, arm_MRU.mean(axis=2), strict=True)
     }
     if base:
-        record.against_base = gain_records(arm_MRU, metric_array(found[1], METRICS), paired=same_seeds(arm, base))
+        # popularity and chance have no seed and are paired with any runs
+        paired = not arm[0].config or [run.config["seed"] for run in arm] == [run.config["seed"] for run in base]
+        record.against_base = gain_records(arm_MRU, metric_array(found[1], METRICS), paired=paired)
     return record
 
 
 def metric_array(rankings: list[Ranking], metrics: Iterable[str]) -> np.ndarray:
     """(M, R, U): each metric of each run's ranking, by user."""
     return np.stack([np.stack([user_values(ranking, metric) for ranking in rankings]) for metric in metrics])
-
-
-def same_seeds(arm: list[TrainRun], base: list[TrainRun]) -> bool:
-    """Whether runs can be paired by seed. Popularity and chance have no seed and are paired with any runs."""
-    return not arm[0].config or [run.config["seed"] for run in arm] == [run.config["seed"] for run in base]
 
 
 def gain_records(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> Gains:
@@ -263,27 +276,6 @@ def correct_p_values(arms: dict[str, ArmRecord], primary: str) -> None:
             gain.p_holm = float(p)
 
 
-def arm_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Train settings that tell arms apart. A base model uses no scores, so its `fusion` is None."""
-    settings = {name: config[name] for name in SETTINGS}
-    return settings if config["item_scores"] else settings | {"fusion": None}
-
-
-def mean_lists(lists: list[ListFigures]) -> ListFigures:
-    """The means over runs."""
-    means = {
-        order: {name: sum(one[name] for one in found) / len(found) for name in found[0]}
-        for order, found in (("ranked", [one.ranked for one in lists]), ("reranked", [one.reranked for one in lists]))
-    }
-    return dataclasses.replace(lists[0], **means)
-
-
-def mean_shares(shares: list[dict[str, float] | None]) -> dict[str, float] | None:
-    """The means over runs; None for base models."""
-    known = [one for one in shares if one is not None]
-    return {name: sum(one[name] for one in known) / len(known) for name in known[0]} if known else None
-
-
 # --- popularity and chance ----------------------------------------------------------------------
 
 
@@ -314,7 +306,7 @@ def reference_records(
             missing.append(f"Popularity and chance are left out beside “{base}”: {reason}.")
             continue
         for name, rankings in reference_rankings(first.path, first.config["data"], first.rankings).items():
-            reference = TrainRun("", {}, first.metrics, rankings)
+            reference = ComparedRun("", {}, first.metrics, rankings)
             shown_name = name if len(by_protocol) == 1 else f"{name} ({base})"
             found[shown_name] = arm_record([reference], base, arms[base], config)
             for member in members:
@@ -323,7 +315,7 @@ def reference_records(
     return found, missing
 
 
-def reference_gains(arm: list[TrainRun], reference: TrainRun, primary: str) -> dict[str, Gain]:
+def reference_gains(arm: list[ComparedRun], reference: ComparedRun, primary: str) -> dict[str, Gain]:
     """The arm's gain over the reference in the primary metric, by ranking."""
     found = {}
     for name, ranking in reference.rankings.items():

@@ -53,21 +53,28 @@ class Pair(NamedTuple):
 
 
 def metric_table(comparison: Comparison, ranking: str, *, cold: bool = False, brief: bool = False) -> Table:
-    """A row per arm: its metrics, each with its gain over the base arm.
+    """A row per arm: its metrics, each with its gain over the base arm. No rows without targets.
 
     `cold`: of the cold-start targets alone. `brief`: three metrics in one line each, and the arm's base, number of runs
     and number of parameters.
     """
     names = BRIEF_METRICS if brief else METRICS
+    arms = ranked_arms(comparison, ranking)
     rows = []
-    for arm_name, arm in ranked_arms(comparison, ranking).items():
+    for arm_name, arm in arms.items():
         metrics, gains = results_of(arm, ranking, cold=cold)
         size = ["", ""] if arm.is_reference else [str(len(arm.runs)), str(arm.parameters)]
         own = [arm.base or "", *size] if brief else []
         rows.append([arm_name, *own, *(metric_cell(name, metrics, gains, in_lines=not brief) for name in names)])
     header = ["arm", *(["base", "runs", "parameters"] if brief else []), *map(metric_name, names)]
-    caption = f"Candidates: {ranking}; gains over the base arm with 95% intervals"
-    return Table(cold_caption(comparison, ranking) if cold else caption, header, rows)
+    if not cold:
+        return Table(f"Candidates: {ranking}; gains over the base arm with 95% intervals", header, rows)
+    found = [arm.cold[ranking] for arm in arms.values()]
+    caption = (
+        f"Cold-start targets (fewer than {comparison.cold_below} train interactions), candidates: {ranking}: "
+        f"{found[0].targets:,} targets of {found[0].users:,} users"
+    )
+    return Table(caption, header, rows if any(one.targets for one in found) else [])
 
 
 def metric_cell(name: str, metrics: Metrics | None, gains: Gains | None, *, in_lines: bool) -> str:
@@ -77,27 +84,11 @@ def metric_cell(name: str, metrics: Metrics | None, gains: Gains | None, *, in_l
     return ("\n" if in_lines else " ").join([value, *([gain_text(gains[name], in_lines=in_lines)] if gains else [])])
 
 
-def cold_caption(comparison: Comparison, ranking: str) -> str:
-    targets, users = cold_counts(comparison, ranking)
-    return (
-        f"Cold-start targets (fewer than {comparison.cold_below} train interactions), candidates: {ranking}: "
-        f"{targets:,} targets of {users:,} users"
-    )
-
-
-def cold_counts(comparison: Comparison, ranking: str) -> tuple[int, int]:
-    """Cold-start targets and their users, of the first arm: arms of one protocol have the same."""
-    cold = next(iter(ranked_arms(comparison, ranking).values())).cold[ranking]
-    return cold.targets, cold.users
-
-
-def list_table(arms: Arms) -> Table | None:
-    """Accuracy and diversity of recommended lists; None where the arms measured them in different ways."""
+def list_table(arms: Arms) -> Table:
+    """Accuracy and diversity of recommended lists. No rows if the arms measured them in different ways."""
     lists = {name: arm.lists for name, arm in arms.items() if arm.lists is not None}
-    [settings, *others] = {(one.length, one.mmr_weight, one.scores) for one in lists.values()}
-    if others:
-        return None
-    length, weight, scores = settings
+    settings = [(one.length, one.mmr_weight, one.scores) for one in lists.values()]
+    length, weight, scores = settings[0]
     space = scores or "each model's own item vectors, which cannot be compared between arms"
     rows = [
         [name, order, *(f"{figures[figure]:.4f}" for figure in LIST_FIGURES)]
@@ -105,7 +96,8 @@ def list_table(arms: Arms) -> Table | None:
         for order, figures in (("ranked", one.ranked), ("reranked", one.reranked))
     ]
     caption = f"Lists of {length} items, as ranked and re-ranked by MMR with weight {weight}; similarity by {space}"
-    return Table(caption, ["arm", "order", *(name.replace("_", " ") for name in LIST_FIGURES)], rows)
+    header = ["arm", "order", *(name.replace("_", " ") for name in LIST_FIGURES)]
+    return Table(caption, header, rows if len(set(settings)) == 1 else [])
 
 
 # --- parts of a comparison ----------------------------------------------------------------------
@@ -116,6 +108,7 @@ def ranking_names(arms: Arms) -> list[str]:
 
 
 def ranked_arms(comparison: Comparison, ranking: str) -> Arms:
+    """The arms that have this ranking."""
     return {name: arm for name, arm in comparison.arms.items() if ranking in arm.metrics}
 
 
@@ -177,11 +170,9 @@ def markdown_table(comparison: Comparison) -> str:
         pairs = shown_pairs(comparison, ranking)
         if pairs:
             parts.append(improvement_table(pairs))
-        is_cold = cold_counts(comparison, ranking)[0] > 0
-        cold = captioned_rows(metric_table(comparison, ranking, cold=True, brief=True))
-        parts.append(cold if is_cold else f"{cold_caption(comparison, ranking)}\n")
+        parts.append(captioned_rows(metric_table(comparison, ranking, cold=True, brief=True)))
     lists = list_table(comparison.arms)
-    parts += [captioned_rows(lists)] if lists else []
+    parts += [captioned_rows(lists)] if lists.rows else []
     parts += [note.replace("*", "\\*") + "\n" for note in table_notes(comparison)]
     return "\n".join([*parts, *stamp_lines(comparison)])
 
@@ -206,7 +197,8 @@ def stamp_lines(comparison: Comparison) -> Iterable[str]:
 
 
 def captioned_rows(table: Table) -> str:
-    return f"{table.caption}\n\n{markdown_rows([table.header, *table.rows])}"
+    rows = f"\n{markdown_rows([table.header, *table.rows])}" if table.rows else ""
+    return f"{table.caption}\n{rows}"
 
 
 def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
@@ -296,7 +288,7 @@ def latex_cells(cells: Cells) -> list[str]:
 
 
 def latex(text: str) -> str:
-    """Plain text that stays text."""
+    """Escapes plain text for LaTeX."""
     special = {
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",

@@ -1,24 +1,25 @@
-"""The gain of one arm over another with its 95% interval and p-value, over users and trainings.
+"""The gain of one arm over another with its 95% interval and p-value, over users and training runs.
 
-Users and runs (trainings) are both random and crossed: every run ranks the same users. The variance of a mean over
-R runs and U users is that of the users' own means over U, plus that of the run means over R:
+Users and runs are both random, and they are crossed: every run ranks the same users. The variance of a mean over R runs
+and U users is the variance of the users' own means over U, plus the variance of the run means over R:
 
     users: (variance of the users' means - residual / R) / U        U - 1 degrees of freedom
     runs:  variance of the run means / R, the residual within it    R - 1 degrees of freedom
 
-(the random effects of Searle, Casella, McCulloch 1992, chapter 5). Two or three runs leave the second with one or two
-degrees of freedom, where the normal distribution and even Satterthwaite's approximation are too narrow. The critical
-value is Cochran and Cox's (1950): the mean of the components' own t quantiles, weighted by their variances. Simulated
-coverage of 95% intervals, no true effect, 400 users, standard error over users .05 (test_gains.py):
+(the random effects of Searle, Casella, McCulloch 1992, chapter 5). With two or three runs the second component has one
+or two degrees of freedom, for which the normal distribution and even Satterthwaite's approximation are too narrow. The
+critical value is therefore Cochran and Cox's (1950): the mean of the components' own t quantiles, weighted by their
+variances. Simulated coverage of 95% intervals without a true effect, 400 users, standard error over users .05
+(test_gains.py):
 
     seed deviation                              0     .1     .3
     this, 2 runs / 3 runs                 .95/.95  .96/.97  .94/.95
     Satterthwaite's t, 2 runs / 3 runs    .95/.95  .91/.94  .87/.92
     bootstrap of users and runs, 2 / 3    .95/.95  .89/.90  .71/.80
 
-Where trainings differ by no more than the residual it covers up to .98: one degree of freedom cannot tell. Nothing is
-known of what one run's repetition would give: its interval is over users alone, without a p-value. Intervals of few
-users (below some 30) rest on the mean being near normal, which skewed metrics are not there.
+Where runs differ by no more than the residual, the coverage is up to .98, because one degree of freedom cannot tell the
+two apart. One run does not show how a repetition would differ: its interval is over users alone, without a p-value.
+Intervals of few users (below about 30) assume a nearly normal mean, which skewed metrics do not have there.
 
 Shape suffixes: `M` metrics, `R` runs of an arm, `U` users.
 """
@@ -37,7 +38,7 @@ LEAST_P = 1e-12
 
 @dataclass
 class Gain:
-    """Difference arm - base with its interval, absolute and in percent of the base. Bounds are None for one user."""
+    """The difference arm - base and its interval, absolute and in percent of the base; no bounds for one user."""
 
     difference: float
     low: float | None
@@ -45,16 +46,16 @@ class Gain:
     relative: float | None
     """None where the base is 0."""
     relative_low: float | None
-    """None, as the next, where the base or the arm is 0."""
+    """None, like `relative_high`, where the base or the arm is 0."""
     relative_high: float | None
     p: float | None
-    """Two-sided, against no difference: below 1 - CONFIDENCE where `low` and `high` leave out 0. None for one run."""
+    """Two-sided, against no difference: below 1 - CONFIDENCE if the interval excludes 0. None for one run."""
     over: Literal["users", "users and runs"]
-    """What the interval speaks of; `users` where an arm has one run."""
+    """What varies in the interval; `users` if one of the arms has a single run."""
 
 
 class Component(NamedTuple):
-    """One part of the variance of a mean; an array has an entry per metric."""
+    """One part of the variance of a mean, with its degrees of freedom; arrays have an entry per metric."""
 
     variance: np.ndarray
     freedom: np.ndarray | int
@@ -64,15 +65,15 @@ class Component(NamedTuple):
 
 
 def gains(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> list[Gain]:
-    """Each metric's gain of `arm` over `base` on the same users, in [0, 1].
+    """The gain of `arm` over `base` on the same users, for each metric; metrics are in [0, 1].
 
-    `paired`: run r of both had the same seed; else the two arms' runs are independent, and may be of unequal number.
-    An arm without training (popularity) is paired, repeated for each run of the base.
+    `paired`: run r of both arms had the same seed. Otherwise the runs are independent, and their numbers may differ.
+    An arm without training (popularity) is paired: repeat it for each run of the base.
     """
     arm_M, base_M = arm_MRU.mean(axis=(1, 2)), base_MRU.mean(axis=(1, 2))
     found = components(arm_MRU, base_MRU, paired=paired)
     half_M = half_width(found, 1 - CONFIDENCE)
-    # of log(arm) - log(base): a ratio's interval is lopsided, and ends at -100%
+    # of log(arm) - log(base), because a ratio's interval is lopsided and ends at -100%
     arm_unit_M, base_unit_M = (np.where(mean_M > 0, mean_M, 1.0)[:, None, None] for mean_M in (arm_M, base_M))
     log_half_M = half_width(components(arm_MRU / arm_unit_M, base_MRU / base_unit_M, paired=paired), 1 - CONFIDENCE)
     over = "users" if min(arm_MRU.shape[1], base_MRU.shape[1]) == 1 else "users and runs"
@@ -88,7 +89,7 @@ def gains(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> list[Ga
 
 
 def components(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> list[Component]:
-    """Of the variance of `mean(arm) - mean(base)`: the users' part, and the runs' where both have two or more."""
+    """Parts of the variance of `mean(arm) - mean(base)`: of users, and of runs if both arms have two or more runs."""
     users_MU = arm_MRU.mean(axis=1) - base_MRU.mean(axis=1)
     users = users_MU.shape[1]
     if users == 1:
@@ -103,7 +104,7 @@ def components(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> li
 
 
 def merged(one: Component, other: Component) -> Component:
-    """The sum of two independent parts, with Welch's degrees of freedom."""
+    """Adds two independent parts, with Welch's degrees of freedom."""
     total = one.variance + other.variance
     each = one.variance**2 / one.freedom + other.variance**2 / other.freedom
     least = min(one.freedom, other.freedom)
@@ -111,7 +112,7 @@ def merged(one: Component, other: Component) -> Component:
 
 
 def residual_variance(values_MRU: np.ndarray) -> np.ndarray:
-    """(M,): of a mean over runs and users, the part of what neither explains, such as ranks that training moves."""
+    """(M,): the part of a mean's variance that neither users nor runs explain, such as ranks that training moves."""
     _, runs, users = values_MRU.shape
     rest_MRU = values_MRU - values_MRU.mean(axis=1, keepdims=True)
     rest_MRU -= rest_MRU.mean(axis=2, keepdims=True)
@@ -119,14 +120,14 @@ def residual_variance(values_MRU: np.ndarray) -> np.ndarray:
 
 
 def half_width(found: list[Component], level: float) -> np.ndarray:
-    """Half the interval at 1 - level."""
+    """Half the width of the interval with confidence 1 - level."""
     total = sum(one.variance for one in found)
     weighted = sum(one.variance * -stdtrit(one.freedom, level / 2) for one in found)
     return weighted / np.sqrt(np.where(total == 0, 1.0, total))
 
 
 def two_sided_p(difference: float, found: list[Component]) -> float:
-    """The level whose interval ends at 0; at least LEAST_P, NaN where no variance is known."""
+    """The level whose interval ends at 0; at least LEAST_P, and NaN where the variance is unknown."""
     if difference == 0:
         return 1.0
 
@@ -140,15 +141,15 @@ def two_sided_p(difference: float, found: list[Component]) -> float:
 
 
 def percents(arm: float, base: float, log_half: float) -> tuple[float, float, float]:
-    """The gain in percent of the base and its bounds; NaN where there is none."""
+    """The gain in percent of the base, and its bounds; NaN where a value does not exist."""
     if base == 0:
         return math.nan, math.nan, math.nan
     relative = 100 * (arm - base) / base
-    if arm == 0 or log_half > 700:  # exp's end
+    if arm == 0 or log_half > 700:  # math.exp would overflow
         return relative, math.nan, math.nan
     return relative, 100 * (arm / base * math.exp(-log_half) - 1), 100 * (arm / base * math.exp(log_half) - 1)
 
 
 def known(value: float) -> float | None:
-    """None for NaN, which JSON has not."""
+    """None for NaN, which JSON cannot hold."""
     return None if math.isnan(value) else float(value)

@@ -1,12 +1,12 @@
-"""The report's figures as inline SVG: small enough for a phone, text kept as text, nothing fetched from outside.
+"""The report's figures as inline SVG: small enough for a phone, with text as text, and without outside files.
 
-`save_figure` writes those of other stages to files.
+`save_figure` writes the figures of other stages to files.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import fsspec
 import matplotlib
@@ -17,9 +17,9 @@ from matplotlib.ticker import PercentFormatter
 
 BLUE, ORANGE, GREEN, GREY, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#d5dae1"
 CURVES = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3")
-WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone, at its own scale
+WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone
 CURVE_INCHES = 2.6
-# Fixed ids make equal figures equal bytes; text stays text, so that it is searched, read aloud and small.
+# Fixed ids give equal figures equal bytes. Text stays text, so that it can be searched and read aloud, and is small.
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
 SHARE_PARTS = (
     ("base", "base part", BLUE),
@@ -30,7 +30,7 @@ SMALLEST_LABELLED_SHARE = 0.08
 
 
 class Interval(NamedTuple):
-    """A value with its bounds, in the unit of the axis."""
+    """An arm's value and its bounds, in the unit of the axis."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Values by step, with their bounds where there are any."""
+    """Values by step, with bounds where there are any."""
 
     name: str
     steps: Sequence[float]
@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 
 
 def gain_chart(gains: Sequence[Interval], *, figure_id: str, label: str, axis: str) -> Markup:
-    """A bar per arm from zero to its gain, with its interval; the first arm is on top."""
+    """A bar per arm from zero to the gain, with the gain's interval; the first arm is on top."""
     figure, axes = horizontal_axes([gain.name for gain in gains])
     rows, lows, highs = range(len(gains)), [gain.low for gain in gains], [gain.high for gain in gains]
     axes.barh(rows, [gain.value for gain in gains], height=0.55, color=BLUE, alpha=0.7)
@@ -61,9 +61,9 @@ def gain_chart(gains: Sequence[Interval], *, figure_id: str, label: str, axis: s
 
 
 def share_chart(shares: Mapping[str, Mapping[str, float]], *, figure_id: str, label: str) -> Markup:
-    """A stacked bar per arm of what the spread of its scores comes from.
+    """A stacked bar per arm: the shares of base part, encoder and user side in the spread of its scores.
 
-    Shares are fractions of 1; one that works against the others is negative and stands left of zero.
+    Shares are fractions of 1. A part that works against the others has a negative share, which is left of zero.
     """
     figure, axes = horizontal_axes(list(shares))
     ends = {negative: [0.0] * len(shares) for negative in (False, True)}
@@ -82,7 +82,7 @@ def share_chart(shares: Mapping[str, Mapping[str, float]], *, figure_id: str, la
 
 
 def agreement_chart(correlations: Mapping[str, float], *, figure_id: str, label: str) -> Markup:
-    """A bar per aspect on -1..1."""
+    """A bar per aspect: its rank correlation, -1..1."""
     figure, axes = horizontal_axes(list(correlations))
     axes.barh(range(len(correlations)), list(correlations.values()), height=0.6, color=BLUE)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -94,7 +94,7 @@ def agreement_chart(correlations: Mapping[str, float], *, figure_id: str, label:
 def profile_chart(
     aspects: Sequence[str], scores: Sequence[float], averages: Sequence[float], *, figure_id: str, label: str
 ) -> Markup:
-    """A subject's scores as dots on 1..10, tied to hollow dots at the average over all subjects."""
+    """A subject's scores as dots on 1..10, joined to hollow dots at the averages over all subjects."""
     figure, axes = horizontal_axes(aspects)
     rows = range(len(aspects))
     axes.hlines(rows, averages, scores, color=LIGHT, linewidth=4)
@@ -116,9 +116,7 @@ def curve_chart(curves: Sequence[Curve], *, figure_id: str, label: str, axis: st
         if curve.lows is not None and curve.highs is not None:
             axes.fill_between(curve.steps, curve.lows, curve.highs, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel(axis)
-    axes.grid(color=LIGHT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_frame(axes)
     figure.legend(loc="outside upper center", ncols=len(curves), frameon=False, fontsize=8)
     return inline_svg(figure, figure_id=figure_id, label=label)
 
@@ -129,18 +127,24 @@ def horizontal_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
         size = (WIDTH_INCHES, MARGIN_INCHES + ROW_INCHES * len(names))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        # A dollar sign in a name is no formula.
+        # matplotlib would read a dollar sign as the start of a formula
         axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="x", color=LIGHT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    plain_frame(axes, grid="x")
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure, axes
 
 
+def plain_frame(axes: Axes, *, grid: Literal["x", "y", "both"] = "both") -> None:
+    """Draws a light grid behind the data, and no frame at the top and the right."""
+    axes.grid(axis=grid, color=LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
-    """The drawing as one <svg> element, named by `label`; its ids start with `figure_id`, to be unique in a page."""
+    """The figure as one <svg> element that `label` describes; its ids start with `figure_id`, unique in the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -149,12 +153,12 @@ def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure_id}-", drawing).replace("xlink:href", "href")
     view_box = re.search(r'viewBox="[^"]*"', drawing)[0]
     content = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
-    # Safe as markup: the label is escaped here, every text of the content by matplotlib.
+    # Safe as markup: the label is escaped here, and matplotlib escapes all text of the content.
     return Markup(f'<svg {view_box} role="img" aria-label="{escape(label)}">{content}')
 
 
 def save_figure(figure: Figure, path: str, *, dots_per_inch: int = 150) -> None:
-    """`path`.png and `path`.svg, on any fsspec file system; equal figures give equal bytes."""
+    """Writes `path`.png and `path`.svg to any fsspec file system; equal figures give equal bytes."""
     with matplotlib.rc_context(STYLE):
         for ending, metadata in (("png", None), ("svg", {"Date": None})):
             with fsspec.open(f"{path}.{ending}", "wb") as file:

@@ -89,12 +89,12 @@ def finetune_section(path: str, config: Mapping[str, Any], *, figure_id: str) ->
     best = next(one for one in reversed(evaluations) if one.step == record.best_step)
     start = f", from the adapter of {config['adapter']}" if config["adapter"] else ""
     text = (
-        f"Task “{config['task']}”, {config['rollouts']} rollouts, {record.steps} steps of reinforcement after "
-        f"{record.warm_steps} of the warm start{start}; means over {record.held_out} held-out users with 95% "
+        f"Task “{config['task']}”, {config['rollouts']} rollouts, {record.steps} reinforcement learning steps after "
+        f"{record.warm_steps} steps of the SFT warm-up{start}; means over {record.held_out} held-out users with 95% "
         "intervals over users, then the same users' change from before; an asterisk marks an interval without zero. "
-        "This is one run: no interval shows how another fine-tune would differ. One answer for all is the mean of "
-        "these users' ratings; the personal metrics are of ratings centred on that mean, as a recommender's user "
-        "vectors are. The best step was chosen by the reward of these same users, the last step was not."
+        "No interval shows how another fine-tune would differ, because this is one run. One answer for all is the "
+        "mean of these users' ratings; the personal metrics are of ratings centred on that mean, as a recommender's "
+        "user vectors are. The best step was chosen by the reward of these same users, the last step was not."
     )
     tables = [stage_table(evaluations, best)]
     if record.steps:
@@ -125,7 +125,7 @@ def read_lines(path: str) -> list[Step]:
 def stage_table(evaluations: Sequence[Evaluation], best: Evaluation) -> Table:
     before, last = evaluations[0], evaluations[-1]
     stages = [("before", before)]
-    stages += [("after the warm start", one) for one in evaluations if one.stage == "warm_start"]
+    stages += [("after the SFT warm-up", one) for one in evaluations if one.stage == "warm_start"]
     if last.stage == "reinforcement":
         stages += [(f"last step, {last.step}", last), (f"best step, {best.step}", best)]
     rows = [[name, *(stage_cell(one, before, metric) for metric in METRICS)] for name, one in stages]
@@ -157,7 +157,7 @@ def step_table(lines: Sequence[Step]) -> Table:
         [words, *(show(mean_of(name, some)) for some in (steps[:part], steps[-part:]))]
         for name, words in STEP_FIGURES.items()
     ]
-    return Table("Steps of reinforcement, training users", ["", f"first {part}", f"last {part}"], rows)
+    return Table("Reinforcement learning steps, training users", ["", f"first {part}", f"last {part}"], rows)
 
 
 def mean_of(name: str, lines: Sequence[Step]) -> float | None:
@@ -168,7 +168,7 @@ def mean_of(name: str, lines: Sequence[Step]) -> float | None:
 def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Step], figure_id: str) -> list[Chart]:
     trained = [line for line in lines if line["stage"] == "reinforcement"]
     taught = [line for line in lines if line["stage"] != "reinforcement"]
-    losses = [step_curve(taught, "loss", "warm start, own steps")] if taught else []
+    losses = [step_curve(taught, "loss", "SFT warm-up, own steps")] if taught else []
     if not trained:
         return [chart("Loss by step", losses, f"{figure_id}-loss")]
     rewards = [held_out_curve(evaluations, "reward", "held-out users"), step_curve(trained, "reward", "training users")]
@@ -179,7 +179,7 @@ def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Step], figu
     return [
         chart("Reward by step", rewards, f"{figure_id}-reward"),
         chart("MRR and AUC of held-out users by step", metrics, f"{figure_id}-metrics"),
-        chart("Loss by step", [step_curve(trained, "loss", "reinforcement"), *losses], f"{figure_id}-loss"),
+        chart("Loss by step", [step_curve(trained, "loss", "reinforcement learning"), *losses], f"{figure_id}-loss"),
         chart("Parts of the loss by step", [step_curve(parts, n, LOSS_PARTS[n]) for n in used], f"{figure_id}-parts"),
         chart("Entropy and KL divergence by step, in nats", nats, f"{figure_id}-entropy"),
         chart("Answers by step, shares", answers, f"{figure_id}-answers"),
@@ -191,7 +191,7 @@ def chart(caption: str, curves: Sequence[Curve], figure_id: str) -> Chart:
 
 
 def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) -> Curve:
-    """A metric's mean with its interval, from the last evaluation before the reinforcement."""
+    """A metric's mean with its interval, from the last evaluation before reinforcement learning."""
     start = [one for one in evaluations if one.stage != "reinforcement"][-1:]
     shown = [*start, *(one for one in evaluations if one.stage == "reinforcement")]
     known = [(one.step, mean) for one in shown if (mean := user_mean(one.users[metric])) is not None]

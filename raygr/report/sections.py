@@ -42,25 +42,25 @@ def comparison_section(comparison: Comparison) -> Section:
     """The arms' metrics with gains over their bases, lists, score shares, settings and protocols."""
     arms, rankings = comparison.arms, ranking_names(comparison.arms)
     tables = [metric_table(comparison, ranking) for ranking in rankings]
-    tables += [metric_table(comparison, ranking, cold=True) for ranking in rankings if any_cold(arms, ranking)]
-    lists, shares = list_table(arms), share_table(arms)
-    tables += [table for table in (lists, shares if shares.rows else None, settings_table(arms)) if table]
-    tables += protocol_tables(comparison)
+    tables += [metric_table(comparison, ranking, cold=True) for ranking in rankings]
+    tables += [list_table(arms), share_table(arms), settings_table(arms), *protocol_tables(comparison)]
     text = (
         f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
         "over runs where there are two or more."
     )
     charts = comparison_charts(arms, rankings[0], comparison.primary_metric)
-    return Section("Comparison", " ".join([text, *table_notes(comparison)]), tables, charts, comparison.remarks)
+    return Section(
+        "Comparison",
+        " ".join([text, *table_notes(comparison)]),
+        [table for table in tables if table.rows],
+        charts,
+        comparison.remarks,
+    )
 
 
 def base_words(arms: Arms) -> str:
     bases = list(dict.fromkeys(arm.base for arm in arms.values() if arm.base))
     return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the settings)"
-
-
-def any_cold(arms: Arms, ranking: str) -> bool:
-    return any(arm.cold[ranking].targets for arm in arms.values() if ranking in arm.cold)
 
 
 def protocol_tables(comparison: Comparison) -> list[Table]:

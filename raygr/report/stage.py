@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.tables import Table
-from raygr.config import check_config, override
+from raygr.config import check_config, input_paths, override
 from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
 from raygr.prepare.config import PrepareConfig
@@ -82,15 +82,22 @@ def report(config: ReportConfig) -> Run:
         title=config.title,
         notice=config.notice,
         sections=list(report_sections(config, records)),
-        runs=[run_note(path, record) for path, record in records.items()],
+        runs=[
+            RunNote(
+                path,
+                record["job"],
+                json.dumps(record["config"], indent=1, ensure_ascii=False),
+                run_command(record["job"], record["config"]),
+            )
+            for path, record in records.items()
+        ],
         versions=version_table(records),
     )
     run = start_run(config.output, job="report", config=config)
     write_text(render(content, "report.html.jinja", escape_html=True), run.file(HTML))
     write_text(render(content, "report.md.jinja", escape_html=False), run.file(MARKDOWN))
-    inputs = [config.data, config.comparison, config.item_score_run, config.user_score_run, config.reference_scores]
-    inputs += config.finetune
-    finish_run(run, inputs=[path for path in inputs if path], counts={"sections": len(content.sections)})
+    inputs = [given.path for given in input_paths(config)]
+    finish_run(run, inputs=inputs, counts={"sections": len(content.sections)})
     return run
 
 
@@ -145,11 +152,6 @@ def read_quality(run: str) -> tuple[dict[str, Any], dict[str, AspectQuality]]:
     quality = read_json(join(run, QUALITY))
     aspects = {name: AspectQuality(**found) for name, found in quality.pop("aspects").items()}
     return quality, aspects
-
-
-def run_note(path: str, record: Mapping[str, Any]) -> RunNote:
-    job, config = record["job"], record["config"]
-    return RunNote(path, job, json.dumps(config, indent=1, ensure_ascii=False), run_command(job, config))
 
 
 def run_command(job: str, config: Mapping[str, Any]) -> str:

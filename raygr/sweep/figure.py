@@ -11,10 +11,11 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.api.typing import SeriesGroupBy
 from statsmodels.stats.weightstats import DescrStatsW
 
 from raygr import runs
-from raygr.report.charts import BLUE, GREEN, GREY, LIGHT, ORANGE, STYLE, save_figure
+from raygr.report.charts import BLUE, GREEN, GREY, ORANGE, STYLE, plain_frame, save_figure
 
 CHOSEN_BY = "validation_ndcg@10"
 COLORS = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3", "#b03a48")
@@ -49,14 +50,12 @@ def draw_panel(axes: Axes, table: pd.DataFrame, name: str, *, others: list[str])
     if not is_number:
         axes.set_xticks(range(len(places)), places, rotation=20, ha="right")
     axes.set_xlabel(name)
-    axes.grid(color=LIGHT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_frame(axes)
     if any(not is_numeric(table[other]) for other in others):
         axes.legend(frameon=False, fontsize=7)
 
 
-def draw_intervals(axes: Axes, values_by_x, color: str) -> None:
+def draw_intervals(axes: Axes, values_by_x: SeriesGroupBy, color: str) -> None:
     """Draws intervals without widening the axis, because those of two seeds are often wider than the rest."""
     limits = axes.get_ylim()
     for x, values in values_by_x:

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.util.queue import Queue
 
 from raygr import files, locks, runs
-from raygr.config import ConfigError
+from raygr.config import ConfigError, input_paths
 from raygr.distributed import wants_gpu, workers_on_gpus
 from raygr.ray_setup import connect
 from raygr.sweep.config import SweepConfig, ValueRange
@@ -79,8 +79,8 @@ def sweep(config: SweepConfig) -> runs.Run:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune's own handler would hide Ctrl-C from a later stage
     controllers.shutdown()
     counts = write_results(config, run, ended)
-    used = {path for one in trained for path in (one.data, one.item_scores, one.user_score_run, one.list_scores)}
-    runs.finish_run(run, inputs=sorted(path for path in used if path), counts=counts)
+    used = {given.path for one in trained for given in input_paths(one)}
+    runs.finish_run(run, inputs=sorted(used), counts=counts)
     return run
 
 

@@ -50,7 +50,9 @@ class Serving(NamedTuple):
 
 def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor]) -> None:
     """Writes the weights and the three files into `config.output`."""
-    write_weights(weights, files.join(config.output, MODEL))
+    filesystem, inner = files.filesystem_of(files.join(config.output, MODEL))
+    with filesystem.open(inner, "wb") as file:
+        file.write(safetensors.torch.save({name: values.contiguous() for name, values in weights.items()}))
     item_ids, user_ids = read_ids(config.data, ITEMS, "item"), read_ids(config.data, USERS, "user")
     files.write_table(pa.table([item_ids], schema=SERVED_ITEM_SCHEMA), files.join(config.output, SERVED_ITEMS))
     items_N = pa.array(inputs.items_N.numpy(), pa.int32())
@@ -60,12 +62,6 @@ def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor
     )
     record = {"config": to_jsonable_python(with_absolute_paths(config)), "repeats": inputs.repeats}
     files.write_json(record, files.join(config.output, SERVING))
-
-
-def write_weights(weights: dict[str, Tensor], path: str) -> None:
-    filesystem, inner = files.filesystem_of(path)
-    with filesystem.open(inner, "wb") as file:
-        file.write(safetensors.torch.save({name: values.contiguous() for name, values in weights.items()}))
 
 
 def read_serving(run: str) -> Serving:
@@ -90,13 +86,14 @@ def read_model(run: str, config: TrainConfig) -> SequenceModel:
     """The trained model in eval mode, on the CPU."""
     filesystem, inner = files.filesystem_of(files.join(run, MODEL))
     weights = safetensors.torch.load(filesystem.cat_file(inner))
-    items, features, users = (weights.get(f"embedding.{name}") for name in ("base_ID", "features_IF", "users_UA"))
+    features, users = weights.get("embedding.features_IF"), weights.get("embedding.users_UA")
+    items = len(weights["embedding.base_ID"])
     features_of_aspect = LEVELS if config.fusion == "add" and config.add_map == "levels" else 1
     with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
         model = build_model(
             config,
-            items=len(items),
-            scores_IA=None if features is None else np.zeros((len(items), features.shape[1] // features_of_aspect)),
+            items=items,
+            scores_IA=None if features is None else np.zeros((items, features.shape[1] // features_of_aspect)),
             users_UA=None if users is None else np.zeros(users.shape),
         )
     model.load_state_dict(weights)

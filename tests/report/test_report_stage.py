@@ -247,7 +247,7 @@ def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
     assert "Versions" in text and "numpy" in page
 
 
-def test_a_warm_start_alone_has_no_steps_of_reinforcement(tmp_path):
+def test_an_sft_warm_up_alone_has_no_reinforcement_learning_steps(tmp_path):
     path = make_tuning(tmp_path)
     lines = [line for line in (tmp_path / "steps.jsonl").read_text().splitlines() if "warm_start" in line]
     write_text("\n".join(lines), str(tmp_path / "steps.jsonl"))
@@ -258,7 +258,7 @@ def test_a_warm_start_alone_has_no_steps_of_reinforcement(tmp_path):
     section = finetune_section(path, config, figure_id="t")
     assert "from the adapter of runs/first" in section.text
     (stages,) = section.tables
-    assert [row[0] for row in stages.rows] == ["before", "after the warm start"]
+    assert [row[0] for row in stages.rows] == ["before", "after the SFT warm-up"]
     assert [chart.caption for chart in section.charts] == ["Loss by step"]
 
 
