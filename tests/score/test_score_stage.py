@@ -191,14 +191,14 @@ def test_forced_completions_are_all_valid_with_expected_ratings(data, tmp_path, 
 
 
 def write_random_adapter(folder: Path) -> str:
-    """Write an adapter of the small model, in PEFT's format, that changes the scores a lot."""
+    """Write an adapter of the small model, in PEFT's format: it moves ratings, but no token of the forced format."""
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_model_folder()))
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
     shapes = get_peft_model_state_dict(model, save_embedding_layers=False)
     torch.manual_seed(0)
     folder.mkdir()
-    weights = {name: 0.1 * torch.randn(weight.shape) for name, weight in shapes.items()}
+    weights = {name: 0.03 * torch.randn(weight.shape) for name, weight in shapes.items()}
     safetensors.torch.save_file(weights, folder / "adapter_model.safetensors")
     model.peft_config["default"].save_pretrained(folder)
     return str(folder)
@@ -219,7 +219,7 @@ def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path, lang
     prefix_ids = [*prompts[rows[0]["subject_id"]]["prompt_ids"], *tail_ids()[0]]
     by_peft, by_bare = (enumerated(model, tokenizer, prefix_ids) @ np.arange(1, 11) for model in (tuned, bare))
     assert rows[0]["expected"][0] == pytest.approx(by_peft, abs=1e-3)
-    assert abs(by_peft - by_bare) > 0.01
+    assert abs(by_peft - by_bare) > 5e-3
 
 
 def test_users_prompts_end_before_validation(data, tmp_path):
