@@ -59,7 +59,7 @@ def metric_table(comparison: Comparison, ranking: str, *, cold: bool = False, br
     and number of parameters.
     """
     names = BRIEF_METRICS if brief else METRICS
-    arms = {name: arm for name, arm in comparison.arms.items() if ranking in arm.metrics}
+    arms = ranked_arms(comparison, ranking)
     rows = []
     for arm_name, arm in arms.items():
         metrics, gains = results_of(arm, ranking, cold=cold)
@@ -105,6 +105,11 @@ def list_table(arms: Arms) -> Table:
 
 def ranking_names(arms: Arms) -> list[str]:
     return list(dict.fromkeys(name for arm in arms.values() for name in arm.metrics))
+
+
+def ranked_arms(comparison: Comparison, ranking: str) -> Arms:
+    """The arms that have this ranking."""
+    return {name: arm for name, arm in comparison.arms.items() if ranking in arm.metrics}
 
 
 def results_of(arm: ArmRecord, ranking: str, *, cold: bool) -> tuple[Metrics | None, Gains | None]:

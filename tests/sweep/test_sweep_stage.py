@@ -180,7 +180,7 @@ import json, sys, time
 import ray, ray.train
 from ray import tune
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from raygr.workers import placement, workers_on_gpus
+from raygr.distributed import placement, workers_on_gpus
 
 folder = sys.argv[1]  # as a name it reaches the workers; their sys.argv is Ray's
 
