@@ -263,13 +263,14 @@ def raygr_side(job: dict, side: Side) -> None:
     data = load_tuning_data(config)
     if side.kind == "free":
         data = data._replace(template=endless(data.template, data.model, job["tokens"]))
-    # neither SFT warm-up nor evaluation before the last step of the last epoch, which is never reached
-    epochs = max(config.epochs, job["rounds"] + 2)
-    config = replace(config, warm_start_epochs=0, epochs=epochs, evaluate_every_steps=1_000_000)
+    # no evaluation before the last step of the last epoch, which is never reached
+    config = replace(config, epochs=max(config.epochs, job["rounds"] + 2), evaluate_every_steps=1_000_000)
     tuning = start_tuning(config, data, torch.device("cpu"), Share())
     statistics = (tuning.task.item_mean, tuning.task.item_std, job["rating_mean"], job["rating_std"])
+    # as after the SFT warm-up and its evaluation
     tuning.progress.normalisation = Normalisation(*statistics)
     tuning.progress.evaluations.append({})
+    tuning.progress.sft_step = 1_000_000
     steps = tune(tuning)
     pipe.answer(torch=torch.__version__, transformers=transformers.__version__)
     for number in range(1 + job["rounds"]):

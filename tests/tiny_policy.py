@@ -137,6 +137,9 @@ def toy_inputs(
 
 
 def toy_config(**changes: object) -> FinetuneConfig:
+    """Settings of a small run; an SFT warm-up has a teacher and a learning rate from which a tiny model learns."""
+    if changes.get("warm_start_epochs"):
+        changes = {"teacher": "profile", "warm_start_learning_rate": 1e-2} | changes
     config = FinetuneConfig(output="", data="", item_scores="", aspects="", lora_rank=4, candidate_items=10, epochs=1)
     return replace(config, **changes)
 

@@ -145,6 +145,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
             _, loss_B1 = target_losses(logits_BRTV, answers, template)
             tuning.scaler.scale(loss_B1.sum() / len(examples)).backward()
             loss_sum += loss_B1.detach().sum()
+            del logits_BRTV, loss_B1  # frees memory for the next pass
         rate = config.warm_start_learning_rate * learning_rate_at(progress.sft_step, steps, config.warmup_ratio)
         norm = optimizer_step(tuning, rate)
         progress.sft_step += 1
@@ -183,6 +184,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
                 losses = free_loss(logits_BRTV, rollouts, advantage_BGA, template, weights, reference_BGTV, targets)
             tuning.scaler.scale(losses.total.sum() / len(examples)).backward()
             sums += step_sums(batch, rollouts, reward_BG, mrr_and_auc(task, batch, users_BGA), losses).to(tuning.device)
+            del rollouts, logits_BRTV, reference_BGTV, losses  # frees memory for the next pass
         rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
         norm = optimizer_step(tuning, rate)
         progress.step += 1

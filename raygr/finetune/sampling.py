@@ -70,7 +70,7 @@ class Rollouts(NamedTuple):
     logits_BGTV: Tensor | None = None
     """Logits of the rows where they were sampled with gradients; the loss then needs no further pass."""
     prompts: PromptCache | None = None
-    """KV cache of the prompts where it has gradients; the pass of the loss continues from it."""
+    """KV cache of the prompts where it has gradients; the loss's pass continues from it."""
 
 
 def answer_template(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> AnswerTemplate:

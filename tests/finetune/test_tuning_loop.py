@@ -50,7 +50,7 @@ from raygr.models.workers import Share
 from raygr.score.adapters import AdapterNote, model_sha256, read_note
 
 CPU = torch.device("cpu")
-BASE = {"task": "base", "reward": "log_prob", "lora_alpha": 16, "learning_rate": 1e-2, "warm_start_learning_rate": 1e-2}
+BASE = {"task": "base", "reward": "log_prob", "lora_alpha": 16, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
