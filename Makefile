@@ -4,7 +4,7 @@
 # make lint         ruff: rules and format
 # make types        mypy over raygr/
 # make docs         the documentation in site/; a warning is an error
-# make tree         writes the list of modules in docs/architecture.md anew
+# make tree         rewrites the list of modules in docs/architecture.md
 # make data-ml-1m, data-ml-100k, data-gift-cards   the data of configs/<name>, from its publisher into data/<name>
 PYTHON ?= python3
 VENV ?= .venv

@@ -87,6 +87,7 @@ def made_up_inputs(items: int, *, histories: int):
         first_U=np.arange(histories + 1) * (HISTORY + 1),
         windows=training_windows(user_N, is_train_N, max_history=HISTORY, prompt_U=prompt_U),
         targets={},
+        repeats=False,
         owned=owned_items(user_N, item_N, users=histories, items=items),
         candidates={},
         train_count_I=np.bincount(item_N - 1, minlength=items),

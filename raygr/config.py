@@ -103,6 +103,21 @@ def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> C
     return check_config(kind, settings, source=file or "the command line", by_hand=by_hand if file else ())
 
 
+def refuse(config: object, without_effect: Mapping[str, Collection[str]], contradictions: Mapping[str, bool]) -> None:
+    """ValueError for fields that differ from their defaults without having an effect, and for contradictions that hold.
+
+    `without_effect` maps a reason to the fields that have none for it.
+    """
+    fields = type(config).__pydantic_fields__
+    defaults = {name: one.get_default(call_default_factory=True) for name, one in fields.items()}
+    wrong = [text for text, holds in contradictions.items() if holds]
+    for reason, names in without_effect.items():
+        given = [name for name in names if vars(config)[name] != defaults[name]]
+        wrong += [f"{', '.join(given)}: no effect {reason}"] if given else []
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
 def check_config(kind: type[Config], settings: object, *, source: str, by_hand: Collection[str] = ()) -> Config:
     """Return `settings` as a checked `kind`; ConfigError names the source and every field that is wrong.
 
@@ -115,7 +130,8 @@ def check_config(kind: type[Config], settings: object, *, source: str, by_hand: 
         for one in error.errors():
             origin = " (of --set)" if set(one["loc"][:1]) & set(by_hand) else ""
             said = unknown_field(kind, one["loc"]) if one["type"] == "unexpected_keyword_argument" else one["msg"]
-            problems.append(f"  {'.'.join(map(str, one['loc'])) or 'file'}{origin}: {said}")
+            place = f"{'.'.join(map(str, one['loc']))}{origin}: " if one["loc"] else ""
+            problems.append(f"  {place}{said.removeprefix('Value error, ')}")
         fields = ", ".join(f.name for f in dataclasses.fields(kind))
         text = "\n".join(problems)
         raise ConfigError(f"{source} is no valid {kind.__name__}:\n{text}\nfields are: {fields}") from None

@@ -1,6 +1,6 @@
-"""What the training stages ask of Ray Train: workers that survive a kill, their set-up, checkpoints out and in.
+"""Ray Train for the stages `train` and `finetune`: placement and set-up of workers, restarts, checkpoints.
 
-The loops themselves know no Ray; `train` and `finetune` hand theirs over as `loop`.
+The training loops themselves do not use Ray; each stage passes its own as `loop`.
 """
 
 import ctypes
@@ -25,14 +25,14 @@ from raygr.ray_setup import Node, cluster_nodes
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "training.pt"
-RESTARTS = 2
+RESTARTS = 2  # of a run whose worker was killed
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, threads: int | None = None) -> bool:
-    """Whether workers run on GPUs, each on its share of one; ConfigError where they do not fit.
+    """Decides whether workers run on GPUs, each on its share of one. ConfigError where the workers do not fit.
 
-    `threads` are the CPUs that each reserves, on one node; null needs one.
+    Each worker reserves `threads` CPUs of one node; None reserves one.
     """
     nodes = cluster_nodes()
     if slots(nodes, threads or 1) < workers:
@@ -46,8 +46,12 @@ def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, thr
             f"use_gpu: {workers} workers need {each}, Ray has {in_words(node.gpus for node in nodes if node.gpus)}"
         )
     if not (enough if use_gpu is None else use_gpu):
+        gpus = in_words(node.gpus for node in nodes if node.gpus)
         if use_gpu is None and any(node.gpus for node in nodes):
-            logger.warning("workers: %d do not fit the GPUs that Ray has, so they run on CPUs", workers)
+            raise ConfigError(
+                f"workers: {workers} do not fit the GPUs that Ray has, {gpus}: "
+                "set fewer workers, or use_gpu: false to run on CPUs"
+            )
         return False
     if workers > 1 and int(1 / gpu_share) > 1:
         raise ConfigError(
@@ -58,7 +62,7 @@ def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, thr
 
 
 def slots(nodes: Sequence[Node], cpus: int, gpu_share: float | None = None) -> int:
-    """Workers of so many CPUs each, and a share of a GPU, that fit on the nodes."""
+    """The number of workers that fit on the nodes, each with `cpus` CPUs and a share of a GPU."""
     return sum(
         int(node.cpus) // cpus
         if gpu_share is None
@@ -68,18 +72,18 @@ def slots(nodes: Sequence[Node], cpus: int, gpu_share: float | None = None) -> i
 
 
 def in_words(amounts: Iterable[float]) -> str:
-    """What the nodes have, such as "4", or "6 (2 + 4)" of two nodes."""
+    """The total of the nodes as text, such as "4", or "6 (2 + 4)" for two nodes."""
     found = [int(amount) for amount in amounts if amount]
     return f"{sum(found)}" + (f" ({' + '.join(map(str, found))})" if len(found) > 1 else "")
 
 
 def workers_on_gpus(gpus: float, gpu_share: float) -> int:
-    """Workers that so many GPUs have room for; no worker's share is taken from two of them."""
+    """The number of workers that fit on the GPUs. A worker's share lies on one GPU."""
     return int(gpus) * int(1 / gpu_share)
 
 
 def check_at_once(workers: int, at_once: int, threads: int | None) -> None:
-    """ConfigError where so many runs do not fit beside each other: those too many would wait without a word."""
+    """ConfigError where `at_once` runs do not fit side by side: the surplus runs would wait silently."""
     nodes = cluster_nodes()
     if slots(nodes, threads or 1) < workers * at_once:
         needed = workers * at_once * (threads or 1)
@@ -89,9 +93,9 @@ def check_at_once(workers: int, at_once: int, threads: int | None) -> None:
 
 
 def worker_cpus(workers: int, threads: int | None, *, gpu_share: float | None = None, at_once: int = 1) -> int:
-    """CPUs that each worker reserves and computes on: `threads`, or where null an equal share of the nodes'.
+    """The CPUs that each worker reserves and computes on: `threads`, or an equal share of the nodes where it is None.
 
-    So many runs `at_once` share them. `gpu_share` is None for workers on CPUs.
+    `at_once` runs share the nodes. `gpu_share` is None for workers on CPUs.
     """
     if threads:
         return threads
@@ -101,7 +105,7 @@ def worker_cpus(workers: int, threads: int | None, *, gpu_share: float | None = 
 
 
 def placement(workers: int, *, use_gpu: bool, gpu_share: float = 1.0, cpus: int = 1) -> ray.train.ScalingConfig:
-    """So many CPUs for each worker, and its share of a GPU."""
+    """The resources of the workers: CPUs for each, and a share of a GPU."""
     resources = {"CPU": cpus, "GPU": gpu_share} if use_gpu else {"CPU": cpus}
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
 
@@ -117,8 +121,8 @@ def run_workers(
 ) -> None:
     """Runs `loop(settings)` in every worker, from the last checkpoint where an earlier attempt stopped.
 
-    Ray's controller looks at the workers every so many seconds, which they wait for in `report`; the callbacks run
-    in the controller.
+    Ray's controller polls the workers every `watched_every` seconds, and `report` waits for the poll. The callbacks run
+    in the controller. ValueError where a worker raises one.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
     filesystem, folder = files.arrow_filesystem(run.file("ray"))
@@ -127,7 +131,7 @@ def run_workers(
         train_loop_config=settings,
         scaling_config=placed,
         run_config=ray.train.RunConfig(
-            name="train",  # start_run has refused a folder of another configuration: going on here is right
+            name="train",  # Ray resumes this name; start_run has refused folders of another configuration
             storage_path=folder,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
@@ -142,26 +146,29 @@ def run_workers(
         refused = [one for one in error.worker_failures.values() if isinstance(one, ValueError)]
         if not refused:
             raise
-        # what a user can mend, such as a learning rate under which training diverges: as it would be without Ray
+        # a user can correct it, such as a learning rate at which training diverges: raise it as it would be without Ray
         raise ValueError(str(refused[0])) from error
 
 
 def fit(trainer: ray.train.torch.TorchTrainer) -> None:
-    """Runs the trainer outside the main thread, where Ray Train would answer Ctrl-C by a wordless end."""
+    """Runs the trainer outside the main thread, where Ray Train would exit silently on Ctrl-C."""
     with ThreadPoolExecutor(1) as pool:
         fitting = pool.submit(trainer.fit)
         try:
             fitting.result()
         except KeyboardInterrupt:
-            ray.shutdown()  # nothing else ends what the thread waits for
+            ray.shutdown()  # nothing else ends the run that the thread waits for
             raise
 
 
 def begin_worker() -> tuple[int, int]:
-    """Logs and threads of this worker, as many as the CPUs that it reserves; its rank and how many there are."""
+    """Sets up logs and threads of this worker; returns its rank and the number of workers.
+
+    It computes on as many threads as it reserves CPUs.
+    """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and tells of every report
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and logs every report
     logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     keep_freed_memory()
@@ -169,9 +176,9 @@ def begin_worker() -> tuple[int, int]:
 
 
 def keep_freed_memory() -> None:
-    """Large blocks that are freed stay with this process, where its C library is glibc.
+    """Keeps freed large blocks in this process, where its C library is glibc.
 
-    glibc returns them at once, and the kernel has to clear them anew for the same tensors of the next step.
+    glibc would return them at once, and the kernel would have to clear them again for the tensors of the next step.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
@@ -180,7 +187,7 @@ def keep_freed_memory() -> None:
 
 
 def last_checkpoint(device: torch.device) -> dict[str, Any] | None:
-    """The state that was reported last; None at the start."""
+    """The last reported state; None at the start of a run."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
@@ -189,7 +196,7 @@ def last_checkpoint(device: torch.device) -> dict[str, Any] | None:
 
 
 def report(metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
-    """A collective of all workers; rank 0 brings the state, the others None."""
+    """Reports metrics and a checkpoint to Ray Train. All workers call it; rank 0 passes the state, the others None."""
     if state is None:
         ray.train.report(dict(metrics))
         return

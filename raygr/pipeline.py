@@ -273,9 +273,8 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     import torch
 
     from raygr.score.adapters import fitting_adapter
-    from raygr.score.prompts import prompt_sha256
-    from raygr.score.store import answer_mode, open_store
-    from raygr.score.subjects import chosen_prompts, encoder_of, prompt_settings, subjects_of
+    from raygr.score.store import open_store
+    from raygr.score.subjects import chosen_prompts, prompt_settings, subjects_of
 
     known: set[str] = set()
     match config:
@@ -286,13 +285,11 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
         case VectorsConfig():
             subjects, limit, fraction = "items", None, 1.0
     settings = prompt_settings(config, subjects, cutoff_fraction=fraction)
-    # no answer of an adapter that is not tuned yet
+    # an adapter that an earlier stage is yet to tune has no answers
     if isinstance(config, ScoreConfig) and not (config.adapter and maker(config.adapter, made)):
         if config.adapter:
-            shared = prompt_sha256(encoder_of(settings).shared)
-            fitting_adapter(config, shared_prompt_sha256=shared, mode=answer_mode(config))
-        store = open_store(config, on_gpu=torch.cuda.is_available())
-        known = store.known(retry_failed=config.retry_failed)
+            fitting_adapter(config, settings)
+        known = open_store(config, on_gpu=torch.cuda.is_available()).known(retry_failed=config.retry_failed)
     chosen = subjects_of(config.data, subjects, limit)
     drawn = np.random.default_rng(0).permutation(chosen)[:SAMPLED]
     rows = chosen_prompts(config.data, settings, drawn)

@@ -25,7 +25,7 @@ from raygr.recommend.config import RecommendConfig
 from raygr.reproduce.config import EXPERIMENTS
 from raygr.score.config import RequestConfig, ScoreConfig
 from raygr.stages import STAGES
-from raygr.train.config import TrainConfig
+from raygr.train.config import TrainConfig, fitting
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -94,17 +94,17 @@ def test_a_wrong_field_is_refused_by_name(override, words):
 
 # Every path of every job; `subjects` and the like are what the job needs besides.
 SCORES = {"data": "~/p", "aspects": "~/a.yaml", "llm": "~/m"}
-TRAINED = {"item_scores": "~/s", "user_score_run": "~/u", "list_scores": "~/l"}
+TRAINED = {"item_scores": "~/s", "user_scores": "llm", "user_score_run": "~/u", "list_scores": "~/l"}
 PATHS = {
     "simulate": {},
     "prepare": {"reviews": ["~/r.jsonl", "~/more/*.jsonl"], "metadata": ["~/m.jsonl"]},
     "score": SCORES | {"subjects": "items", "adapter": "~/t", "store": "~/store"},
     "vectors": SCORES,
-    "finetune": SCORES | {"item_scores": "~/s", "teacher": "~/t", "adapter": "~/f"},
+    "finetune": SCORES | {"item_scores": "~/s", "teacher": "~/t", "warm_start_epochs": 1, "adapter": "~/f"},
     "train": {"data": "~/p"} | TRAINED,
     "sweep": {"train": {}, "space": {}},
     "compare": {"arms": {"base": ["~/t"]}},
-    "recommend": {"train_run": "~/t", "users_file": "~/u.txt", "histories": "~/h", "mmr_scores": "~/s"},
+    "recommend": {"train_run": "~/t", "histories": "~/h", "mmr_weight": 0.5, "mmr_scores": "~/s"},
     "explain": {"train_run": "~/t"},
     "export": {"train_run": "~/t"},
     "report": {"title": "", "data": "~/p", "comparison": "~/c", "item_score_run": "~/s", "user_score_run": "~/u"}
@@ -160,7 +160,7 @@ def test_inputs_inside_the_settings_of_train_runs_are_found():
 
 def test_a_name_of_a_model_and_a_word_are_no_paths():
     settings = {"output": "/o", "data": "/p", "item_scores": "/s", "aspects": "/a", "llm": "org/name"}
-    config = check_config(STAGES["finetune"], settings | {"teacher": "profile"}, source="test")
+    config = check_config(STAGES["finetune"], settings | {"teacher": "profile", "warm_start_epochs": 1}, source="test")
     assert [one.field for one in input_paths(config)] == ["data", "item_scores", "aspects"]
 
 
@@ -260,6 +260,64 @@ def test_off_is_a_value_though_yaml_reads_it_as_false(tmp_path, written):
     assert load_config(TrainConfig, None, ["output=a", "data=b", f"user_side={written}"]).user_side == "off"
     with pytest.raises(ConfigError, match="user_side"):
         load_config(TrainConfig, None, ["output=a", "data=b", "user_side=on"])
+
+
+GUIDED = {"item_scores": "s", "user_scores": "profile"}
+LLM = {"subjects": "users", "aspects": "a"}
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "message"),
+    [
+        *(
+            ("train", {name: value}, f"{name}: no effect without item_scores")
+            for name, value in {
+                "fusion": "concat",
+                "add_map": "linear",
+                "linear_map": True,
+                "user_side": "concat",
+                "guided_weight": 2.0,
+                "control": "random",
+                "aspect_names": ["pace"],
+                "user_guided_train": "after_prompt",
+                "train_user_guided": True,
+                "prompt_fraction": 0.2,
+            }.items()
+        ),
+        ("train", {"user_scores": "profile"}, "user_scores: no effect without item_scores"),
+        ("train", {"missing_scores": "refuse"}, "missing_scores: no effect without item_scores or list_scores"),
+        ("train", GUIDED | {"user_side": "off"}, "user_scores: profile has no effect on user_side: off"),
+        ("train", {"item_scores": "s", "train_user_guided": True}, "train_user_guided: no effect without user_scores"),
+        ("train", {"model": "gru4rec", "heads": 1, "blocks": 1}, "blocks, heads: no effect on model: gru4rec"),
+        ("train", {"candidate_seed": 3}, "candidate_seed: no effect on candidates: full alone"),
+        (
+            "train",
+            GUIDED | {"prompt_fraction": 0.3},
+            "prompt_fraction: no effect on user_scores: profile with user_guided_train: all",
+        ),
+        ("score", LLM | {"temperature": 0.5}, "temperature: no effect on mode: probe"),
+        ("score", LLM | {"structured": False}, "structured: no effect on mode: probe"),
+        ("score", LLM | {"force_adapter": True}, "force_adapter: no effect without an adapter"),
+        ("score", LLM | {"answered_by": "big"}, "answered_by: another LLM answers in free text"),
+        ("score", LLM | {"requests": {"api": "gemini"}}, "requests are those of --export-prompts: set answered_by"),
+        ("recommend", {"train_run": "t", "mmr_scores": "s"}, "mmr_scores: no effect without mmr_weight"),
+        ("recommend", {"train_run": "t", "users": ["a"], "histories": "h"}, "three ways to say for whom"),
+    ],
+)
+def test_settings_without_effect_and_contradictions_are_refused(job, settings, message):
+    needed = {"output": "o"} | ({} if job == "recommend" else {"data": "d"})
+    with pytest.raises(ConfigError) as refused:
+        check_config(STAGES[job], needed | settings, source="test")
+    assert message in str(refused.value).splitlines()[1]
+
+
+def test_shared_settings_fit_every_run_that_they_are_merged_into():
+    shared = {"output": "o", "data": "d", "heads": 1, "fusion": "concat", "user_side": "concat", "item_scores": "s"}
+    users = {"user_scores": "profile"}
+    for changes in (users, users | {"model": "gru4rec"}, {"user_scores": "none"}, users | {"item_scores": None}):
+        check_config(TrainConfig, fitting(shared | changes), source="test")
+    assert fitting(shared | users) == shared | users
+    assert fitting(shared | users | {"item_scores": None}).keys() == {"output", "data", "heads", "item_scores"}
 
 
 def literals_of(kind) -> set[str]:

@@ -90,13 +90,15 @@ def test_workers_that_can_never_start_are_refused_with_the_numbers(monkeypatch, 
         wants_gpu(**asked)
 
 
-def test_workers_take_gpus_where_all_fit(monkeypatch, caplog):
+def test_workers_take_gpus_where_all_fit(monkeypatch):
     nodes_with(monkeypatch, (8, 1), (8, 1))
     assert wants_gpu(2, None) and wants_gpu(2, None, 0.6) and wants_gpu(1, None, 0.25)
     assert not wants_gpu(2, False)
-    assert not caplog.messages
-    assert not wants_gpu(3, None)
-    assert "workers: 3 do not fit the GPUs that Ray has, so they run on CPUs" in caplog.messages
+    with pytest.raises(
+        ConfigError, match=r"workers: 3 do not fit the GPUs that Ray has, 2 \(1 \+ 1\): .*use_gpu: false"
+    ):
+        wants_gpu(3, None)
+    assert not wants_gpu(3, False)
 
 
 @pytest.mark.parametrize(

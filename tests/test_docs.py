@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -211,18 +212,27 @@ def test_yaml_blocks_are_valid(tmp_path):
         file = tmp_path / "block.yaml"
         file.write_text(block, encoding="utf-8")
         stage = re.match(r"# (\w+)\.yaml", block)
-        load_config(STAGES[stage[1]], str(file), [])
+        if stage[1] == "aspects":
+            load_aspects(str(file))
+        else:
+            load_config(STAGES[stage[1]], str(file), [])
 
 
-def test_python_blocks_import_what_exists():
-    blocks = [
-        block for page in PAGES for language, block in FENCED.findall(page.read_text("utf-8")) if language == "python"
-    ]
-    imports = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
-    assert len(imports) > 4
-    for node in imports:
-        names = vars(importlib.import_module(node.module))
-        assert not [alias.name for alias in node.names if alias.name not in names], node.module
+def test_python_blocks_import_and_call_what_exists():
+    """Imports are made; a call of an imported function has arguments that it takes."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    blocks = [block for text in texts for language, block in FENCED.findall(text) if language == "python"]
+    assert len(blocks) > 2
+    for block in blocks:
+        tree, names = ast.parse(block), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                module = vars(importlib.import_module(node.module))
+                names |= {alias.name: module[alias.name] for alias in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                function = inspect.signature(names[node.func.id])
+                function.bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords})
 
 
 def test_a_block_is_a_command_or_says_its_language():
@@ -231,6 +241,23 @@ def test_a_block_is_a_command_or_says_its_language():
         for language, block in FENCED.findall(page.read_text(encoding="utf-8")):
             assert language in ("", "yaml", "python", "text", "bibtex"), f"{page}: {language}"
             assert language != "text" or not re.search(r"^(raygr|make|pip|python) ", block, re.MULTILINE), block
+
+
+NEEDS = {"network", "ten minutes", "hours", "own data", "published data", "quick start", "GPU", "cluster"}
+MARKED = re.compile(r"(?:^<!-- (needs: [^>]+|run by [^>]+) -->\n)?^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_block_of_commands_says_what_runs_it(path):
+    """The comment above a block names the test that runs it, or what the tests lack."""
+    text = re.sub(r"^```\w+\n.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for mark, block in MARKED.findall(text):
+        kind, _, names = mark.partition(": ") if mark.startswith("needs") else mark.rpartition(" ")
+        assert mark, f"no `<!-- needs: ... -->` or `<!-- run by tests/... -->` above\n{block}"
+        if kind == "needs":
+            assert set(names.split(", ")) <= NEEDS
+        else:
+            assert (ROOT / names).exists()
 
 
 def test_explained_aspects_are_those_that_the_page_scores():
@@ -249,6 +276,39 @@ def test_make_targets_exist():
     for page in PAGES:
         named = re.findall(r"(?:`|^)make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(named) <= set(rules), page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="scoring needs vLLM")
+def test_the_readme_takes_ones_own_data_to_a_comparison(tmp_path, monkeypatch):
+    """The commands of README's `Your own data`, on two small CSV files; settings after them only save time."""
+    saved = {"score": ["max_subjects=4"], "train": ["epochs=1", "threads=1"]}
+    write_shop(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        command for command in commands_of(README) if command.whole and "outputs/mine" in " ".join(command.words)
+    ]
+    assert [command.stage for command in commands] == ["prepare", "score", "train", "train", "compare"]
+    for command in commands:
+        settings = [word for one in saved.get(command.stage, []) for word in ("--set", one)]
+        line = [sys.executable, "-m", "raygr.cli", command.stage, *command.words, *settings]
+        done = subprocess.run(
+            line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs/mine/comparison/table.md").exists()
+
+
+def write_shop(folder: Path) -> None:
+    """Orders and products with the column names of README: 30 customers, 10 of 14 products each."""
+    orders = [
+        f"customer{customer},sku{(3 * customer + order) % 14},2026-01-{order + 1:02}\n"
+        for customer in range(30)
+        for order in range(10)
+    ]
+    (folder / "orders.csv").write_text("customer,sku,ordered_at\n" + "".join(orders), encoding="utf-8")
+    products = [f"sku{number},The Game of Part {number}\n" for number in range(14)]
+    (folder / "products.csv").write_text("sku,name\n" + "".join(products), encoding="utf-8")
 
 
 # --- names --------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The export stage: a train run -> refined item vectors and user vectors with their ids.
 
-`item_vectors` and `user_vectors`, each as VECTOR rows in Parquet, as `.npy` (float32, a row per vector) and as
-`.ids.txt` (an id per row of the `.npy`). The product of a user's and an item's vector is the model's score, so any
-vector index ranks as the model does. User vectors are the states after whole histories. Shape suffixes: `D` width.
+Writes `item_vectors` and `user_vectors`, each as VECTOR rows in Parquet, as `.npy` (float32, one row per vector) and as
+`.ids.txt` (one id per row of the `.npy`). The product of a user vector and an item vector is the model's score, so any
+vector index ranks like the model. User vectors are the states after whole histories. Shape suffixes: `D` width.
 """
 
 import logging
@@ -23,6 +23,7 @@ USERS_AT_ONCE = 1024
 
 
 def export(config: ExportConfig) -> runs.Run:
+    """Exports all items and users. ValueError before anything is written where an id holds a line break."""
     recommender = load_recommender(config.train_run)
     for ids in (recommender.item_ids_I, recommender.user_ids_U):
         check_lines(ids.tolist())
@@ -36,7 +37,7 @@ def export(config: ExportConfig) -> runs.Run:
 
 
 def user_vectors(recommender: Recommender) -> np.ndarray:
-    """(U, D) in the order of user_index."""
+    """The users' vectors, (U, D), in the order of user_index."""
     ids = recommender.user_ids_U.tolist()
     batches = [ids[first : first + USERS_AT_ONCE] for first in range(0, len(ids), USERS_AT_ONCE)]
     return np.concatenate([recommender.states(recommender.of_users(batch)).numpy() for batch in batches])

@@ -1,11 +1,11 @@
 """Settings of `raygr finetune`."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Adapter, ItemVectors, Model, Place, PrepareRun, Shipped, UserVectors
+from raygr.config import STRICT, Adapter, ItemVectors, Model, Place, PrepareRun, Shipped, UserVectors, refuse
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -96,3 +96,34 @@ class FinetuneConfig:
     use_gpu: bool | None = None
     """null: a GPU per worker where the cluster has one."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        slots = self.rollouts == "slots"
+        without_effect = {
+            "on rollouts: slots, whose answers are always read": ("lambda_format_unread",) if slots else (),
+            "on rollouts: slots without warm_start_epochs": (
+                ("teacher",) if slots and not self.warm_start_epochs else ()
+            ),
+            "without warm_start_epochs": () if self.warm_start_epochs else ("warm_start_learning_rate",),
+            "without format_reward": () if self.format_reward else ("lambda_format_read", "lambda_format_unread"),
+            "without value_reward": () if self.value_reward else ("per_aspect_credit",),
+        }
+        contradictions = {
+            f"reward: {self.reward} is not one of task: {self.task}": (
+                self.reward is not None and (self.reward in ("auc", "accuracy")) != (self.task == "classification")
+            ),
+            "task: classification needs keep_out of 2 or more, to tell liked from not liked": (
+                self.task == "classification" and self.keep_out < 2
+            ),
+            "epochs and warm_start_epochs are both 0, so nothing would be tuned": (
+                not (self.epochs or self.warm_start_epochs)
+            ),
+            "warm_start_epochs needs a teacher": self.warm_start_epochs > 0 and self.teacher is None,
+            "value_reward and format_reward are both off, so there is nothing to learn from": (
+                not (self.value_reward or self.format_reward)
+            ),
+            "rollouts: slots always keep the format, so value_reward must be on": slots and not self.value_reward,
+        }
+        refuse(self, without_effect, contradictions)
+        return self

@@ -23,13 +23,13 @@ from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.sampling import AnswerTemplate, answer_template
 from raygr.metrics.z_scores import standardised_like
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
-from raygr.score.prompts import Item, item_from_row
+from raygr.score.prompts import item_from_row
 from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings, review_of
 
 PROFILE = "profile"
 PROFILE_MIDDLE, PROFILE_SPREAD = 5.5, 2.0  # a profile's mean and standard deviation over users, on 1..10
 ITEM_COLUMNS = ["item_index", "title", "description", "categories", "details"]
-RATING_COLUMNS = ["train_rating", "train_rating_count", "all_rating", "all_rating_count"]
+ITEM_COLUMNS += ["train_rating", "train_rating_count", "all_rating", "all_rating_count"]
 REVIEW_COLUMNS = ["user_index", "item_index", "position", "rating", "timestamp", "review_title", "review_text"]
 
 
@@ -99,7 +99,6 @@ class TuningUsers(NamedTuple):
 def load_tuning_data(config: FinetuneConfig) -> TuningData:
     """Reads and checks all inputs that `config` names, before anything is trained."""
     prepared = runs.read_run(config.data, job="prepare")
-    check_settings(config)
     settings = prompt_settings(config, "users")
     aspects = settings.aspects
     template = answer_template(encoder_of(settings).tokenizer, aspects)
@@ -140,25 +139,6 @@ def load_tuning_data(config: FinetuneConfig) -> TuningData:
     )
 
 
-def check_settings(config: FinetuneConfig) -> None:
-    """ConfigError where settings contradict each other."""
-    wrong = []
-    if config.reward and (config.reward in ("auc", "accuracy")) != (config.task == "classification"):
-        wrong.append(f"reward: {config.reward} is not one of task: {config.task}")
-    if config.task == "classification" and config.keep_out < 2:
-        wrong.append("task: classification needs keep_out of 2 or more, to tell liked from not liked")
-    if not (config.epochs or config.warm_start_epochs):
-        wrong.append("epochs and warm_start_epochs are both 0, so nothing would be tuned")
-    if config.warm_start_epochs and config.teacher is None:
-        wrong.append("warm_start_epochs needs a teacher")
-    if not (config.value_reward or config.format_reward):
-        wrong.append("value_reward and format_reward are both off, so there is nothing to learn from")
-    if config.rollouts == "slots" and not config.value_reward:
-        wrong.append("rollouts: slots always keep the format, so value_reward must be on")
-    if wrong:
-        raise ConfigError("; ".join(wrong))
-
-
 def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> CutHistories:
     threshold = like_threshold(config, rating_range)
     start_U = np.searchsorted(data.user_N, np.arange(data.users + 1))
@@ -187,8 +167,8 @@ def choose_users(config: FinetuneConfig, histories: CutHistories) -> TuningUsers
     is_long_U = histories.cut_U >= 1
     is_split_U = np.ones(users, bool)
     if config.task == "classification":
-        liked_U = [histories.liked_N[histories.judged(user)] if long else [] for user, long in enumerate(is_long_U)]
-        is_split_U = np.array([np.any(liked_K) and not np.all(liked_K) for liked_K in liked_U])
+        liked_U = [histories.liked_N[histories.judged(user)] for user in range(users)]
+        is_split_U = np.array([liked_K.any() and not liked_K.all() for liked_K in liked_U])
     order_U = np.random.default_rng(config.seed).permutation(users)
     pool = round(config.held_out_fraction * users)
     held_out, train = (part[(is_long_U & is_split_U)[part]] for part in (order_U[:pool], order_U[pool:]))
@@ -293,7 +273,9 @@ def user_prompts(
     found = pc.is_in(pc.field("user_index"), value_set=wanted) & (pc.field("split") == TRAIN)
     reviews = read_rows(config.data, REVIEWS, REVIEW_COLUMNS, found)
     reviews = reviews.sort_by([("user_index", "ascending"), ("position", "ascending")])
-    items = items_by_index(config, reviews["item_index"].unique())
+    is_reviewed = pc.is_in(pc.field("item_index"), value_set=reviews["item_index"].unique())
+    item_rows = read_rows(config.data, ITEMS, ITEM_COLUMNS, is_reviewed).to_pylist()
+    items = {row["item_index"]: item_from_row(row, config.item_rating) for row in item_rows}
     user_N = reviews["user_index"].to_numpy()
     prompts = {}
     for user in users.tolist():
@@ -307,12 +289,6 @@ def user_prompts(
         history = [review_of(row, items[row["item_index"]]) for row in rows]
         prompts[user] = encoder_of(settings).user_prompt(history).prefix_ids
     return prompts
-
-
-def items_by_index(config: FinetuneConfig, item_indices: pa.Array) -> dict[int, Item]:
-    found = pc.is_in(pc.field("item_index"), value_set=item_indices)
-    rows = read_rows(config.data, ITEMS, [*ITEM_COLUMNS, *RATING_COLUMNS], found).to_pylist()
-    return {row["item_index"]: item_from_row(row, config.item_rating) for row in rows}
 
 
 def read_rows(data: str, table: str, columns: list[str], found: pc.Expression) -> pa.Table:

@@ -73,7 +73,7 @@ class TuningProgress:
     """0: after the SFT warm-up, before any step of reinforcement learning."""
     best_value: float = -math.inf
     """Value of the held-out metric that `keep_best_by` names."""
-    normalisation: Normalisation | None = None
+    normalisation: Normalisation = field(default_factory=Normalisation)
     lines: list[dict[str, Any]] = field(default_factory=list)
     """One per step, for steps.jsonl."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -142,9 +142,9 @@ def tune(tuning: Tuning) -> Iterator[bool]:
         for batch in own_batches(tuning, examples):
             answers = teacher_answers(teacher_ratings(policy, batch), template)
             logits_BRTV = answer_logits(policy, batch, answers.rows)
-            loss_B = target_losses(logits_BRTV, answers, template)[1][:, 0]
-            tuning.scaler.scale(loss_B.sum() / len(examples)).backward()
-            loss_sum += loss_B.detach().sum()
+            _, loss_B1 = target_losses(logits_BRTV, answers, template)
+            tuning.scaler.scale(loss_B1.sum() / len(examples)).backward()
+            loss_sum += loss_B1.detach().sum()
         rate = config.warm_start_learning_rate * learning_rate_at(progress.sft_step, steps, config.warmup_ratio)
         norm = optimizer_step(tuning, rate)
         progress.sft_step += 1
@@ -173,7 +173,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
             users_BGA = standardised_users(progress.normalisation, rollouts.ratings_BGA)
             reward_BG = rewards_of(task, batch, users_BGA)
             advantage_BGA = advantages_of(task, batch, users_BGA, reward_BG).to(tuning.device)
-            # loss (7) and its gradient
+            # loss (7) = (5) + lambda * (6), and its gradient
             with_kl = weights.kl or progress.step % WATCH_KL_EVERY == 0
             reference_BGTV = reference_logits(policy, batch, rollouts.rows) if with_kl else None
             logits_BRTV, targets = rollout_logits(policy, batch, rollouts)
@@ -253,10 +253,10 @@ def optimizer_step(tuning: Tuning, learning_rate: float) -> float:
 def sum_gradients(tuning: Tuning) -> None:
     """Sums the gradients of all workers; a worker without users in this step adds zeros."""
     weights = list(adapter_weights(tuning.model).values())
-    for weight in weights:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-    tuning.share.add_up([weight.grad for weight in weights])
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    tuning.share.add_up(gradients)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
 
 
 def log_step(tuning: Tuning, line: dict[str, Any]) -> None:
@@ -328,9 +328,8 @@ def restore(tuning: Tuning, state: dict[str, Any]) -> None:
     tuning.scaler.load_state_dict(state["scaler"])
     tuning.best_adapter = state["best_adapter"]
     tuning.policy.reference.update(on_device(state["reference"], tuning.device))
-    tuning.progress = TuningProgress(**state["progress"])
-    if tuning.progress.normalisation:
-        tuning.progress.normalisation = Normalisation(**state["progress"]["normalisation"])
+    normalisation = Normalisation(**state["progress"]["normalisation"])
+    tuning.progress = TuningProgress(**(state["progress"] | {"normalisation": normalisation}))
 
 
 def on_device(weights: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

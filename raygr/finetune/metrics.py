@@ -31,7 +31,7 @@ from raygr.finetune.sampling import Rollouts
 # Metrics of an evaluation. The common ones give all users the mean of all users' ratings, one answer for everybody.
 # The personal ones use ratings centred on that mean: all that a recommender gets, because it standardises users.
 METRICS = ("reward", "mrr", "auc", "common_mrr", "common_auc", "personal_mrr", "personal_auc", "valid")
-LOSS_PARTS = ("value", "format", "format_reward", "teacher", "kl")
+LOSS_PARTS = LossParts._fields[:5]  # without those that are only logged
 FEWEST_READINGS = 8  # ratings of an aspect that its statistics need
 # Answers split evenly between two neighbouring ratings have this standard deviation. A smaller one means a single
 # rating with exceptions: divided by it, one exception in 64 would lie eight deviations off and outweigh all other
@@ -221,7 +221,7 @@ def step_sums(
     spread_B = reward_BG.std(dim=1)
     read_BGA = ~rollouts.ratings_BGA.isnan()
     mrr_B, auc_B = (metric_BG.mean(1) for metric_BG in mrr_and_auc_BG)
-    values = {
+    values: dict[str, Tensor | float] = {
         "users": len(examples),
         "reward": reward_BG.mean(1).sum(),
         "spread": spread_B.sum(),
@@ -235,7 +235,8 @@ def step_sums(
         "entropy": losses.entropy.sum(),
         "kl_users": (~losses.divergence.isnan()).sum(),
         "divergence": losses.divergence.nansum(),
-    } | {name: value.detach().sum() for name, value in zip(LOSS_PARTS, losses, strict=False)}
+    }
+    values |= {name: value.detach().sum() for name, value in zip(LOSS_PARTS, losses, strict=False)}
     return torch.tensor([float(values[name]) for name in STEP_SUMS], dtype=torch.float64)
 
 

@@ -144,16 +144,8 @@ def autocast(policy: Policy) -> torch.autocast:
     return torch.autocast(policy.device.type, dtype=torch.float16, enabled=policy.device.type == "cuda")
 
 
-def prefilled(policy: Policy, examples: Sequence[TuningExample]) -> PromptCache:
+def prefill_prompts(policy: Policy, examples: Sequence[TuningExample]) -> PromptCache:
     return prefill(policy.model, [example.prompt_ids for example in examples])
-
-
-def uniforms(
-    examples: Sequence[TuningExample], key: tuple[int, ...], shape: tuple[int, int], device: torch.device
-) -> Tensor:
-    """Uniform random numbers, (B, *shape), from `key` and the user: the same in every batch."""
-    drawn = [np.random.default_rng([*key, example.user_index]).random(shape) for example in examples]
-    return torch.as_tensor(np.stack(drawn), dtype=torch.float32, device=device)
 
 
 def sample_rollouts(
@@ -165,10 +157,12 @@ def sample_rollouts(
     """
     learn, template = learn and policy.reuses_prefill, policy.template
     with autocast(policy), torch.set_grad_enabled(learn):
-        prompts = prefilled(policy, examples)
+        prompts = prefill_prompts(policy, examples)
     is_slots, temperature = policy.config.rollouts == "slots", policy.config.temperature
     shape = (completions, len(policy.names) if is_slots else free_places(template))
-    uniform = uniforms(examples, key, shape, policy.device)
+    # from `key` and the user, so the same in every batch
+    drawn = [np.random.default_rng([*key, example.user_index]).random(shape) for example in examples]
+    uniform = torch.as_tensor(np.stack(drawn), dtype=torch.float32, device=policy.device)
     with autocast(policy), torch.set_grad_enabled(learn):
         if is_slots:
             sampled = sample_slots(policy.model, prompts, template, uniform, temperature)
@@ -187,7 +181,7 @@ def likeliest_ratings(policy: Policy, examples: Sequence[TuningExample]) -> Tens
     the text of the most likely tokens.
     """
     with autocast(policy):
-        prompts = prefilled(policy, examples)
+        prompts = prefill_prompts(policy, examples)
         if policy.config.rollouts == "slots":
             probabilities_BAL = sample_slots(policy.model, prompts, policy.template).probabilities_BGAL[:, 0]
             return probabilities_BAL.double() @ torch.arange(1.0, 11, dtype=torch.float64, device=policy.device)
@@ -205,7 +199,7 @@ def answer_logits(
         if config.gradient_checkpointing:
             logits = packed_logits(model, [example.prompt_ids for example in examples], rows)
         else:
-            logits = completion_logits(model, prompts or prefilled(policy, examples), rows)
+            logits = completion_logits(model, prompts or prefill_prompts(policy, examples), rows)
     model.eval()
     return logits
 
@@ -214,7 +208,7 @@ def answer_logits(
 def reference_logits(policy: Policy, examples: Sequence[TuningExample], rows: TokenRows) -> Tensor:
     """Logits of the policy at the start of reinforcement learning."""
     with reference_adapter(policy), autocast(policy):
-        return completion_logits(policy.model, prefilled(policy, examples), rows)
+        return completion_logits(policy.model, prefill_prompts(policy, examples), rows)
 
 
 @contextmanager
@@ -252,8 +246,9 @@ def teacher_ratings(policy: Policy, examples: Sequence[TuningExample]) -> Tensor
     missing = [one for one in examples if one.teacher_A is None and one.user_index not in policy.base_answers]
     if missing:
         with torch.no_grad(), autocast(policy), policy.model.disable_adapter():
-            answers = sample_slots(policy.model, prefilled(policy, missing), policy.template).ratings_BGA[:, 0].tolist()
-        policy.base_answers.update(zip([one.user_index for one in missing], answers, strict=True))
+            answers = sample_slots(policy.model, prefill_prompts(policy, missing), policy.template)
+        ratings = answers.ratings_BGA[:, 0].tolist()
+        policy.base_answers.update(zip([one.user_index for one in missing], ratings, strict=True))
     known = [
         policy.base_answers[one.user_index] if one.teacher_A is None else one.teacher_A.tolist() for one in examples
     ]

@@ -11,7 +11,7 @@ N places of all completions of a prompt, R * T; K places in the KV cache.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -50,7 +50,7 @@ def register_attention() -> str:
 
 
 def grouped_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: object
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """Attention of transformers' sdpa, with the query heads of one key head in one row.
 
@@ -253,7 +253,7 @@ class Decoding:
         """
         self.model = model
         if torch.is_grad_enabled() or not room:
-            self.cache = continued(prompts.keys_values)
+            self.cache: Cache = continued(prompts.keys_values)
         else:
             layers = [DecodingLayer(keys, values, rows * room) for keys, values in prompts.keys_values]
             self.cache = Cache(layers=layers)

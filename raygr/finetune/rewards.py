@@ -30,12 +30,12 @@ RewardName = Literal["reciprocal_rank", "log_prob", "auc", "accuracy"]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation per aspect, (A,); fitted once and fixed during reinforcement learning."""
+    """Mean and standard deviation per aspect, (A,); fixed during reinforcement learning, empty before it."""
 
-    item_mean: tuple[float, ...]
-    item_std: tuple[float, ...]
-    user_mean: tuple[float, ...]
-    user_std: tuple[float, ...]
+    item_mean: tuple[float, ...] = ()
+    item_std: tuple[float, ...] = ()
+    user_mean: tuple[float, ...] = ()
+    user_std: tuple[float, ...] = ()
 
 
 def standardised(values_NA: Tensor, mean_A: Sequence[float], std_A: Sequence[float]) -> Tensor:

@@ -302,7 +302,7 @@ def read_completion(
 def aspect_at(parsed: ParsedRatings, start: int, end: int) -> int:
     """The aspect whose number overlaps these characters, or FORMAT."""
     for aspect, (first, behind) in enumerate(zip(parsed.starts, parsed.ends, strict=True)):
-        if first is not None and first < end and start < behind:
+        if first is not None and behind is not None and first < end and start < behind:
             return aspect
     return FORMAT
 

@@ -1,6 +1,7 @@
 """RANK rows -> one ranking per candidate set and choice of targets, and its metrics.
 
-`full` holds the last test target of each user among the whole catalogue, `full, every target` all of them.
+The ranking `full` holds the last test target of each user, ranked in the whole catalogue; `full, every target` holds
+all test targets.
 Shape suffixes: `E` targets, `U` users.
 """
 
@@ -16,28 +17,24 @@ EVERY = ", every target"
 
 
 class Ranking(NamedTuple):
-    """Ranks of one candidate set's targets, sorted by (user, position); a user may have several."""
+    """Ranks of the targets in one candidate set, sorted by (user, position). A user may have several targets."""
 
     user_E: np.ndarray
     position_E: np.ndarray
     rank_E: np.ndarray
     train_count_E: np.ndarray
-    """Train interactions of the target."""
+    """The number of train interactions with the target item."""
     among_E: np.ndarray | None = None
-    """Chance: a target's rank is any of 1..among, `rank_E` their mean. None: `rank_E` is the rank."""
-
-
-def ranking_name(candidates: str, targets: str) -> str:
-    return candidates if targets == "last" else f"{candidates}{EVERY}"
+    """Set for chance: the rank is uniform on 1..among, with mean `rank_E`. None: `rank_E` is the rank itself."""
 
 
 def candidates_of(name: str) -> str:
-    """The candidate set that a ranking's name speaks of."""
+    """The candidate set in a ranking's name."""
     return name.removesuffix(EVERY)
 
 
 def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> dict[str, Ranking]:
-    """The part's rankings in RANK rows, by name; `targets` are `last` and `every`."""
+    """Rankings of one part of the RANK rows, by name. `targets` holds `last`, `every` or both."""
     rows = ranks.filter(pc.field("part") == part).sort_by([("user_index", "ascending"), ("position", "ascending")])
     found = {}
     for candidates in rows["candidates"].unique().to_pylist():
@@ -45,31 +42,32 @@ def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> di
         for which in targets:
             chosen = ranked.filter(pc.field("last")) if which == "last" else ranked
             columns = (chosen[name].to_numpy() for name in ("user_index", "position", "rank", "target_train_count"))
-            found[ranking_name(candidates, which)] = Ranking(*columns)
+            found[candidates if which == "last" else f"{candidates}{EVERY}"] = Ranking(*columns)
     return found
 
 
 def cold_ranking(ranking: Ranking, below: int) -> Ranking:
-    """The targets with fewer than `below` train interactions."""
+    """The targets whose item has fewer than `below` train interactions."""
     is_cold_E = ranking.train_count_E < below
     return Ranking(*(column if column is None else column[is_cold_E] for column in ranking))
 
 
 def user_values(ranking: Ranking, metric: str) -> np.ndarray:
-    """(U,): the metric's mean over each user's targets, in the order of user_index."""
+    """The mean metric over each user's targets, (U,), in the order of user_index."""
     if ranking.among_E is not None:
         return user_means(chance_values(metric, ranking.among_E), ranking.user_E)
     return user_means(metric_values(metric, ranking.rank_E), ranking.user_E)
 
 
 def ranking_metrics(ranking: Ranking) -> dict[str, float] | None:
-    """Every metric's mean over users; None without targets."""
+    """The mean of every metric over users; None without targets."""
     if not len(ranking.user_E):
         return None
     return {metric: float(user_values(ranking, metric).mean()) for metric in METRICS}
 
 
 def cold_metrics(ranking: Ranking, below: int) -> dict[str, Any]:
+    """Counts and metrics of `cold_ranking`."""
     cold = cold_ranking(ranking, below)
     users = len(np.unique(cold.user_E))
     return {"targets": len(cold.user_E), "users": users, "metrics": ranking_metrics(cold)}

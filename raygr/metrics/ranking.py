@@ -1,8 +1,8 @@
-"""Ranks with one tie rule, metrics of ranks, and what chance gives.
+"""Ranks with one tie rule, metrics of ranks, and their expectation under chance.
 
-Rank of the target = 1 + items with a greater score + half the other items with the same score: constant
-scores put every target in the middle. A user's targets are averaged before the users are, so every user weighs
-the same however many targets it has. Shape suffixes: `B` and `E` targets, `I` items, `C` candidates, `U` users.
+Rank of the target = 1 + items with a greater score + half the other items with the same score: constant scores put
+every target in the middle. Metrics are averaged over a user's targets first and then over users, so every user has the
+same weight. Shape suffixes: `B` and `E` targets, `I` items, `C` candidates, `U` users.
 """
 
 import numpy as np
@@ -16,9 +16,10 @@ METRICS = ("mrr", *(f"recall_at_{k}" for k in RECALL_AT), *(f"ndcg_at_{k}" for k
 
 
 def full_ranks(scores_BI: Tensor, target_B: Tensor, seen_row_N: Tensor, seen_item_N: Tensor) -> Tensor:
-    """Ranks among all items but the seen ones; column `item_index - 1` of `scores_BI`, (B,) float.
+    """Ranks of the targets among all items except the seen ones, (B,) float.
 
-    Seen items come as (row, item_index) pairs; a target among them is ranked all the same.
+    Column `item_index - 1` of `scores_BI` holds an item's score. Seen items are (row, item_index) pairs; a target that
+    is among them is ranked as well. ValueError where a score is not finite.
     """
     check_finite(scores_BI)
     target_B1 = (target_B - 1)[:, None]
@@ -30,7 +31,7 @@ def full_ranks(scores_BI: Tensor, target_B: Tensor, seen_row_N: Tensor, seen_ite
 
 
 def candidate_ranks(scores_BI: Tensor, target_B: Tensor, candidates_BC: Tensor) -> Tensor:
-    """Ranks of the target among its own candidates (item_index, without the target), (B,) float."""
+    """Ranks of the targets among their own candidates (item_index, without the target), (B,) float."""
     check_finite(scores_BI)
     return mean_ranks(scores_BI.gather(1, candidates_BC - 1), scores_BI.gather(1, (target_B - 1)[:, None]))
 
@@ -41,13 +42,13 @@ def mean_ranks(others_BC: Tensor, target_B1: Tensor) -> Tensor:
 
 
 def check_finite(scores: Tensor) -> None:
-    """NaN compares false with everything and would rank first."""
+    """ValueError where a score is not finite: NaN compares false with every number and would rank first."""
     if not torch.isfinite(scores).all():
         raise ValueError("the recommender's scores are not finite: training diverged (lower the learning rate)")
 
 
 def metric_values(metric: str, rank: np.ndarray) -> np.ndarray:
-    """One value per rank: reciprocal rank, hit at k, or the gain 1 / log2(1 + rank) at k."""
+    """The metric of each rank: 1 / rank (mrr), 1 up to rank k (recall), or 1 / log2(1 + rank) up to rank k (ndcg)."""
     rank = np.asarray(rank, dtype=np.float64)
     if metric == "mrr":
         return 1 / rank
@@ -57,24 +58,24 @@ def metric_values(metric: str, rank: np.ndarray) -> np.ndarray:
 
 
 def rank_metrics(rank: np.ndarray) -> dict[str, float]:
-    """Every metric's mean over the ranks; MRR is over all ranks, with no cut."""
+    """The mean of every metric over the ranks. MRR takes all ranks, without a cut-off."""
     return {metric: float(metric_values(metric, rank).mean()) for metric in METRICS}
 
 
 def chance_values(metric: str, among_E: np.ndarray) -> np.ndarray:
-    """The metric's expectation where a target's rank is drawn from 1..among, the target itself counted."""
+    """The expected metric of ranks that are uniform on 1..among, where `among` counts the target too."""
     values = metric_values(metric, np.arange(1, int(among_E.max(initial=1)) + 1))
     return values.cumsum()[among_E - 1] / among_E
 
 
 def metric_name(metric: str) -> str:
-    """As tables print it: `MRR`, `Recall@10`."""
+    """The name that tables print, such as `MRR` or `Recall@10`."""
     name, _, cutoff = metric.partition("_at_")
     words = name.capitalize() if name == "recall" else name.upper()
     return f"{words}@{cutoff}" if cutoff else words
 
 
 def user_means(values_E: np.ndarray, user_E: np.ndarray) -> np.ndarray:
-    """(U,): each user's mean over its targets, in the order of user_index; users without a target have no place."""
+    """The mean over each user's targets, (U,), in the order of user_index. Users without targets are left out."""
     _, place_E = np.unique(user_E, return_inverse=True)
     return np.bincount(place_E, weights=values_E) / np.bincount(place_E)

@@ -123,7 +123,10 @@ class TiledCrossEntropy(torch.autograd.Function):
         # `target_N` counts from 0 here
         state_grad_ND, rows_grad_ID = torch.empty_like(state_ND), torch.zeros_like(rows_ID)
         total = state_ND.new_zeros(())
-        tile = logits_tile(state_ND, len(rows_ID))
+        if state_ND.device.type == "cpu":
+            tile = max(LEAST_POSITIONS, LOGITS_AT_ONCE // len(rows_ID))
+        else:
+            tile = positions_at_once(state_ND, len(rows_ID))
         for first in range(0, len(state_ND), tile):
             part = slice(first, first + tile)
             state, target_N1 = state_ND[part], target_N[part, None]
@@ -141,13 +144,6 @@ class TiledCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         state_grad_ND, rows_grad_ID = ctx.saved_tensors
         return state_grad_ND * upstream, rows_grad_ID * upstream, None
-
-
-def logits_tile(state_ND: Tensor, items: int) -> int:
-    """The number of positions whose logits are made at once."""
-    if state_ND.device.type != "cpu":
-        return positions_at_once(state_ND, items)
-    return max(LEAST_POSITIONS, LOGITS_AT_ONCE // items)
 
 
 def positions_at_once(state: Tensor, scores: int) -> int:

@@ -1,7 +1,7 @@
-"""Guided scores in the item table: normalisation (A.5; 8a, 8b), refined embedding (9a, 9b), and the score's split.
+"""Guided scores in the item table: normalisation (A.5; 8a, 8b), refined embedding (9a, 9b), split of the score.
 
-One table serves the encoder's input and the output. It has no padding row: `padded` puts a constant zero
-row before it, so item_index 0 has neither a guided part nor a gradient.
+The encoder's input and the output share one table. The table has no padding row: `padded` puts a constant zero row
+before it, so item_index 0 has neither a guided part nor a gradient.
 
 Shape suffixes: `I` items, `D` total width, `A` aspects, `F` features of all aspects (A, or 10 levels each),
 `G` guided dimensions (A for `concat`, D for `add`), `B` histories, `L` history length, `C` candidates, `U` users.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raygr.metrics.z_scores import standardise
 
 LEVELS = 10
-MAP_STD = 0.0  # a learned map starts at 0: the refined model starts as the base model
+MAP_STD = 0.0  # learned maps start at 0, so the refined model starts as the base model
 
 
 class Fusion(NamedTuple):
@@ -32,23 +32,24 @@ class Fusion(NamedTuple):
 
 
 class ScoreParts(NamedTuple):
-    """`base + encoder.sum(-1) + user.sum(-1)` is the score."""
+    """The parts of scores: `base + encoder.sum(-1) + user.sum(-1)` is the score."""
 
     base_BC: Tensor
     encoder_BCA: Tensor
-    """Encoder's state times the item's part of each aspect."""
+    """The encoder's state times the item's part of each aspect."""
     user_BCA: Tensor
     """The user's part of each aspect times the item."""
 
 
 def xavier_std(rows: int, width: int) -> float:
+    """The Xavier standard deviation of a table (A.5)."""
     return math.sqrt(2 / (rows + width))
 
 
 def soft_levels(scores_IA: np.ndarray) -> np.ndarray:
-    """Triangular weights over ten levels, 1 at the score and 1/2 one level away, 0 for a missing one: (I, A * 10).
+    """Triangular weights over ten levels, (I, A * 10): 1 at the score, 1/2 one level away; 0 for a missing score.
 
-    An aspect outside 1..10 (one's own vectors, the random control) is stretched onto 1..10 first.
+    An aspect with values outside 1..10 (custom vectors, the random control) is first stretched onto 1..10.
     """
     low_A, high_A = np.nanmin(scores_IA, axis=0), np.nanmax(scores_IA, axis=0)
     stretched_IA = 1 + (LEVELS - 1) * (scores_IA - low_A) / np.where(high_A > low_A, high_A - low_A, 1.0)
@@ -69,7 +70,7 @@ def position_rows(history_BL: Tensor, length_B: Tensor, max_history: int) -> Ten
 
 
 class RefinedEmbedding(nn.Module):
-    """Tied item table of a recommender: learned rows, with guided scores beside them or added to them."""
+    """The tied item table of a recommender: learned rows, with guided scores beside them or added to them."""
 
     def __init__(
         self,
@@ -82,10 +83,10 @@ class RefinedEmbedding(nn.Module):
         train_users: bool = False,
         sparse: bool = False,
     ):
-        """`scores_IA` are scores of items 1..I, NaN where missing; `users_UA` the users' standardised vectors.
+        """`scores_IA` are scores of items 1..I, NaN where missing; `users_UA` are standardised vectors of users.
 
         `train_users` lets (10) train the users' vectors: see `tuned_users`. `sparse` makes the gradient of the learned
-        rows a sparse one where `item_rows` was asked for some.
+        rows sparse where `item_rows` was called for some of the items.
         """
         super().__init__()
         self.fusion, self.base_width, self.sparse = fusion, base_width, sparse
@@ -120,17 +121,17 @@ class RefinedEmbedding(nn.Module):
             self.to_base_width = nn.Linear(self.width, self.base_width)
 
     def guided_map(self, *, learned: bool) -> tuple[nn.Parameter, nn.Parameter]:
-        """W and b of (8a, 8b), starting at A.5's scaling; frozen there unless learned."""
+        """W and b of (8a, 8b). They start at the scaling of A.5 and stay there unless learned."""
         scaling_AA = torch.eye(self.aspects) * self.std
         bias_A = torch.zeros(self.aspects)
         return nn.Parameter(scaling_AA, requires_grad=learned), nn.Parameter(bias_A, requires_grad=learned)
 
     def widened(self, guided: Tensor) -> Tensor:
-        """(..., G) -> (..., D): `concat` leaves the learned dimensions at 0."""
+        """Pads (..., G) to (..., D): with `concat` the learned dimensions are 0."""
         return nn.functional.pad(guided, (self.width - guided.shape[-1], 0))
 
     def item_rows(self, item_J: Tensor | None = None) -> Tensor:
-        """(9a): the refined embeddings of items 1..I, (I, D), or of these alone, (J, D)."""
+        """(9a): the refined embeddings of items 1..I, (I, D), or of `item_J` only, (J, D)."""
         base_ID = self.base_ID
         if item_J is not None:
             base_ID = nn.functional.embedding(item_J - 1, base_ID, sparse=self.sparse)
@@ -143,25 +144,25 @@ class RefinedEmbedding(nn.Module):
         return torch.cat([base_ID, guided_IG + self.fusion.weight * self.item_bias_G], dim=1)
 
     def item_parts(self, item_C: Tensor) -> Tensor:
-        """What each aspect adds to the embedding of item_index 1..I: (C, A, D)."""
+        """The contribution of each aspect to the embedding of items, (C, A, D). `item_C` is item_index, 1..I."""
         features_CAK = self.features_IF[item_C - 1].unflatten(1, (self.aspects, -1))
         map_AKG = self.item_map_FG.unflatten(0, (self.aspects, -1))
         return self.widened(self.fusion.weight * torch.einsum("cak,akg->cag", features_CAK, map_AKG))
 
     def user_parts(self, guided_BA: Tensor) -> Tensor:
-        """What each aspect of the user adds to the state: (B, A, D)."""
+        """The contribution of each aspect of the user to the state, (B, A, D)."""
         return self.widened(self.fusion.weight * guided_BA[:, :, None] * self.user_map_AG)
 
     def tuned_users(self, guided_BA: Tensor, user_B: Tensor) -> Tensor:
-        """Users' standardised vectors as trained: (B, A), at the start and when frozen `guided_BA` itself.
+        """The users' standardised vectors plus what training added, (B, A); `guided_BA` itself where they are frozen.
 
-        What is trained is common to a user's vectors in training and at evaluation. It is in units of the item
-        table, so that a step of the optimizer moves it as it moves a learned row.
+        A user's vectors in training and at evaluation share the trained addition. It is in units of the item table, so
+        that a step of the optimizer moves it as far as a learned row.
         """
         return guided_BA if self.tuning_UA is None else guided_BA + self.tuning_UA[user_B] / self.std
 
     def encoder_part(self, encoder: Tensor) -> Tensor:
-        """The encoder's share of the state, (..., D), with the bias of (8b)."""
+        """The encoder's part of the state, (..., D), with the bias of (8b)."""
         if not self.has_user_side:
             return encoder
         if self.fusion.user_side == "concat":
@@ -169,18 +170,18 @@ class RefinedEmbedding(nn.Module):
         return encoder if self.fusion.form == "add" else encoder + self.widened(self.fusion.weight * self.user_bias_G)
 
     def refined_state(self, encoder_BLD: Tensor, guided_BA: Tensor | None) -> Tensor:
-        """(9b): the encoder's output with the user's guided vector, at every position."""
+        """(9b): the encoder's output joined with the user's guided vector at every position, (B, L, D)."""
         state_BLD = self.encoder_part(encoder_BLD)
         if not self.has_user_side or guided_BA is None:
             return state_BLD
         return state_BLD + self.widened(self.fusion.weight * (guided_BA @ self.user_map_AG))[:, None]
 
     def split_score(self, encoder_BD: Tensor, guided_BA: Tensor | None, item_C: Tensor) -> ScoreParts:
-        """<state, item> as a base part and one term per aspect, the explanation of a recommendation.
+        """Splits <state, item> into a base part and one term per aspect, which explain a recommendation.
 
-        The base part is the encoder's state times learned rows, and the biases of (8a, 8b). The split of this product
-        is exact, but it is no split of causes: the encoder made its state from the aspects of the history's items
-        (train/base_part.py measures how far the base part hangs on that).
+        The base part is the encoder's state times learned rows, plus the biases of (8a, 8b). The split of this product
+        is exact, but it does not separate causes: the encoder made its state from the aspects of the history's items
+        (`inference.base_parts` measures how far the base part depends on them).
         """
         rows_CD = self.item_rows()[item_C - 1]
         state_BD, parts_CAD = self.encoder_part(encoder_BD), self.item_parts(item_C)
@@ -191,9 +192,9 @@ class RefinedEmbedding(nn.Module):
         return ScoreParts(state_BD @ (rows_CD - parts_CAD.sum(1)).T, encoder_BCA, user_BCA)
 
     def score_shares(self, encoder_BD: Tensor, guided_BA: Tensor | None) -> dict[str, float]:
-        """Each part's share of the variance of a user's scores over all items; the three sum to 1.
+        """The share of each part in the variance of a user's scores over all items; the three sum to 1.
 
-        A part's share is its covariance with the score, so a part that works against it is negative.
+        The share is the covariance of the part with the score, relative to the variance, so it may be negative.
         """
         rows_ID = self.item_rows()
         guided_ID = rows_ID - self.unguided_rows()
@@ -205,7 +206,7 @@ class RefinedEmbedding(nn.Module):
         return variance_shares(parts)
 
     def rows_at_mean(self) -> Tensor:
-        """Item rows with every aspect at the catalogue's mean, (I, D): who reads them reads no aspect."""
+        """Item rows with every aspect at the catalogue's mean, (I, D): they tell an encoder nothing about aspects."""
         unguided_ID = self.unguided_rows()
         return unguided_ID + (self.item_rows() - unguided_ID).mean(dim=0)
 
@@ -214,7 +215,7 @@ class RefinedEmbedding(nn.Module):
         return self.encoder_part(encoder_BD) @ self.unguided_rows().T
 
     def unguided_rows(self) -> Tensor:
-        """Item rows without what the aspects add: learned dimensions and the bias of (8a)."""
+        """Item rows without the contribution of aspects, (I, D): learned dimensions and the bias of (8a)."""
         if self.fusion.form == "add":
             return self.base_ID
         bias_G = self.fusion.weight * self.item_bias_G
@@ -222,7 +223,7 @@ class RefinedEmbedding(nn.Module):
 
 
 def variance_shares(parts: dict[str, Tensor]) -> dict[str, float]:
-    """`parts` are (B, I) and sum to the score."""
+    """The covariance of each (B, I) part with their sum, the score, relative to the variance of the score."""
     centred = {name: part - part.mean(dim=1, keepdim=True) for name, part in parts.items()}
     total_BI = torch.stack(list(centred.values())).sum(0)
     variance = (total_BI * total_BI).mean().clamp_min(1e-30)

@@ -1,7 +1,7 @@
 """Refused rows: their reasons, counts and examples, and the error when there are too many of them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -130,7 +130,7 @@ class Tally:
             lines += [f"    {e.file}:{e.line}: {e.snippet}" for e in self.examples.get(reason, [])]
         return "\n".join(lines)
 
-    def record(self) -> Mapping[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The counts for run.json, with examples as {file, line, snippet}."""
         examples = {reason: [e._asdict() for e in shown] for reason, shown in sorted(self.examples.items())}
         times = {"times": self.times()} if self.time_range else {}
@@ -146,12 +146,12 @@ def cut_snippet(raw: bytes | str) -> str:
     return text[:SNIPPET_CHARS]
 
 
-def limited_snippets(reasons: Sequence[str | None], raw: Sequence[bytes | str]) -> list[str | None]:
-    """Snippets of the first EXAMPLES_PER_REASON rows of each reason; None for all other rows."""
+def limited_snippets(reasons: Sequence[str | None], show: Callable[[int], bytes | str]) -> list[str | None]:
+    """Snippets of the first EXAMPLES_PER_REASON rows of each reason, from what `show` gives; None for other rows."""
     seen: Counter[str] = Counter()
     snippets: list[str | None] = [None] * len(reasons)
     for i, reason in enumerate(reasons):
         if reason is not None and seen[reason] < EXAMPLES_PER_REASON:
             seen[reason] += 1
-            snippets[i] = cut_snippet(raw[i])
+            snippets[i] = cut_snippet(show(i))
     return snippets

@@ -7,6 +7,7 @@ keep the type that they have in the file (bytes in CSV); column_values.py conver
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -226,7 +227,7 @@ def json_columns(
         values = [decode_object(line) for line in lines.lines]
         good = [i for i, v in enumerate(values) if isinstance(v, dict)]
         bad = {i: v for i, v in enumerate(values) if isinstance(v, str)}
-        rows = [values[i] for i in good]
+        rows = [v for v in values if isinstance(v, dict)]
         table = {ours: json_column(ours, picked(rows, theirs)) for ours, theirs in names.items() if ours in read}
         refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in bad.items()]
         yield Columns(lines.first + np.array(good, np.int64), pa.table(table), [*lines.refused, *refused])
@@ -239,7 +240,7 @@ def json_columns(
         yield no_columns([Refusal(0, "missing_columns", cut_snippet(f"no {shown} among {', '.join(keys)}"))])
 
 
-def picked(rows: Sequence[Mapping[str, object]], names: Sequence[str | int]) -> list[object]:
+def picked(rows: Sequence[Mapping[Any, object]], names: Sequence[str | int]) -> list[object]:
     """The value of each row under the first of the names that the row has."""
     if len(names) == 1:
         return [row.get(names[0]) for row in rows]

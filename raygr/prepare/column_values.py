@@ -1,6 +1,5 @@
 """Columns of any type to texts, numbers and times; a value that cannot be read costs only its own row."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -89,17 +88,9 @@ def as_times(column: pa.ChunkedArray, kind: Literal["time", "position"]) -> Time
     return read_times(as_strings(flat)[0] if pa.types.is_binary(flat.type) else flat, kind)
 
 
-class RowTexts(Sequence[str]):
-    """Rows as a CSV file would show them; a row becomes text only when somebody reads it."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __getitem__(self, row: int) -> str:
-        return ",".join(cell_text(column[row]) for column in self.table.columns)
+def row_text(table: pa.Table, row: int) -> str:
+    """One row as a CSV file would show it."""
+    return ",".join(cell_text(column[row]) for column in table.columns)
 
 
 def cell_text(cell: pa.Scalar) -> str:

@@ -87,6 +87,7 @@ QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 
 
 def make_grammar(delimiter: str, width: int) -> Grammar:
+    # A cell is bare or quoted. Behind its closing quote comes any text (loose), or a delimiter or line end (strict).
     d = re.escape(delimiter.encode())
     bare = rb'[^"%b\r\n][^%b\r\n]*+|' % (d, d)
     loose = rb'(?:"[^"\n]*+(?:""[^"\n]*+)*+"[^%b\r\n]*+|%b)' % (d, bare)
@@ -155,7 +156,7 @@ def cut_rows(
     buffer: bytes, grammar: Grammar, places: Mapping[str, int], first: int, *, final: bool
 ) -> tuple[Columns, int]:
     """The rows in a buffer of whole lines, and the number of bytes they take; `final`: no more lines follow."""
-    used: int | None = len(buffer)
+    used = len(buffer)
     # Unless quotes are in disorder, the last whole row ends in front of the last quote if that one is open.
     if not final and buffer.rfind(b'"') >= len(buffer) - LIKELY_QUOTE_BYTES and buffer.count(b'"') % 2:
         used = start_of_open_row(buffer)
@@ -210,7 +211,7 @@ def count_lines(data: bytes) -> int:
     """The number of lines; -1 if some end in a carriage return alone."""
     if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
         return -1
-    return np.count_nonzero(np.frombuffer(data, np.uint8) == NEWLINE) + (data[-1:] not in (b"\n", b""))
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == NEWLINE)) + (data[-1:] not in (b"\n", b""))
 
 
 def orderly_end(buffer: bytes, grammar: Grammar) -> int | None:

@@ -9,7 +9,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ import msgspec
 from raygr.data.ids import EXACT_FLOATS
 from raygr.prepare.raw_files import Lines
 
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound=msgspec.Struct | dict[str, Any])
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 OBJECT = msgspec.json.Decoder(dict[str, Any])
 PYTHON_DICT = re.compile(r"\s*\{\s*(?:u?'|u\")")
@@ -26,17 +26,18 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 def decode_block(
     lines: Lines, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
-) -> list[Record | str | None]:
+) -> Sequence[Record | str | None]:
     """One entry per line: its record, the reason why it has none, or None for a blank line."""
     try:
         # msgspec does not check the UTF-8 of fields that it skips, and the second pass reads those fields.
         str(lines.block, "utf-8")
-        records = decoder.decode_lines(lines.block)
+        records: list[Record] = decoder.decode_lines(lines.block)
     except BAD_JSON:
         records = []
     if len(records) == len(lines.lines) and b"\n\n" not in lines.block:
         return records
-    return [decode_line(line, decoder, repair) for line in lines.lines]
+    entries = [decode_line(line, decoder, repair) for line in lines.lines]
+    return entries
 
 
 def decode_line(

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raygr.data.ids import bad_id_reason, id_strings
 from raygr.prepare.column_files import item_columns
-from raygr.prepare.column_values import RowTexts
+from raygr.prepare.column_values import row_text
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.json_lines import as_id, as_number, as_text, decode_loosely
 from raygr.prepare.raw_files import Columns
@@ -82,14 +82,14 @@ def read_item_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
 
 def scan_amazon_items(records: list[ItemId], rows: np.ndarray, raw: list[bytes]) -> pa.Table:
     ids = pa.array([record.parent_asin or record.asin for record in records], pa.string())
-    return scan_rows(rows, {"item_id": ids}, {"missing_item": is_empty(ids)}, raw)
+    return scan_rows(rows, {"item_id": ids}, {"missing_item": is_empty(ids)}, lambda at: raw[at])
 
 
 def scan_item_table(columns: Columns) -> pa.Table:
     column = columns.table["item_id"]
     ids, is_bad = id_strings(column)
     conditions = {bad_id_reason(column.type): is_bad, "missing_item": is_empty(ids)}
-    return scan_rows(columns.rows, {"item_id": ids}, conditions, RowTexts(columns.table))
+    return scan_rows(columns.rows, {"item_id": ids}, conditions, lambda at: row_text(columns.table, at))
 
 
 # --- second pass ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ reason, and every row before the damage is read.
 """
 
 import codecs
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, NamedTuple
@@ -116,7 +117,7 @@ class RawFile:
         return data.replace(b"\r", b"\n") if self._returns else data
 
 
-def decompressed(file: IO[bytes], compression: str) -> IO[bytes]:
+def decompressed(file: IO[bytes], compression: str) -> io.BufferedIOBase:
     if compression == "zip":
         names = [name for name in ZipFile(file).namelist() if not name.startswith("__MACOSX/") and name[-1] != "/"]
         if len(names) != 1:
@@ -245,7 +246,7 @@ def movielens_text(line: bytes) -> str:
         return line.decode("latin-1").rstrip("\r")
 
 
-def read_parquet(path: str, wanted: Mapping[str, str]) -> Iterator[Columns]:
+def read_parquet(path: str, wanted: Mapping[str, str | int]) -> Iterator[Columns]:
     """Columns of a Parquet file with their own types, in batches; `wanted` maps our names to those of the file."""
     first = 0
     with fsspec.open(path, "rb") as file:

@@ -5,7 +5,7 @@ named columns as Parquet, CSV or JSON lines. Tables keep their texts as written,
 string; HTML in Amazon's texts becomes plain text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from raygr.data.ids import bad_id_reason, id_strings
 from raygr.prepare.column_files import review_columns
-from raygr.prepare.column_values import RowTexts, as_ratings, as_times
+from raygr.prepare.column_values import as_ratings, as_times, row_text
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.json_lines import as_id, as_number, as_text, without_html
 from raygr.prepare.raw_files import Columns
@@ -87,21 +87,19 @@ def repair_text(values: Mapping[str, Any]) -> ReviewText:
 def read_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
     """SCAN_SCHEMA of every raw row of one file, in tables of bounded size."""
     if config.format == "amazon":
-        return scan_json_lines(path, IDS, repair_ids, partial(scan_amazon, rating_range=config.rating_range))
+        return scan_json_lines(path, IDS, repair_ids, partial(scan_amazon, config=config))
     return scan_columns(review_columns(path, config, REVIEW_IDS), partial(scan_table, config=config))
 
 
-def scan_amazon(
-    records: list[ReviewIds], rows: np.ndarray, raw: list[bytes], *, rating_range: tuple[float, float]
-) -> pa.Table:
+def scan_amazon(records: list[ReviewIds], rows: np.ndarray, raw: list[bytes], *, config: PrepareConfig) -> pa.Table:
     return scan_reviews(
         rows,
         users=pa.array([r.user_id or r.reviewerID or None for r in records], pa.string()),
         items=pa.array([r.parent_asin or r.asin or None for r in records], pa.string()),
         ratings=floats([r.rating if r.overall is None else r.overall for r in records]),
         times=amazon_times(records),
-        rating_range=rating_range,
-        raw=raw,
+        rating_range=config.rating_range,
+        show=lambda at: raw[at],
     )
 
 
@@ -129,7 +127,7 @@ def scan_table(columns: Columns, *, config: PrepareConfig) -> pa.Table:
         ratings=as_ratings(table, implicit=config.format == "table"),
         times=as_times(table["timestamp"], config.timestamps),
         rating_range=config.rating_range,
-        raw=RowTexts(table),
+        show=lambda at: row_text(table, at),
         bad_ids={bad_id_reason(table["user_id"].type, table["item_id"].type): bad_user | bad_item},
     )
 
@@ -141,8 +139,8 @@ def scan_reviews(
     items: pa.Array,
     ratings: np.ndarray,
     times: Times,
-    rating_range: tuple[float, float],
-    raw: Sequence[bytes | str],
+    rating_range: tuple[float, float] | None,
+    show: Callable[[int], bytes | str],
     bad_ids: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> pa.Table:
     """SCAN_SCHEMA of reviews that could be read; all arguments have one value per row.
@@ -150,6 +148,7 @@ def scan_reviews(
     `ratings`: NaN stands for a value that is no number, -inf for an absent rating that is allowed.
     `bad_ids`: the reason for which ids are refused, and the mask of their rows.
     """
+    assert rating_range is not None  # PrepareConfig replaces None by the range of its format
     low, high = rating_range
     conditions = {
         **bad_ids,
@@ -167,7 +166,7 @@ def scan_reviews(
         "timestamp": np.where(times.form > DATE_AS_NUMBER, times.milliseconds, 0).astype(np.int64),
         "time_form": forms.cast(pa.string()),
     }
-    return scan_rows(rows, columns, conditions, raw)
+    return scan_rows(rows, columns, conditions, show)
 
 
 # --- second pass ----------------------------------------------------------------------------------

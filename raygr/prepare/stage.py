@@ -301,7 +301,7 @@ def stream_files(
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            if batch.num_rows:
+            if len(batch):
                 yield batch
     except RayTaskError as error:
         raise InputError(error_text(error.cause)) from error

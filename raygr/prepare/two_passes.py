@@ -30,10 +30,8 @@ SCAN_SCHEMA = pa.schema(
     ]
 )
 
-Values = pa.Array | np.ndarray | Sequence[Any]
 
-
-def filled(schema: pa.Schema, columns: Mapping[str, Values], count: int) -> pa.Table:
+def filled(schema: pa.Schema, columns: Mapping[str, object], count: int) -> pa.Table:
     """A table of `count` rows; columns of the schema that are not given are null."""
     whole = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in schema}
     return pa.table(whole, schema=schema)
@@ -52,10 +50,11 @@ def scan_json_lines(
     for lines in read_json_lines(path):
         decoded = decode_block(lines, decoder, repair)
         at = [i for i, record in enumerate(decoded) if isinstance(record, msgspec.Struct)]
+        records = [record for record in decoded if record is not None and not isinstance(record, str)]
         reasons = {i: reason for i, reason in enumerate(decoded) if isinstance(reason, str)}
         refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in reasons.items()]
         rows = lines.first + np.array(at, np.int64)
-        known = scan([decoded[i] for i in at], rows, [lines.lines[i] for i in at])
+        known = scan(records, rows, [lines.lines[i] for i in at])
         yield pa.concat_tables([known, refused_rows([*lines.refused, *refused])])
 
 
@@ -68,27 +67,27 @@ def scan_columns(batches: Iterator[Columns], scan: Callable[[Columns], pa.Table]
 
 def scan_rows(
     rows: np.ndarray,
-    columns: Mapping[str, Values],
+    columns: Mapping[str, object],
     conditions: Mapping[str, np.ndarray],
-    raw: Sequence[bytes | str],
+    show: Callable[[int], bytes | str],
 ) -> pa.Table:
-    """SCAN_SCHEMA of N readable rows; every argument has one value per row.
+    """SCAN_SCHEMA of N readable rows.
 
-    `conditions` maps a reason to the mask of the rows that it refuses; the first reason of a row counts. `raw` holds
-    what the snippets show.
+    `columns` are those of SCAN_SCHEMA that are not null. `conditions` maps a reason to the mask of the rows that it
+    refuses; the first reason of a row counts. `show` gives the raw content of the row at an index, for the snippets.
     """
     reasons = [None, *conditions]
     which = np.select(list(conditions.values()), range(1, len(reasons)), default=0)
     if which.any():
         reason_of = [reasons[i] for i in which]
-        columns = {**columns, "reason": reason_of, "snippet": limited_snippets(reason_of, raw)}
+        columns = {**columns, "reason": reason_of, "snippet": limited_snippets(reason_of, show)}
     return filled(SCAN_SCHEMA, {**columns, "row": rows}, len(rows))
 
 
 def refused_rows(refused: Sequence[Refusal]) -> pa.Table:
     """SCAN_SCHEMA of rows that could not be read at all."""
     reasons = [one.reason for one in refused]
-    snippets = limited_snippets(reasons, [one.snippet for one in refused])
+    snippets = limited_snippets(reasons, lambda at: refused[at].snippet)
     rows = [one.row for one in refused]
     return filled(SCAN_SCHEMA, {"row": rows, "reason": reasons, "snippet": snippets}, len(refused))
 
@@ -106,7 +105,7 @@ def read_json_texts(
     rows: np.ndarray,
     decoder: msgspec.json.Decoder[Record],
     repair: Callable[[Mapping[str, Any]], Record],
-    texts: Callable[[list[Any]], Mapping[str, Values]],
+    texts: Callable[[list[Any]], Mapping[str, object]],
     schema: pa.Schema,
 ) -> Iterator[pa.Table]:
     """`schema` of the lines with these sorted row numbers; `texts` makes its columns from decoded records."""

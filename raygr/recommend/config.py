@@ -1,11 +1,11 @@
 """Settings of `raygr recommend`."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Ids, InputFile, ItemVectors, Place, TrainRun
+from raygr.config import STRICT, Ids, InputFile, ItemVectors, Place, TrainRun, refuse
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -38,3 +38,13 @@ class RecommendConfig:
     """torch threads of an actor, which reserves as many CPUs."""
     use_gpu: bool | None = None
     """null: a GPU per actor where the cluster has one."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        named = [one for one in (self.users, self.users_file, self.histories) if one is not None]
+        contradictions = {
+            "users, users_file and histories are three ways to say for whom: set one of them": len(named) > 1,
+            "users: nobody is in it to recommend to": self.users == (),
+        }
+        refuse(self, {"without mmr_weight": ("mmr_scores",) if self.mmr_weight is None else ()}, contradictions)
+        return self

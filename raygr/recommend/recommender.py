@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygr.data.vector_tables import align_items, named, read_vectors
+from raygr.data.vector_tables import named
 from raygr.metrics.diversity import Lists, mmr_lists, scaled_relevance, top_lists, unit_rows
 from raygr.metrics.ranking import full_ranks
 from raygr.metrics.z_scores import standardise
@@ -25,6 +25,7 @@ from raygr.models.embeddings import RefinedEmbedding, ScoreParts
 from raygr.models.inference import SequenceModel, UserStates, base_parts, encode_users, score_items, user_vectors
 from raygr.train.batches import history_batch
 from raygr.train.config import TrainConfig
+from raygr.train.inputs import read_list_scores
 from raygr.train.serving import read_model, read_serving
 
 
@@ -168,7 +169,9 @@ def load_recommender(run: str, *, list_scores: str | None = None, device: str = 
         add_average_user(model.embedding)
     rows_ID = model.embedding.item_rows().detach()
     item_ids_I, user_ids_U = serving.item_ids_I, serving.user_ids_U
-    list_ID = rows_ID if list_scores is None else guided_rows(list_scores, serving.config, item_ids_I)
+    list_ID = rows_ID
+    if list_scores is not None:
+        list_ID = torch.from_numpy(standardise(read_list_scores(serving.config, list_scores, item_ids_I))[0])
     return Recommender(
         run=run,
         config=serving.config,
@@ -183,12 +186,6 @@ def load_recommender(run: str, *, list_scores: str | None = None, device: str = 
         index_of_item={one: place for place, one in enumerate(item_ids_I.tolist(), start=1)},
         index_of_user={one: place for place, one in enumerate(user_ids_U.tolist())},
     )
-
-
-def guided_rows(list_scores: str, config: TrainConfig, item_ids_I: np.ndarray) -> Tensor:
-    vectors = read_vectors(list_scores, subjects="items", column=config.score_column, aspects=None)
-    scores = align_items(vectors, item_ids_I, missing=config.missing_scores, control="none", seed=0)
-    return torch.from_numpy(standardise(scores.scores_IA)[0])
 
 
 def add_average_user(embedding: RefinedEmbedding) -> None:

@@ -1,9 +1,9 @@
-"""The recommend stage: a train run -> the best items of all users, of some, or after given histories, on Ray Data.
+"""The recommend stage: a train run -> the best items for all users, some users, or given histories, on Ray Data.
 
 SUBJECT rows in: {row, subject_id, user_index (the number of users for a given history), items (item_index, oldest
-first)}; RECOMMENDATION rows out, one Parquet part per batch. An actor loads the model once and writes its own parts,
-so that actors may hold every CPU. A part's name says whose lists are in it, so that a run that was interrupted goes on
-with those that have none yet.
+first)}; RECOMMENDATION rows out, one Parquet part per batch. Each actor loads the model once and writes its own parts,
+so the actors may hold all CPUs. The name of a part tells whose lists it holds, so an interrupted run continues with the
+subjects that have no list yet.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ from raygr.train.serving import Serving, read_serving
 
 logger = logging.getLogger(__name__)
 
-# a part holds the lists of the subjects from row `first` to row `last`
+# a part holds the lists of the subjects in rows `first` to `last`
 PART = re.compile(r"/part-(?P<first>\d{9,})-(?P<last>\d{9,})\.parquet(?P<half>\.part)?$")
 
 
 def recommend(config: RecommendConfig) -> runs.Run:
-    """Top-N lists as RECOMMENDATION rows; what is wrong with users or histories is said before any work."""
+    """Writes top-N lists as RECOMMENDATION rows. Errors in users or histories are raised before any work."""
     subjects = read_subjects(config, read_serving(config.train_run))
-    used = [path for path in (config.train_run, histories_or_users(config), config.mmr_scores) if path]
+    used = [path for path in (config.train_run, config.histories or config.users_file, config.mmr_scores) if path]
     run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
     waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
     if len(waiting) < len(subjects):
@@ -55,13 +55,8 @@ def recommend(config: RecommendConfig) -> runs.Run:
     return run
 
 
-def histories_or_users(config: RecommendConfig) -> str | None:
-    """The file that says for whom, if there is one."""
-    return config.histories or config.users_file
-
-
 def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:
-    """Sends SUBJECT rows through the actors, which write their parts."""
+    """Sends SUBJECT rows to the actors, which write their parts."""
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
     settings = actor_settings(config, device="cuda" if use_gpu else "cpu")
@@ -80,7 +75,7 @@ def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:
 
 
 def without_lists(subjects: pa.Table, folder: str) -> pa.Table:
-    """The SUBJECT rows that no part in `folder` holds the lists of; half-written parts are removed."""
+    """The SUBJECT rows whose lists are in no part in `folder`. Removes half-written parts."""
     filesystem, inner = files.filesystem_of(folder)
     is_waiting = np.ones(len(subjects), bool)
     for path in filesystem.find(inner, maxdepth=1) if filesystem.exists(inner) else []:
@@ -93,14 +88,14 @@ def without_lists(subjects: pa.Table, folder: str) -> pa.Table:
 
 
 def contiguous(batch: pa.Table) -> list[pa.Table]:
-    """SUBJECT rows cut where row numbers are missing, which other parts hold."""
+    """Cuts SUBJECT rows where row numbers are missing, because other parts hold them."""
     row = batch["row"].to_numpy()
     edges = [0, *(np.flatnonzero(np.diff(row) != 1) + 1).tolist(), len(row)]
     return [batch.slice(first, last - first) for first, last in itertools.pairwise(edges)]
 
 
 def list_counts(subjects: int, folder: str) -> dict[str, int]:
-    """Of all parts, an earlier attempt's too. Who has every item has no list."""
+    """Row counts of all parts, also those of an earlier attempt. A subject that has every item has no list."""
     filesystem, inner = files.filesystem_of(folder)
     found = pyarrow.dataset.dataset(inner, filesystem=filesystem)
     with_list = found.count_rows(filter=pc.field("rank") == 1)
@@ -109,7 +104,7 @@ def list_counts(subjects: int, folder: str) -> dict[str, int]:
 
 
 def actor_settings(config: RecommendConfig, *, device: str) -> dict[str, Any]:
-    """Arguments of RecommendingActor; paths are absolute, because an actor runs in a folder of its own."""
+    """The arguments of RecommendingActor. Paths are absolute, because an actor runs in a folder of its own."""
     named = {"output": config.output, "train_run": config.train_run, "mmr_scores": config.mmr_scores}
     absolute = {name: files.absolute(path) for name, path in named.items() if path}
     return {"config": dataclasses.replace(config, **absolute), "device": device}
@@ -117,8 +112,6 @@ def actor_settings(config: RecommendConfig, *, device: str) -> dict[str, Any]:
 
 def read_subjects(config: RecommendConfig, serving: Serving) -> pa.Table:
     """SUBJECT rows; ConfigError or ValueError names unknown users and items."""
-    if sum(one is not None for one in (config.users, config.users_file, config.histories)) > 1:
-        raise ConfigError("users, users_file and histories are three ways to say for whom: set one of them")
     if config.histories is not None:
         subjects = subjects_of_histories(config.histories, serving)
     else:
@@ -151,7 +144,7 @@ def read_users(path: str) -> list[str]:
 
 
 def subjects_of_histories(path: str, serving: Serving) -> pa.Table:
-    """Rows of {history_id, item_ids}, Parquet or JSON lines; ids are text or whole numbers of any type."""
+    """Reads {history_id, item_ids} rows from Parquet or JSON lines. Ids are text or integers of any type."""
     history_ids, length, item_ids = read_histories(path)
     ids_I, users = serving.item_ids_I, len(serving.user_ids_U)
     index_of = {one: place for place, one in enumerate(ids_I.tolist(), start=1)}
@@ -167,7 +160,7 @@ def subjects_of_histories(path: str, serving: Serving) -> pa.Table:
 
 
 def read_histories(path: str) -> tuple[pa.ChunkedArray, np.ndarray, pa.ChunkedArray]:
-    """history_id, how many items each has, and the items of all, ids as strings; ValueError names what is wrong."""
+    """The history ids, the number of items of each, and all items, ids as strings. ValueError names errors."""
     table = files.read_table(path) if path.endswith(".parquet") else read_json_histories(path)
     absent = [name for name in ("history_id", "item_ids") if name not in table.column_names]
     if absent:
@@ -187,7 +180,7 @@ def read_histories(path: str) -> tuple[pa.ChunkedArray, np.ndarray, pa.ChunkedAr
 
 
 def read_json_histories(path: str) -> pa.Table:
-    """The two columns of JSON lines; null where a value is no id."""
+    """Reads the two columns of JSON lines; null where a value is not an id."""
     filesystem, inner = files.filesystem_of(path)
     rows = []
     with filesystem.open(inner, "rb", compression="infer") as file:
@@ -208,7 +201,7 @@ def read_json_histories(path: str) -> pa.Table:
 
 
 class RecommendingActor:
-    """Batches of SUBJECT rows -> their recommendations, written as one Parquet part each."""
+    """Writes the recommendations of each batch of SUBJECT rows as one Parquet part."""
 
     def __init__(self, *, config: RecommendConfig, device: str):
         torch.set_num_threads(config.threads)
@@ -225,7 +218,7 @@ class RecommendingActor:
 
 
 def recommendations(recommender: Recommender, batch: pa.Table, *, n: int, mmr_weight: float | None) -> pa.Table:
-    """RECOMMENDATION rows of a batch of SUBJECT rows."""
+    """The RECOMMENDATION rows of a batch of SUBJECT rows."""
     items = batch["items"].combine_chunks()
     length_B = items.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     histories = Histories(items.flatten().to_numpy().astype(np.int64), length_B, batch["user_index"].to_numpy())

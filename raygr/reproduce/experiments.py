@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from raygr.config import ConfigError, check_config, read_yaml
 from raygr.data.vector_tables import read_vectors
 from raygr.files import join
-from raygr.reproduce.config import BASE, REFINED, ReproduceConfig, folder_name, refined_labels
+from raygr.reproduce.config import BASE, REFINED, ReproduceConfig, Source, folder_name, refined_labels
 from raygr.stages import STAGES, StageConfig
-from raygr.train.config import TrainConfig
-from raygr.train.inputs import check_settings
+from raygr.train.config import TrainConfig, fitting
 
 
 class Arm(NamedTuple):
@@ -22,13 +21,13 @@ class Arm(NamedTuple):
     recommender: str
     label: str
     """The arm in the paper's numbers, such as `refined`."""
-    base: str | None
-    """Name of the arm that this one is compared with."""
+    base: str
+    """Name of the arm that this one is compared with; "" for an arm that only others are compared with."""
     runs: tuple[TrainConfig, ...]
     """One per seed."""
     curve: str = ""
-    value: float | None = None
-    """Of a figure's horizontal axis."""
+    value: float = 0.0
+    """The point's place on the horizontal axis."""
 
     @property
     def name(self) -> str:
@@ -93,7 +92,7 @@ def user_score_stages(config: ReproduceConfig, task: str, *, output: str) -> lis
 
 
 def source_stage(
-    config: ReproduceConfig, job: str, source: str, settings: Mapping[str, Any]
+    config: ReproduceConfig, job: str, source: Source, settings: Mapping[str, Any]
 ) -> tuple[str, StageConfig]:
     file = config.stage_files.get(source)
     if file is None:
@@ -124,7 +123,7 @@ def recommender_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
         case "figure-4":
             bases = [(width, train_runs(config, recommender, {"base_width": width})) for width in config.base_widths]
             points = [Arm(recommender, f"{BASE} {width}", refined.name, found, BASE, width) for width, found in bases]
-            return [refined._replace(base=None), *points]
+            return [refined._replace(base=""), *points]
         case "figure-6":
             changes = [(weight, {"guided_weight": weight}) for weight in config.guided_weights]
             points = [refined_arm(config, recommender, f"lambda {one:g}", some, REFINED, one) for one, some in changes]
@@ -134,7 +133,7 @@ def recommender_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
 
 def table_arms(config: ReproduceConfig, recommender: str) -> list[Arm]:
     """The base, the paper's refined arms, and the extra arms."""
-    base = Arm(recommender, BASE, None, train_runs(config, recommender, {}))
+    base = Arm(recommender, BASE, "", train_runs(config, recommender, {}))
     user_scores = (config.user_score_run, config.classification_scores)  # the second for table-5 alone
     labels = zip(refined_labels(config), user_scores, strict=False)
     refined = [refined_arm(config, recommender, label, {"user_score_run": run}) for label, run in labels]
@@ -146,6 +145,7 @@ def guided_width_arms(config: ReproduceConfig, base: Arm, refined: Arm) -> list[
     """Figure 3: the first k scores beside a base embedding that shrinks as k grows, or that keeps one width."""
     chosen, column = config.refined.get("aspect_names"), config.refined.get("score_column", "expected")
     selected = tuple(chosen) if chosen else None
+    assert config.item_scores, "with_sources sets it"
     names = read_vectors(config.item_scores, subjects="items", column=column, aspects=selected).aspects
     if max(config.guided_widths) > len(names):
         raise ConfigError(f"guided_widths: {max(config.guided_widths)} of {len(names)} scores ({', '.join(names)})")
@@ -166,11 +166,11 @@ def refined_arm(
     label: str,
     changes: Mapping[str, Any],
     curve: str = "",
-    value: float | None = None,
+    value: float = 0.0,
 ) -> Arm:
     """An arm with scores, compared with the base; `changes` override `config.refined`."""
     scores = {"item_scores": config.item_scores, "user_scores": config.user_scores}
-    settings = scores | {"user_score_run": config.user_score_run} | config.refined | changes
+    settings = {**scores, "user_score_run": config.user_score_run, **config.refined, **changes}
     return Arm(
         recommender, label, f"{recommender} {BASE}", train_runs(config, recommender, settings, label), curve, value
     )
@@ -186,13 +186,12 @@ def train_runs(
     file = config.recommenders[recommender]
     # sorted, so that runs are the same whichever recommenders an experiment has
     own = {"data": config.data, "output": config.runs, "candidates": sorted(set(config.protocol.values()))}
-    values = read_yaml(file) | config.train | settings | own
+    values = fitting(read_yaml(file) | config.train | settings) | own
     first = check_config(TrainConfig, values, source=f"{file} with train, refined and {dict(settings)}")
     if first.item_scores is not None and "item_scores" not in settings:
         raise ConfigError(f"{file}: item_scores belong to reproduce, not to the base run")
     if "last" not in first.targets:
         raise ConfigError(f"{file}: targets: last must be among those of every run")
-    check_settings(first)
     name = folder_name(label) if label in config.extra_arms else settings_name(first)
     folder = join(config.runs, f"train/{folder_name(recommender)}-{name}")
     return tuple(dataclasses.replace(first, seed=seed, output=f"{folder}-seed-{seed}") for seed in config.seeds)

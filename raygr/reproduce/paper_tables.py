@@ -18,7 +18,7 @@ from raygr.compare.comparison import ArmGain, Comparison
 from raygr.compare.gain_words import gain_mark, gain_text, mark_notes, table_notes
 from raygr.config import ConfigError
 from raygr.metrics.ranking import METRICS, metric_name
-from raygr.reproduce.config import REFINED, TABLES, ReproduceConfig, refined_labels
+from raygr.reproduce.config import REFINED, TABLES, Candidates, ReproduceConfig, refined_labels
 from raygr.reproduce.experiments import Arm, trainings_of, twins_of
 from raygr.train.run_metrics import read_metrics
 
@@ -66,7 +66,7 @@ class Experiment(NamedTuple):
     """Of the arms that have a twin, each with its twin as base."""
 
     @property
-    def protocols(self) -> dict[str, dict[str, str]]:
+    def protocols(self) -> dict[str, dict[str, Candidates]]:
         """Protocol -> recommender -> candidates: the paper's, then each single one that differs from it."""
         names = self.config.recommenders
         papers = {name: self.config.protocol[name] for name in names}
@@ -79,7 +79,7 @@ class Experiment(NamedTuple):
 
     def gain(self, arm: Arm, ranking: str, metric: str) -> ArmGain:
         """The arm's gain over its base."""
-        return self.comparison.arms[arm.name].against_base[ranking][metric]
+        return (self.comparison.arms[arm.name].against_base or {})[ranking][metric]
 
 
 def read_paper(path: str) -> Paper:
@@ -125,7 +125,7 @@ def setting_text(experiment: Experiment) -> str:
     records = [runs.read_run(train.output, job="train") for train in trainings_of(experiment.arms)]
     counts, seconds = records[0]["counts"], sum(record["seconds"] for record in records)
     users = " and ".join(filter(None, (config.user_score_run or config.user_scores, config.classification_scores)))
-    refined, every = tables.stamp_text(config.refined), tables.stamp_text(config.train) or "as in the files"
+    refined, every = tables.stamp_text(dict(config.refined)), tables.stamp_text(dict(config.train)) or "as in the files"
     return (
         f"{counts['interactions']:,} interactions with {counts['items']:,} items ({config.data}), "
         f"{counts['test_targets']:,} test targets; item scores: {config.item_scores}; user scores: {users}. "
@@ -174,8 +174,8 @@ def arm_table(experiment: Experiment, ranking_of: Mapping[str, str]) -> str:
             mean = experiment.comparison.arms[arm.name].metrics[ranking][ARM_METRICS[-1]].mean
             row = [recommender, arm.label, f"{mean:.4f}"]
             row += [gain_text(experiment.gain(arm, ranking, metric)) for metric in ARM_METRICS]
-            if arm.name in twins:
-                over_it = experiment.twin_comparison.arms[arm.name].against_base[ranking]
+            if experiment.twin_comparison and arm.name in twins:
+                over_it = (experiment.twin_comparison.arms[arm.name].against_base or {})[ranking]
                 row += [twins[arm.name].removeprefix(f"{recommender} ")]
                 row += [gain_text(over_it[metric]) for metric in ARM_METRICS]
             rows.append(row + [""] * (len(rows[0]) - len(row)))
@@ -257,11 +257,12 @@ def csv_text(experiment: Experiment) -> str:
         paper = experiment.paper if protocol == PAPER else {}
         for recommender, ranking in ranking_of.items():
             for arm in experiment.rows(recommender):
+                names = [protocol, ranking, recommender, arm.name, arm.base, arm.curve, arm.value if arm.curve else ""]
                 for metric in METRICS:
-                    row = [protocol, ranking, recommender, arm.name, arm.base, arm.curve, arm.value, metric]
-                    row += [arms[name].metrics[ranking][metric].mean for name in (arm.name, arm.base)]
-                    row += tables.gain_cells(experiment.gain(arm, ranking, metric))
-                    writer.writerow([*row, *paper.get((recommender, arm.label, metric), UNKNOWN)])
+                    means = [arms[name].metrics[ranking][metric].mean for name in (arm.name, arm.base)]
+                    gain = tables.gain_cells(experiment.gain(arm, ranking, metric))
+                    numbers = paper.get((recommender, arm.label, metric), UNKNOWN)
+                    writer.writerow([*names, metric, *means, *gain, *numbers])
     return file.getvalue()
 
 

@@ -16,6 +16,7 @@ from raygr.reproduce.config import TABLES, ReproduceConfig
 from raygr.reproduce.experiments import Arm, arms_of, source_stages, table_arms, trainings_of, twins_of, with_sources
 from raygr.reproduce.paper_figures import draw_experiment
 from raygr.reproduce.paper_tables import Experiment, csv_text, figure_file, latex_text, markdown_text, read_paper
+from raygr.stages import StageConfig
 from raygr.train.inputs import load_inputs
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,17 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     twins = twins_of(config)
     compared = [compare_config(run.file("comparison"), arms, bases)]
     compared += [compare_config(run.file("twins"), arms, twins)] if twins else []
-    jobs = [*(("train", train) for train in trainings), *(("compare", compare) for compare in compared)]
+    jobs: list[tuple[str, StageConfig]] = [
+        *(("train", train) for train in trainings),
+        *(("compare", compare) for compare in compared),
+    ]
     run_stages(jobs, SideBySide(config.at_once, config.gpu_share))
     comparison, *of_twins = [read_comparison(compare.output) for compare in compared]
     write_experiment(run, Experiment(config, arms, paper, comparison, of_twins[0] if twins else None))
     counts = {"arms": len({arm.name for arm in arms}), "train_runs": len(trainings)}
-    runs.finish_run(run, inputs=[config.data, config.paper, *(train.output for train in trainings)], counts=counts)
+    runs.finish_run(
+        run, inputs=[trainings[0].data, config.paper, *(train.output for train in trainings)], counts=counts
+    )
     return run
 
 

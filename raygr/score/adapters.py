@@ -19,6 +19,8 @@ from raygr import files, runs
 from raygr.config import STRICT, ConfigError, check_config
 from raygr.score.config import ScoreConfig
 from raygr.score.default_model import model_folder
+from raygr.score.prompts import prompt_sha256
+from raygr.score.subjects import PromptSettings, encoder_of
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +93,19 @@ def finetune_record(folder: str) -> dict[str, Any] | None:
 # --- checks ------------------------------------------------------------------------------------
 
 
-def fitting_adapter(config: ScoreConfig, *, shared_prompt_sha256: str, mode: str) -> str:
+def answer_mode(config: ScoreConfig) -> str:
+    """Return probe, generate, or generate-free (generate without a forced format)."""
+    return "generate-free" if config.mode == "generate" and not config.structured else config.mode
+
+
+def fitting_adapter(config: ScoreConfig, settings: PromptSettings) -> str:
     """The folder of the run's adapter; ConfigError where it does not fit the run or vLLM, or changes nothing."""
     folder = adapter_folder(config.adapter)
     check_effect(folder)
     adapter_rank(folder)
-    force = config.force_adapter
-    check_adapter(folder, shared_prompt_sha256=shared_prompt_sha256, model=config.llm, mode=mode, force=force)
+    shared = prompt_sha256(encoder_of(settings).shared)
+    mode, force = answer_mode(config), config.force_adapter
+    check_adapter(folder, shared_prompt_sha256=shared, model=config.llm, mode=mode, force=force)
     return folder
 
 

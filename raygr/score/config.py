@@ -1,12 +1,12 @@
 """Settings of `raygr score`."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Adapter, Model, Place, PrepareRun, Shipped
+from raygr.config import STRICT, Adapter, Model, Place, PrepareRun, Shipped, refuse
 
 # Of vllm.LLM's arguments, those known to change no answer beyond rounding. What is not named here is taken to change
 # answers: at worst they are asked for twice.
@@ -99,3 +99,25 @@ class ScoreConfig:
     engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
     """Passed to vllm.LLM as they are; they win over raygr's own choices."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        is_free = self.mode == "generate" and not self.structured
+        without_effect = {
+            "on mode: probe": ("temperature", "structured") if self.mode == "probe" and not self.answered_by else (),
+            "on subjects: items": ("cutoff_fraction",) if self.subjects == "items" else (),
+            "without an adapter": () if self.adapter else ("force_adapter",),
+        }
+        contradictions = {
+            "answered_by: another LLM answers in free text: set mode: generate and structured: false": (
+                self.answered_by is not None and not is_free
+            ),
+            f"answered_by: {self.answered_by} and adapter are two ways to score: set one of them": (
+                self.answered_by is not None and self.adapter is not None
+            ),
+            "requests are those of --export-prompts: set answered_by to the LLM that answers them": (
+                self.answered_by is None and self.requests != RequestConfig()
+            ),
+        }
+        refuse(self, without_effect, contradictions)
+        return self

@@ -12,8 +12,8 @@ generate  One completion per prompt, free or forced into the format, with log-pr
           position. Where `10` is two tokens, a second request asks for P('0' | '1').
 
 vLLM runs inside the actor's process, so a killed actor leaves no engine process behind; with `tensor_parallel_size`
-above one it needs processes of its own. Shape suffixes: `N` positions, `P` positions of an output, `R` rating tokens
-or ratings (10), `S` subjects, `A` aspects.
+above one it needs processes of its own. Shape suffixes: `S` subjects, `A` aspects, `T` tokens of a completion, `L` the
+ratings 1..10 or their tokens, `X` any rows.
 """
 
 import dataclasses
@@ -142,14 +142,14 @@ class ScoringEngine:
             sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
         outputs = self.run(requests, [sampling] * len(requests))
         counts.add(outputs)
-        logprobs_NPR = np.array([self.rating_logprobs(output) for output in outputs])
-        probabilities_NR = rating_probabilities(logprobs_NPR[:, 0], self.zero_after_one(logprobs_NPR[:, -1]))
-        probabilities_SAR = probabilities_NR.reshape(len(prompts), len(tails), 10)
-        return [StoredScore.from_probabilities(probabilities_AR) for probabilities_AR in probabilities_SAR]
+        logprobs_XTL = np.array([self.rating_logprobs(output) for output in outputs])
+        probabilities_XL = rating_probabilities(logprobs_XTL[:, 0], self.zero_after_one(logprobs_XTL[:, -1]))
+        probabilities_SAL = probabilities_XL.reshape(len(prompts), len(tails), 10)
+        return [StoredScore.from_probabilities(probabilities_AL) for probabilities_AL in probabilities_SAL]
 
-    def zero_after_one(self, logprobs_NR: np.ndarray) -> np.ndarray | None:
+    def zero_after_one(self, logprobs_XL: np.ndarray) -> np.ndarray | None:
         """log P('0' | '1') at positions behind a `1`; None where `10` is one token."""
-        return logprobs_NR[:, 9] if self.settings.rating_tokens.ten_is_split else None
+        return logprobs_XL[:, 9] if self.settings.rating_tokens.ten_is_split else None
 
     # --- generate ------------------------------------------------------------------------------
 
@@ -194,10 +194,10 @@ class ScoringEngine:
         ]
         if slots:
             logprobs = [self.rating_logprobs(output) for output in outputs]
-            at_slots_NR = np.array([logprobs[subject][token] for subject, _, token in slots])
-            zero_N = self.follow_up(prompts, outputs, slots, counts)
-            means_N = rating_probabilities(at_slots_NR, zero_N) @ np.arange(1, 11)
-            for (subject, aspect, _), mean in zip(slots, means_N, strict=True):
+            at_slots_XL = np.array([logprobs[subject][token] for subject, _, token in slots])
+            zero_X = self.follow_up(prompts, outputs, slots, counts)
+            means_X = rating_probabilities(at_slots_XL, zero_X) @ np.arange(1, 11)
+            for (subject, aspect, _), mean in zip(slots, means_X, strict=True):
                 expected[subject][aspect] = float(mean)
         return [tuple(row) for row in expected]
 
@@ -242,16 +242,16 @@ class ScoringEngine:
         return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=self.lora)
 
 
-def rating_probabilities(logprobs_NR: np.ndarray, zero_after_one_N: np.ndarray | None) -> np.ndarray:
-    """P(1..10), shape (N, 10), from the log-probabilities of ten rating tokens.
+def rating_probabilities(logprobs_XL: np.ndarray, zero_after_one_X: np.ndarray | None) -> np.ndarray:
+    """P(1..10), shape (X, 10), from the log-probabilities of ten rating tokens.
 
-    Where `10` is one token, the columns are the ratings 1..10. Where the tokenizer splits it, `zero_after_one_N` holds
+    Where `10` is one token, the columns are the ratings 1..10. Where the tokenizer splits it, `zero_after_one_X` holds
     log P('0' | '1'), the tenth column is not used, and P(1) = P('1') (1 - P('0' | '1')), P(10) = P('1') P('0' | '1').
     Probabilities are normalised over the ten ratings; NaN where the log-probabilities are NaN.
     """
-    logprobs = np.array(logprobs_NR, dtype=np.float64)
-    if zero_after_one_N is not None:
-        zero = np.minimum(np.asarray(zero_after_one_N, dtype=np.float64), 0.0)
+    logprobs = np.array(logprobs_XL, dtype=np.float64)
+    if zero_after_one_X is not None:
+        zero = np.minimum(np.asarray(zero_after_one_X, dtype=np.float64), 0.0)
         logprobs[:, 9] = logprobs[:, 0] + zero  # log P(10)
         with np.errstate(divide="ignore"):  # P('0' | '1') = 1 leaves nothing for the rating 1
             logprobs[:, 0] += np.log(-np.expm1(zero))

@@ -23,15 +23,14 @@ from ray.data.expressions import col
 from raygr import files, runs, schema
 from raygr.config import ConfigError
 from raygr.ray_setup import Node, cluster_nodes, connect
-from raygr.score.adapters import fitting_adapter
+from raygr.score.adapters import answer_mode, fitting_adapter
 from raygr.score.answer_format import aspect_tails, format_regex, rating_tokens
 from raygr.score.config import ScoreConfig
 from raygr.score.engine import EngineSettings, ScoringEngine, actor_resources, require_vllm
 from raygr.score.external_llm import Request, check_free, import_answers, numbered, write_requests
 from raygr.score.prompt_checks import CHECKED_COLUMNS, check_prompts
-from raygr.score.prompts import prompt_sha256
 from raygr.score.quality import log_quality, score_quality
-from raygr.score.store import REFUSED_BY_ENGINE, ScoreStore, answer_mode, open_store
+from raygr.score.store import REFUSED_BY_ENGINE, ScoreStore, open_store
 from raygr.score.subjects import (
     PROMPT_SCHEMA,
     PROMPTS,
@@ -147,10 +146,14 @@ def start_scoring(config: ScoreConfig, *, by_service: bool) -> Scoring:
 
     `by_service`: a batch service answers the prompts. Whatever cannot work is refused before Ray starts where possible.
     """
-    check_settings(config, by_service=by_service)
+    if by_service and not config.answered_by:
+        raise ConfigError(
+            f"answered_by: not set, so that another LLM's answers would be stored as those of {config.llm}: "
+            "set it to the name of the LLM that answers"
+        )
     settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
-    shared = prompt_sha256(encoder_of(settings).shared)  # a missing tokenizer is reported here and not inside Ray
-    adapter = fitting_adapter(config, shared_prompt_sha256=shared, mode=answer_mode(config)) if config.adapter else None
+    encoder_of(settings)  # a missing tokenizer is reported here and not inside Ray
+    adapter = fitting_adapter(config, settings) if config.adapter else None
     # before Ray has started, this machine stands for the cluster's
     if not (config.answered_by or open_store(config, on_gpu=torch.cuda.is_available()).known()):
         require_vllm()
@@ -167,21 +170,6 @@ def start_scoring(config: ScoreConfig, *, by_service: bool) -> Scoring:
 def input_paths(config: ScoreConfig) -> list[str]:
     """What the run reads; the LLM is part of it, because prompts/ holds tokens of its tokenizer."""
     return [path for path in (config.data, config.aspects, config.adapter, config.llm) if path]
-
-
-def check_settings(config: ScoreConfig, *, by_service: bool) -> None:
-    """ConfigError where settings contradict each other."""
-    if (config.answered_by or by_service) and answer_mode(config) != "generate-free":
-        raise ConfigError("another LLM answers in free text: set mode=generate and structured=false")
-    if by_service and not config.answered_by:
-        raise ConfigError(
-            f"answered_by: not set, so that another LLM's answers would be stored as those of {config.llm}: "
-            "set it to the name of the LLM that answers"
-        )
-    if config.cutoff_fraction < 1 and config.subjects == "items":
-        raise ConfigError("cutoff_fraction is for subjects: users")
-    if config.answered_by and config.adapter:
-        raise ConfigError(f"answered_by: {config.answered_by} and adapter are two ways to score: set one of them")
 
 
 def check_room(config: ScoreConfig, nodes: Sequence[Node], *, on_gpu: bool) -> None:

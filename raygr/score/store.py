@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import try_to_load_from_cache
 
 from raygr import files
-from raygr.score.adapters import adapter_folder
+from raygr.score.adapters import adapter_folder, answer_mode
 from raygr.score.answer_format import OK
 from raygr.score.config import SAME_ANSWERS, ScoreConfig
 from raygr.score.default_model import model_folder
@@ -61,13 +61,13 @@ class StoredScore:
     completion: str
 
     @classmethod
-    def from_probabilities(cls, probabilities_AR: np.ndarray) -> "StoredScore":
+    def from_probabilities(cls, probabilities_AL: np.ndarray) -> "StoredScore":
         """Most probable and expected rating of each aspect from P(1..10), shape (A, 10)."""
-        finite_A = np.isfinite(probabilities_AR).all(axis=1)
-        expected_A = probabilities_AR @ np.arange(1, 11)
+        finite_A = np.isfinite(probabilities_AL).all(axis=1)
+        expected_A = probabilities_AL @ np.arange(1, 11)
         return cls(
             ratings=tuple(
-                int(p.argmax()) + 1 if ok else None for p, ok in zip(probabilities_AR, finite_A, strict=True)
+                int(p.argmax()) + 1 if ok else None for p, ok in zip(probabilities_AL, finite_A, strict=True)
             ),
             expected=tuple(float(e) if ok else None for e, ok in zip(expected_A, finite_A, strict=True)),
             reason=OK if finite_A.all() else NOT_FINITE,
@@ -180,11 +180,6 @@ def best_of_each_hash(rows: pa.Table) -> pa.Table:
 
 
 # --- the key -----------------------------------------------------------------------------------
-
-
-def answer_mode(config: ScoreConfig) -> str:
-    """Return probe, generate, or generate-free (generate without a forced format)."""
-    return "generate-free" if config.mode == "generate" and not config.structured else config.mode
 
 
 def open_store(config: ScoreConfig, *, on_gpu: bool) -> ScoreStore:

@@ -79,4 +79,4 @@ def explaining_aspects(rating: int, taste_A: np.ndarray, levels_A: np.ndarray) -
 
 
 def choice(texts: Sequence[str], *, generator: np.random.Generator) -> str:
-    return texts[generator.integers(len(texts))]
+    return texts[int(generator.integers(len(texts)))]

@@ -19,24 +19,14 @@ from raygr import files
 from raygr.config import ConfigError, check_config
 from raygr.data.vector_tables import read_vectors
 from raygr.sweep.config import RandomSubsets, SweepConfig, Value, ValueRange
-from raygr.train.config import TrainConfig
-from raygr.train.inputs import check_settings, check_width
+from raygr.train.config import TrainConfig, fitting
+from raygr.train.inputs import check_width
 
 GUIDED_DIMENSION, TOTAL_WIDTH, SEED = "guided_dimension", "total_width", "seed"
 # All trials run in the same place and are measured in the same way; the guided dimension sets the aspects.
 NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "candidates", "targets", "aspect_names")
 PATHS = ("data", "item_scores", "user_score_run", "list_scores")
 TRIALS = "trials"
-# A base model has no scores, so the settings that need scores are switched off, too.
-BASE_MODEL = {
-    "item_scores": None,
-    "aspect_names": None,
-    "control": "none",
-    "user_scores": "none",
-    "user_score_run": None,
-    "linear_map": False,
-    "train_user_guided": False,
-}
 Point = Mapping[str, Value]
 
 
@@ -178,8 +168,10 @@ def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig
     fields = {searched: value for searched, value in point.items() if searched not in (GUIDED_DIMENSION, TOTAL_WIDTH)}
     settings = {"threads": 1, **config.train, **fields, "output": files.join(files.join(config.output, TRIALS), name)}
     if GUIDED_DIMENSION in point:
-        aspects = chosen_aspects(config, point[GUIDED_DIMENSION], check_config(TrainConfig, settings, source=source))
-        settings |= {"aspect_names": aspects} if aspects else BASE_MODEL
+        whole = check_config(TrainConfig, fitting(settings), source=source)
+        aspects = chosen_aspects(config, point[GUIDED_DIMENSION], whole)
+        settings |= {"aspect_names": aspects} if aspects else {"item_scores": None}
+    settings = fitting(settings)
     trained = check_config(TrainConfig, settings, source=source)
     aspects = trained_aspects(trained)
     if point.get(TOTAL_WIDTH) is not None:
@@ -187,7 +179,6 @@ def train_config(config: SweepConfig, point: Point, *, name: str) -> TrainConfig
         settings["base_width"] = point[TOTAL_WIDTH] - taken
         trained = check_config(TrainConfig, settings, source=source)
     try:
-        check_settings(trained)
         check_width(trained, len(aspects))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None

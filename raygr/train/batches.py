@@ -1,8 +1,8 @@
-"""Flat interaction arrays -> padded batches, by tensor indexing alone.
+"""Flat interaction arrays -> padded batches, by tensor indexing.
 
-All interactions lie in one array sorted by (user, position); a history is a window of it. Histories are padded
-on the right: a causal encoder never looks there. Shape suffixes: `N` interactions, `E` examples or targets
-of a part, `B` those of a batch, `L` history length, `U` users, `W` those with a target to learn.
+All interactions lie in one array sorted by (user, position); a history is a window of this array. Histories are padded
+on the right, where a causal encoder never looks. Shape suffixes: `N` interactions, `E` examples or targets of a part,
+`B` those of a batch, `L` history length, `U` users, `W` users with a target to learn, `T` steps of session lanes.
 """
 
 from typing import NamedTuple
@@ -11,45 +11,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEW_SHARE = 0.5  # of a window's length for targets that no earlier one has; what lies before is their context
+NEW_SHARE = 0.5  # of a window's length: targets that no earlier window has; those before are context
 
 
 class Windows(NamedTuple):
     """Training examples: windows of train interactions, each with its targets one step later.
 
-    A window is offsets into the flat array, never a copy. Its targets in the loss are the newest of it, from
-    `first_target_E` on; what lies before them is their context.
+    A window is stored as offsets into the flat array. Its targets in the loss are the newest ones, from
+    `first_target_E` on; earlier interactions are their context.
     """
 
     user_E: Tensor
     start_E: Tensor
     length_E: Tensor
     first_target_E: Tensor
-    """Index in the flat array of the first target that is in the loss."""
+    """The place in the flat array of the first target in the loss."""
     learnable: int
-    """Targets that there are: train interactions with one before them, behind the prompts."""
+    """The number of possible targets: train interactions after a user's first one and after the prompt."""
 
     def targets(self) -> int:
-        """Targets in the loss of all windows; no interaction is the target of two."""
+        """The number of targets in the loss of all windows. No interaction is the target of two windows."""
         return int((self.start_E + self.length_E + 1 - self.first_target_E).sum())
 
 
 class Targets(NamedTuple):
-    """One part's evaluation: users' interactions in it, each ranked after all that came before."""
+    """The interactions of one part to evaluate, each ranked after all interactions of the user before it."""
 
     user_E: Tensor
     start_E: Tensor
-    """Where the history's window of at most max_history begins."""
+    """The begin of the history, a window of at most max_history."""
     length_E: Tensor
     first_seen_E: Tensor
-    """Where the user's interactions begin; up to the target they are the seen items."""
+    """The user's first interaction. The items from there to the target are the seen ones."""
     target_at_E: Tensor
 
 
 class Batch(NamedTuple):
-    """`history_BL` and `target_BL` are item_index, 0 where padded; `in_loss_BL` marks the targets to learn.
+    """Histories and their targets as item_index, 0 where padded; `in_loss_BL` marks the targets to learn.
 
-    A masked history holds items + 1 at [MASK]. `goes_on_B`: the row continues where the last batch left it.
+    A masked history holds items + 1 at a [MASK]. `goes_on_B` marks rows that continue the session of the last batch.
     """
 
     user_B: Tensor
@@ -59,21 +59,21 @@ class Batch(NamedTuple):
     in_loss_BL: Tensor
     goes_on_B: Tensor
     negative_BL: Tensor
-    """A negative of each target in the loss, of losses with one per target; 0 elsewhere."""
+    """One negative for each target in the loss, where the loss takes one per target; 0 elsewhere."""
 
 
 def training_windows(
     user_N: np.ndarray, is_train_N: np.ndarray, *, max_history: int, prompt_U: np.ndarray, kept: str = "all"
 ) -> Windows:
-    """Windows of at most `max_history` steps: `all` that a user's targets need, or the `last` one alone.
+    """Windows of at most `max_history` steps: `all` that cover a user's targets, or only the `last` one.
 
     The first `prompt_U` train interactions of a user are never targets (0: all but the first are). A user's first
-    window begins with the history and learns all of its targets; each later one ends `NEW_SHARE` of a window further
-    on, the last one with the history, and learns only the targets that no earlier one has.
+    window begins with the history and learns all of its targets. Each later window ends `NEW_SHARE` of a window further
+    on, the last one at the end of the history, and learns only the targets that no earlier window has.
     """
     step = max(1, int(max_history * NEW_SHARE)) if kept == "all" else len(user_N)
     first_U = np.searchsorted(user_N, np.arange(len(prompt_U)))
-    last_U = first_U + np.bincount(user_N[is_train_N], minlength=len(prompt_U)) - 1  # train interactions come first
+    last_U = first_U + np.bincount(user_N[is_train_N], minlength=len(prompt_U)) - 1  # the train part comes first
     before_U = first_U + np.maximum(prompt_U, 1) - 1  # the one before the first target
     user_W = np.flatnonzero(before_U < last_U)
     first_W, last_W, before_W = first_U[user_W], last_U[user_W], before_U[user_W]
@@ -89,7 +89,7 @@ def training_windows(
 
 
 def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history: int, every: bool = False) -> Targets:
-    """The last, or every, interaction in the part of each user, as far as it has a history before it."""
+    """The last interaction of each user in the part, or every one; only those with a history before them."""
     rows = np.flatnonzero(is_part_N)
     at_E = rows if every else rows[is_last_of_user(user_N[rows])]
     first_E = np.searchsorted(user_N, user_N[at_E])
@@ -101,18 +101,19 @@ def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history
 
 
 def is_last_of_user(user_E: np.ndarray) -> np.ndarray:
-    """(E,) whether no later one is the same user's; `user_E` is sorted."""
+    """Marks the last entry of each user, (E,). `user_E` is sorted."""
     return np.append(user_E[1:] != user_E[:-1], True)[: len(user_E)]
 
 
 def history_batch(items_N: Tensor, start_B: Tensor, length_B: Tensor) -> Tensor:
-    """Windows of the flat array, (B, L) with L the longest of them."""
+    """Windows of the flat array, (B, L), padded by 0 to the longest of them."""
     step_L = torch.arange(int(length_B.max()))
     at_BL = (start_B[:, None] + step_L).clamp(max=len(items_N) - 1)
     return torch.where(step_L < length_B[:, None], items_N[at_BL], 0)
 
 
 def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batch:
+    """The windows of these examples with the next item as target at each position."""
     start_B, length_B = windows.start_E[example_B], windows.length_E[example_B]
     history_BL = history_batch(items_N, start_B, length_B)
     target_BL = history_batch(items_N, start_B + 1, length_B)
@@ -124,7 +125,7 @@ def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batc
 
 
 def session_batch(items_N: Tensor, windows: Windows, example_B: Tensor, step_B: Tensor) -> Batch:
-    """One step of each lane of `session_lanes`, as histories of one interaction; 0 where a lane has ended."""
+    """One step of each lane of `session_lanes`, as a history of one interaction; 0 where a lane has ended."""
     is_on_B, kept_B = example_B >= 0, example_B.clamp(min=0)
     at_B = windows.start_E[kept_B] + step_B.clamp(min=0)
     item_B, target_B = torch.where(is_on_B, items_N[at_B], 0), torch.where(is_on_B, items_N[at_B + 1], 0)
@@ -136,24 +137,24 @@ def session_batch(items_N: Tensor, windows: Windows, example_B: Tensor, step_B: 
 
 
 class Masking(NamedTuple):
-    """How BERT4Rec's histories are masked."""
+    """How the histories of BERT4Rec are masked."""
 
     share: float
-    """Of a history's maskable interactions; at least one is masked."""
+    """The share of a history's maskable interactions that is masked; at least one."""
     last: float
-    """Share of histories whose last interaction alone is masked, as in evaluation."""
+    """The share of histories in which only the last interaction is masked, as in evaluation."""
     limit: int
-    """Interactions of a history, the masked ones among them."""
+    """The most interactions of a history, masked ones included."""
     mask: int
-    """What stands in a history in place of an item_index."""
+    """The number that replaces an item_index."""
 
 
 def masked_batch(
     items_N: Tensor, windows: Windows, example_B: Tensor, *, masking: Masking, generator: torch.Generator
 ) -> Batch:
-    """The newest train interactions of each window, some of them masked; those are the targets.
+    """The newest train interactions of each window; some are masked, and these are the targets.
 
-    Where a causal model's targets begin, masks may: not at a window's oldest interaction nor inside a prompt.
+    Masks start where a causal model's targets start: after the window's oldest interaction and after the prompt.
     """
     last_B = (windows.start_E + windows.length_E)[example_B]
     start_B = torch.maximum(windows.start_E[example_B], last_B + 1 - masking.limit)
@@ -171,25 +172,25 @@ def masked_batch(
 
 
 def random_share(is_eligible_BL: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Marks round(share * eligible) of each row's eligible places at random, one at least."""
+    """Marks round(share * eligible) random eligible places in each row, at least one."""
     wanted_B = (is_eligible_BL.sum(1) * share).round().clamp(min=1)
     key_BL = torch.rand(is_eligible_BL.shape, generator=generator).masked_fill(~is_eligible_BL, 2.0)
     return (key_BL.argsort(1).argsort(1) < wanted_B[:, None]) & is_eligible_BL
 
 
 def worker_part(batch: Batch, rank: int, workers: int) -> Batch:
-    """Every `workers`-th history from `rank` on, no wider than the longest of them."""
+    """Takes every `workers`-th history from `rank` on, cut to the width of the longest of them."""
     return narrowed(Batch(*(column[rank::workers] for column in batch)))
 
 
 def narrowed(batch: Batch) -> Batch:
-    """No wider than the longest history."""
+    """Cuts the batch to the width of its longest history."""
     longest = max(1, int(batch.length_B.max())) if len(batch.length_B) else 1
     return Batch(*(column[:, :longest] if column.dim() == 2 else column for column in batch))
 
 
 def length_groups(batch: Batch, positions: int) -> list[Batch]:
-    """The histories by length, cut into batches of at most so many positions, or of one history: less padding."""
+    """Sorts histories by length and cuts them into batches of at most `positions` positions (or one history)."""
     rows = max(1, positions // batch.history_BL.shape[1])
     if rows >= len(batch.length_B):
         return [batch]
@@ -198,16 +199,16 @@ def length_groups(batch: Batch, positions: int) -> list[Batch]:
 
 
 def epoch_batches(examples: int, *, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """The epoch's examples in random order, cut into batches; the same for every worker and after a restart."""
+    """The examples of an epoch in random order, in batches; the same for every worker and after a restart."""
     order = np.random.default_rng([seed, epoch]).permutation(examples)
     return list(torch.from_numpy(order).split(batch_size))
 
 
 def session_lanes(length_E: Tensor, *, lanes: int, seed: int, epoch: int) -> Tensor:
-    """The epoch's sessions in random order, one after another in lanes of about equal length: (T, B, 2).
+    """The sessions of an epoch in random order, one after another in lanes of about equal length, (T, B, 2).
 
-    Row t is one session-parallel batch (Hidasi et al. 2016): each lane's example and the step in it, -1 once the lane
-    has ended. A lane's next session follows at once, so only the ends of the lanes differ.
+    Row t is one session-parallel batch (Hidasi et al. 2016): the example of each lane and the step in it, -1 after the
+    lane's end. A lane's next session follows at once, so lanes differ at their ends only.
     """
     order_E = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(length_E)))
     length_E = length_E[order_E]
@@ -223,7 +224,7 @@ def session_lanes(length_E: Tensor, *, lanes: int, seed: int, epoch: int) -> Ten
 
 
 def seen_pairs(items_N: Tensor, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(row in the batch, item_index) of every item that came before the target."""
+    """(row in the batch, item_index) pairs of all items that came before the target."""
     first_B, count_B = targets.first_seen_E[example_B], (targets.target_at_E - targets.first_seen_E)[example_B]
     row_N = torch.repeat_interleave(torch.arange(len(example_B)), count_B)
     step_N = torch.arange(len(row_N)) - torch.repeat_interleave(count_B.cumsum(0) - count_B, count_B)

@@ -1,9 +1,9 @@
-"""Sampled candidate sets: 100 items per user, never one of the user's own items, so never a target.
+"""Sampled candidate sets: 100 items per user, none of the user's own items, so never a target.
 
-Items are drawn one after another by their weights, and those that the user has, or that were drawn before, are passed
-over: the weighted sample without replacement. Where the data keep repeat purchases, own items are those of the held-out
-parts: what a user has had competes too. Nothing is stored for the next run, because a seed draws the same sets again in
-less time than a training takes to begin. Shape suffixes: `N` interactions, `U` users, `I` items, `C` candidates,
+Items are drawn one after another by their weights; the user's own items and items drawn before are skipped. This is a
+weighted sample without replacement. In data with repeat purchases, own items are those of the held-out parts only, so
+items of the train part compete too. Sets are not cached: a seed draws the same sets again, faster than a training
+starts. Shape suffixes: `N` interactions, `U` users, `I` items, `C` candidates,
 `R` users at a time, `K` draws, `P` owned (user, item) pairs.
 """
 
@@ -13,17 +13,17 @@ import numpy as np
 
 CANDIDATES = 100
 USERS_AT_ONCE = 4096
-FIRST_DRAWS, MORE_DRAWS = 128, 256  # of each user, and where they left less than 100; then keys of all items decide
+FIRST_DRAWS, MORE_DRAWS = 128, 256  # for each user, and again where fewer than 100 were left; then `completed`
 KEYS_AT_ONCE = 1 << 22  # x 8 bytes = 32 MB
-UNPOPULAR = 1e-9  # weight of an item without train interactions: drawn only after all others
+UNPOPULAR = 1e-9  # the weight of an item without train interactions: such items are drawn last
 
 
 def sample_candidates(
     user_N: np.ndarray, item_N: np.ndarray, *, weight_I: np.ndarray, users: int, seed: Sequence[int]
 ) -> np.ndarray:
-    """(U, 100) item_index, drawn without replacement by `weight_I` from the items the user has not in `item_N`.
+    """Draws item_index (U, 100) without replacement by `weight_I`, without the user's items in `item_N`.
 
-    `user_N` must be sorted.
+    `user_N` must be sorted. ValueError where a user has too few other items.
     """
     items = len(weight_I)
     pair_P = np.unique(user_N.astype(np.int64) * (items + 1) + item_N)
@@ -42,7 +42,7 @@ def sample_candidates(
 def drawn_sets(
     user_R: np.ndarray, pair_P: np.ndarray, *, sums_I: np.ndarray, weight_I: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """(R, 100) item_index: the first that were drawn of each user."""
+    """Candidate sets of some users, (R, 100) item_index: the first valid draws of each user."""
     found_RC = first_new(draws(sums_I, len(user_R), FIRST_DRAWS, generator), user_R, pair_P, len(sums_I))
     short_R = np.flatnonzero(found_RC[:, -1] == 0)
     if not len(short_R):
@@ -58,14 +58,14 @@ def drawn_sets(
 
 
 def draws(sums_I: np.ndarray, rows: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(R, K) item_index, drawn with replacement. Numbers in their order are found faster; the shuffle undoes it."""
+    """Draws item_index with replacement, (R, K). Sorted numbers are searched faster; the shuffle undoes the order."""
     drawn_N = np.searchsorted(sums_I, np.sort(generator.random(rows * count)), side="right")
     generator.shuffle(drawn_N)
     return drawn_N.reshape(rows, count) + 1
 
 
 def first_new(drawn_RK: np.ndarray, user_R: np.ndarray, pair_P: np.ndarray, items: int) -> np.ndarray:
-    """(R, 100): the first draws that are none of the user's own items nor drawn before; 0 is no draw, and fills up."""
+    """The first draws that are new and not the user's own, (R, 100), padded by 0. A draw of 0 is none."""
     count = drawn_RK.shape[1]
     # sorted by item, then by place
     by_item_RK = np.sort(drawn_RK * count + np.arange(count), axis=1)
@@ -78,7 +78,7 @@ def first_new(drawn_RK: np.ndarray, user_R: np.ndarray, pair_P: np.ndarray, item
 
 
 def is_owned(pair_RK: np.ndarray, pair_P: np.ndarray) -> np.ndarray:
-    """Which of the pairs are among the sorted `pair_P`; the rows come in their users' order."""
+    """Marks the pairs that are among the sorted `pair_P`. Rows must be in the order of users."""
     low, high = np.searchsorted(pair_P, [pair_RK.min(), pair_RK.max() + 1])
     near_P = np.append(pair_P[low:high], -1)
     return near_P[np.searchsorted(near_P[:-1], pair_RK)] == pair_RK
@@ -87,9 +87,9 @@ def is_owned(pair_RK: np.ndarray, pair_P: np.ndarray) -> np.ndarray:
 def completed(
     found_RC: np.ndarray, user_R: np.ndarray, pair_P: np.ndarray, weight_I: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """The sets that are not full, with the rest of each drawn by keys of all items: users who have nearly everything.
+    """Fills incomplete sets by random keys of all items, for users who own nearly everything.
 
-    Exponential keys divided by the weights: the smallest are a weighted sample (Efraimidis, Spirakis 2006).
+    Keys are exponential numbers divided by the weights: the smallest are a weighted sample (Efraimidis, Spirakis 2006).
     """
     items = len(weight_I)
     keys_RI = np.full((len(user_R), items + 1), np.inf)
@@ -103,6 +103,7 @@ def completed(
 
 
 def check_enough_items(user_P: np.ndarray, *, items: int) -> None:
+    """ValueError where a user has fewer than 100 other items; `user_P` holds the user of each own item."""
     most = int(np.bincount(user_P, minlength=1).max())
     if items - most < CANDIDATES:
         raise ValueError(
@@ -112,5 +113,5 @@ def check_enough_items(user_P: np.ndarray, *, items: int) -> None:
 
 
 def candidate_weights(name: str, train_count_I: np.ndarray) -> np.ndarray:
-    """Equal weights for `uniform-100`, train interactions for `popularity-100`."""
+    """Weights of items 1..I: equal for `uniform-100`, train interactions for `popularity-100`."""
     return train_count_I.astype(np.float64) if name == "popularity-100" else np.ones(len(train_count_I))

@@ -1,11 +1,21 @@
 """Settings of `raygr train`."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, ItemVectors, Place, PrepareRun, UserScoreRun
+from raygr.config import STRICT, ItemVectors, Place, PrepareRun, UserScoreRun, refuse
+
+USER_FIELDS = ("user_side", "user_guided_train", "train_user_guided", "prompt_fraction")
+GUIDED_FIELDS = ("fusion", "add_map", "linear_map", "guided_weight", "control", "aspect_names", "user_scores")
+GUIDED_FIELDS += ("user_score_run",)
+MODEL_FIELDS = {
+    ("gru4rec",): ("hidden_width", "input_dropout", "session_parallel"),
+    ("bert4rec",): ("mask_rate", "mask_last_rate"),
+    ("sasrec", "bert4rec"): ("blocks", "heads"),
+}
 
 
 def off_for_false(value: object) -> object:
@@ -124,3 +134,83 @@ class TrainConfig:
     """A score run, or id -> vectors, in which the lists' items are alike or not; null takes the model's own refined
     vectors, which differ from arm to arm."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        refuse(self, without_effect(self), contradictions(self))
+        return self
+
+
+def without_effect(config: TrainConfig) -> dict[str, tuple[str, ...]]:
+    """Return the fields that have no effect on this run, by the reason."""
+    pairwise, sampled = config.loss in ("top1", "bpr", "bpr_max"), config.loss == "sampled_cross_entropy"
+    guided, user_scores = config.item_scores is not None, config.user_scores
+    # user_side: off says no more than that there are no user vectors
+    users = [name for name in USER_FIELDS if (name, config.user_side) != ("user_side", "off")]
+    by_profile = user_scores == "profile" and config.user_guided_train == "after_prompt"
+    is_unused = {
+        f"on model: {config.model}": {
+            name: config.model not in models for models, names in MODEL_FIELDS.items() for name in names
+        },
+        "without item_scores": dict.fromkeys([*GUIDED_FIELDS, *users], not guided),
+        "without item_scores or list_scores": dict.fromkeys(
+            ("score_column", "missing_scores"), not guided and config.list_scores is None
+        ),
+        f"on fusion: {config.fusion}": {
+            "linear_map": guided and config.fusion == "add",
+            "add_map": guided and config.fusion == "concat",
+        },
+        "without user_scores": dict.fromkeys(users, guided and user_scores == "none"),
+        f"on user_scores: {user_scores} with user_guided_train: {config.user_guided_train}": {
+            "prompt_fraction": user_scores != "none" and not by_profile
+        },
+        f"on loss: {config.loss}": {
+            "negatives": not (pairwise or sampled),
+            "final_activation": not pairwise,
+            "score_penalty": config.loss != "bpr_max",
+        },
+        "without negatives": {"negative_alpha": not config.negatives},
+        f"on optimizer: {config.optimizer}": {"weight_decay": config.optimizer != "adam"},
+        "on candidates: full alone": {"candidate_seed": set(config.candidates) == {"full"}},
+    }
+    return {reason: tuple(name for name, holds in names.items() if holds) for reason, names in is_unused.items()}
+
+
+def contradictions(config: TrainConfig) -> dict[str, bool]:
+    """Return what may be wrong with settings that exclude each other, and whether it is."""
+    pairwise, has_users = config.loss in ("top1", "bpr", "bpr_max"), config.user_scores != "none"
+    return {
+        f"user_scores: {config.user_scores} has no effect on user_side: off": has_users and config.user_side == "off",
+        "user_side: concat needs fusion: concat, because fusion: add has no guided dimensions": (
+            has_users and config.user_side == "concat" and config.fusion == "add"
+        ),
+        "user_scores: llm and user_score_run belong together": (
+            (config.user_scores == "llm") != (config.user_score_run is not None)
+        ),
+        f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
+            pairwise and config.model == "bert4rec"
+        ),
+        "loss: sampled_cross_entropy needs negatives: 1 or more": (
+            config.loss == "sampled_cross_entropy" and not config.negatives
+        ),
+        f"loss: {config.loss} has no negatives in a batch of one history: raise batch_size, or set negatives": (
+            pairwise and config.batch_size == 1 and not config.negatives
+        ),
+        "optimizer: sparse_adam is for losses that touch few items, not for cross_entropy": (
+            config.optimizer == "sparse_adam" and config.loss == "cross_entropy"
+        ),
+    }
+
+
+def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return merged settings without those that their model, a base model or a run without user vectors cannot use.
+
+    For sweeps and reproductions, whose runs share settings; a run that is configured by itself refuses them.
+    """
+    model = settings.get("model", TrainConfig.model)
+    unused = {name for models, names in MODEL_FIELDS.items() if model not in models for name in names}
+    if settings.get("item_scores") is None:
+        unused |= {*GUIDED_FIELDS, *USER_FIELDS}
+    elif settings.get("user_scores", "none") == "none":
+        unused |= {"user_score_run", *USER_FIELDS}
+    return {name: value for name, value in settings.items() if name not in unused}

@@ -1,4 +1,4 @@
-"""A run's epoch lines as TensorBoard scalars: loss, learning rate, seconds, validation metrics."""
+"""Epoch lines of a run as TensorBoard scalars: loss, learning rate, seconds, validation metrics."""
 
 import tempfile
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from raygr import files
 
 
 class EventFile:
-    """Grows with every evaluation; a resumed run starts it over from the lines of its checkpoint."""
+    """A file that grows with every evaluation. A resumed run starts it again from the lines of its checkpoint."""
 
     def __init__(self, path: str):
-        # event files want appending, which object stores lack: the file grows here and is copied whole
+        # object stores cannot append: the file grows in a local folder and is copied as a whole
         self.path, self.folder, self.written = path, tempfile.TemporaryDirectory(), 0
-        # not SummaryWriter: its flush does not wait for the thread that writes
+        # not SummaryWriter, whose flush does not wait for its writing thread
         self.writer = EventsWriter(str(Path(self.folder.name, "events")))
 
     def write(self, lines: list[dict[str, Any]]) -> None:
-        """Adds those of `lines`, all of the run so far, that are new."""
+        """Adds the new ones of `lines`, which are all lines of the run so far."""
         for line in lines[self.written :]:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
             self.writer.write_event(Event(wall_time=line["time"], step=line["epoch"], summary=Summary(value=values)))
@@ -39,6 +39,6 @@ class EventFile:
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """An epoch's numbers by tag, such as `validation/ndcg_at_10`."""
+    """The numbers of an epoch by tag, such as `validation/ndcg_at_10`."""
     metrics = {f"validation/{name}": value for name, value in line.get("validation", {}).items()}
     return {f"train/{name}": line[name] for name in ("loss", "learning_rate", "seconds")} | metrics

@@ -1,4 +1,4 @@
-"""A prepare run and its scores -> the arrays that training and evaluation use; everything is checked here.
+"""A prepare run and its scores -> the arrays that training and evaluation use. All checks are here.
 
 Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
 """
@@ -34,49 +34,49 @@ from raygr.train.batches import Targets, Windows, evaluation_targets, training_w
 from raygr.train.candidates import candidate_weights, sample_candidates
 from raygr.train.config import TrainConfig
 
-NOTED_MISSING = 0.05  # share of subjects without complete scores that is worth a warning; run.json counts them all
+NOTED_MISSING = 0.05  # a warning is given above this share of incomplete subjects; run.json counts all
 SHORTEST_HISTORY = 3  # one interaction to train on, one for validation, one for test
 
 
 class UserVectors(NamedTuple):
-    """Standardised guided vectors of users, and the first train interactions that the training ones know."""
+    """Standardised guided vectors of users, and how much of the history the training vectors know."""
 
     training_UA: np.ndarray
     evaluation_UA: np.ndarray
     prompt_U: np.ndarray
+    """The number of first train interactions that the training vector was made from; 0 where all may be learned."""
     without_scores: int
-    """Users with at least one missing score, which is 0 in the vector, the mean of the others."""
+    """Users with at least one missing score. A missing score is 0 in the vector, the mean of the others."""
 
 
 class Inputs(NamedTuple):
-    """What one training needs; every worker holds all of it (ids and numbers only)."""
+    """Everything that one training reads. Every worker holds all of it (ids and numbers only)."""
 
     items: int
     items_N: Tensor
     first_U: np.ndarray
-    """Where each user's interactions begin; one more entry for the end of the last."""
+    """The first interaction of each user, and as one more entry the end of the last user."""
     windows: Windows
     targets: dict[str, Targets]
-    """validation and test."""
+    """By part: validation and test."""
     repeats: bool
-    """Items that a user has had may be targets: they are ranked and drawn like any other."""
+    """Repeat purchases were kept: items of the history may be targets, and are ranked and drawn like any other."""
     owned: OwnedItems
-    """Never drawn as the user's negatives, which the target of a position is not either."""
+    """Items that are never drawn as negatives of the user. The target of a position is never a negative either."""
     candidates: dict[str, Tensor]
-    """Candidate set's name -> (U, 100) item_index; `full` needs none."""
+    """(U, 100) item_index by the name of the candidate set; `full` has no entry."""
     train_count_I: np.ndarray
     scores: AlignedScores | None
     list_scores_IA: np.ndarray | None
-    """In which the recommended lists are diverse; None for the model's own vectors."""
+    """Vectors in which recommended lists are diverse; None for the model's own."""
     user_vectors: UserVectors | None
     protocol: dict[str, Any]
     warnings: list[str]
 
 
 def load_inputs(config: TrainConfig) -> Inputs:
-    """Reads and checks all that `config` names; raises before anything is trained."""
+    """Reads and checks everything that `config` names. ConfigError, ValueError or RunError say what is wrong."""
     prepared = runs.read_run(config.data, job="prepare")
-    check_settings(config)
     data = read_interactions(config.data)
     scores = read_item_scores(config)
     users = read_user_vectors(config, data, scores)
@@ -94,6 +94,10 @@ def load_inputs(config: TrainConfig) -> Inputs:
     check_examples(config, windows, targets)
     train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
     candidates = sampled_sets(config, data, train_count_I)
+    list_scores_IA = None
+    if config.list_scores is not None:
+        list_scores_IA = read_list_scores(config, config.list_scores, read_ids(config.data, ITEMS, "item"))
+    is_owned_N = is_train_N & (not data.repeats)  # with repeats the train items compete with the target
     return Inputs(
         items=data.items,
         items_N=torch.from_numpy(data.item_N),
@@ -101,11 +105,11 @@ def load_inputs(config: TrainConfig) -> Inputs:
         windows=windows,
         targets=targets,
         repeats=data.repeats,
-        owned=never_negative(data),
+        owned=owned_items(data.user_N[is_owned_N], data.item_N[is_owned_N], users=data.users, items=data.items),
         candidates=candidates,
         train_count_I=train_count_I,
         scores=scores,
-        list_scores_IA=read_list_scores(config),
+        list_scores_IA=list_scores_IA,
         user_vectors=users,
         protocol=protocol_stamp(config, prepared, candidates, seen="ranked" if data.repeats else "filtered"),
         warnings=score_warnings(scores) + user_warnings(users, windows),
@@ -113,23 +117,17 @@ def load_inputs(config: TrainConfig) -> Inputs:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """For workers, which run in a folder of their own."""
+    """Makes paths absolute for workers, which run in a folder of their own, and for serving."""
     named = {"output": config.output, "data": config.data}
     named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
     named |= {"list_scores": config.list_scores}
     return dataclasses.replace(config, **{name: files.absolute(path) for name, path in named.items() if path})
 
 
-def never_negative(data: Interactions) -> OwnedItems:
-    """The train items of each user; of none where items come back, because they then compete with the target."""
-    kept_N = (data.split_N == TRAIN) & (not data.repeats)
-    return owned_items(data.user_N[kept_N], data.item_N[kept_N], users=data.users, items=data.items)
-
-
 def protocol_stamp(
     config: TrainConfig, prepared: dict[str, Any], candidates: dict[str, Tensor], *, seen: str
 ) -> dict[str, Any]:
-    """Two runs with the same stamp may be compared."""
+    """The evaluation protocol; runs with the same stamp may be compared."""
     drawn = {name: hashlib.sha256(items_UC.numpy().tobytes()).hexdigest()[:12] for name, items_UC in candidates.items()}
     return {
         "split": prepared["config"]["split"],
@@ -139,72 +137,9 @@ def protocol_stamp(
         "seen": seen,
         "ties": TIE_RULE,
         "data": files.fingerprint(config.data),
-        # sampled sets by their content: another numpy may draw others from the same seed
+        # sampled sets by their content: another version of numpy may draw others from the same seed
         **({"candidate_sets": drawn} if drawn else {}),
     }
-
-
-def check_settings(config: TrainConfig) -> None:
-    """Settings that contradict each other."""
-    wrong = []
-    if config.item_scores is None and (config.control != "none" or config.user_scores != "none"):
-        wrong.append("control and user_scores need item_scores")
-    if config.linear_map and config.fusion == "add":
-        wrong.append("linear_map is for fusion: concat; the maps of fusion: add are learned already")
-    if config.user_scores != "none" and config.user_side == "concat" and config.fusion == "add":
-        wrong.append("user_side: concat needs fusion: concat, because fusion: add has no guided dimensions")
-    if (config.user_scores == "llm") != (config.user_score_run is not None):
-        wrong.append("user_scores: llm and user_score_run belong together")
-    if config.train_user_guided and (config.user_scores == "none" or config.user_side == "off"):
-        wrong.append("train_user_guided needs user_scores and a user_side")
-    wrong += model_contradictions(config)
-    if wrong:
-        raise ConfigError("; ".join(wrong))
-
-
-def model_contradictions(config: TrainConfig) -> list[str]:
-    """Settings of model, loss and optimizer that cannot go together, or would silently have no effect."""
-    pairwise, sampled = config.loss in ("top1", "bpr", "bpr_max"), config.loss == "sampled_cross_entropy"
-    default = TrainConfig(output=config.output, data=config.data)
-    masks, default_masks = ((one.mask_rate, one.mask_last_rate) for one in (config, default))
-    found = {
-        f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
-            pairwise and config.model == "bert4rec"
-        ),
-        "loss: sampled_cross_entropy needs negatives: 1 or more": sampled and not config.negatives,
-        f"loss: {config.loss} has no negatives in a batch of one history: raise batch_size, or set negatives": (
-            pairwise and config.batch_size == 1 and not config.negatives
-        ),
-        f"negatives are for sampled_cross_entropy, top1, bpr and bpr_max, not for loss: {config.loss}": (
-            config.negatives > 0 and not (pairwise or sampled)
-        ),
-        f"final_activation is for top1, bpr and bpr_max, not for loss: {config.loss}": (
-            config.final_activation != "linear" and not pairwise
-        ),
-        "score_penalty is for loss: bpr_max": config.score_penalty > 0 and config.loss != "bpr_max",
-        f"negative_alpha draws negatives, of which there are none with negatives: {config.negatives}": (
-            config.negative_alpha > 0 and not config.negatives
-        ),
-        "optimizer: sparse_adam is for losses that touch few items, not for cross_entropy": (
-            config.optimizer == "sparse_adam" and not (pairwise or sampled or config.loss == "bce")
-        ),
-        "weight_decay is for optimizer: adam": config.weight_decay > 0 and config.optimizer != "adam",
-        f"mask_rate and mask_last_rate are for model: bert4rec, not {config.model}": (
-            config.model != "bert4rec" and masks != default_masks
-        ),
-        f"add_map is for fusion: add, not {config.fusion}": (
-            config.fusion != "add" and config.add_map != default.add_map
-        ),
-        "prompt_fraction is for user_scores: profile with user_guided_train: after_prompt": (
-            config.prompt_fraction != default.prompt_fraction
-            and (config.user_scores, config.user_guided_train) != ("profile", "after_prompt")
-        ),
-        f"hidden_width, input_dropout and session_parallel are for model: gru4rec, not {config.model}": (
-            config.model != "gru4rec"
-            and (config.hidden_width, config.input_dropout, config.session_parallel) != (None, None, False)
-        ),
-    }
-    return [text for text, is_wrong in found.items() if is_wrong]
 
 
 def check_width(config: TrainConfig, aspects: int) -> None:
@@ -235,11 +170,9 @@ def read_item_scores(config: TrainConfig) -> AlignedScores | None:
     return align_items(vectors, ids_I, missing=config.missing_scores, control=config.control, seed=config.seed)
 
 
-def read_list_scores(config: TrainConfig) -> np.ndarray | None:
-    if config.list_scores is None:
-        return None
-    vectors = read_vectors(config.list_scores, subjects="items", column=config.score_column, aspects=None)
-    ids_I = read_ids(config.data, ITEMS, "item")
+def read_list_scores(config: TrainConfig, list_scores: str, ids_I: np.ndarray) -> np.ndarray:
+    """Vectors of items 1..I in which recommended lists are diverse; NaN where a score is missing."""
+    vectors = read_vectors(list_scores, subjects="items", column=config.score_column, aspects=None)
     return align_items(vectors, ids_I, missing=config.missing_scores, control="none", seed=0).scores_IA
 
 
@@ -285,7 +218,7 @@ def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedSc
 
 
 def profile_vectors(config: TrainConfig, data: Interactions, scores: AlignedScores) -> UserVectors:
-    """Profiles of all train interactions for evaluation, and of the prompt part alone for training."""
+    """Profiles of all train interactions for evaluation, and of the prompt part only for training."""
     is_train_N = data.split_N == TRAIN
     count_U = np.bincount(data.user_N[is_train_N], minlength=data.users)
     full_UA = profiles_of(is_train_N, data, scores)
@@ -296,7 +229,7 @@ def profile_vectors(config: TrainConfig, data: Interactions, scores: AlignedScor
     prompt_U = prompt_lengths(count_U, config.prompt_fraction)
     rank_N = np.arange(len(data.user_N)) - np.searchsorted(data.user_N, data.user_N)
     prompt_UA = profiles_of(is_train_N & (rank_N < prompt_U[data.user_N]), data, scores)
-    # mean and deviation of the full profiles, so that training and evaluation share one scale
+    # standardised by the full profiles, so that training and evaluation share one scale
     return UserVectors(standardised_like(prompt_UA, full_UA)[0], vectors_UA, prompt_U, missing)
 
 
@@ -306,7 +239,7 @@ def profiles_of(kept_N: np.ndarray, data: Interactions, scores: AlignedScores) -
 
 
 def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
-    """Scores of the user prompts, refused where a prompt has seen what is to be predicted."""
+    """LLM scores of the user prompts; ConfigError where a prompt holds interactions to be predicted."""
     vectors = read_vectors(config.user_score_run, subjects="users", column=config.score_column, aspects=scores.aspects)
     users = files.read_table(files.join(config.data, USERS)).sort_by("user_index")
     ids_U = users["user_id"].to_numpy().astype(str)
@@ -327,9 +260,9 @@ def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
 
 
 def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> np.ndarray:
-    """Position of the newest interaction that each user's prompt knows, -1 for users without scores.
+    """The position of the newest interaction in each user's prompt; -1 for users without scores.
 
-    ConfigError where it lies after the train part, or where the scores are of other data.
+    ConfigError where it lies after the train part, or where the scores belong to other data.
     """
     if vectors.cutoffs_S is None:
         raise ConfigError(
@@ -350,14 +283,14 @@ def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> n
 
 
 def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndarray) -> dict[str, Tensor]:
-    """(U, 100) item_index each, none of them the user's own; where items come back, none of the user's targets."""
+    """Candidate sets (U, 100) by name, without the user's own items; in data with repeats, without the targets only."""
     is_own_N = (data.split_N != TRAIN) | (not data.repeats)
     user_N, item_N = data.user_N[is_own_N], data.item_N[is_own_N]
     sets = {}
     for name in config.candidates:
         if name != "full":
             weight_I = candidate_weights(name, train_count_I)
-            seed = [config.candidate_seed, *name.encode()]  # each set by numbers of its own
+            seed = [config.candidate_seed, *name.encode()]  # a random stream for each set
             drawn_UC = sample_candidates(user_N, item_N, weight_I=weight_I, users=data.users, seed=seed)
             sets[name] = torch.from_numpy(drawn_UC)
     return sets

@@ -1,4 +1,4 @@
-"""The optimizers of a run, and the learning rate of each of its steps."""
+"""Optimizers, gradients and the learning rate of each step."""
 
 import torch
 from torch import Tensor, nn
@@ -8,18 +8,18 @@ from raygr.train.config import TrainConfig
 
 
 def has_sparse_rows(config: TrainConfig) -> bool:
-    """Whether the item table's gradient holds a batch's rows alone.
+    """Whether the gradient of the item table is sparse: only the rows of a batch.
 
-    Adagrad moves no row without a gradient, so it learns the same either way; plain Adam moves them all.
+    Adagrad moves no row without a gradient, so it learns the same with a dense one; plain Adam moves all rows.
     """
     return config.loss != "cross_entropy" and config.optimizer in ("adagrad", "sparse_adam")
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam, with decoupled weight decay where asked for (Sun et al. 2019), or Adagrad (Hidasi et al. 2016).
+    """Adam, with decoupled weight decay if configured (Sun et al. 2019), or Adagrad (Hidasi et al. 2016).
 
-    `sparse_adam` is torch's SparseAdam for the learned item rows, Adam for all else: a row and its moments stand still
-    in steps that do not touch it, while the bias correction counts every step.
+    `sparse_adam` is torch's SparseAdam for the learned item rows and Adam for the rest: a row and its moments do not
+    change in steps without its gradient, while the bias correction counts every step.
     """
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "adagrad":
@@ -37,25 +37,27 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
 
 
 def join_rows(embedding: RefinedEmbedding, item_J: Tensor | None) -> None:
-    """A sparse gradient of the learned rows with one row for each of the batch's items, in their order."""
+    """Makes the sparse gradient of the learned rows hold one row for each of the batch's items, in their order.
+
+    All workers then have the same rows. A dense gradient is left alone.
+    """
     rows_ID = embedding.base_ID
     if not embedding.sparse or item_J is None:
         return
-    if rows_ID.grad is None:  # a worker without examples in this batch
+    if rows_ID.grad is None:  # this worker has no example in the batch
         zeros_JD = rows_ID.new_zeros(len(item_J), rows_ID.shape[1])
         rows_ID.grad = torch.sparse_coo_tensor((item_J - 1)[None].to(rows_ID.device), zeros_JD, rows_ID.shape)
     rows_ID.grad = rows_ID.grad.coalesce()
 
 
 def gradient_values(model: nn.Module) -> list[Tensor]:
-    """The tensors that hold the gradients, to be changed in place: of a sparse one its rows."""
+    """The tensors of all gradients, to be changed in place; of a sparse gradient its rows."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
 
 
 def clip_gradients(model: nn.Module, limit: float) -> None:
-    """All gradients times one factor where their norm is above the limit, as torch's clip_grad_norm_, which takes no
-    sparse ones."""
+    """Scales all gradients down to the norm `limit`, like torch's clip_grad_norm_, which refuses sparse ones."""
     values = gradient_values(model)
     factor = (limit / (torch.nn.utils.get_total_norm(values) + 1e-6)).clamp(max=1.0)
     for gradient in values:
@@ -63,7 +65,7 @@ def clip_gradients(model: nn.Module, limit: float) -> None:
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Of step 0, 1, ... of `steps`: a linear warm-up, then constant, or linear towards 0 after the last step."""
+    """The rate of step 0, 1, ... of `steps`: a linear warm-up, then constant, or linear to 0 after the last step."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

@@ -1,8 +1,8 @@
-"""What a trained recommender leaves in its run folder: ranks, candidates, weights and metrics.
+"""The files of a finished training: ranks, candidates, the model with its files for serving, and metrics.
 
-ranks.parquet (RANK rows), candidates.parquet (CANDIDATE rows, where a set was sampled), model.safetensors, and
-metrics.json: protocol, shares, training figures, per part and ranking the metrics, those of cold-start targets
-apart, and the diversity of recommended lists. Shape suffixes: `E` targets of a part, `U` users, `C` candidates.
+ranks.parquet (RANK rows), candidates.parquet (CANDIDATE rows, if a set was sampled), the files of serving.py, and
+metrics.json: protocol, shares, training figures, the metrics of each part and ranking and of cold-start targets, and
+the diversity of recommended lists. Shape suffixes: `E` targets of a part, `U` users, `C` candidates.
 """
 
 import logging
@@ -26,11 +26,11 @@ from raygr.train.state import Training
 
 logger = logging.getLogger(__name__)
 
-LEAST_USER_SHARE = 0.01  # below this the user side decides nothing, whatever the metrics say
+LEAST_USER_SHARE = 0.01  # below this share the user side changes next to nothing, whatever the metrics say
 
 
 def write_outputs(training: Training) -> None:
-    """Ranks and metrics of validation and test, and the weights; the workers share the ranking."""
+    """Writes ranks, metrics and the model. All workers call it and share the ranking; rank 0 writes."""
     inputs, config = training.inputs, training.config
     ranks = {part: target_ranks(training, part, config.candidates) for part in (VALIDATION, TEST)}
     if training.share.rank > 0:
@@ -73,7 +73,7 @@ def rank_table(inputs: Inputs, part: str, candidate_set: str, rank_E: np.ndarray
 
 
 def candidate_table(candidates: dict[str, Tensor]) -> pa.Table:
-    """CANDIDATE rows of every sampled set."""
+    """CANDIDATE rows of all sampled sets."""
     tables = []
     for name, items_UC in candidates.items():
         users = len(items_UC)
@@ -87,7 +87,7 @@ def candidate_table(candidates: dict[str, Tensor]) -> pa.Table:
 
 
 def part_metrics(ranks: pa.Table, targets: tuple[str, ...], cold_below: int) -> dict[str, Any]:
-    """Metrics per part and ranking, and under `cold` those of the test targets with fewer train interactions."""
+    """Metrics by part and ranking, and under `cold` those of test targets with few train interactions."""
     test = read_rankings(ranks, part=TEST, targets=targets)
     validation = read_rankings(ranks, part=VALIDATION, targets=("last",))
     return {
@@ -98,7 +98,7 @@ def part_metrics(ranks: pa.Table, targets: tuple[str, ...], cold_below: int) -> 
 
 
 def run_metrics(training: Training) -> dict[str, Any]:
-    """metrics.json but for the parts' metrics."""
+    """metrics.json without the metrics of parts and lists."""
     inputs, progress = training.inputs, training.progress
     shares = score_shares(training)
     seconds = [line["seconds"] for line in progress.lines]
@@ -115,9 +115,9 @@ def run_metrics(training: Training) -> dict[str, Any]:
 
 
 def chance_warnings(test: dict[str, Ranking], *, items: int, repeats: bool = False) -> list[str]:
-    """The rankings in which a recommender that knows nothing would do as well; `items` of the catalogue.
+    """Names the rankings in which the recommender is no better than chance, in a catalogue of `items`.
 
-    `repeats`: items that were seen are ranked like any other.
+    `repeats`: items of the history are ranked like any other.
     """
     found = []
     for name, ranking in test.items():

@@ -50,7 +50,9 @@ class Serving(NamedTuple):
 
 def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor]) -> None:
     """Writes the weights and the three files into `config.output`."""
-    write_weights(weights, files.join(config.output, MODEL))
+    filesystem, inner = files.filesystem_of(files.join(config.output, MODEL))
+    with filesystem.open(inner, "wb") as file:
+        file.write(safetensors.torch.save({name: values.contiguous() for name, values in weights.items()}))
     item_ids, user_ids = read_ids(config.data, ITEMS, "item"), read_ids(config.data, USERS, "user")
     files.write_table(pa.table([item_ids], schema=SERVED_ITEM_SCHEMA), files.join(config.output, SERVED_ITEMS))
     items_N = pa.array(inputs.items_N.numpy(), pa.int32())
@@ -60,12 +62,6 @@ def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor
     )
     record = {"config": to_jsonable_python(with_absolute_paths(config)), "repeats": inputs.repeats}
     files.write_json(record, files.join(config.output, SERVING))
-
-
-def write_weights(weights: dict[str, Tensor], path: str) -> None:
-    filesystem, inner = files.filesystem_of(path)
-    with filesystem.open(inner, "wb") as file:
-        file.write(safetensors.torch.save({name: values.contiguous() for name, values in weights.items()}))
 
 
 def read_serving(run: str) -> Serving:

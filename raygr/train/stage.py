@@ -1,8 +1,7 @@
 """The train stage: prepare run (+ scores) -> epochs.jsonl, and the files of outputs.py.
 
-The driver checks everything, then Ray Train runs the loop of loop.py in one or more workers. A killed worker,
-or a run started again on an unfinished folder, goes on from the last evaluation's checkpoint.
-Left out of the checkpoint: generator states, because each epoch's randomness comes from (seed, epoch, worker).
+The driver checks all inputs, then Ray Train runs the loop of loop.py in one or more workers. A replaced worker, or a
+run started again in an unfinished folder, resumes from the checkpoint of the last evaluation.
 """
 
 import json
@@ -34,12 +33,12 @@ from raygr.train.events import EventFile
 from raygr.train.inputs import Inputs, load_inputs, with_absolute_paths
 from raygr.train.loop import CHOSEN_BY, training_rounds
 from raygr.train.outputs import write_outputs
-from raygr.train.state import Training, checkpoint_state, restore, start_training
+from raygr.train.state import checkpoint_state, restore, start_training
 
 logger = logging.getLogger(__name__)
 
 BEST = f"best_{CHOSEN_BY}"
-WATCHED_EVERY = 0.1  # seconds; more is longer than a small epoch
+WATCHED_EVERY = 0.1  # seconds; a longer interval would outlast a small epoch
 
 
 def train(
@@ -51,8 +50,8 @@ def train(
 ) -> runs.Run:
     """Trains one recommender and evaluates it once on test, with the weights that were best on validation.
 
-    So many runs `at_once` share the machine's cores, and each takes its share of a GPU. A sweep learns of its trials'
-    evaluations by Ray Train's callbacks.
+    `at_once` runs share the machine's cores, and each takes `gpu_share` of a GPU. `callbacks` are Ray Train's; a sweep
+    follows the evaluations of its trials through them. ConfigError, ValueError or RunError before anything is trained.
     """
     runs.check_unfinished(config.output)
     inputs = load_inputs(config)
@@ -75,15 +74,15 @@ def train(
 
 
 def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainConfig], at_once: int) -> None:
-    """Begins them in their order, so many at a time, which share one Ray.
+    """Trains all configurations in order, `at_once` at a time, on one Ray.
 
-    After the first that fails no other is begun; those under way end before its error is raised.
+    After the first failure no further run starts; its error is raised once the runs under way have ended.
     """
     if at_once == 1:
         for config in configs:
             train_one(config)
         return
-    connect()  # before there are threads that would each start a Ray
+    connect()  # before the threads, each of which would start a Ray
     for config in configs:
         check_at_once(config.workers, min(at_once, len(configs)), config.threads)
     with ThreadPoolExecutor(at_once) as pool:
@@ -94,7 +93,7 @@ def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainC
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
-                ray.shutdown()  # nothing else ends the runs that other threads wait for
+                ray.shutdown()  # nothing else ends the runs that the other threads wait for
             raise
 
 
@@ -119,7 +118,7 @@ def row_counts(inputs: Inputs) -> dict[str, Any]:
 
 
 def log_users(counts: dict[str, Any]) -> None:
-    """Who is left out of training and of the test."""
+    """Logs how many users have no target in training or in the test."""
     for what in ("training", "test"):
         without = counts[f"users_without_{what}_target"]
         dropped = {f"without_a_{what}_target_behind_a_history": without}
@@ -127,7 +126,7 @@ def log_users(counts: dict[str, Any]) -> None:
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs; rank 0 writes the run's files."""
+    """The function that every Ray Train worker runs. Rank 0 writes the run's files."""
     config: TrainConfig = settings["config"]
     share = Share(*begin_worker())
     training = start_training(config, load_inputs(config), ray.train.torch.get_device(), share)
@@ -138,8 +137,9 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     events = EventFile(files.join(config.output, EVENTS)) if share.rank == 0 else None
     for _ in training_rounds(training):
         if events:
-            write_history(training)
-            events.write(training.progress.lines)
+            lines = training.progress.lines
+            files.write_text("".join(json.dumps(line) + "\n" for line in lines), files.join(config.output, HISTORY))
+            events.write(lines)
         report(
             evaluated(training.progress.lines, best=training.progress.best_score),
             checkpoint_state(training) if share.rank == 0 else None,
@@ -151,10 +151,5 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 
 
 def evaluated(lines: list[dict[str, Any]], *, best: float) -> dict[str, float]:
-    """What is reported of the last epoch, its validation metrics and the best NDCG@10 up to it."""
+    """The reported figures: the last epoch, its validation metrics, and the best NDCG@10 so far."""
     return {"epoch": lines[-1]["epoch"], **lines[-1]["validation"], BEST: best}
-
-
-def write_history(training: Training) -> None:
-    lines = "".join(json.dumps(line) + "\n" for line in training.progress.lines)
-    files.write_text(lines, files.join(training.config.output, HISTORY))

@@ -1,4 +1,4 @@
-"""Ids of any type become the same strings; files of ids keep every character of theirs."""
+"""Ids of all types become the same strings; files of ids keep every character."""
 
 import decimal
 from pathlib import Path

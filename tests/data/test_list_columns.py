@@ -1,4 +1,4 @@
-"""Columns of lists, as long as they may get."""
+"""Columns of lists with more values than 32-bit offsets can count."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from raygr.train.outputs import candidate_table
 
 
 def test_rows_come_in_chunks_that_their_offsets_can_count(monkeypatch):
-    """36 million users of width 60 have more values than 2**31, the end of a chunk's offsets."""
+    """36 million users with 60 values each exceed 2**31 values, the limit of the offsets of one chunk."""
     assert list_columns.VALUES_IN_CHUNK < 2**31
     monkeypatch.setattr(list_columns, "VALUES_IN_CHUNK", 7)
     rows = np.arange(30, dtype=np.float32).reshape(10, 3)

@@ -1,4 +1,4 @@
-"""Reading and aligning id -> vector tables; every refusal names what is wrong."""
+"""Reading and aligning tables of id -> vector; each refusal states what is wrong."""
 
 import gzip
 from pathlib import Path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy_data import random_scores, walks, write_csv, write_prepared, write_score_run
 
-from raygr.config import ConfigError
+from raygr.config import ConfigError, check_config
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import TuningData, TuningExample, like_threshold, load_tuning_data
 from raygr.finetune.metrics import tuning_task
@@ -72,7 +72,9 @@ def test_a_prompt_holds_the_reviews_before_the_cut_and_no_other(toy: Path):
 
 def test_what_happens_behind_the_cut_changes_no_prompt_and_no_teacher(tmp_path: Path):
     found = [
-        load_tuning_data(settings(write_toy(tmp_path / str(late), late_rating=late), teacher="profile"))
+        load_tuning_data(
+            settings(write_toy(tmp_path / str(late), late_rating=late), warm_start_epochs=1, teacher="profile")
+        )
         for late in (1.0, 5.0)
     ]
     for one, other in zip(*(inputs.train + inputs.held_out for inputs in found), strict=True):
@@ -124,7 +126,9 @@ def test_what_is_liked_follows_the_rating_range(toy: Path, low: float, high: flo
 def test_a_teacher_table_may_miss_users_and_they_are_counted(toy: Path):
     train, held_out = users_of(load_tuning_data(settings(toy)))
     ratings = {f"u{user}": [float(1 + user % 10)] * len(NAMES) for user in [*train[1:], *held_out]}
-    inputs = load_tuning_data(settings(toy, teacher=write_csv(toy / "teacher.csv", ratings, NAMES)))
+    inputs = load_tuning_data(
+        settings(toy, warm_start_epochs=1, teacher=write_csv(toy / "teacher.csv", ratings, NAMES))
+    )
     assert inputs.counts["without_teacher"] == 1 and inputs.train[0].teacher_A is None
     assert inputs.train[1].teacher_A.tolist() == [1.0 + train[1] % 10] * len(NAMES)
 
@@ -132,7 +136,8 @@ def test_a_teacher_table_may_miss_users_and_they_are_counted(toy: Path):
 def test_item_statistics_are_of_the_items_that_have_scores(toy: Path):
     """Half of the items have no scores; filled with the mean they would shrink the deviation by a factor of .71."""
     scored = {f"i{i}": [float(1 + i % 2 * 8)] * len(NAMES) for i in range(1, ITEMS // 2 + 1)}  # 9 and 1 in turn
-    config = settings(toy, item_scores=write_csv(toy / "half.csv", scored, NAMES), teacher="profile")
+    half = write_csv(toy / "half.csv", scored, NAMES)
+    config = settings(toy, item_scores=half, warm_start_epochs=1, teacher="profile")
     inputs = load_tuning_data(config)
     assert inputs.counts["items_without_score"] == 20
     task = tuning_task(config, inputs.items_IA, None)
@@ -149,7 +154,7 @@ def test_an_aspect_without_any_score_is_refused(toy: Path):
 
 
 def test_a_profile_teacher_rates_what_the_user_likes_high(toy: Path):
-    inputs = load_tuning_data(settings(toy, teacher="profile"))
+    inputs = load_tuning_data(settings(toy, warm_start_epochs=1, teacher="profile"))
     ratings_UA = np.stack([one.teacher_A for one in inputs.train])
     assert ratings_UA.min() >= 1 and ratings_UA.max() <= 10
     # user 0 rates item histories[0][1] with 5 and histories[0][0] with 1: its profile leans from one to the other
@@ -167,12 +172,12 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         folder, cutoffs = toy / f"users-{cutoff}-{data}", dict.fromkeys(scores, cutoff)
         return write_score_run(folder, scores, aspects=NAMES, cutoffs=cutoffs, data=str(toy / data))
 
-    assert load_tuning_data(settings(toy, teacher=teacher(7))).counts["without_teacher"] == 0
+    assert load_tuning_data(settings(toy, warm_start_epochs=1, teacher=teacher(7))).counts["without_teacher"] == 0
     with pytest.raises(ConfigError, match="seen interactions after the train part"):
-        load_tuning_data(settings(toy, teacher=teacher(8)))
+        load_tuning_data(settings(toy, warm_start_epochs=1, teacher=teacher(8)))
     write_prepared(toy / "other", walks(USERS, ITEMS, LENGTH + 1, seed=0), items=ITEMS)
     with pytest.raises(ConfigError, match="scored from other data"):
-        load_tuning_data(settings(toy, teacher=teacher(7, "other")))
+        load_tuning_data(settings(toy, warm_start_epochs=1, teacher=teacher(7, "other")))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +190,22 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         ({"epochs": 0}, "epochs and warm_start_epochs are both 0"),
         ({"rollouts": "free", "value_reward": False, "format_reward": False}, "nothing to learn from"),
         ({"value_reward": False}, "slots always keep the format"),
+        ({"lambda_format_unread": 0.5}, "lambda_format_unread: no effect on rollouts: slots"),
+        ({"teacher": "profile"}, "teacher: no effect on rollouts: slots without warm_start_epochs"),
+        ({"warm_start_learning_rate": 0.1}, "warm_start_learning_rate: no effect without warm_start_epochs"),
+        ({"format_reward": False, "lambda_format_read": 0.5}, "lambda_format_read: no effect without format_reward"),
+    ],
+)
+def test_contradictions_are_refused_in_one_line(changes: dict[str, Any], message: str):
+    needed = {"output": "o", "data": "d", "item_scores": "s", "aspects": "a"}
+    with pytest.raises(ConfigError) as caught:
+        check_config(FinetuneConfig, needed | changes, source="test")
+    assert message in str(caught.value).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"candidate_items": 35}, "candidate_items: 35 are more than the 30 items"),
         ({"keep_out": 8}, "0 users to train on and 0 held out.*12 of 12 have no train interaction before the last 8"),
         ({"max_prompt_tokens": 64}, "max_prompt_tokens=64 is too small"),
@@ -202,6 +223,6 @@ def test_scores_and_teachers_of_other_aspects_or_scales_are_refused(toy: Path):
         load_tuning_data(settings(toy, item_scores=other))
     outside = write_csv(toy / "teacher.csv", {"u0": [11.0] * len(NAMES)}, NAMES)
     with pytest.raises(ConfigError, match=r"ratings outside 1\.\.10 of u0"):
-        load_tuning_data(settings(toy, teacher=outside))
+        load_tuning_data(settings(toy, warm_start_epochs=1, teacher=outside))
     with pytest.raises(FileNotFoundError):
-        load_tuning_data(settings(toy, teacher=str(toy / "none.csv")))
+        load_tuning_data(settings(toy, warm_start_epochs=1, teacher=str(toy / "none.csv")))

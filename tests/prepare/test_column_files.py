@@ -1,4 +1,4 @@
-"""Tables of any writer read back alike; damage costs its own rows, and every row is usable or counted by its reason."""
+"""Tables of all writers are read alike; damage costs only its own rows, and each row is usable or has a reason."""
 
 import json
 import random
@@ -79,7 +79,7 @@ def test_damaged_json_lines_cost_their_own_rows_alone(tmp_path_factory, seed, bl
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6), st.booleans())
 def test_a_damaged_parquet_file_is_refused_with_a_reason_and_never_an_error(tmp_path_factory, seed, is_cut):
-    """What is cut off is always known; of a changed bit a file without checksums knows nothing, if it reads at all."""
+    """A cut file is always detected; a changed bit may not be, because Parquet files have no checksums by default."""
     draw, path = random.Random(seed), tmp_path_factory.mktemp("parquet") / "a.parquet"
     columns = [["u"] * 50, [f"i{n}" for n in range(50)], [4.0] * 50, [START + n for n in range(50)]]
     pq.write_table(pa.table(columns, names=NAMES), path)

@@ -1,4 +1,4 @@
-"""CSV files in every form and with every damage: a bad row costs itself alone."""
+"""CSV files in all forms and with all kinds of damage: a bad row costs only itself."""
 
 import gzip
 import random

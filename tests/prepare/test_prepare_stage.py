@@ -1,4 +1,4 @@
-"""The prepare job on Ray: contract of its files, reductions against plain loops, real data, refusals."""
+"""The prepare stage on Ray: the contract of its files, reductions against plain loops, real data, refusals."""
 
 import dataclasses
 import gzip
@@ -37,7 +37,7 @@ def write_lines(path: Path, rows: list[dict]) -> str:
 
 
 def loose(tmp_path: Path, **settings) -> PrepareConfig:
-    """A configuration in which nothing falls out, unless `settings` say so."""
+    """A configuration that drops nothing unless `settings` say so."""
     defaults = {"min_user_interactions": 1, "min_item_interactions": 1, "output": str(tmp_path / "run")}
     return PrepareConfig(**{**defaults, **settings})
 
@@ -75,7 +75,7 @@ def check_contract(run: Run) -> dict[str, pa.Table]:
 
 @pytest.fixture(scope="module")
 def small_run(local_ray, tmp_path_factory) -> Run:
-    """Two review files and two metadata files; every number in the tests below is worked by hand."""
+    """Two review files and two metadata files; the numbers in the tests below are worked out by hand."""
     folder = tmp_path_factory.mktemp("small")
     a, b = review("ann", "x", 1, 5.0), review("bob", "y", 5, 1.0)
     first = [review("ann", "z", 4, 3.0), a, b, review("ann", "y", 2, 4.0)]
@@ -183,7 +183,7 @@ def test_bad_metadata_is_refused_too(local_ray, tmp_path):
 
 
 def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(local_ray, tmp_path):
-    """Ids 0001 in the reviews, and 1, an integer column, in the metadata."""
+    """The reviews have the id 0001, the metadata have 1 in an integer column."""
     (tmp_path / "r.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u,{i:04d},{i}\n" for i in range(1, 9)))
     pq.write_table(pa.table({"item_id": list(range(1, 9)), "title": ["t"] * 8}), tmp_path / "m.parquet")
     config = loose(tmp_path, reviews=[str(tmp_path / "r.csv")], metadata=[str(tmp_path / "m.parquet")], format="table")
@@ -229,7 +229,7 @@ def test_what_is_left_out_is_said_by_reason(local_ray, tmp_path, caplog):
 
 
 def test_repeats_are_kept_when_asked_for(local_ray, tmp_path):
-    """220 of 2,000 orders of a shop went as duplicates without a word."""
+    """An earlier version silently dropped 220 of 2,000 orders of a shop as duplicates."""
     rows = [f"u{n % 4},i{n % 3},{1_700_000_000 + n}\n" for n in range(48)]
     (tmp_path / "orders.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
     run = run_prepare(loose(tmp_path, reviews=[str(tmp_path / "orders.csv")], format="table", keep_duplicate="all"))
@@ -267,7 +267,7 @@ def test_what_cannot_be_prepared_says_what_to_change(local_ray, tmp_path):
 
 
 def random_scan(rows: int = 600, seed: int = 0) -> pa.Table:
-    """Rows out of order, with many equal times and repeated pairs."""
+    """Unordered rows with many equal times and repeated pairs of user and item."""
     rng = np.random.default_rng(seed)
     return pa.table(
         {

@@ -1,4 +1,4 @@
-"""Raw lines to ids and texts: every format, every way in which a row can be bad. No Ray."""
+"""Raw lines to ids and texts, without Ray: all formats, and all reasons to refuse a row."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Properties of what prepare keeps, on inputs that nobody thought of: balance, order, splits, minimum counts."""
+"""Properties of the kept interactions on random inputs: balance, order, splits, minimum counts."""
 
 from collections import Counter
 
@@ -22,7 +22,7 @@ MANY = settings(max_examples=60, deadline=None)
 
 
 def scanned(rows: list[Row]) -> ScannedInteractions:
-    """Row n stands in file n % 2; ids are text."""
+    """Scanned interactions of `rows`; row n belongs to file n % 2, and ids are text."""
     users, items, times = zip(*rows, strict=True)
     number = np.arange(len(rows))
     return from_scan(
@@ -45,7 +45,7 @@ def configured(**changes: object) -> PrepareConfig:
 
 
 def histories(kept: Kept) -> list[list[tuple[int, int, int]]]:
-    """Per user (time, file, row), as they stand."""
+    """(time, file, row) of the interactions of each user, in their order."""
     places = zip(kept.timestamp.tolist(), kept.file.tolist(), kept.row.tolist(), strict=True)
     found: list[list[tuple[int, int, int]]] = [[] for _ in kept.user_ids]
     for user, place in zip(kept.user_index.tolist(), places, strict=True):

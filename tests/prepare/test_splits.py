@@ -1,4 +1,4 @@
-"""Splits against hand-worked numbers and a plain loop."""
+"""Splits against numbers worked out by hand and against a plain loop."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Times of every form to milliseconds; what could be read in two ways is refused by name."""
+"""Times in all forms to milliseconds; ambiguous ones are refused with their reason."""
 
 import datetime
 

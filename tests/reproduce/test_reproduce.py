@@ -7,7 +7,6 @@ import csv
 import itertools
 import json
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,10 @@ def toy_ranks(config: TrainConfig, candidates: str) -> list[float]:
 
     Shuffled scores do as the base.
     """
-    if config.control == "shuffled":
-        return toy_ranks(replace(config, item_scores=None, control="none"), candidates)
+    is_refined = config.item_scores is not None and config.control != "shuffled"
     if candidates != "full":
-        return [1, 2 if config.item_scores is None else 1]
-    return [config.base_width // 10 if config.item_scores is None else 1, 4]
+        return [1, 1 if is_refined else 2]
+    return [1 if is_refined else config.base_width // 10, 4]
 
 
 def stand_in_train(config: TrainConfig) -> runs.Run:
@@ -283,7 +281,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
     for changes, message in [
         ({"protocol": {"GRU4Rec": "full"}}, "protocol names no candidates for SASRec"),
         ({"refined": {"fusion": "concat", "base_widht": 17}}, "base_widht: no such field"),
-        ({"refined": {"linear_map": True}}, "linear_map is for fusion: concat"),
+        ({"refined": {"linear_map": True}}, "linear_map: no effect on fusion: add"),
         ({"train": {"item_scores": "a.csv"}}, "item_scores belong to reproduce"),
         ({"train": {"targets": ["every"]}}, "targets: last"),
         ({"experiment": "table-5"}, "two adapters"),

@@ -24,9 +24,9 @@ def test_the_merged_model_answers_as_the_adapter(tmp_path: Path):
     policy = tiny_policy()
     policy.save_pretrained(tmp_path / "adapter")
     folder = merged_model(base, str(tmp_path / "adapter"))
-    merged_R = log_probs(AutoModelForCausalLM.from_pretrained(folder.name))
-    np.testing.assert_allclose(merged_R, log_probs(policy), atol=1e-5)
-    assert np.abs(merged_R - log_probs(tiny_llama())).max() > 0.01
+    merged_L = log_probs(AutoModelForCausalLM.from_pretrained(folder.name))
+    np.testing.assert_allclose(merged_L, log_probs(policy), atol=1e-5)
+    assert np.abs(merged_L - log_probs(tiny_llama())).max() > 0.01
 
 
 def test_a_temporary_folder_without_room_is_named(monkeypatch):

@@ -1,4 +1,4 @@
-"""The simulated shop: raw format, equal bytes, and that popularity, nearness and tastes do what they promise."""
+"""The simulated shop: raw format, equal bytes, and the effects of popularity, nearness and tastes."""
 
 import csv
 import gzip

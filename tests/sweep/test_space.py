@@ -111,7 +111,11 @@ def test_random_points_differ_stay_in_their_ranges_and_repeat_with_the_seed(toy:
         ({"guided_dimension": ["three"]}, {}, "'three' is no count"),
         ({"dropout": [0.1, 1.5]}, {}, r"(?s)trial dropout = 1.5 is no valid TrainConfig.*less than 1"),
         ({"guided_weight": [1, -1]}, {}, r"(?s)guided_weight = -1 .*greater than or equal to 0"),
-        ({"linear_map": [True], "fusion": ["concat", "add"]}, {}, "fusion = add: linear_map is for fusion: concat"),
+        (
+            {"linear_map": [True], "fusion": ["concat", "add"]},
+            {},
+            r"(?s)fusion = add is no valid .*linear_map: no effect on fusion: add",
+        ),
         ({"base_width": [16, 17]}, {}, "base_width = 17: total width 21"),
         ({"total_width": [4]}, {}, r"(?s)total_width = 4 .*base_width"),
         ({"dropout": [0.1, 2.0]}, {"search": "tpe", "trials": 3}, "dropout = 2.0"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_data import cycles, random_scores, walks, write_csv, write_prepared
 
-from raygr.config import ConfigError
+from raygr.config import ConfigError, check_config
 from raygr.models.workers import Share
 from raygr.train import loop, state
 from raygr.train.config import TrainConfig
@@ -393,31 +393,43 @@ def test_gradients_are_clipped_to_the_norm(toy: Path):
     assert math.sqrt(float(sum(sums))) == pytest.approx(1e-3, rel=1e-3)
 
 
+NEEDS_TARGETS = "needs every position's target, so it is not for model: bert4rec"
+FEW_ITEMS = "is for losses that touch few items, not for cross_entropy"
+NO_NEGATIVES = "has no negatives in a batch of one history: raise batch_size, or set negatives"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "bert4rec", "loss": "bpr"}, "not for model: bert4rec"),
-        ({"loss": "sampled_cross_entropy"}, "needs negatives: 1 or more"),
-        ({"loss": "top1", "batch_size": 1}, "has no negatives in a batch of one history"),
-        ({"negatives": 5}, "not for loss: cross_entropy"),
-        ({"final_activation": "tanh"}, "final_activation is for top1"),
-        ({"loss": "bpr", "score_penalty": 1.0}, "score_penalty is for loss: bpr_max"),
-        ({"optimizer": "adagrad", "weight_decay": 0.1}, "weight_decay is for optimizer: adam"),
-        ({"negative_alpha": 0.5}, "negative_alpha draws negatives, of which there are none"),
-        ({"optimizer": "sparse_adam"}, "sparse_adam is for losses that touch few items, not for cross_entropy"),
-        ({"mask_rate": 0.6}, "mask_rate and mask_last_rate are for model: bert4rec, not sasrec"),
-        ({"fusion": "concat", "add_map": "linear"}, "add_map is for fusion: add, not concat"),
-        ({"prompt_fraction": 0.7}, "prompt_fraction is for user_scores: profile"),
-        ({"hidden_width": 5}, "for model: gru4rec, not sasrec"),
-        ({"session_parallel": True}, "for model: gru4rec, not sasrec"),
-        ({"train_user_guided": True}, "train_user_guided needs user_scores"),
-        ({"model": "bert4rec", "base_width": 15}, "is no multiple of heads 2"),
+        ({"model": "bert4rec", "loss": "bpr"}, f"loss: bpr {NEEDS_TARGETS}"),
+        ({"loss": "sampled_cross_entropy"}, "loss: sampled_cross_entropy needs negatives: 1 or more"),
+        ({"loss": "top1", "batch_size": 1}, f"loss: top1 {NO_NEGATIVES}"),
+        ({"negatives": 5}, "negatives: no effect on loss: cross_entropy"),
+        ({"final_activation": "tanh"}, "final_activation: no effect on loss: cross_entropy"),
+        ({"loss": "bpr", "score_penalty": 1.0}, "score_penalty: no effect on loss: bpr"),
+        ({"optimizer": "adagrad", "weight_decay": 0.1}, "weight_decay: no effect on optimizer: adagrad"),
+        ({"negative_alpha": 0.5}, "negative_alpha: no effect without negatives"),
+        (
+            {"optimizer": "sparse_adam"},
+            "optimizer: sparse_adam is for losses that touch few items, not for cross_entropy",
+        ),
+        ({"mask_rate": 0.6}, "mask_rate: no effect on model: sasrec"),
+        ({"fusion": "concat", "add_map": "linear", "item_scores": "s"}, "add_map: no effect on fusion: concat"),
+        ({"prompt_fraction": 0.7}, "prompt_fraction: no effect without item_scores"),
+        ({"hidden_width": 5}, "hidden_width: no effect on model: sasrec"),
+        ({"session_parallel": True}, "session_parallel: no effect on model: sasrec"),
+        ({"train_user_guided": True}, "train_user_guided: no effect without item_scores"),
     ],
 )
-def test_what_cannot_go_together_is_refused_in_one_line(toy: Path, changes: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message) as refusal:
-        load_inputs(settings(toy, **changes))
-    assert "\n" not in str(refusal.value)
+def test_what_cannot_go_together_is_refused_in_one_line(changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError) as refusal:
+        check_config(TrainConfig, {"output": "o", "data": "d"} | changes, source="test")
+    assert str(refusal.value).splitlines()[1].strip() == message
+
+
+def test_a_width_that_heads_do_not_divide_is_refused_in_one_line(toy: Path):
+    with pytest.raises(ConfigError, match=r"^total width 15 .*is no multiple of heads 2.*$"):
+        load_inputs(settings(toy, model="bert4rec", base_width=15))
 
 
 def test_a_gru_needs_no_heads(toy: Path):

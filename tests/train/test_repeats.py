@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toy_data import interaction_arrays, write_prepared
+from toy_data import LISTS, interaction_arrays, write_prepared
 
 from raygr import runs
 from raygr.compare.references import popularity_ranks
-from raygr.compare.stage import TrainRun, check_protocol
+from raygr.compare.stage import ComparedRun, check_protocol
 from raygr.config import ConfigError
 from raygr.data.interactions import read_interactions
 from raygr.finetune.config import FinetuneConfig
@@ -28,6 +28,7 @@ from raygr.train.config import TrainConfig
 from raygr.train.evaluate import item_scores, list_metrics, target_ranks
 from raygr.train.inputs import Inputs, load_inputs
 from raygr.train.outputs import chance_warnings
+from raygr.train.run_metrics import RunMetrics
 from raygr.train.serving import write_serving
 from raygr.train.state import Training, start_training
 from raygr.train.step import epoch_draws, renumbered, summed_loss, whole_batch
@@ -100,7 +101,10 @@ def test_the_protocol_says_so_and_is_not_compared_with_filtered_runs(training: T
     _, filtered = loaded(tmp_path, keep_duplicate="first")
     stamps = training.inputs.protocol, filtered.protocol
     assert [stamp["seen"] for stamp in stamps] == ["ranked", "filtered"]
-    one, other = (TrainRun(str(n), {}, {"protocol": stamp}, {}) for n, stamp in enumerate(stamps))
+    one, other = (
+        ComparedRun(str(n), {}, RunMetrics(stamp, None, 1, 1, 1, lists=LISTS, test={}), {})
+        for n, stamp in enumerate(stamps)
+    )
     with pytest.raises(ConfigError, match="seen"):
         check_protocol(one, other)
 
