@@ -54,7 +54,8 @@ def draw_values(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
     for k, user in enumerate(users):
         for row, term in enumerate(user.terms):
             y = lane(row, k, len(users))
-            axes.hlines(y, *sorted((term.item_value, term.user_value)), color=COLORS[k], alpha=PALE, linewidth=3)
+            low, high = sorted((term.item_value, term.user_value))
+            axes.hlines(y, low, high, color=COLORS[k], alpha=PALE, linewidth=3)
             axes.scatter(term.user_value, y, s=34, color=COLORS[k], zorder=4)
             side = -1 if term.gap > 0 else 1
             at, align = term.user_value + 0.22 * side, "left" if side > 0 else "right"

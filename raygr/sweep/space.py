@@ -105,15 +105,15 @@ def listed_values(config: SweepConfig, name: str) -> list[Value]:
 
 def random_points(config: SweepConfig, values: Mapping[str, list[Value]]) -> list[Point]:
     """`trials` points by the sweep's seed: different points of lists, independent draws where there are ranges."""
-    generator, space = random.Random(config.seed), config.space
+    generator, space, trials = random.Random(config.seed), config.space, config.trials or 0
     if any(isinstance(found, ValueRange) for found in space.values()):
-        return [{name: drawn(space[name], values[name], generator) for name in space} for _ in range(config.trials)]
+        return [{name: drawn(space[name], values[name], generator) for name in space} for _ in range(trials)]
     sizes = [len(found) for found in values.values()]
     count = math.prod(sizes)
-    if config.trials > count:
-        raise ConfigError(f"trials: the space has {count} points, fewer than {config.trials}: use search: grid")
+    if trials > count:
+        raise ConfigError(f"trials: the space has {count} points, fewer than {trials}: use search: grid")
     # numbers of the grid's points, so that the grid need not be built
-    places = [np.unravel_index(number, sizes) for number in generator.sample(range(count), config.trials)]
+    places = [np.unravel_index(number, sizes) for number in generator.sample(range(count), trials)]
     return [{name: values[name][place] for name, place in zip(values, point, strict=True)} for point in places]
 
 

@@ -58,7 +58,7 @@ def sweep(config: SweepConfig) -> runs.Run:
     if config.search == "tpe":
         check_optuna()
     connect()
-    trials = config.trials if config.search == "tpe" else len(points)
+    trials = config.trials or len(points)
     at_once = trials_at_once(config, trained[0])
     run = runs.start_run(config.output, job="sweep", config=config)
     logger.info("sweep: %d trials, %d at a time", trials, at_once)
@@ -267,7 +267,7 @@ def ended_trials(config: SweepConfig, results: tune.ResultGrid, *, expected: int
     if results.num_terminated + results.num_errors < expected:
         raise runs.RunError(f"{config.output}: interrupted; run the sweep again to go on with the remaining trials")
     ended = []
-    for result in results:
+    for result in (results[place] for place in range(len(results))):
         name = os.path.basename(result.path)
         point: Mapping[str, Any] = files.read_json(files.join(config.output, f"{TUNE}/{name}/{PARAMETERS}"))
         run = files.join(files.join(config.output, TRIALS), name)
