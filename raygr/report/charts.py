@@ -151,7 +151,7 @@ def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
     drawing = buffer.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure_id}-", drawing).replace("xlink:href", "href")
-    view_box = re.search(r'viewBox="[^"]*"', drawing)[0]
+    view_box = re.findall(r'viewBox="[^"]*"', drawing)[0]
     content = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
     # Safe as markup: the label is escaped here, and matplotlib escapes all text of the content.
     return Markup(f'<svg {view_box} role="img" aria-label="{escape(label)}">{content}')

@@ -54,7 +54,7 @@ class TrialResult:
     epochs: int
     seconds: float
     best_epoch: int | None
-    validation: dict[str, float | None]
+    validation: dict[str, Any]
     """Metrics of the best epoch, by column; None without any evaluated epoch."""
 
     def row(self) -> dict[str, Value]:
