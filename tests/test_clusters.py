@@ -62,9 +62,9 @@ def finish_without_the_other_node(stage, is_under_way, *, replace):
 """
 
 SCORE = """
-from raygr.aspects import scoring
-from raygr.aspects.store import StoredScore
-from raygr.config import ScoreConfig
+from raygr.score import stage as scoring
+from raygr.score.config import ScoreConfig
+from raygr.score.store import StoredScore
 
 class StandIn:
     '''Answers by the prompt's hash, slowly, and notes on which node.'''
@@ -91,8 +91,8 @@ finish_without_the_other_node(lambda: scoring.score(ScoreConfig(**CONFIG)), is_u
 """
 
 TRAIN = """
-from raygr.config import TrainConfig
-from raygr.recommenders.train import train
+from raygr.train.config import TrainConfig
+from raygr.train.stage import train
 
 def is_under_way():
     history = Path(output, "epochs.jsonl")

@@ -18,7 +18,7 @@ from raygr.ray_setup import Node
 
 FAULTS = """
 import resource, sys, torch
-from raygr.workers import keep_freed_memory
+from raygr.distributed import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     keep_freed_memory()

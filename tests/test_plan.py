@@ -216,7 +216,7 @@ def stage_of(job: str, folder: Path, field: str, value: Any) -> dict[str, Any]:
 def test_a_path_with_a_typo_is_refused_before_anything_starts(tmp_path: Path, job: str, field: str):
     finish(prepare_stage(tmp_path), [])
     finish(train_stage(tmp_path), [])
-    changes = {"warm_start_epochs": 1} if field == "teacher" else {}
+    changes = {"teacher": {"warm_start_epochs": 1}, "mmr_scores": {"mmr_weight": 0.5}}.get(field, {})
     entry = stage_of(job, tmp_path, field, f"{tmp_path}/typo")
     entry[job] |= changes
     [plan] = planned(entry)

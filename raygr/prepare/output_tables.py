@@ -14,9 +14,11 @@ from raygr.prepare.selection import Kept
 from raygr.prepare.two_passes import filled
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
 
+COUNTS = ("written", "text_cut", "text_repaired", "without_text")
+
 
 class Part(NamedTuple):
-    """A table to be written and its counts: rows `written`, texts cut and repaired, items without text."""
+    """A table to be written and its COUNTS: rows written, texts cut and repaired, and items without text."""
 
     table: pa.Table
     counts: Mapping[str, int]

@@ -236,7 +236,7 @@ def write_file(
     file, path = batch["file"][0].as_py(), batch["path"][0].as_py()
     table = ray.get(rows)
     start, end = np.searchsorted(table["file"].to_numpy(), [file, file + 1])
-    chosen, totals = table.slice(start, end - start), Counter({"written": 0})
+    chosen, totals = table.slice(start, end - start), Counter[str]()
     if chosen.num_rows:
         numbers = chosen["row"].to_numpy()
         with naming(path):
@@ -249,7 +249,8 @@ def write_file(
                 for texts in read(path, config, numbers)
             )
             totals.update(write_parts(parts, folder, file))
-    yield pa.table({name: [count] for name, count in totals.items()})
+    # The same columns for every file, so that all blocks have one schema.
+    yield pa.table({name: [totals[name]] for name in output_tables.COUNTS})
 
 
 def write_parts(parts: Iterator[Part], folder: str, file: int) -> Counter[str]:

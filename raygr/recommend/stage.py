@@ -105,9 +105,13 @@ def list_counts(subjects: int, folder: str) -> dict[str, int]:
 
 def actor_settings(config: RecommendConfig, *, device: str) -> dict[str, Any]:
     """The arguments of RecommendingActor. Paths are absolute, because an actor runs in a folder of its own."""
-    named = {"output": config.output, "train_run": config.train_run, "mmr_scores": config.mmr_scores}
-    absolute = {name: files.absolute(path) for name, path in named.items() if path}
-    return {"config": dataclasses.replace(config, **absolute), "device": device}
+    absolute = dataclasses.replace(
+        config,
+        output=files.absolute(config.output),
+        train_run=files.absolute(config.train_run),
+        mmr_scores=config.mmr_scores and files.absolute(config.mmr_scores),
+    )
+    return {"config": absolute, "device": device}
 
 
 def read_subjects(config: RecommendConfig, serving: Serving) -> pa.Table:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from raygr import files, runs
 from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
-from raygr.pipeline import SideBySide, run_stages
+from raygr.pipeline import SideBySide, check_plan, plan_stages, run_stages
 from raygr.report.charts import save_figure
 from raygr.reproduce.config import TABLES, ReproduceConfig
 from raygr.reproduce.experiments import Arm, arms_of, source_stages, table_arms, trainings_of, twins_of, with_sources
@@ -25,12 +25,14 @@ logger = logging.getLogger(__name__)
 def reproduce(config: ReproduceConfig) -> runs.Run:
     """Runs what is not finished, then writes the experiment's table or figure."""
     stages, paper = source_stages(config), read_paper(config.paper)
-    for recommender in config.recommenders:
-        table_arms(with_sources(config), recommender)  # refuses settings of any run before the first stage starts
+    made = with_sources(config)
+    # without scores, the arms of Figure 3 are not known yet, but their settings are
+    are_known = config.experiment != "figure-3" or config.item_scores is not None
+    arms = arms_of(made) if are_known else [arm for name in made.recommenders for arm in table_arms(made, name)]
+    check_plan(plan_stages([*stages, *(("train", train) for train in trainings_of(arms))]))
     run = runs.start_run(config.output, job="reproduce", config=config)
     run_stages(stages)
-    config = with_sources(config)
-    arms = arms_of(config)
+    arms = arms_of(made)
     for arm in {arm.name: arm for arm in arms}.values():
         load_inputs(arm.runs[0])  # refuses data, scores and widths of any arm before the first one is trained
     trainings = trainings_of(arms)
@@ -45,7 +47,7 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
     ]
     run_stages(jobs, SideBySide(config.at_once, config.gpu_share))
     comparison, *of_twins = [read_comparison(compare.output) for compare in compared]
-    write_experiment(run, Experiment(config, arms, paper, comparison, of_twins[0] if twins else None))
+    write_experiment(run, Experiment(made, arms, paper, comparison, of_twins[0] if twins else None))
     counts = {"arms": len({arm.name for arm in arms}), "train_runs": len(trainings)}
     runs.finish_run(
         run, inputs=[trainings[0].data, config.paper, *(train.output for train in trainings)], counts=counts

@@ -118,10 +118,14 @@ def load_inputs(config: TrainConfig) -> Inputs:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Makes paths absolute for workers, which run in a folder of their own, and for serving."""
-    named = {"output": config.output, "data": config.data}
-    named |= {"item_scores": config.item_scores, "user_score_run": config.user_score_run}
-    named |= {"list_scores": config.list_scores}
-    return dataclasses.replace(config, **{name: files.absolute(path) for name, path in named.items() if path})
+    return dataclasses.replace(
+        config,
+        output=files.absolute(config.output),
+        data=files.absolute(config.data),
+        item_scores=config.item_scores and files.absolute(config.item_scores),
+        user_score_run=config.user_score_run and files.absolute(config.user_score_run),
+        list_scores=config.list_scores and files.absolute(config.list_scores),
+    )
 
 
 def protocol_stamp(
@@ -286,7 +290,7 @@ def sampled_sets(config: TrainConfig, data: Interactions, train_count_I: np.ndar
     """Candidate sets (U, 100) by name, without the user's own items; in data with repeats, without the targets only."""
     is_own_N = (data.split_N != TRAIN) | (not data.repeats)
     user_N, item_N = data.user_N[is_own_N], data.item_N[is_own_N]
-    sets = {}
+    sets: dict[str, Tensor] = {}
     for name in config.candidates:
         if name != "full":
             weight_I = candidate_weights(name, train_count_I)

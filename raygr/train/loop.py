@@ -51,7 +51,8 @@ def training_rounds(training: Training) -> Iterator[None]:
         loss = float(share.total(total)) / positions
         if not math.isfinite(loss):
             raise ValueError(f"the loss of epoch {epoch} is {loss}: lower the learning rate")
-        line = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - started, "time": time.time()}
+        seconds = time.perf_counter() - started
+        line: dict[str, Any] = {"epoch": epoch, "loss": loss, "seconds": seconds, "time": time.time()}
         line["learning_rate"] = training.optimizers[0].param_groups[0]["lr"]
 
         is_evaluated = epoch % config.evaluate_every == 0 or epoch == config.epochs
@@ -59,7 +60,7 @@ def training_rounds(training: Training) -> Iterator[None]:
             started = time.perf_counter()
             metrics = rank_metrics(target_ranks(training, VALIDATION, ["full"])["full"].numpy())
             progress.evaluations_since_best += 1
-            if metrics[CHOSEN_BY] > progress.best_score:
+            if metrics[CHOSEN_BY] > progress.best_score:  # otherwise early stopping comes nearer
                 progress.best_score, progress.best_epoch = metrics[CHOSEN_BY], epoch
                 progress.evaluations_since_best = 0
                 training.best_weights = copied_weights(training.model)
@@ -67,7 +68,7 @@ def training_rounds(training: Training) -> Iterator[None]:
         progress.lines.append(line)
         logger.info(progress_line(line, epochs=config.epochs, progress=progress))
         if is_evaluated:
-            yield
+            yield  # the caller saves a checkpoint
 
 
 def accumulate_gradients(training: Training, whole: WholeBatch) -> Tensor:

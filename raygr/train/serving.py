@@ -86,13 +86,14 @@ def read_model(run: str, config: TrainConfig) -> SequenceModel:
     """The trained model in eval mode, on the CPU."""
     filesystem, inner = files.filesystem_of(files.join(run, MODEL))
     weights = safetensors.torch.load(filesystem.cat_file(inner))
-    items, features, users = (weights.get(f"embedding.{name}") for name in ("base_ID", "features_IF", "users_UA"))
+    features, users = weights.get("embedding.features_IF"), weights.get("embedding.users_UA")
+    items = len(weights["embedding.base_ID"])
     features_of_aspect = LEVELS if config.fusion == "add" and config.add_map == "levels" else 1
     with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
         model = build_model(
             config,
-            items=len(items),
-            scores_IA=None if features is None else np.zeros((len(items), features.shape[1] // features_of_aspect)),
+            items=items,
+            scores_IA=None if features is None else np.zeros((items, features.shape[1] // features_of_aspect)),
             users_UA=None if users is None else np.zeros(users.shape),
         )
     model.load_state_dict(weights)

@@ -318,7 +318,7 @@ def test_every_step_says_how_it_went(folder):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["behind the prefill", "a pass of its own"])
 def test_kl_is_to_the_policy_at_the_start_of_reinforcement(folder, dropout: float):
-    """The divergence is 0 at the first step, not that to the bare model, from which the SFT warm-up has moved away."""
+    """The reference is the policy after the SFT warm-up, not the bare model, so the divergence starts at 0."""
     tuning = run(
         tuning_of(folder, warm_start_epochs=10, epochs=1, value_reward=True, kl_weight=1.0, lora_dropout=dropout)
     )

@@ -35,14 +35,6 @@ def stirred(fusion: Fusion, *, base_width: int = 8, users: bool = True) -> Refin
     return embedding
 
 
-def test_standardise_by_hand_and_without_spread():
-    """Scores 2, 4, 6: mean 4, deviation sqrt(8/3)."""
-    values_IA, flat_A = standardise(np.array([[2.0, 5.0], [4.0, 5.0], [6.0, 5.0]]))
-    assert values_IA[:, 0] == pytest.approx([-2 / math.sqrt(8 / 3), 0, 2 / math.sqrt(8 / 3)])
-    assert values_IA[:, 1].tolist() == [0, 0, 0]
-    assert flat_A.tolist() == [False, True]
-
-
 def test_what_is_there_is_standardised_and_what_is_missing_is_0():
     """2 of 20 items have a score: its spread is 1, not that of 18 means and two scores."""
     scores_IA = np.full((20, 1), np.nan)

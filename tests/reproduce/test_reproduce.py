@@ -300,6 +300,13 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
     assert not trained and not (tmp_path / "table-3").exists()
 
 
+def test_a_missing_input_of_any_arm_is_refused_before_anything_is_written(tmp_path: Path, trained: list[str]):
+    config = settings(tmp_path, extra_arms={"text": {"item_scores": str(tmp_path / "text.csv")}})
+    with pytest.raises(runs.RunError, match=r"sasrec-text-seed-0: item_scores: .*text\.csv is not there"):
+        reproduce(config)
+    assert not trained and not Path(config.output).exists()
+
+
 def test_an_arm_that_cannot_be_trained_stops_all_before_the_first(tmp_path: Path, trained: list[str]):
     for changes, message in [
         ({"train": {"heads": 4}, "refined": {"fusion": "concat", "base_width": 18}}, "total width 21 .* heads 4"),
