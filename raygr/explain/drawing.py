@@ -48,7 +48,7 @@ def lane(row: int, user: int, users: int) -> float:
 
 
 def draw_values(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
-    """The item's value as a vertical bar, and in each lane the user's value as a dot, joined to the bar by the gap."""
+    """Draws the item's value as a vertical bar, and users' values as dots that gaps join to the bar."""
     for row, term in enumerate(users[0].terms):
         axes.vlines(term.item_value, row - ROW / 2, row + ROW / 2, color="black", linewidth=3, zorder=3)
     for k, user in enumerate(users):

@@ -1,4 +1,4 @@
-"""Why an item suits some users and not others: the case study of the paper's Figure 5, without an LLM call or Ray.
+"""Explains why an item suits some users and not others (the paper's Figure 5), without an LLM call or Ray.
 
     recommender = load_recommender("outputs/quickstart/train/shipped")
     print(explain_item(recommender, "F0182", ["S00288", "S00358"]).sentences())

@@ -1,8 +1,8 @@
-"""The sweep stage: a search space over train settings -> a train run per trial in trials/, and the files of results.py.
+"""The sweep stage: a search space over train settings -> a train run per trial, and the files of results.py.
 
-Trials run on Ray Tune. A trial is a Tune function around `train`; Ray Train's controller reports its metrics to Tune. A
-killed sweep is resumed by running it again: Tune restarts the trials that had not ended, and each resumes from the
-checkpoint of its train run. Tune's own files are in tune/.
+Trials run on Ray Tune, and their train runs are in trials/. A trial is a Tune function around `train`; Ray Train's
+controller reports its metrics to Tune. A killed sweep is resumed by running it again: Tune restarts the trials that had
+not ended, and each resumes from the checkpoint of its train run. Tune's own files are in tune/.
 """
 
 import logging
