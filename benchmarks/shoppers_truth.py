@@ -120,8 +120,8 @@ def row(name: str, users: dict[str, np.ndarray], sign: str = "") -> list[str]:
 
 
 def cell(values_U: np.ndarray, sign: str) -> str:
-    gain = user_mean(values_U)
-    return f"{gain.difference:{sign}.3f} [{gain.low:{sign}.3f}, {gain.high:{sign}.3f}]"
+    mean = user_mean(values_U)
+    return f"{mean.value:{sign}.3f} [{mean.low:{sign}.3f}, {mean.high:{sign}.3f}]"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def gain_text(gain: ArmGain, *, in_lines: bool = False) -> str:
 
 
 def gain_parts(gain: Gain) -> tuple[str, tuple[str, str] | None]:
-    """A gain and its bounds: in percent of the base, or, where the base or the arm has 0, the difference itself."""
+    """A gain and its bounds in percent of the base; the difference itself where the base or the arm has 0."""
     if gain.difference == 0 and gain.relative is None:
         return "0 in both", None
     if gain.low is None:

@@ -75,8 +75,8 @@ def popularity_ranks(
         if candidates_UC is None:
             # seen items are left out, unless users may interact with an item again
             seen_by_B = example_B[:0] if found.repeats else example_B
-            seen = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
-            parts.append(catalogue_ranks(target_B, *seen, train_count_I, sorted_I))
+            row_P, seen_P = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
+            parts.append(catalogue_ranks(target_B, row_P, seen_P, train_count_I, sorted_I))
         else:
             others_BC = candidates_UC[user_E[example_B]]
             counts = (torch.from_numpy(train_count_I[items - 1]) for items in (others_BC, target_B[:, None]))

@@ -84,7 +84,7 @@ def compared_arms(config: CompareConfig, arms: Arms) -> Comparison:
     stamps = [record.protocol for record in records.values()]
     comparison = Comparison(
         protocol=stamps[0] if all(stamp == stamps[0] for stamp in stamps) else None,
-        base=bases[with_base[0]] if with_base else next(iter(records)),
+        base=next((base for base in bases.values() if base), next(iter(records))),
         cold_below=config.cold_below,
         primary_metric=config.primary_metric,
         shown=with_base if config.shown is None else list(config.shown),
@@ -181,8 +181,8 @@ def arm_record(
     first = arm[0]
     found = {name: target_results(arm, base, name) for name in first.rankings}
     record = ArmRecord(
-        metrics={name: record.metrics for name, record in found.items()},
-        against_base=None if base is None else {name: record.against_base for name, record in found.items()},
+        metrics={name: record.metrics or {} for name, record in found.items()},
+        against_base=None if base is None else {name: record.against_base or {} for name, record in found.items()},
         cold={name: target_results(arm, base, name, cold_below=config.cold_below) for name in first.rankings},
         runs=[],
         base=base_name,
@@ -197,16 +197,17 @@ def arm_record(
     )
     if record.is_reference:
         return record
-    lists, shares = [run.metrics.lists for run in arm], [run.metrics.shares for run in arm]
-    moved = [run.metrics.base_moved for run in arm]
+    lists = [run.metrics.lists for run in arm]
+    shares = [run.metrics.shares for run in arm if run.metrics.shares is not None]
+    moved = [run.metrics.base_moved for run in arm if run.metrics.base_moved is not None]
     record.runs = [run.path for run in arm]
     record.settings = {name: first.config[name] for name in SETTINGS}
     if not first.config["item_scores"]:
         record.settings["fusion"] = None  # a base model has nothing to fuse
     ranked, reranked = means([one.ranked for one in lists]), means([one.reranked for one in lists])
     record.lists = dataclasses.replace(lists[0], ranked=ranked, reranked=reranked)
-    record.shares = None if None in shares else means(shares)
-    record.base_moved = None if None in moved else sum(moved) / len(moved)
+    record.shares = means(shares) if shares else None
+    record.base_moved = sum(moved) / len(moved) if len(moved) == len(arm) else None
     record.parameters = first.metrics.parameters
     return record
 

@@ -127,16 +127,16 @@ def shown_pairs(comparison: Comparison, ranking: str) -> list[Pair]:
     for name in names:
         stamp = {field: arms[name].protocol.get(field) for field in unlike}
         cells = [pair_cells(arms, name, ranking, metric) for metric in METRICS]
-        pairs.append(Pair(name, arms[name].base, stamp_text(stamp), cells))
+        pairs.append(Pair(name, arms[name].base or "", stamp_text(stamp), cells))
     return pairs
 
 
 def pair_cells(arms: Arms, name: str, ranking: str, metric: str) -> Cells:
     arm = arms[name]
-    gain = arm.against_base[ranking][metric]
+    gain = (arm.against_base or {})[ranking][metric]
     runs = [("base 0" if one is None else f"{one:+.1f}%") for one in gain.per_run]
-    values = [f"{one.metrics[ranking][metric].mean:.4f}" for one in (arms[arm.base], arm)]
-    return Cells(*values, gain_text(gain), ", ".join(runs) if len(runs) > 1 else "")
+    base, refined = (f"{one.metrics[ranking][metric].mean:.4f}" for one in (arms[arm.base or ""], arm))
+    return Cells(base, refined, gain_text(gain), ", ".join(runs) if len(runs) > 1 else "")
 
 
 def unlike_fields(stamps: Sequence[Protocol]) -> list[str]:

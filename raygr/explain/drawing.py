@@ -48,13 +48,14 @@ def lane(row: int, user: int, users: int) -> float:
 
 
 def draw_values(axes: Axes, users: tuple[UserExplanation, ...]) -> None:
-    """The item's value as a vertical bar, and in each lane the user's value as a dot, joined to the bar by the gap."""
+    """Draws the item's value as a vertical bar, and users' values as dots that gaps join to the bar."""
     for row, term in enumerate(users[0].terms):
         axes.vlines(term.item_value, row - ROW / 2, row + ROW / 2, color="black", linewidth=3, zorder=3)
     for k, user in enumerate(users):
         for row, term in enumerate(user.terms):
             y = lane(row, k, len(users))
-            axes.hlines(y, *sorted((term.item_value, term.user_value)), color=COLORS[k], alpha=PALE, linewidth=3)
+            low, high = sorted((term.item_value, term.user_value))
+            axes.hlines(y, low, high, color=COLORS[k], alpha=PALE, linewidth=3)
             axes.scatter(term.user_value, y, s=34, color=COLORS[k], zorder=4)
             side = -1 if term.gap > 0 else 1
             at, align = term.user_value + 0.22 * side, "left" if side > 0 else "right"

@@ -1,4 +1,4 @@
-"""Why an item suits some users and not others: the case study of the paper's Figure 5, without an LLM call or Ray.
+"""Explains why an item suits some users and not others (the paper's Figure 5), without an LLM call or Ray.
 
     recommender = load_recommender("outputs/quickstart/train/shipped")
     print(explain_item(recommender, "F0182", ["S00288", "S00358"]).sentences())
@@ -77,7 +77,7 @@ class UserExplanation:
     """
 
     user_id: str
-    part: Literal["train", "validation", "test"] | None
+    part: str | None
     """The split's part of the user's interaction with the item; None where the user has not seen the item."""
     rating: float | None
     """The user's rating of the item; None where it is unseen, or where the data has no rating."""
@@ -277,10 +277,10 @@ def read_title(data: str, item: int) -> str:
 
 def read_values(recommender: Recommender, found: Interactions) -> Values:
     """ValueError for a model without scores of its own items on 1..10."""
-    config, scores = recommender.config, read_item_scores(recommender.config)
-    check_explainable(config, scores)
+    config = recommender.config
+    scores = explainable_scores(config)
     scored_I = ~np.isnan(scores.scores_IA).any(axis=1)
-    if config.user_scores == "llm":
+    if config.user_scores == "llm" and config.user_score_run:
         source, column = config.user_score_run, config.score_column
         table = read_vectors(source, subjects="users", column=column, aspects=scores.aspects)
         users_UA = rows_by_id(table, recommender.user_ids_U)[0]
@@ -292,7 +292,8 @@ def read_values(recommender: Recommender, found: Interactions) -> Values:
     return Values(scores.aspects, scores.scores_IA, scored_I, None, train_count_U >= 2, meaning)
 
 
-def check_explainable(config: TrainConfig, scores: AlignedScores | None) -> None:
+def explainable_scores(config: TrainConfig) -> AlignedScores:
+    scores = read_item_scores(config)
     if scores is None:
         raise ValueError(f"{config.output} is a base model without aspects: give a run trained with item_scores")
     if config.control != "none":
@@ -302,6 +303,7 @@ def check_explainable(config: TrainConfig, scores: AlignedScores | None) -> None
         raise ValueError(
             f"{config.item_scores} has values from {low:g} to {high:g}: only scores on 1..10 are explained"
         )
+    return scores
 
 
 def user_values(values: Values, found: Interactions, user: int, item: int) -> np.ndarray:

@@ -76,14 +76,22 @@ def gains(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> list[Ga
     # of log(arm) - log(base), because a ratio's interval is lopsided and ends at -100%
     arm_unit_M, base_unit_M = (np.where(mean_M > 0, mean_M, 1.0)[:, None, None] for mean_M in (arm_M, base_M))
     log_half_M = half_width(components(arm_MRU / arm_unit_M, base_MRU / base_unit_M, paired=paired), 1 - CONFIDENCE)
-    over = "users" if min(arm_MRU.shape[1], base_MRU.shape[1]) == 1 else "users and runs"
+    has_runs = min(arm_MRU.shape[1], base_MRU.shape[1]) > 1
     made = []
     for m, (arm, base) in enumerate(zip(arm_M.tolist(), base_M.tolist(), strict=True)):
         p = two_sided_p(arm - base, [one.of_metric(m) for one in found])
-        bounds = (arm - base - half_M[m], arm - base + half_M[m])
-        relative = percents(arm, base, log_half_M[m])
+        relative, relative_low, relative_high = map(known, percents(arm, base, log_half_M[m]))
         made.append(
-            Gain(arm - base, *map(known, bounds), *map(known, relative), known(p) if over != "users" else None, over)
+            Gain(
+                difference=arm - base,
+                low=known(arm - base - half_M[m]),
+                high=known(arm - base + half_M[m]),
+                relative=relative,
+                relative_low=relative_low,
+                relative_high=relative_high,
+                p=known(p) if has_runs else None,
+                over="users and runs" if has_runs else "users",
+            )
         )
     return made
 

@@ -6,7 +6,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import fsspec
 import matplotlib
@@ -20,7 +20,7 @@ CURVES = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3")
 WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone
 CURVE_INCHES = 2.6
 # Fixed ids give equal figures equal bytes. Text stays text, so that it can be searched and read aloud, and is small.
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
 SHARE_PARTS = (
     ("base", "base part", BLUE),
     ("encoder_guided", "encoder × guided", ORANGE),
@@ -151,7 +151,7 @@ def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
     drawing = buffer.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure_id}-", drawing).replace("xlink:href", "href")
-    view_box = re.search(r'viewBox="[^"]*"', drawing)[0]
+    view_box = re.findall(r'viewBox="[^"]*"', drawing)[0]
     content = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
     # Safe as markup: the label is escaped here, and matplotlib escapes all text of the content.
     return Markup(f'<svg {view_box} role="img" aria-label="{escape(label)}">{content}')

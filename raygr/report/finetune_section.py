@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from raygr.compare.tables import NOTHING, Table
 from raygr.files import join, read_json, read_table
-from raygr.metrics.gains import Gain, gains
+from raygr.metrics.gains import gains
 from raygr.report.charts import Curve, curve_chart
 from raygr.report.sections import Chart, Section, show
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
@@ -136,18 +136,29 @@ def stage_cell(one: Evaluation, before: Evaluation, metric: str) -> str:
     mean = user_mean(one.users[metric])
     if mean is None:
         return NOTHING
-    text = f"{mean.difference:.4f}\n({mean.low:.4f} to {mean.high:.4f})"
+    text = f"{mean.value:.4f}\n({mean.low:.4f} to {mean.high:.4f})"
     change = user_mean(one.users[metric] - before.users[metric])
     if one is before or change is None:
         return text
     mark = "*" if change.low > 0 or change.high < 0 else ""
-    return f"{text}\n{change.difference:+.4f}{mark}\n({change.low:+.4f} to {change.high:+.4f})"
+    return f"{text}\n{change.value:+.4f}{mark}\n({change.low:+.4f} to {change.high:+.4f})"
 
 
-def user_mean(values_U: np.ndarray) -> Gain | None:
+class UserMean(NamedTuple):
+    """A mean over users with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def user_mean(values_U: np.ndarray) -> UserMean | None:
     """The mean of the users that have a value, with its interval; None for fewer than two users."""
     known_11U = values_U[~np.isnan(values_U)][None, None]
-    return gains(known_11U, np.zeros_like(known_11U), paired=True)[0] if known_11U.size > 1 else None
+    [gain] = gains(known_11U, np.zeros_like(known_11U), paired=True) if known_11U.size > 1 else [None]
+    if gain is None or gain.low is None or gain.high is None:
+        return None
+    return UserMean(gain.difference, gain.low, gain.high)
 
 
 def step_table(lines: Sequence[Step]) -> Table:
@@ -195,7 +206,7 @@ def held_out_curve(evaluations: Sequence[Evaluation], metric: str, name: str) ->
     start = [one for one in evaluations if one.stage != "reinforcement"][-1:]
     shown = [*start, *(one for one in evaluations if one.stage == "reinforcement")]
     known = [(one.step, mean) for one in shown if (mean := user_mean(one.users[metric])) is not None]
-    columns = [(step, mean.difference, mean.low, mean.high) for step, mean in known]
+    columns = [(step, mean.value, mean.low, mean.high) for step, mean in known]
     steps, means, lows, highs = ([row[place] for row in columns] for place in range(4))
     return Curve(name, steps, means, lows, highs)
 

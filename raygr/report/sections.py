@@ -89,8 +89,11 @@ def gain_intervals(arms: Arms, ranking: str, metric: str) -> Iterable[Interval]:
     """Gains in percent; without popularity and chance, whose large losses would hide the arms' gains."""
     for name, arm in arms.items():
         gain = (arm.against_base or {}).get(ranking, {}).get(metric)
-        if gain is not None and gain.relative_low is not None and not arm.is_reference:
-            yield Interval(name, gain.relative, gain.relative_low, gain.relative_high)
+        if gain is None or arm.is_reference:
+            continue
+        value, low, high = gain.relative, gain.relative_low, gain.relative_high
+        if value is not None and low is not None and high is not None:
+            yield Interval(name, value, low, high)
 
 
 def share_table(arms: Arms) -> Table:

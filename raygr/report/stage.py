@@ -158,7 +158,7 @@ def run_command(job: str, config: Mapping[str, Any]) -> str:
     """The command line that repeats a run, with all settings that differ from the defaults."""
     kind = JOB_CONFIGS[job]
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    smallest = check_config(kind, {name: config[name] for name in required}, source="run.json")
+    smallest: object = check_config(kind, {name: config[name] for name in required}, source="run.json")
     defaults = to_jsonable_python(smallest)
     changed = [name for name, value in config.items() if name in required or value != defaults.get(name)]
     flags = [f"--set {shlex.quote(override(name, config[name]))}" for name in changed]

@@ -54,7 +54,7 @@ class TrialResult:
     epochs: int
     seconds: float
     best_epoch: int | None
-    validation: dict[str, float | None]
+    validation: dict[str, Any]
     """Metrics of the best epoch, by column; None without any evaluated epoch."""
 
     def row(self) -> dict[str, Value]:
@@ -139,8 +139,8 @@ def ranked_configurations(config: SweepConfig, trials: list[TrialResult]) -> lis
     the configurations with the most finished seeds are ranked.
     """
     names = described_by(config)
-    tried: dict[tuple, set[int]] = {}
-    finished: dict[tuple, dict[int, TrialResult]] = {}
+    tried: dict[tuple, set[Value]] = {}
+    finished: dict[tuple, dict[Value, TrialResult]] = {}
     for trial in trials:
         values, seed = tuple(trial.settings[name] for name in names), trial.settings[SEED]
         tried.setdefault(values, set()).add(seed)

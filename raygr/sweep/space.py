@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ GUIDED_DIMENSION, TOTAL_WIDTH, SEED = "guided_dimension", "total_width", "seed"
 NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "candidates", "targets", "aspect_names")
 PATHS = ("data", "item_scores", "user_score_run", "list_scores")
 TRIALS = "trials"
-Point = Mapping[str, Value]
+Point = Mapping[str, Any]
 
 
 class Draw(NamedTuple):
@@ -95,7 +95,7 @@ def check_space(config: SweepConfig) -> None:
         raise ConfigError("; ".join(wrong))
 
 
-def listed_values(config: SweepConfig, name: str) -> list[Value]:
+def listed_values(config: SweepConfig, name: str) -> list[Any]:
     """The values of a list, with labels for lists of aspects and draws; the two ends of a range."""
     values = config.space[name]
     if isinstance(values, ValueRange):
@@ -105,15 +105,15 @@ def listed_values(config: SweepConfig, name: str) -> list[Value]:
 
 def random_points(config: SweepConfig, values: Mapping[str, list[Value]]) -> list[Point]:
     """`trials` points by the sweep's seed: different points of lists, independent draws where there are ranges."""
-    generator, space = random.Random(config.seed), config.space
+    generator, space, trials = random.Random(config.seed), config.space, config.trials or 0
     if any(isinstance(found, ValueRange) for found in space.values()):
-        return [{name: drawn(space[name], values[name], generator) for name in space} for _ in range(config.trials)]
+        return [{name: drawn(space[name], values[name], generator) for name in space} for _ in range(trials)]
     sizes = [len(found) for found in values.values()]
     count = math.prod(sizes)
-    if config.trials > count:
-        raise ConfigError(f"trials: the space has {count} points, fewer than {config.trials}: use search: grid")
+    if trials > count:
+        raise ConfigError(f"trials: the space has {count} points, fewer than {trials}: use search: grid")
     # numbers of the grid's points, so that the grid need not be built
-    places = [np.unravel_index(number, sizes) for number in generator.sample(range(count), config.trials)]
+    places = [np.unravel_index(number, sizes) for number in generator.sample(range(count), trials)]
     return [{name: values[name][place] for name, place in zip(values, point, strict=True)} for point in places]
 
 
@@ -132,7 +132,8 @@ def drawn(found: ValueRange | tuple, values: list[Value], generator: random.Rand
 def guided_dimensions(config: SweepConfig) -> dict[Value, GuidedDimension]:
     """Label -> number of first aspects, names of aspects, or a draw."""
     found: dict[Value, GuidedDimension] = {}
-    for value in config.space[GUIDED_DIMENSION]:
+    values = config.space[GUIDED_DIMENSION]
+    for value in () if isinstance(values, ValueRange) else values:
         match value:
             case RandomSubsets(random=aspects, subsets=count):
                 found |= {f"{aspects} at random, draw {n}": Draw(aspects, (config.seed, n)) for n in range(count)}
@@ -151,7 +152,7 @@ def guided_dimensions(config: SweepConfig) -> dict[Value, GuidedDimension]:
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:
     """The same paths for trials, which run in other folders. A value of another type is left for the checks."""
 
-    def absolute(value: object) -> object:
+    def absolute(value: Any) -> Any:
         return files.absolute(value) if isinstance(value, str) else value
 
     train = {name: absolute(value) if name in PATHS else value for name, value in config.train.items()}
@@ -196,10 +197,11 @@ def chosen_aspects(config: SweepConfig, label: Value, trained: TrainConfig) -> t
     match dimension:
         case int():
             found = names[:dimension] if 0 < dimension <= len(names) else ()
-        case Draw(aspects=count, seed=seed) if count <= len(names):
-            found = tuple(names[n] for n in sorted(random.Random(str(seed)).sample(range(len(names)), count)))
-        case tuple() if set(dimension) <= set(names) and len(set(dimension)) == len(dimension):
-            found = dimension
+        case Draw(aspects=count, seed=seed):
+            numbers = random.Random(str(seed)).sample(range(len(names)), count) if count <= len(names) else []
+            found = tuple(names[number] for number in sorted(numbers))
+        case tuple() as chosen if set(chosen) <= set(names) and len(set(chosen)) == len(chosen):
+            found = tuple(chosen)
     if not found:
         known = f"{trained.item_scores} has {len(names)} aspects: {', '.join(names)}" if names else "no item_scores"
         raise ConfigError(f"space.{GUIDED_DIMENSION}: {label}, but {known}")

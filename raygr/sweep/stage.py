@@ -1,8 +1,8 @@
-"""The sweep stage: a search space over train settings -> a train run per trial in trials/, and the files of results.py.
+"""The sweep stage: a search space over train settings -> a train run per trial, and the files of results.py.
 
-Trials run on Ray Tune. A trial is a Tune function around `train`; Ray Train's controller reports its metrics to Tune. A
-killed sweep is resumed by running it again: Tune restarts the trials that had not ended, and each resumes from the
-checkpoint of its train run. Tune's own files are in tune/.
+Trials run on Ray Tune, and their train runs are in trials/. A trial is a Tune function around `train`; Ray Train's
+controller reports its metrics to Tune. A killed sweep is resumed by running it again: Tune restarts the trials that had
+not ended, and each resumes from the checkpoint of its train run. Tune's own files are in tune/.
 """
 
 import logging
@@ -58,7 +58,7 @@ def sweep(config: SweepConfig) -> runs.Run:
     if config.search == "tpe":
         check_optuna()
     connect()
-    trials = config.trials if config.search == "tpe" else len(points)
+    trials = config.trials or len(points)
     at_once = trials_at_once(config, trained[0])
     run = runs.start_run(config.output, job="sweep", config=config)
     logger.info("sweep: %d trials, %d at a time", trials, at_once)
@@ -267,7 +267,7 @@ def ended_trials(config: SweepConfig, results: tune.ResultGrid, *, expected: int
     if results.num_terminated + results.num_errors < expected:
         raise runs.RunError(f"{config.output}: interrupted; run the sweep again to go on with the remaining trials")
     ended = []
-    for result in results:
+    for result in (results[place] for place in range(len(results))):
         name = os.path.basename(result.path)
         point: Mapping[str, Any] = files.read_json(files.join(config.output, f"{TUNE}/{name}/{PARAMETERS}"))
         run = files.join(files.join(config.output, TRIALS), name)
