@@ -1,6 +1,6 @@
 # make quickstart   set-up, then the whole pipeline on the embedded data
 # make test         set-up, then all tests
-# make test-fast    the tests that start no Ray and are not marked slow: under two minutes
+# make test-fast    the tests that are not marked slow and do not use the session's Ray
 # make lint         ruff: rules and format
 # make types        mypy over raygr/
 # make docs         the documentation in site/; a warning is an error
