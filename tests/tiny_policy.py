@@ -138,7 +138,8 @@ def toy_inputs(
 
 def toy_config(**changes: object) -> FinetuneConfig:
     config = FinetuneConfig(output="", data="", item_scores="", aspects="", lora_rank=4, candidate_items=10, epochs=1)
-    return replace(config, **changes)
+    taught = {"teacher": "profile"} if changes.get("warm_start_epochs") else {}
+    return replace(config, **taught | changes)
 
 
 def naive_rating_log_probs(model, prompt: tuple[int, ...], answer: AnswerTemplate, before: tuple[int, ...]):

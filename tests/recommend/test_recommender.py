@@ -18,7 +18,6 @@ from toy_data import random_scores, walks, write_csv, write_prepared
 from raygr import files, runs
 from raygr.compare.config import CompareConfig
 from raygr.compare.stage import compare
-from raygr.config import ConfigError
 from raygr.data.ids import write_id_lines
 from raygr.data.vector_tables import read_vectors
 from raygr.explain.stage import explain_item
@@ -416,11 +415,11 @@ def test_who_has_no_item_left_is_counted(tmp_path: Path, caplog: pytest.LogCaptu
     assert "subjects: 1 of 2 kept; left out: 1 no item left" in caplog.text
 
 
-def test_nobody_to_recommend_to_is_refused(run: str):
-    with pytest.raises(ConfigError, match="users: nobody is in it"):
-        read_subjects(RecommendConfig(output="x", train_run=run, users=()), read_serving(run))
-    with pytest.raises(ConfigError, match="set one of them"):
-        read_subjects(RecommendConfig(output="x", train_run=run, users=("u1",), histories="h"), read_serving(run))
+def test_nobody_to_recommend_to_is_refused():
+    with pytest.raises(ValueError, match="users: nobody is in it"):
+        RecommendConfig(output="x", train_run="t", users=())
+    with pytest.raises(ValueError, match="set one of them"):
+        RecommendConfig(output="x", train_run="t", users=("u1",), histories="h")
 
 
 def test_trained_runs_are_compared(run: str, tmp_path: Path):
