@@ -141,7 +141,8 @@ def toy_config(**changes: object) -> FinetuneConfig:
     if changes.get("warm_start_epochs"):
         changes = {"teacher": "profile", "warm_start_learning_rate": 1e-2} | changes
     config = FinetuneConfig(output="", data="", item_scores="", aspects="", lora_rank=4, candidate_items=10, epochs=1)
-    return replace(config, **changes)
+    taught = {"teacher": "profile"} if changes.get("warm_start_epochs") else {}
+    return replace(config, **taught | changes)
 
 
 def naive_rating_log_probs(model, prompt: tuple[int, ...], answer: AnswerTemplate, before: tuple[int, ...]):

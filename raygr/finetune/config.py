@@ -105,7 +105,6 @@ class FinetuneConfig:
             "on rollouts: slots without warm_start_epochs": (
                 ("teacher",) if slots and not self.warm_start_epochs else ()
             ),
-            "without warm_start_epochs": () if self.warm_start_epochs else ("warm_start_learning_rate",),
             "without format_reward": () if self.format_reward else ("lambda_format_read", "lambda_format_unread"),
             "without value_reward": () if self.value_reward else ("per_aspect_credit",),
         }

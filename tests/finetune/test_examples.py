@@ -192,7 +192,6 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         ({"value_reward": False}, "slots always keep the format"),
         ({"lambda_format_unread": 0.5}, "lambda_format_unread: no effect on rollouts: slots"),
         ({"teacher": "profile"}, "teacher: no effect on rollouts: slots without warm_start_epochs"),
-        ({"warm_start_learning_rate": 0.1}, "warm_start_learning_rate: no effect without warm_start_epochs"),
         ({"format_reward": False, "lambda_format_read": 0.5}, "lambda_format_read: no effect without format_reward"),
     ],
 )
