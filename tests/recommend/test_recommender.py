@@ -19,6 +19,7 @@ from toy_data import random_scores, walks, write_csv, write_prepared
 from raygr import files, runs
 from raygr.compare.config import CompareConfig
 from raygr.compare.stage import compare
+from raygr.config import ConfigError
 from raygr.data.ids import write_id_lines
 from raygr.data.vector_tables import read_vectors
 from raygr.explain.stage import explain_item
