@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from raygr.files import join, read_json, write_json
+from raygr.files import join, read_json
 from raygr.metrics.gains import Gain
 from raygr.runs import RunError
 from raygr.schema import COMPARISON
@@ -93,10 +93,6 @@ class Comparison:
     arms: dict[str, ArmRecord]
     remarks: list[str]
     """Sentences about arms that are no better than chance or popularity, and about missing references."""
-
-
-def write_comparison(comparison: Comparison, run: str) -> None:
-    write_json(comparison, join(run, COMPARISON))
 
 
 def read_comparison(run: str) -> Comparison:

@@ -17,7 +17,7 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from raygr import files, runs
-from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, Gains, MetricMeans, TargetResults, write_comparison
+from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, Gains, MetricMeans, TargetResults
 from raygr.compare.config import CompareConfig
 from raygr.compare.gain_words import remarks
 from raygr.compare.references import CHANCE, POPULARITY, reference_rankings, why_not
@@ -26,7 +26,7 @@ from raygr.config import ConfigError
 from raygr.metrics.gains import Gain, gains
 from raygr.metrics.rank_tables import Ranking, cold_ranking, read_rankings, user_values
 from raygr.metrics.ranking import METRICS
-from raygr.schema import RANKS, TEST
+from raygr.schema import COMPARISON, RANKS, TEST
 from raygr.train.run_metrics import RunMetrics, read_metrics
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def compare(config: CompareConfig) -> runs.Run:
     comparison = compared_arms(config, arms)
     for text in comparison.remarks:
         logger.warning("%s", text)
-    write_comparison(comparison, run.path)
+    files.write_json(comparison, run.file(COMPARISON))
     files.write_text(markdown_table(comparison), run.file(MARKDOWN))
     files.write_text(csv_table(comparison), run.file(CSV))
     files.write_text(latex_table(comparison), run.file(LATEX))

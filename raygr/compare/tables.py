@@ -59,7 +59,7 @@ def metric_table(comparison: Comparison, ranking: str, *, cold: bool = False, br
     and number of parameters.
     """
     names = BRIEF_METRICS if brief else METRICS
-    arms = ranked_arms(comparison, ranking)
+    arms = {name: arm for name, arm in comparison.arms.items() if ranking in arm.metrics}
     rows = []
     for arm_name, arm in arms.items():
         metrics, gains = results_of(arm, ranking, cold=cold)
@@ -105,11 +105,6 @@ def list_table(arms: Arms) -> Table:
 
 def ranking_names(arms: Arms) -> list[str]:
     return list(dict.fromkeys(name for arm in arms.values() for name in arm.metrics))
-
-
-def ranked_arms(comparison: Comparison, ranking: str) -> Arms:
-    """The arms that have this ranking."""
-    return {name: arm for name, arm in comparison.arms.items() if ranking in arm.metrics}
 
 
 def results_of(arm: ArmRecord, ranking: str, *, cold: bool) -> tuple[Metrics | None, Gains | None]:
@@ -255,10 +250,13 @@ def latex_of_pairs(ranking: str, pairs: Sequence[Pair], protocol: str, notes: Se
     groups = " & ".join(f"\\multicolumn{{3}}{{c}}{{{latex(pair.name)}}}" for pair in pairs)
     rules = " ".join(f"\\cmidrule(lr){{{3 * place + 2}-{3 * place + 4}}}" for place in range(len(pairs)))
     stamps = " & ".join(f"\\multicolumn{{3}}{{c}}{{\\scriptsize {latex(pair.stamp)}}}" for pair in pairs)
-    rows = [
-        " & ".join([metric_name(metric), *(cell for pair in pairs for cell in latex_cells(pair.cells[place]))])
-        for place, metric in enumerate(METRICS)
-    ]
+    rows = []
+    for place, metric in enumerate(METRICS):
+        row = [metric_name(metric)]
+        for cells in (pair.cells[place] for pair in pairs):
+            each_run = f" {{\\scriptsize ({latex(cells.runs)})}}" if cells.runs else ""
+            row += [cells.base, cells.refined, latex(cells.improvement) + each_run]
+        rows.append(" & ".join(row))
     caption = (
         f"Candidates: {ranking}. Improvements over the base with their 95% intervals"
         f" (in brackets each run's own); {' '.join(notes)}{protocol}"
@@ -280,11 +278,6 @@ def latex_of_pairs(ranking: str, pairs: Sequence[Pair], protocol: str, notes: Se
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def latex_cells(cells: Cells) -> list[str]:
-    runs = f" {{\\scriptsize ({latex(cells.runs)})}}" if cells.runs else ""
-    return [cells.base, cells.refined, latex(cells.improvement) + runs]
 
 
 def latex(text: str) -> str:

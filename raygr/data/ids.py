@@ -25,7 +25,9 @@ def id_strings(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, np.ndarray
     if pa.types.is_floating(kind):
         return of_floats(flat.cast(pa.float64()).to_numpy(zero_copy_only=False))
     if pa.types.is_decimal(kind):
-        return of_decimals(flat)
+        text = pc.replace_substring_regex(flat.cast(pa.string()), r"\.0+$", "")
+        is_bad = pc.invert(pc.match_substring_regex(text, r"^-?\d+$")).fill_null(False)
+        return pc.if_else(is_bad, None, text), is_bad.to_numpy(zero_copy_only=False)
     if is_binary(kind):
         return of_bytes(flat)
     if is_text(kind) and not is_utf8(flat):
@@ -64,12 +66,6 @@ def of_floats(values: np.ndarray) -> tuple[pa.Array, np.ndarray]:
     whole = (np.abs(values) < EXACT_FLOATS) & (values == np.floor(values))
     numbers = np.where(whole, values, 0).astype(np.int64)
     return pa.array(numbers, mask=~whole).cast(pa.string()), ~whole & ~absent
-
-
-def of_decimals(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    text = pc.replace_substring_regex(values.cast(pa.string()), r"\.0+$", "")
-    is_bad = pc.invert(pc.match_substring_regex(text, r"^-?\d+$")).fill_null(False)
-    return pc.if_else(is_bad, None, text), is_bad.to_numpy(zero_copy_only=False)
 
 
 def of_bytes(values: pa.Array) -> tuple[pa.Array, np.ndarray]:

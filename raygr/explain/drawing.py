@@ -103,19 +103,14 @@ def handles(explanation: Explanation) -> list[Line2D]:
     label = plain(f"item {explanation.item_id}: {title}")
     found = [Line2D([], [], color="black", marker="|", markersize=10, markeredgewidth=3, linestyle="", label=label)]
     for user, color in zip(explanation.users, COLORS, strict=False):
+        rated = "chosen, without a rating" if user.rating is None else f"rated {user.rating:g}"
+        outcome = "not seen yet" if user.part is None else f"{rated} ({user.part})"
         words = (
-            f"{user.user_id}: {outcome(user)}; rank {user.rank:g} of {user.ranked}; "
+            f"{user.user_id}: {outcome}; rank {user.rank:g} of {user.ranked}; "
             f"score {user.score:.2f} = base part {user.base_part:.2f} and all aspects {user.aspect_part():+z.2f}"
         )
         found.append(Line2D([], [], color=color, marker="o", markersize=6, linestyle="", label=plain(words)))
     return found
-
-
-def outcome(user: UserExplanation) -> str:
-    """What the user did with the item, such as `rated 5 (test)`."""
-    if user.part is None:
-        return "not seen yet"
-    return f"chosen, without a rating ({user.part})" if user.rating is None else f"rated {user.rating:g} ({user.part})"
 
 
 def note(explanation: Explanation) -> str:

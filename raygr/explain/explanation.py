@@ -183,9 +183,12 @@ def explain_item(
     given = [recommender.index_of_user[one] for one in dict.fromkeys(users)]
     case = choose_case(found, item, given, scored_I=values.scored_I, valued_U=values.valued_U)
     item_id = str(recommender.item_ids_I[case.item - 1])
+    filesystem, inner = files.filesystem_of(files.join(config.data, ITEMS))
+    is_item = pc.field("item_index") == case.item
+    title = pq.read_table(inner, columns=["title"], filters=is_item, filesystem=filesystem)["title"][0].as_py()
     return Explanation(
         item_id=item_id,
-        title=read_title(config.data, case.item) or item_id,
+        title=title or item_id,
         chosen=case.chosen,
         user_values=values.meaning,
         user_side=recommender.model.embedding.has_user_side,
@@ -264,12 +267,6 @@ def shown_columns(names: Sequence[str], aspects: Sequence[str] | None) -> list[i
     if absent or not wanted:
         raise ValueError(f"no aspect {', '.join(absent)}; the model has: {', '.join(names)}")
     return [list(names).index(name) for name in wanted]
-
-
-def read_title(data: str, item: int) -> str:
-    filesystem, inner = files.filesystem_of(files.join(data, ITEMS))
-    is_item = pc.field("item_index") == item
-    return pq.read_table(inner, columns=["title"], filters=is_item, filesystem=filesystem)["title"][0].as_py()
 
 
 # --- values on 1..10 ----------------------------------------------------------------------------

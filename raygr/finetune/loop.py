@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import TuningData, TuningExample
-from raygr.finetune.losses import free_loss, slots_loss, target_losses, teacher_answers
+from raygr.finetune.losses import TargetAnswers, free_loss, rounded, slots_loss, target_losses
 from raygr.finetune.metrics import (
     STEP_SUMS,
     TuningTask,
@@ -52,6 +52,7 @@ from raygr.finetune.policy import (
     teacher_ratings,
 )
 from raygr.finetune.rewards import Normalisation, Reward
+from raygr.finetune.sampling import slots_rows
 from raygr.models.workers import Share
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,10 @@ def tune(tuning: Tuning) -> Iterator[bool]:
         examples = step_examples(config, taught, progress.sft_step, SFT_ORDER)
         seed_dropout(tuning, progress.sft_step)
         for batch in own_batches(tuning, examples):
-            answers = teacher_answers(teacher_ratings(policy, batch), template)
+            teacher_BA = teacher_ratings(policy, batch)
+            ratings_B1A = rounded(teacher_BA).long()[:, None]
+            row_B1 = torch.zeros(ratings_B1A.shape[:2], dtype=torch.long, device=tuning.device)
+            answers = TargetAnswers(ratings_B1A, slots_rows(template, ratings_B1A), row_B1, teacher_BA)
             logits_BRTV = answer_logits(policy, batch, answers.rows)
             _, loss_B1 = target_losses(logits_BRTV, answers, template)
             tuning.scaler.scale(loss_B1.sum() / len(examples)).backward()

@@ -12,16 +12,16 @@ from pydantic_core import to_jsonable_python
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from raygr import files
+from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
 from raygr.score.adapters import (
+    ADAPTER,
     NOTE,
     PEFT_FILE,
     WEIGHTS,
     AdapterNote,
     check_adapter,
-    finetune_record,
     read_weights,
 )
 from raygr.score.default_model import model_folder
@@ -74,9 +74,10 @@ def check_users(config: FinetuneConfig, folder: str) -> None:
 
     Only data, seed and fraction decide who may be held out: see `choose_users`.
     """
-    record = finetune_record(folder)
-    if record is None:
+    run, _, name = folder.rstrip("/").rpartition("/")
+    if name != ADAPTER or not runs.is_finished(run):
         return
+    record = runs.read_run(run, job="finetune")
     before = record.config
     ours = {"seed": config.seed, "held_out_fraction": config.held_out_fraction}
     unlike = [f"{name} is {before[name]} there and {ours[name]} here" for name in ours if ours[name] != before[name]]

@@ -274,13 +274,6 @@ class TargetAnswers(NamedTuple):
     teacher_BA: Tensor
 
 
-def teacher_answers(teacher_BA: Tensor, template: AnswerTemplate) -> TargetAnswers:
-    """One answer per prompt, with the teacher's ratings rounded."""
-    ratings_B1A = rounded(teacher_BA).long()[:, None]
-    row_B1 = torch.zeros(ratings_B1A.shape[:2], dtype=torch.long, device=teacher_BA.device)
-    return TargetAnswers(ratings_B1A, slots_rows(template, ratings_B1A), row_B1, teacher_BA)
-
-
 def rounded(teacher_BA: Tensor) -> Tensor:
     """Whole ratings 1..10; halves are rounded up."""
     return (teacher_BA + 0.5).floor().clamp(1, 10)

@@ -1,14 +1,12 @@
 """Columns of any type to texts, numbers and times; a value that cannot be read costs only its own row."""
 
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.data.ids import decode_or_none, is_text, is_utf8
 from raygr.prepare.json_lines import as_text
-from raygr.prepare.timestamps import NUMBER, Times, read_times
+from raygr.prepare.timestamps import NUMBER
 
 
 def plain(column: pa.ChunkedArray) -> pa.Array:
@@ -81,11 +79,6 @@ def as_ratings(table: pa.Table, *, implicit: bool) -> np.ndarray:
         return numbers
     absent = [v in (None, "", b"") for v in table["rating"].to_pylist()] if np.isnan(numbers).any() else False
     return np.where(absent, -np.inf, numbers)
-
-
-def as_times(column: pa.ChunkedArray, kind: Literal["time", "position"]) -> Times:
-    flat = plain(column)
-    return read_times(as_strings(flat)[0] if pa.types.is_binary(flat.type) else flat, kind)
 
 
 def row_text(table: pa.Table, row: int) -> str:

@@ -50,7 +50,10 @@ def csv_form(path: str, expected: Sequence[str | int], delimiter: str | None, en
     forms = []
     for candidate in [delimiter] if delimiter else dict.fromkeys((usual, *DELIMITERS)):
         cells = first_cells(start, candidate)
-        names = plain_names(cells) if has_header else range(len(cells))
+        names: Sequence[str | int] = [cell.strip() for cell in cells] if has_header else range(len(cells))
+        typed = [TYPED_NAME.fullmatch(str(name)) for name in names]  # RecBole's user_id:token
+        if has_header and all(typed):
+            names = [match[1] for match in typed if match]
         forms.append(CsvForm(candidate, names, has_header, encoding, broken))
     return max(forms, key=lambda form: len({*form.names} & {*expected}))
 
@@ -60,13 +63,6 @@ def first_cells(text: str, delimiter: str) -> list[str]:
         return next((row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row), [])
     except csv.Error:
         return text.splitlines()[0].split(delimiter)
-
-
-def plain_names(cells: Sequence[str]) -> list[str]:
-    """Names without surrounding spaces, and without RecBole's types (user_id:token) if every name has one."""
-    names = [cell.strip() for cell in cells]
-    typed = [TYPED_NAME.fullmatch(name) for name in names]
-    return [match[1] for match in typed if match] if all(typed) else names
 
 
 class Grammar(NamedTuple):
@@ -160,8 +156,11 @@ def cut_rows(
     # Unless quotes are in disorder, the last whole row ends in front of the last quote if that one is open.
     if not final and buffer.rfind(b'"') >= len(buffer) - LIKELY_QUOTE_BYTES and buffer.count(b'"') % 2:
         used = start_of_open_row(buffer)
-    table = parse_rows(buffer[:used], grammar, places)
-    if table is not None and table.num_rows != count_lines(buffer[:used]):  # line ends inside quotes
+    block = buffer[:used]
+    table = parse_rows(block, grammar, places)
+    lines = int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE)) + (block[-1:] not in (b"\n", b""))
+    lone_returns = b"\r" in block and block.count(b"\r") != block.count(b"\r\n")
+    if table is not None and (lone_returns or table.num_rows != lines):  # line ends inside quotes
         orderly = orderly_end(buffer, grammar)
         if orderly is None or (final and orderly < len(buffer)) or swallows_rows(buffer[:orderly], grammar):
             table = None
@@ -205,13 +204,6 @@ def start_of_open_row(buffer: bytes) -> int:
             start -= 1
         if (last - start) % 2 == 0:
             return buffer.rfind(b"\n", 0, start + 1) + 1
-
-
-def count_lines(data: bytes) -> int:
-    """The number of lines; -1 if some end in a carriage return alone."""
-    if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
-        return -1
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == NEWLINE)) + (data[-1:] not in (b"\n", b""))
 
 
 def orderly_end(buffer: bytes, grammar: Grammar) -> int | None:

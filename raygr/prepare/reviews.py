@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from raygr.data.ids import bad_id_reason, id_strings
 from raygr.prepare.column_files import review_columns
-from raygr.prepare.column_values import as_ratings, as_times, row_text
+from raygr.prepare.column_values import as_ratings, as_strings, plain, row_text
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.json_lines import as_id, as_number, as_text, without_html
 from raygr.prepare.raw_files import Columns
-from raygr.prepare.timestamps import DATE_AS_NUMBER, DECLARED, FORMS, NOT_READ, OUT_OF_RANGE, Times, checked
+from raygr.prepare.timestamps import DATE_AS_NUMBER, DECLARED, FORMS, NOT_READ, OUT_OF_RANGE, Times, checked, read_times
 from raygr.prepare.two_passes import (
     is_empty,
     read_column_texts,
@@ -120,12 +120,13 @@ def scan_table(columns: Columns, *, config: PrepareConfig) -> pa.Table:
     table = columns.table
     users, bad_user = id_strings(table["user_id"])
     items, bad_item = id_strings(table["item_id"])
+    times = plain(table["timestamp"])
     return scan_reviews(
         columns.rows,
         users=users,
         items=items,
         ratings=as_ratings(table, implicit=config.format == "table"),
-        times=as_times(table["timestamp"], config.timestamps),
+        times=read_times(as_strings(times)[0] if pa.types.is_binary(times.type) else times, config.timestamps),
         rating_range=config.rating_range,
         show=lambda at: row_text(table, at),
         bad_ids={bad_id_reason(table["user_id"].type, table["item_id"].type): bad_user | bad_item},

@@ -112,15 +112,13 @@ def read_epochs(values: np.ndarray, known: np.ndarray) -> Times:
         fits = known & (values >= low) & (values <= high)
         if fits.any():
             milliseconds[fits], form[fits] = scaled(values[fits], per_second), unit
-    form[(form == OUT_OF_RANGE) & is_date_number(np.where(known, values, 0))] = DATE_AS_NUMBER
-    return Times(milliseconds, form)
-
-
-def is_date_number(values: np.ndarray) -> np.ndarray:
-    """Mask of numbers such as 20250306, 202503061015 and 20250306101500."""
-    days = np.select([values >= 1e13, values >= 1e11], [values // 10**6, values // 10**4], values)
+    # numbers such as 20250306, 202503061015 and 20250306101500
+    numbers = np.where(known, values, 0)
+    days = np.select([numbers >= 1e13, numbers >= 1e11], [numbers // 10**6, numbers // 10**4], numbers)
     year, month, day = days // 10_000, days // 100 % 100, days % 100
-    return (year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+    is_date = (year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+    form[(form == OUT_OF_RANGE) & is_date] = DATE_AS_NUMBER
+    return Times(milliseconds, form)
 
 
 def read_texts(strings: pa.Array, kind: Literal["time", "position"]) -> Times:

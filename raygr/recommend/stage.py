@@ -119,7 +119,12 @@ def read_subjects(config: RecommendConfig, serving: Serving) -> pa.Table:
     if config.histories is not None:
         subjects = subjects_of_histories(config.histories, serving)
     else:
-        subjects = subjects_of_users(read_users(config.users_file) if config.users_file else config.users, serving)
+        users = config.users
+        if config.users_file is not None:
+            if not files.exists(config.users_file):
+                raise FileNotFoundError(f"users_file: no file {config.users_file}")
+            users = [one for one in read_id_lines(config.users_file) if one]
+        subjects = subjects_of_users(users, serving)
     if not len(subjects):
         raise ConfigError(f"{config.histories or config.users_file or 'users'}: nobody is in it to recommend to")
     return subjects
@@ -139,12 +144,6 @@ def subjects_of_users(users: Sequence[str] | None, serving: Serving) -> pa.Table
         check_known(wanted, index_of, "user", serving.config.data)
         rows = rows.take(pa.array([index_of[one] for one in wanted], pa.int64()))
     return rows.append_column("row", pa.array(np.arange(len(rows))))
-
-
-def read_users(path: str) -> list[str]:
-    if not files.exists(path):
-        raise FileNotFoundError(f"users_file: no file {path}")
-    return [one for one in read_id_lines(path) if one]
 
 
 def subjects_of_histories(path: str, serving: Serving) -> pa.Table:

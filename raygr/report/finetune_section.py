@@ -164,16 +164,11 @@ def user_mean(values_U: np.ndarray) -> UserMean | None:
 def step_table(lines: Sequence[Step]) -> Table:
     steps = [line for line in lines if line["stage"] == "reinforcement"]
     part = max(1, len(steps) // PART)
-    rows = [
-        [words, *(show(mean_of(name, some)) for some in (steps[:part], steps[-part:]))]
-        for name, words in STEP_FIGURES.items()
-    ]
+    rows = []
+    for name, words in STEP_FIGURES.items():
+        known = [[line[name] for line in some if line.get(name) is not None] for some in (steps[:part], steps[-part:])]
+        rows.append([words, *(show(sum(some) / len(some) if some else None) for some in known)])
     return Table("Reinforcement learning steps, training users", ["", f"first {part}", f"last {part}"], rows)
-
-
-def mean_of(name: str, lines: Sequence[Step]) -> float | None:
-    known = [line[name] for line in lines if line.get(name) is not None]
-    return sum(known) / len(known) if known else None
 
 
 def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Step], figure_id: str) -> list[Chart]:

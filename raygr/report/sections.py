@@ -33,11 +33,6 @@ class Section(NamedTuple):
     """Sentences that are shown as notices."""
 
 
-def data_section(statistics: Mapping[str, Any], counts: Mapping[str, Any]) -> Section:
-    tables = [fact_table("What the data holds", statistics), fact_table("Rows in and out, by reason", counts)]
-    return Section("Data", "", [table for table in tables if table.rows], [])
-
-
 def comparison_section(comparison: Comparison) -> Section:
     """The arms' metrics with gains over their bases, lists, score shares, settings and protocols."""
     arms, rankings = comparison.arms, ranking_names(comparison.arms)

@@ -33,7 +33,7 @@ from raygr.report.sections import (
     Section,
     agreement_section,
     comparison_section,
-    data_section,
+    fact_table,
     quality_section,
     show,
     subject_section,
@@ -116,7 +116,9 @@ def read_records(config: ReportConfig) -> dict[str, RunRecord]:
 
 
 def report_sections(config: ReportConfig, records: Mapping[str, RunRecord]) -> Iterable[Section]:
-    yield data_section(read_json(join(config.data, STATISTICS)), records[config.data].counts)
+    facts = fact_table("What the data holds", read_json(join(config.data, STATISTICS)))
+    rows = fact_table("Rows in and out, by reason", records[config.data].counts)
+    yield Section("Data", "", [table for table in (facts, rows) if table.rows], [])
     if config.comparison:
         yield comparison_section(read_comparison(config.comparison))
     if config.item_score_run:

@@ -84,12 +84,6 @@ def read_weights(folder: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load(filesystem.cat_file(inner))
 
 
-def finetune_record(folder: str) -> runs.RunRecord | None:
-    """run.json of the finetune run that made the adapter in `folder`; None where the folder is in no such run."""
-    run, _, name = folder.rstrip("/").rpartition("/")
-    return runs.read_run(run, job="finetune") if name == ADAPTER and runs.is_finished(run) else None
-
-
 # --- checks ------------------------------------------------------------------------------------
 
 

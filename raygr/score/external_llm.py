@@ -97,12 +97,15 @@ def numbered(path: str, number: int) -> str:
 
 
 def request_lines(prompts: pa.Table, settings: PromptSettings, request: Request) -> Iterator[str]:
-    written = set()
+    written, encoder = set(), encoder_of(settings)
+    system = system_text(settings.aspects, settings.subjects)
+    lead_in = user_lead_in(settings.aspects, settings.subjects) + "\n"
     for row in prompts.select(["prompt_ids", "shared_tokens", "prompt_sha256"]).to_pylist():
         if row["prompt_sha256"] not in written:
             written.add(row["prompt_sha256"])
-            system = system_text(settings.aspects, settings.subjects)
-            line = request_line(row["prompt_sha256"], system, user_message(row, settings), request)
+            subject = encoder.subject_ids(row["prompt_ids"])  # cut as the token budget cut it
+            user = lead_in + encoder.tokenizer.decode(subject, clean_up_tokenization_spaces=False)
+            line = request_line(row["prompt_sha256"], system, user, request)
             yield json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n"
 
 
@@ -128,13 +131,6 @@ def request_line(digest: str, system: str, user: str, request: Request) -> dict[
     body = {"messages": messages, "model": request.model, limit: request.max_tokens, **sampling, **layout.body}
     address = {"method": "POST", "url": layout.url} if layout.api == "openai" else {}
     return {"custom_id": digest, **address, "body": body}
-
-
-def user_message(row: dict[str, Any], settings: PromptSettings) -> str:
-    """The prompt's user message without the chat template, cut as the token budget cut it."""
-    encoder = encoder_of(settings)
-    text = encoder.tokenizer.decode(encoder.subject_ids(row["prompt_ids"]), clean_up_tokenization_spaces=False)
-    return user_lead_in(settings.aspects, settings.subjects) + "\n" + text
 
 
 def import_answers(

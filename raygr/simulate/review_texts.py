@@ -51,10 +51,6 @@ LIKED, DISLIKED = 4, 2  # a rating of LIKED or more praises; one of DISLIKED or 
 FILM_SHARE = 0.15  # weight of the film's extreme aspects, relative to those that the shopper cares about
 
 
-def review_title(rating: int, *, generator: np.random.Generator) -> str:
-    return choice(TITLES[rating], generator=generator)
-
-
 def review_text(
     rating: int, aspects: Sequence[str], taste_A: np.ndarray, levels_A: np.ndarray, *, generator: np.random.Generator
 ) -> str:

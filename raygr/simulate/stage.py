@@ -25,7 +25,7 @@ from raygr.files import join, write_text
 from raygr.metrics.z_scores import standardise
 from raygr.runs import Run, finish_run, start_run
 from raygr.simulate.config import SimulateConfig
-from raygr.simulate.review_texts import review_text, review_title
+from raygr.simulate.review_texts import TITLES, choice, review_text
 
 CATALOGUE = Path(__file__).with_name("films.csv")
 FILM_COLUMNS = ("film_id", "title", "year", "genres", "plot")  # one column per aspect follows
@@ -178,7 +178,7 @@ def review_records(
             film, rating = purchases.films_UN[user, position], int(purchases.ratings_UN[user, position])
             yield {
                 "rating": float(rating),
-                "title": review_title(rating, generator=generator),
+                "title": choice(TITLES[rating], generator=generator),
                 "text": review_text(rating, films.aspects, taste_A, levels_IA[film], generator=generator),
                 "images": [],
                 "asin": films.ids[film],

@@ -1,7 +1,6 @@
 """Epoch lines of a run as TensorBoard scalars: loss, learning rate, seconds, validation metrics."""
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ class EventFile:
     def write(self, lines: list[dict[str, Any]]) -> None:
         """Adds the new ones of `lines`, which are all lines of the run so far."""
         for line in lines[self.written :]:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
+            scalars = {f"train/{name}": line[name] for name in ("loss", "learning_rate", "seconds")}
+            scalars |= {f"validation/{name}": value for name, value in line.get("validation", {}).items()}
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
             self.writer.write_event(Event(wall_time=line["time"], step=line["epoch"], summary=Summary(value=values)))
         self.written = len(lines)
         self.writer.flush()
@@ -36,9 +37,3 @@ class EventFile:
     def close(self) -> None:
         self.writer.close()
         self.folder.cleanup()
-
-
-def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an epoch by tag, such as `validation/ndcg_at_10`."""
-    metrics = {f"validation/{name}": value for name, value in line.get("validation", {}).items()}
-    return {f"train/{name}": line[name] for name in ("loss", "learning_rate", "seconds")} | metrics

@@ -7,14 +7,6 @@ from raygr.models.embeddings import RefinedEmbedding
 from raygr.train.config import TrainConfig
 
 
-def has_sparse_rows(config: TrainConfig) -> bool:
-    """Whether the gradient of the item table is sparse: only the rows of a batch.
-
-    Adagrad moves no row without a gradient, so it learns the same with a dense one; plain Adam moves all rows.
-    """
-    return config.loss != "cross_entropy" and config.optimizer in ("adagrad", "sparse_adam")
-
-
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Adam, with decoupled weight decay if configured (Sun et al. 2019), or Adagrad (Hidasi et al. 2016).
 

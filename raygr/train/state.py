@@ -19,7 +19,7 @@ from raygr.models.sasrec import SASRec
 from raygr.models.workers import Share
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import Inputs
-from raygr.train.optimizer import build_optimizers, has_sparse_rows
+from raygr.train.optimizer import build_optimizers
 
 
 @dataclass
@@ -81,7 +81,8 @@ def build_model(
         scores_IA=scores_IA,
         users_UA=users_UA,
         train_users=config.train_user_guided,
-        sparse=has_sparse_rows(config),
+        # plain Adam moves all rows, also those without a gradient
+        sparse=config.loss != "cross_entropy" and config.optimizer in ("adagrad", "sparse_adam"),
     )
     dropout, length = config.dropout, config.max_history
     match config.model:

@@ -49,13 +49,16 @@ def test_a_request_is_one_line_for_every_reader(tmp_path: Path, monkeypatch: pyt
     """JSON allows characters such as U+2028 in a string, but str.splitlines and other readers end a line there."""
     odd = "a\u2028b\u2029c\x85d"
     monkeypatch.setattr("raygr.score.external_llm.system_text", lambda aspects, subjects: odd)
-    monkeypatch.setattr("raygr.score.external_llm.user_message", lambda row, settings: odd)
+    monkeypatch.setattr("raygr.score.external_llm.user_lead_in", lambda aspects, subjects: odd)
+    tokenizer = SimpleNamespace(decode=lambda ids, clean_up_tokenization_spaces: odd)
+    encoder = SimpleNamespace(subject_ids=lambda ids: ids, tokenizer=tokenizer)
+    monkeypatch.setattr("raygr.score.external_llm.encoder_of", lambda settings: encoder)
     settings = SimpleNamespace(aspects=None, subjects=None)
     rows = [{"prompt_ids": [1], "shared_tokens": 0, "prompt_sha256": digest} for digest in "ab"]
     write_requests(pa.Table.from_pylist(rows), str(tmp_path / "p.jsonl"), settings=settings, request=request())
     lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
     said = [[message["content"] for message in json.loads(line)["body"]["messages"]] for line in lines]
-    assert said == [[odd, odd]] * 2
+    assert said == [[odd, f"{odd}\n{odd}"]] * 2
 
 
 def test_no_file_of_an_earlier_export_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
