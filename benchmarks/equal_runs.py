@@ -26,7 +26,9 @@ CHANGING = re.compile(
 )
 NUMBER = re.compile(r"\d+(\.\d+)? ?(s|ms|GB|MB|MiB)\b|/[\w./-]+|\b[0-9a-f]{12,}\b|\d{4}-\d\d-\d\d")
 SKIPPED = {"run.json", "started.json"}  # compared by their counts alone
-IGNORED = re.compile(r"checkpoint|/prompts/[^/]*parquet|tfevents|\.lock|/ray/|/store/|/tune/|trials/.*/(events|started)")
+IGNORED = re.compile(
+    r"checkpoint|/prompts/[^/]*parquet|tfevents|\.lock|/ray/|/store/|/tune/|trials/.*/(events|started)"
+)
 
 
 def main() -> int:
