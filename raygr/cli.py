@@ -93,13 +93,16 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
         elif stage == "reproduce":
             from raygr.reproduce.stage import reproduce  # torch, which other commands do without
 
-            config = load_config(ReproduceConfig, *config_source(stage, parsed))
-            print(run_alone(stage, config, reproduce, force=parsed.force))
+            experiment = load_config(ReproduceConfig, *config_source(stage, parsed))
+            print(run_alone(stage, experiment, reproduce, force=parsed.force))
         else:
             config = load_config(STAGES[stage], *config_source(stage, parsed))
             flags = ("show_prompts", "export_prompts", "import_answers")  # of score alone
             is_exchange = any(vars(parsed).get(flag) for flag in flags)
-            print(exchange(config, parsed) if is_exchange else run_alone(stage, config, force=parsed.force))
+            if isinstance(config, ScoreConfig) and is_exchange:
+                print(exchange(config, parsed))
+            else:
+                print(run_alone(stage, config, force=parsed.force))
     except KeyboardInterrupt:
         return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
     except Exception as error:

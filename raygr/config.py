@@ -11,7 +11,18 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import fsspec
 from omegaconf import OmegaConf
@@ -21,6 +32,9 @@ from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
 from raygr.files import is_relative, model_place, placed, shipped
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -86,7 +100,7 @@ class PipelineConfig:
     stages: tuple[Mapping[str, Mapping[str, Any]], ...] = Field(min_length=1)
 
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> Config:
@@ -103,7 +117,7 @@ def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> C
     return check_config(kind, settings, source=file or "the command line", by_hand=by_hand if file else ())
 
 
-def refuse(config: object, without_effect: Mapping[str, Collection[str]], contradictions: Mapping[str, bool]) -> None:
+def refuse(config: Any, without_effect: Mapping[str, Collection[str]], contradictions: Mapping[str, bool]) -> None:
     """ValueError for fields that differ from their defaults without having an effect, and for contradictions that hold.
 
     `without_effect` maps a reason to the fields that have none for it.

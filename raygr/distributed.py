@@ -130,13 +130,13 @@ def run_workers(
         loop,
         train_loop_config=settings,
         scaling_config=placed,
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name="train",  # Ray resumes this name; start_run has refused folders of another configuration
             storage_path=folder,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=list(callbacks),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # typed as the RunConfig of Ray Train V1
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )

@@ -27,7 +27,10 @@ from raygr.vectors.config import VectorsConfig
 logger = logging.getLogger(__name__)
 
 State = Literal["finished, skipped", "unfinished, resumed", "to run", "refused"]
-FINISHED, RESUMED, TO_RUN, REFUSED = "finished, skipped", "unfinished, resumed", "to run", "refused"
+FINISHED: State = "finished, skipped"
+RESUMED: State = "unfinished, resumed"
+TO_RUN: State = "to run"
+REFUSED: State = "refused"
 SAMPLED = 128  # subjects whose prompts are made to estimate the tokens of all
 
 

@@ -46,32 +46,55 @@ STAGES: dict[str, type[StageConfig]] = {
 
 def run_stage(config: StageConfig) -> runs.Run:
     """Run one stage and return its finished run. Imports only what the stage needs."""
-    match config:
-        case SimulateConfig():
-            from raygr.simulate.stage import simulate as stage
-        case PrepareConfig():
-            from raygr.prepare.stage import prepare as stage
-        case ScoreConfig():
-            from raygr.score.stage import score as stage
-        case VectorsConfig():
-            from raygr.vectors.stage import vectors as stage
-        case FinetuneConfig():
-            from raygr.finetune.stage import finetune as stage
-        case TrainConfig():
-            from raygr.train.stage import train as stage
-        case SweepConfig():
-            from raygr.sweep.stage import sweep as stage
-        case CompareConfig():
-            from raygr.compare.stage import compare as stage
-        case RecommendConfig():
-            from raygr.recommend.stage import recommend as stage
-        case ExplainConfig():
-            from raygr.explain.stage import explain as stage
-        case ExportConfig():
-            from raygr.export.stage import export as stage
-        case ReportConfig():
-            from raygr.report.stage import report as stage
     try:
-        return stage(config)
+        match config:
+            case SimulateConfig():
+                from raygr.simulate.stage import simulate
+
+                return simulate(config)
+            case PrepareConfig():
+                from raygr.prepare.stage import prepare
+
+                return prepare(config)
+            case ScoreConfig():
+                from raygr.score.stage import score
+
+                return score(config)
+            case VectorsConfig():
+                from raygr.vectors.stage import vectors
+
+                return vectors(config)
+            case FinetuneConfig():
+                from raygr.finetune.stage import finetune
+
+                return finetune(config)
+            case TrainConfig():
+                from raygr.train.stage import train
+
+                return train(config)
+            case SweepConfig():
+                from raygr.sweep.stage import sweep
+
+                return sweep(config)
+            case CompareConfig():
+                from raygr.compare.stage import compare
+
+                return compare(config)
+            case RecommendConfig():
+                from raygr.recommend.stage import recommend
+
+                return recommend(config)
+            case ExplainConfig():
+                from raygr.explain.stage import explain
+
+                return explain(config)
+            case ExportConfig():
+                from raygr.export.stage import export
+
+                return export(config)
+            case ReportConfig():
+                from raygr.report.stage import report
+
+                return report(config)
     finally:
         locks.unlock(config.output)  # for a process that lives on after a failure

@@ -10,7 +10,7 @@ metrics, `R` runs of an arm, `U` users.
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class ComparedRun(NamedTuple):
     """The parts of a finished train run that are compared."""
 
     path: str
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     """Empty for popularity and chance."""
     metrics: RunMetrics
     rankings: dict[str, Ranking]

@@ -38,7 +38,7 @@ def with_adapter(base: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
         raise ConfigError(f"lora_targets: {config.llm} has no {', '.join(sorted(missing))}, but {found}")
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions, too
         lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_targets),
         task_type="CAUSAL_LM",

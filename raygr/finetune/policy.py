@@ -9,7 +9,7 @@ Shape suffixes as in sampling.py and losses.py.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class Policy(NamedTuple):
 def build_policy(config: FinetuneConfig, data: TuningData, device: torch.device) -> Policy:
     """The frozen model (fp16 on CUDA, else fp32) with a LoRA adapter in fp32, fresh or loaded from `config.adapter`."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(data.model, dtype=dtype, attn_implementation=register_attention())
+    base: Any = AutoModelForCausalLM.from_pretrained(data.model, dtype=dtype, attn_implementation=register_attention())
     base = base.to(device)
     # cuDNN plans every new shape, for milliseconds per layer, and the shapes change with every step
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -88,7 +88,8 @@ def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ..
 
     Attention can be shared only if it depends on nothing but the mask: no recurrent layers, no learned sinks.
     """
-    base, kinds = model.get_base_model(), layer_kinds(model)
+    base: Any = model.get_base_model()
+    kinds = layer_kinds(model)
     if unknown := kinds - {FULL, WINDOW}:
         raise ConfigError(f"llm: {config.llm} has layers of {', '.join(sorted(unknown))}, which cannot be tuned here")
     prompts, device = [prompt[:-2], prompt[:-4]], model.device

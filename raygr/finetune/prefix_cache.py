@@ -80,19 +80,23 @@ def prefill(model: PeftModel, prompts: Sequence[tuple[int, ...]]) -> PromptCache
         forward(model, torch.tensor([shared], device=device), cache)
     rest_BN, real_BN = padded([ids[len(shared) :] for ids in known], device)
     visible_BP = torch.cat([torch.ones(len(prompts), len(shared), dtype=torch.bool, device=device), real_BN], dim=1)
-    keys_values = [
-        (layer.keys.expand(len(prompts), -1, -1, -1), layer.values.expand(len(prompts), -1, -1, -1))
-        for layer in cache.layers
-    ]
+    whole = (len(prompts), -1, -1, -1)
+    keys_values = [(keys.expand(whole), values.expand(whole)) for keys, values in cached_states(cache)]
     if rest_BN.shape[1]:
         cache = continued(keys_values)
         position_BP = positions(visible_BP)
         position_BN = position_BP[:, len(shared) :]
         mask = layer_masks(model, causal_mask(visible_BP, rest_BN.shape[1]), position_BN, position_BP)
         forward(model, rest_BN, cache, mask, position_BN)
-        keys_values = [(layer.keys, layer.values) for layer in cache.layers]
+        keys_values = cached_states(cache)
     last_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
     return PromptCache(keys_values, visible_BP, visible_BP.sum(1), last_B)
+
+
+def cached_states(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values of each layer."""
+    layers: list[Any] = list(cache.layers)  # typed as any kind of layer, also those without keys
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def common_beginning(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -231,6 +235,7 @@ class DecodingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         self.all_keys[:, :, start:end] = key_states
         self.all_values[:, :, start:end] = value_states
@@ -255,7 +260,7 @@ class Decoding:
         if torch.is_grad_enabled() or not room:
             self.cache: Cache = continued(prompts.keys_values)
         else:
-            layers = [DecodingLayer(keys, values, rows * room) for keys, values in prompts.keys_values]
+            layers: list[Any] = [DecodingLayer(keys, values, rows * room) for keys, values in prompts.keys_values]
             self.cache = Cache(layers=layers)
         self.length_BR = prompts.length_B[:, None].repeat(1, rows)
         self.seen_BRK = prompts.visible_BP[:, None].expand(-1, rows, -1)  # which places in the cache each row sees

@@ -11,7 +11,7 @@ V vocabulary, L the levels 1..10. Ratings are 1..10, NaN where none was read.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -270,7 +270,8 @@ def sample_free(
 
 def ending_tokens(model: PeftModel, template: AnswerTemplate) -> list[int]:
     """The template's end of turn and the model's own end tokens, at which the scoring engine stops too."""
-    others = model.get_base_model().generation_config.eos_token_id
+    base: Any = model.get_base_model()
+    others = base.generation_config.eos_token_id
     return [*template.ending, *(others if isinstance(others, list) else [] if others is None else [others])]
 
 

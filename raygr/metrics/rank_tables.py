@@ -49,7 +49,8 @@ def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> di
 def cold_ranking(ranking: Ranking, below: int) -> Ranking:
     """The targets whose item has fewer than `below` train interactions."""
     is_cold_E = ranking.train_count_E < below
-    return Ranking(*(column if column is None else column[is_cold_E] for column in ranking))
+    columns = {name: column[is_cold_E] for name, column in ranking._asdict().items() if column is not None}
+    return ranking._replace(**columns)
 
 
 def user_values(ranking: Ranking, metric: str) -> np.ndarray:

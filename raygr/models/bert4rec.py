@@ -33,7 +33,8 @@ class BERT4RecBlock(nn.Module):
     def attention(self, input_BLD: Tensor, length_B: Tensor) -> Tensor:
         # (B, L, 3D) -> three of (B, H, L, D/H)
         parts = self.queries_keys_values(input_BLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed_BHLD = bidirectional_attention(*parts, length_B, self.dropout, self.training)
+        query, key, value = parts.unbind(0)
+        mixed_BHLD = bidirectional_attention(query, key, value, length_B, self.dropout, self.training)
         return self.merge(mixed_BHLD.transpose(1, 2).flatten(2))
 
     def drop(self, values: Tensor) -> Tensor:

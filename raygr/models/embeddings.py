@@ -72,6 +72,9 @@ def position_rows(history_BL: Tensor, length_B: Tensor, max_history: int) -> Ten
 class RefinedEmbedding(nn.Module):
     """The tied item table of a recommender: learned rows, with guided scores beside them or added to them."""
 
+    features_IF: Tensor
+    users_UA: Tensor
+
     def __init__(
         self,
         items: int,
@@ -98,9 +101,11 @@ class RefinedEmbedding(nn.Module):
         if scores_IA is not None:
             self.add_item_side(scores_IA)
         self.has_user_side = users_UA is not None and fusion.user_side != "off"
-        if self.has_user_side:
+        self.tuning_UA: nn.Parameter | None = None
+        if users_UA is not None and self.has_user_side:
             self.add_user_side(users_UA)
-        self.tuning_UA = nn.Parameter(torch.zeros(users_UA.shape)) if self.has_user_side and train_users else None
+            if train_users:
+                self.tuning_UA = nn.Parameter(torch.zeros(users_UA.shape))
 
     def add_item_side(self, scores_IA: np.ndarray) -> None:
         levels = self.fusion.form == "add" and self.fusion.add_map == "levels"
@@ -132,7 +137,7 @@ class RefinedEmbedding(nn.Module):
 
     def item_rows(self, item_J: Tensor | None = None) -> Tensor:
         """(9a): the refined embeddings of items 1..I, (I, D), or of `item_J` only, (J, D)."""
-        base_ID = self.base_ID
+        base_ID: Tensor = self.base_ID
         if item_J is not None:
             base_ID = nn.functional.embedding(item_J - 1, base_ID, sparse=self.sparse)
         if not self.aspects:

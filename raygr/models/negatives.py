@@ -40,7 +40,8 @@ def owned_items(user_N: np.ndarray, item_N: np.ndarray, *, users: int, items: in
     offset_U = np.cumsum(count_U) - count_U
     owned_below_P = np.arange(len(pair_P)) - offset_U[user_P]
     free_before_P = user_P * (items + 1) + (item_P - 1 - owned_below_P)
-    return OwnedItems(*(torch.from_numpy(column) for column in (item_P, free_before_P, offset_U, count_U)), items)
+    columns = [torch.from_numpy(column) for column in (item_P, free_before_P, offset_U, count_U)]
+    return OwnedItems(columns[0], columns[1], columns[2], columns[3], items)
 
 
 def sample_negatives(owned: OwnedItems, user_N: Tensor, *, generator: torch.Generator) -> Tensor:

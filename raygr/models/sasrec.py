@@ -32,7 +32,8 @@ class SASRecBlock(nn.Module):
     def attention(self, normed_BLD: Tensor) -> Tensor:
         # (B, L, 3D) -> three of (B, H, L, D/H)
         parts = self.queries_keys_values(normed_BLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed_BHLD = causal_attention(*parts, self.dropout, self.training)
+        query, key, value = parts.unbind(0)
+        mixed_BHLD = causal_attention(query, key, value, self.dropout, self.training)
         return self.merge(mixed_BHLD.transpose(1, 2).flatten(2))
 
     def drop(self, values: Tensor) -> Tensor:

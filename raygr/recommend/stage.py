@@ -119,7 +119,7 @@ def read_subjects(config: RecommendConfig, serving: Serving) -> pa.Table:
     if config.histories is not None:
         subjects = subjects_of_histories(config.histories, serving)
     else:
-        users = config.users
+        users: Sequence[str] | None = config.users
         if config.users_file is not None:
             if not files.exists(config.users_file):
                 raise FileNotFoundError(f"users_file: no file {config.users_file}")

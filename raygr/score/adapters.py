@@ -94,6 +94,7 @@ def answer_mode(config: ScoreConfig) -> str:
 
 def fitting_adapter(config: ScoreConfig, settings: PromptSettings) -> str:
     """The folder of the run's adapter; ConfigError where it does not fit the run or vLLM, or changes nothing."""
+    assert config.adapter is not None
     folder = adapter_folder(config.adapter)
     check_effect(folder)
     adapter_rank(folder)

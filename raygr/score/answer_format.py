@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from transformers import PreTrainedTokenizerBase
 
@@ -42,7 +42,6 @@ BRACKETS = re.compile(r"\([^)\n]*\)")
 MARKS, COLON, DASH = r"[ \t*`\"']*+", r"[:=\uff1a]", r"[-\u2013\u2014]"
 ALONE = re.compile(rf"{MARKS}{NUMBER.pattern}\.?{MARKS}")
 CELL = re.compile(r"\|([^|\n]*)")
-LINE = re.compile(r"[^\n]*")
 NEXT_LINE = re.compile(rf"{MARKS}{COLON}?{MARKS}\n\s*(?:{MARKS}(?:rating|score){MARKS}{COLON})?", re.IGNORECASE)
 BESIDE = re.compile(rf"{MARKS}(?:{DASH}[ \t]++{MARKS})?{NUMBER.pattern}")
 ENDS_THERE = re.compile(rf"\.?{MARKS}(?=\n|$)|{MARKS}[,;|](?![ \t]*[0-9])|{MARKS}(?<=[ \t])(?:{DASH}|\()")
@@ -203,7 +202,7 @@ def mentions_behind_colons(answer: str, names: tuple[str, ...]) -> Iterator[Ment
     labels = list(re.finditer(pattern, answer, re.IGNORECASE))
     limits = [*(label.start() for label in labels), len(answer)][1:]
     for label, limit in zip(labels, limits, strict=True):
-        segment = LINE.match(answer, label.end(), limit)[0]
+        segment = answer[label.end() : min(line_end(answer, label.end()), limit)]
         # blanked, not removed, so that places in the text stay the same
         visible = BRACKETS.sub(lambda match: " " * len(match[0]), segment)
         number = NUMBER.search(visible)
@@ -224,7 +223,7 @@ def mentions_by_themselves(answer: str, names: tuple[str, ...]) -> Iterator[Ment
             # unless the text behind it may make it a number of something else
             number = beside if beside["best"] or ENDS_THERE.match(answer, beside.end()) else None
         if number is None and not ALONE.fullmatch(above) and (line := NEXT_LINE.match(answer, end)):
-            number = ALONE.fullmatch(answer, line.end(), LINE.match(answer, line.end()).end())
+            number = ALONE.fullmatch(answer, line.end(), line_end(answer, line.end()))
         if is_rating(number) and not number["minus"]:
             yield mention_of(label, number, offset=0)
 
@@ -233,19 +232,25 @@ def number_in_row(answer: str, place: int) -> re.Match[str] | None:
     """Return the only number that fills a cell behind `place` in a table's row."""
     if not re.compile(rf"{MARKS}\|").match(answer, place):
         return None
-    cells = CELL.finditer(answer, place, LINE.match(answer, place).end())
+    cells = CELL.finditer(answer, place, line_end(answer, place))
     numbers = [number for cell in cells if is_rating(number := ALONE.fullmatch(answer, *cell.span(1)))]
     return numbers[0] if len(numbers) == 1 else None
 
 
-def is_rating(number: re.Match[str] | None) -> bool:
+def line_end(text: str, place: int) -> int:
+    """Return where the line of `place` ends."""
+    end = text.find("\n", place)
+    return len(text) if end < 0 else end
+
+
+def is_rating(number: re.Match[str] | None) -> TypeGuard[re.Match[str]]:
     return number is not None and number["best"] in (None, "10") and not number["range"]
 
 
 def mention_of(label: re.Match[str], number: re.Match[str], *, offset: int) -> Mention:
     size = float(number["size"]) * (-1 if number["minus"] else 1)
     start, end = number.span("size")
-    return Mention(int(label.lastgroup.removeprefix("aspect")), size, offset + start, offset + end)
+    return Mention(int(str(label.lastgroup).removeprefix("aspect")), size, offset + start, offset + end)
 
 
 def agreeing(mentions: Iterator[Mention]) -> dict[int, Mention]:

@@ -62,13 +62,14 @@ def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts:
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], *, answered: bool = False) -> str:
     """Render (role, content) messages, with a fixed date and without reasoning."""
-    return tokenizer.apply_chat_template(
+    text = tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in messages],
         tokenize=False,
         add_generation_prompt=not answered,
         enable_thinking=False,  # Qwen 3 reasons by default; other templates ignore the name
         strftime_now=TODAY.strftime,
     )
+    return str(text)
 
 
 def answer_start(model: str, closing: str, lead: str) -> tuple[str, str]:

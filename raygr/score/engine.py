@@ -98,7 +98,7 @@ class ScoringEngine:
         self.llm = vllm.LLM(**engine_arguments(settings, merged))
         if merged:
             merged.cleanup()  # vLLM has read the folder, which a killed actor would leave behind
-        self.tokenizer = self.llm.get_tokenizer()
+        self.tokenizer: Any = self.llm.get_tokenizer()
         if settings.shared_ids:  # fills the prefix cache with the system prompt before other requests need it
             self.run([list(settings.shared_ids)], [self.sampling(max_tokens=1)])
 
@@ -238,7 +238,7 @@ class ScoringEngine:
         return SamplingParams(**{"temperature": 0.0, "detokenize": "structured_outputs" in parameters, **parameters})
 
     def run(self, prompts: list[list[int]], sampling: list[Any]) -> Sequence[Any]:
-        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        inputs: list[Any] = [{"prompt_token_ids": ids} for ids in prompts]
         return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=self.lora)
 
 

@@ -61,7 +61,7 @@ def write_requests(prompts: pa.Table, path: str, *, settings: PromptSettings, re
     ending: requests.jsonl, requests-2.jsonl.
     """
     lines = request_lines(prompts, settings, request)
-    line, paths = next(lines, None), []
+    line, paths = next(lines, None), list[str]()
     while line is not None or not paths:
         paths.append(numbered(path, len(paths) + 1))
         check_free(paths[-1])
@@ -104,7 +104,7 @@ def request_lines(prompts: pa.Table, settings: PromptSettings, request: Request)
         if row["prompt_sha256"] not in written:
             written.add(row["prompt_sha256"])
             subject = encoder.subject_ids(row["prompt_ids"])  # cut as the token budget cut it
-            user = lead_in + encoder.tokenizer.decode(subject, clean_up_tokenization_spaces=False)
+            user = lead_in + str(encoder.tokenizer.decode(list(subject), clean_up_tokenization_spaces=False))
             line = request_line(row["prompt_sha256"], system, user, request)
             yield json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n"
 
@@ -117,7 +117,7 @@ def request_line(digest: str, system: str, user: str, request: Request) -> dict[
     match layout.api:
         case "gemini":
             sampling |= {"maxOutputTokens": request.max_tokens}
-            body = {
+            body: dict[str, Any] = {
                 "system_instruction": {"parts": [{"text": system}]},
                 "contents": [{"role": "user", "parts": [{"text": user}]}],
                 "generation_config": sampling,
@@ -184,7 +184,7 @@ def read_answers(path: str) -> Iterator[Answer | str]:
 def read_answer(line: str) -> Answer | str:
     """The answer of one line, or the reason why it has none. A refusal is an answer without text."""
     try:
-        record = json.loads(line)
+        record: Any = json.loads(line)
     except json.JSONDecodeError:
         return NOT_JSON
     match record:
@@ -196,7 +196,7 @@ def read_answer(line: str) -> Answer | str:
             return Answer(digest, text_of(message.get("content")), choice.get("finish_reason") in CUT)
         case {"custom_id": str(digest), "result": {"type": "succeeded", "message": dict(message)}}:
             return Answer(digest, text_of(message.get("content")), message.get("stop_reason") in CUT)
-        case {"key": str(digest), "response": {"candidates": [{**candidate}, *_]}}:
+        case {"key": str(digest), "response": {"candidates": [dict(candidate), *_]}}:
             parts = (candidate.get("content") or {}).get("parts")
             return Answer(digest, text_of(parts), candidate.get("finishReason") in CUT)
         case {"key": str(digest), "response": {"promptFeedback": _}}:  # blocked: a refusal

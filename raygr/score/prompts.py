@@ -73,14 +73,15 @@ class Line(NamedTuple):
 def item_from_row(row: Mapping[str, Any], item_rating: Literal["train", "none", "all"]) -> Item:
     """The item of an ITEM row, with the mean rating of train, all or no interactions."""
     rating = None if item_rating == "none" else row[f"{item_rating}_rating"]
-    known = rating is not None and not math.isnan(rating)  # Arrow's null is NaN in a NumPy batch
+    if rating is not None and math.isnan(rating):
+        rating = None  # Arrow's null is NaN in a NumPy batch
     return Item(
         title=row["title"],
         description=row["description"],
         categories=row["categories"],
         details=row["details"],
-        rating=float(rating) if known else None,
-        rating_count=int(row[f"{item_rating}_rating_count"]) if known else 0,
+        rating=None if rating is None else float(rating),
+        rating_count=0 if rating is None else int(row[f"{item_rating}_rating_count"]),
     )
 
 

@@ -127,7 +127,7 @@ def export_prompts(config: ScoreConfig, path: str) -> list[str]:
     missing = prompts.filter(pc.is_in(prompts["subject_id"], value_set=subjects))
     settings, layout = scoring.settings, config.requests
     request = Request(
-        model=layout.service_model or config.answered_by,
+        model=str(layout.service_model or config.answered_by),
         max_tokens=layout.max_tokens
         or completion_tokens(aspect_tails(encoder_of(settings).tokenizer, settings.aspects)),
         temperature=config.temperature if layout.send_temperature else None,
@@ -205,7 +205,12 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
         if config.max_subjects:
             items = items.filter(expr=col("item_index") <= config.max_subjects)
         arguments = {"settings": settings}
-        prompts = items.map_batches(item_prompts, fn_kwargs=arguments, batch_format="pyarrow", batch_size=PROMPT_BATCH)
+        prompts = items.map_batches(
+            item_prompts,  # type: ignore[arg-type]  # Ray's types know no function that gets keywords by fn_kwargs
+            fn_kwargs=arguments,
+            batch_format="pyarrow",
+            batch_size=PROMPT_BATCH,
+        )
     else:
         prompts = user_prompts(config, settings)
     filesystem, folder = files.arrow_filesystem(run.file(PROMPTS))
@@ -236,7 +241,11 @@ def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Data
     if config.max_subjects:
         reviews = reviews.filter(expr=col("user_index") < config.max_subjects)
     shared = {"settings": settings, "items": ray.put(items), "user_ids": ray.put(user_ids)}
-    return reviews.groupby("user_index").map_groups(prompt_of_group, fn_kwargs=shared, batch_format="pyarrow")
+    return reviews.groupby("user_index").map_groups(
+        prompt_of_group,  # type: ignore[arg-type]  # as above
+        fn_kwargs=shared,
+        batch_format="pyarrow",
+    )
 
 
 def prompt_of_group(
@@ -273,7 +282,12 @@ def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
     dataset = (
         read_parquet(run.file(PROMPTS))
         .select_columns(["subject_id", "prompt_ids", "prompt_sha256"])
-        .map_batches(keep_subjects, fn_kwargs=keep, batch_format="pyarrow", zero_copy_batch=True)
+        .map_batches(
+            keep_subjects,  # type: ignore[arg-type]  # as above
+            fn_kwargs=keep,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+        )
         .repartition(target_num_rows_per_block=config.batch_size)
         .map_batches(
             ScoringEngine,

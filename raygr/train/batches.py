@@ -85,7 +85,8 @@ def training_windows(
     start_E = np.maximum(first_W[at_E], end_E - max_history)
     columns = (user_W[at_E], start_E, end_E - start_E, np.maximum(before_E, start_E) + 1)
     learnable = int((last_W - before_W).sum())
-    return Windows(*(torch.from_numpy(column.astype(np.int64)) for column in columns), learnable)
+    user, start, length, first = (torch.from_numpy(column.astype(np.int64)) for column in columns)
+    return Windows(user, start, length, first, learnable)
 
 
 def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history: int, every: bool = False) -> Targets:

@@ -9,8 +9,9 @@ from pydantic.dataclasses import dataclass
 from raygr.config import STRICT, ItemVectors, Place, PrepareRun, UserScoreRun, refuse
 
 USER_FIELDS = ("user_side", "user_guided_train", "train_user_guided", "prompt_fraction")
-GUIDED_FIELDS = ("fusion", "add_map", "linear_map", "guided_weight", "control", "aspect_names", "user_scores")
-GUIDED_FIELDS += ("user_score_run",)
+GUIDED_FIELDS = (
+    "fusion", "add_map", "linear_map", "guided_weight", "control", "aspect_names", "user_scores", "user_score_run",
+)  # fmt: skip
 MODEL_FIELDS = {
     ("gru4rec",): ("hidden_width", "input_dropout", "session_parallel"),
     ("bert4rec",): ("mask_rate", "mask_last_rate"),

@@ -244,6 +244,7 @@ def profiles_of(kept_N: np.ndarray, data: Interactions, scores: AlignedScores) -
 
 def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
     """LLM scores of the user prompts; ConfigError where a prompt holds interactions to be predicted."""
+    assert config.user_score_run is not None  # by the configuration's validator
     vectors = read_vectors(config.user_score_run, subjects="users", column=config.score_column, aspects=scores.aspects)
     users = files.read_table(files.join(config.data, USERS)).sort_by("user_index")
     ids_U = users["user_id"].to_numpy().astype(str)
@@ -268,11 +269,11 @@ def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> n
 
     ConfigError where it lies after the train part, or where the scores belong to other data.
     """
-    if vectors.cutoffs_S is None:
+    if vectors.cutoffs_S is None or vectors.cutoff_times_S is None:
         raise ConfigError(
             f"{config.user_score_run}: user scores must be a score run, which says what each prompt has seen"
         )
-    check_same_data(vectors, config.data, source=config.user_score_run)
+    check_same_data(vectors, config.data, source=str(config.user_score_run))
     ids = users["user_id"].to_pylist()
     rows = dict(zip(vectors.ids_S.tolist(), zip(vectors.cutoffs_S, vectors.cutoff_times_S, strict=True), strict=True))
     cutoff_U, time_U = np.array([rows.get(user, (-1, -1)) for user in ids], dtype=np.int64).T

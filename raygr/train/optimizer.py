@@ -17,7 +17,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     if config.optimizer == "adagrad":
         return [torch.optim.Adagrad(learned, lr=config.learning_rate)]
     if config.optimizer == "sparse_adam":
-        rows = model.embedding.base_ID
+        rows = model.get_parameter("embedding.base_ID")
         others = [parameter for parameter in learned if parameter is not rows]
         lazy = torch.optim.SparseAdam([rows], lr=config.learning_rate)
         return [torch.optim.Adam(others, lr=config.learning_rate, fused=True), lazy]

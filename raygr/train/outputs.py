@@ -124,8 +124,10 @@ def chance_warnings(test: dict[str, Ranking], *, items: int, repeats: bool = Fal
         sampled = np.full(len(ranking.user_E), CANDIDATES_OF_A_USER + 1)
         unseen_E = items - (0 if repeats else 1) * ranking.position_E
         among_E = unseen_E if candidates_of(name) == "full" else sampled
-        chance = ranking_metrics(ranking._replace(among_E=np.maximum(among_E, 1)))[CHOSEN_BY]
-        value = ranking_metrics(ranking)[CHOSEN_BY]
+        metrics, by_chance = ranking_metrics(ranking), ranking_metrics(ranking._replace(among_E=np.maximum(among_E, 1)))
+        if metrics is None or by_chance is None:  # no targets
+            continue
+        value, chance = metrics[CHOSEN_BY], by_chance[CHOSEN_BY]
         if value <= chance:
             found.append(f"test NDCG@10 among {name} candidates is {value:.4f}, no better than chance ({chance:.4f})")
     return found

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raygr.models.gru4rec import GRU4Rec
 from raygr.models.inference import SequenceModel
 from raygr.models.losses import PairLoss, StepNegatives, bce, cross_entropy, sampled_cross_entropy, step_loss
 from raygr.models.negatives import (
@@ -143,6 +144,7 @@ def summed_loss(
     with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
         history_BL = own.history_BL.to(device)
         if config.session_parallel:
+            assert isinstance(model, GRU4Rec) and own.goes_on_B is not None
             encoder_BLD, session_BH = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BH)
         else:
             encoder_BLD = model(rows_ID, history_BL, own.length_B.to(device))
@@ -165,13 +167,14 @@ def pointwise_loss(
         case "cross_entropy":
             return cross_entropy(state_ND, rows_ID, target_N)
         case "sampled_cross_entropy":
+            assert whole.item_J is not None
             pairs = owned_pairs(inputs.owned, own.user_B, whole.item_J)
             is_owned_BK = is_owned(pairs, len(own.user_B), whole.shared_K).to(device)
             negative_K, expected_K = whole.shared_K.to(device), whole.expected_K.to(device)
             # the target is never a negative, although nothing counts as owned in data with repeat purchases
             is_spared_NK = is_owned_BK[own.in_loss_BL.nonzero()[:, 0].to(device)] | (negative_K == target_N[:, None])
             return sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, is_spared_NK, expected_K=expected_K)
-        case "bce":
+        case _:  # bce
             return bce(state_ND, rows_ID, target_N, own.negative_BL[own.in_loss_BL].to(device))
 
 
@@ -181,6 +184,7 @@ def pairwise_loss(
     """TOP1, BPR or BPR-max; negatives are the targets of all histories at the same step and the shared items."""
     device, steps = rows_ID.device, state_BLD.shape[1]
     target_BL = torch.where(own.in_loss_BL, own.target_BL, 0)
+    assert whole.item_J is not None
     pairs = owned_pairs(inputs.owned, own.user_B, whole.item_J)
     negatives = StepNegatives(
         whole.batch.target_BL[:, :steps].T.contiguous().to(device),

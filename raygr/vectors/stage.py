@@ -122,7 +122,8 @@ def mean_states(
     is_real_BL = torch.arange(longest, device=model.device) < length_B1
     cache = DynamicCache()
     for number, (keys, values) in enumerate(prefix):
-        cache.update(*(part.expand(len(token_ids), -1, -1, -1) for part in (keys, values)), number)
+        size = (len(token_ids), -1, -1, -1)
+        cache.update(keys.expand(size), values.expand(size), number)
     states_BLD = model(
         input_ids=ids_BL,
         attention_mask=torch.cat([is_real_BL.new_ones(len(token_ids), known), is_real_BL], dim=1).long(),
