@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
-from raygr import runs
+from raygr import files
 
 output = sys.argv[1]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False})
