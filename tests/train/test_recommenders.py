@@ -11,7 +11,7 @@ from toy_data import cycles, random_scores, walks, write_csv, write_prepared
 
 from raygr.config import ConfigError, check_config
 from raygr.models.workers import Share
-from raygr.train import loop, state
+from raygr.train import loop
 from raygr.train.config import TrainConfig
 from raygr.train.evaluate import item_scores, target_ranks, user_states
 from raygr.train.inputs import load_inputs
@@ -290,13 +290,13 @@ def test_a_batchs_items_alone_give_the_gradient_of_the_whole_table(toy: Path, ch
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_sparse_rows_of_adagrad_learn_what_dense_ones_do(toy: Path, monkeypatch: Any):
+def test_sparse_rows_of_adagrad_learn_what_dense_ones_do(toy: Path):
     config = settings(toy, optimizer="adagrad", max_grad_norm=0.5, **SAMPLED)
     sparse = begun(config)
     one_epoch(sparse)
     assert sparse.model.embedding.base_ID.grad.is_sparse
-    monkeypatch.setattr(state, "has_sparse_rows", lambda config: False)
     dense = begun(config)
+    dense.model.embedding.sparse = False
     one_epoch(dense)
     assert not dense.model.embedding.base_ID.grad.is_sparse
     # not those of all weights: the keys' bias changes no score, and Adagrad makes whole steps of its rounding errors
