@@ -1,8 +1,9 @@
 """Autograd functions of our own, and what each gains over torch's operations on a CPU.
 
-The gains were measured on one core with width 64 (forward and backward, 2026-11-27); docs/results/speed.md has whole
-epochs. `dropout` and the two attentions take torch's own functions on other devices and outside training. The two
-tiled sums keep no scores, so they also bound the memory on a GPU.
+The gains are those of `python benchmarks/cpu_kernels.py` (one thread, width 64, forward and backward, two cores without
+other work, 2026-11-27); docs/results/speed.md has whole epochs. `dropout` and the two attentions take torch's own
+functions on other devices and outside training. The two tiled sums keep no scores, so they also bound the memory on a
+GPU.
 Shape suffixes: `B` histories in batch, `H` heads, `L` history length, `K` width of a head, `N` histories times heads
 in the attention and positions in the tiled sums, `D` width, `I` items.
 """
@@ -23,7 +24,7 @@ GPU_SCORES_AT_ONCE = 1 << 26  # x 4 bytes = 0.3 GB, and about ten such tensors a
 def dropout(values: Tensor, rate: float, *, training: bool) -> Tensor:
     """Does what `nn.functional.dropout` does, with other random numbers.
 
-    torch draws each bit of a CPU mask serially; this compares vectorised uniform numbers: 1.4 times as fast at
+    torch draws each bit of a CPU mask serially; this compares vectorised uniform numbers: 1.5 times as fast at
     128 x 50 x 64, and a quarter off the epochs of all three models (commit be41cfc).
     """
     if values.device.type != "cpu" or not training or rate == 0:
@@ -53,7 +54,7 @@ class Dropout(torch.autograd.Function):
 def causal_attention(query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, rate: float, training: bool) -> Tensor:
     """Attends to the same and all earlier positions, with dropout of the weights: (B, H, L, K).
 
-    1.9 times as fast as torch's `scaled_dot_product_attention` with dropout, at 32 histories of 50 and 2 heads of 32.
+    1.5 times as fast as torch's `scaled_dot_product_attention` with dropout, at 32 histories of 50 and 2 heads of 32.
     """
     if query_BHLK.device.type != "cpu" or not training or rate == 0:
         attend = nn.functional.scaled_dot_product_attention
@@ -115,7 +116,7 @@ class DroppedAttention(torch.autograd.Function):
 class TiledCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(state @ rows.T)[target]; makes both gradients tile by tile and keeps no logits.
 
-    2.5 times as fast as torch's product and `cross_entropy`, at 1,536 positions and 3,000 items.
+    1.7 times as fast as torch's product and `cross_entropy` at 1,536 positions and 3,000 items, 2.5 times at 30,000.
     """
 
     @staticmethod
@@ -157,8 +158,8 @@ class InTiles(torch.autograd.Function):
     """Sum of a loss over tiles of the first dimension; makes all gradients tile by tile and keeps no scores.
 
     The first `cuts` tensors are cut into tiles, the others take part whole: `loss_of(part, *tensors)` is the loss of
-    one tile. A batch's scores never exist at once: the gain is memory, and 1.2 in time at 1,536 positions and 512
-    negatives.
+    one tile. A batch's scores never exist at once. The gain is memory alone: at 1,536 positions and 512 negatives it is
+    0.9 times as fast as torch.
     """
 
     @staticmethod
