@@ -24,8 +24,8 @@ class CompareConfig:
     shown: tuple[str, ...] | None = None
     """Arms with columns Base, Refined, Improvement in the tables like the paper's; null shows all that have a base."""
     cold_below: int = Field(default=10, ge=1)
-    """Targets with fewer train interactions are compared apart, too."""
+    """Targets whose item has fewer train interactions are also compared separately."""
     primary_metric: Literal[
         "mrr", "recall_at_1", "recall_at_5", "recall_at_10", "recall_at_20", "ndcg_at_5", "ndcg_at_10", "ndcg_at_20"
     ] = "ndcg_at_10"
-    """Its p-values are corrected over the arms of a table, by Holm's method; those of other metrics are not."""
+    """The metric whose p-values are corrected over the arms of a table, by Holm's method; others are not corrected."""

@@ -16,6 +16,6 @@ class ExplainConfig:
     item: Id | None = None
     """An item id; null picks one that one user rated high and another low."""
     users: Ids = Field(default=(), max_length=4)
-    """User ids; none picks two who rated the item highest and lowest."""
+    """User ids; an empty list picks the two users who rated the item highest and lowest."""
     aspect_names: tuple[str, ...] | None = None
-    """Those shown one by one, the others as one sum; null shows all."""
+    """Aspects shown one by one; the others are shown as one sum. null shows all one by one."""

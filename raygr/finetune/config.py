@@ -18,9 +18,9 @@ class FinetuneConfig:
     data: PrepareRun
     """A prepare run."""
     item_scores: ItemVectors
-    """A score run, or a Parquet/CSV of id -> one score per aspect; stays as it is."""
+    """A score run, or a Parquet/CSV of id -> one score per aspect. Fine-tuning does not change these scores."""
     score_column: Literal["expected", "ratings"] = "expected"
-    """Which of a score run's numbers: of the items, and of a teacher that is a score run."""
+    """Column of the item score run, and of a teacher that is a score run."""
     aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
     llm: Model = "smollm2"
@@ -29,20 +29,20 @@ class FinetuneConfig:
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_users: int | None = Field(default=None, ge=2)
-    """Users drawn with `seed`, held-out ones among them; null takes all."""
+    """Number of users drawn with `seed`, including the held-out ones; null takes all users."""
     held_out_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Users that choose the best adapter and are never trained on."""
+    """Share of the users that are never trained on; their metrics choose the best adapter."""
 
     task: Literal["base", "classification"] = "base"
-    """Next item among candidates, or liked against not liked among train items kept out of the prompt."""
+    """Predict the next item among candidates, or tell liked from disliked train items that the prompt does not show."""
     reward: Literal["reciprocal_rank", "log_prob", "auc", "accuracy"] | None = None
     """null: reciprocal_rank for the base task, auc for classification."""
     like_threshold: float | None = None
-    """An item rated so or above is liked; null: three quarters up the data's `rating_range`, 4 of 1 to 5."""
+    """Lowest rating of a liked item; null is three quarters up the data's `rating_range`, such as 4 for 1 to 5."""
     keep_out: int = Field(default=5, ge=1)
-    """Last train interactions that the prompt ends before; the very last is the target."""
+    """Number of last train interactions that the prompt does not show; the very last one is the target."""
     candidate_items: int = Field(default=100, ge=1)
-    """Items that the target is ranked among, besides itself."""
+    """Number of items that the target is ranked against."""
 
     rollouts: Literal["free", "slots"] = "slots"
     """`free` samples whole answers (the paper); `slots` forces the format and samples the ratings alone."""
@@ -50,17 +50,17 @@ class FinetuneConfig:
     """Answers sampled per user."""
     temperature: float = Field(default=1.0, gt=0)
     per_aspect_credit: bool = False
-    """Each rating's reward is what the answer loses when that rating is the group's mean instead."""
+    """Reward each rating by what the answer loses when the group's mean takes its place."""
     value_reward: bool = True
-    """The task's reward on the rating tokens, L_rec of (5); off leaves the format alone."""
+    """Use the task's reward on the rating tokens, L_rec of (5); false trains the format alone."""
     format_reward: bool = True
-    """The format's reward and loss (6)."""
+    """Use the format's reward and loss (6)."""
     lambda_format_read: float = Field(default=0.1, ge=0)
     """Weight of the format loss in (7) where every aspect was read."""
     lambda_format_unread: float = Field(default=1.0, ge=0)
     """Weight of the format loss in (7) where at least one aspect was not read; rollouts: free only."""
     kl_weight: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the policy at the start of the reinforcement."""
+    """Weight of the KL penalty against the policy at the start of reinforcement learning."""
     keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
     """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr."""
 
@@ -71,7 +71,7 @@ class FinetuneConfig:
     warm_start_learning_rate: float = Field(default=1e-4, gt=0)
 
     adapter: Adapter | None = None
-    """A finetune run, or a LoRA adapter in PEFT's format, to go on from; null starts a fresh one."""
+    """A finetune run, or a LoRA adapter in PEFT's format, to continue from; null starts a fresh adapter."""
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: float = Field(default=16, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -80,7 +80,7 @@ class FinetuneConfig:
     epochs: int = Field(default=12, ge=0)
     """Passes of reinforcement learning; 0 stops after the SFT warm-up."""
     batch_size: int = Field(default=4, ge=1)
-    """Users of one optimizer step, times `accumulation`."""
+    """Users per batch; an optimizer step takes `accumulation` batches."""
     accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)

@@ -25,7 +25,7 @@ class RecommendConfig:
     histories: InputFile | None = None
     """In place of both: Parquet or JSON lines of history_id and item_ids (a list, oldest first)."""
     n: int = Field(default=10, ge=1)
-    """Items of a list; items of the history are never in it, unless the data keep repeat purchases."""
+    """Length of each list. It never holds items of the history, unless the data keep repeat purchases."""
     mmr_weight: float | None = Field(default=None, ge=0, le=1)
     """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
     mmr_scores: ItemVectors | None = None

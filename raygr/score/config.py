@@ -8,8 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from raygr.config import STRICT, Adapter, Model, Place, PrepareRun, Shipped, refuse
 
-# Of vllm.LLM's arguments, those known to change no answer beyond rounding. What is not named here is taken to change
-# answers: at worst they are asked for twice.
+# Arguments of vllm.LLM that are known to change no answer beyond rounding. Any other argument counts as changing
+# answers; at worst the same prompts are asked again.
 SAME_ANSWERS = frozenset((
     "allowed_local_media_path", "async_scheduling", "block_size", "cpu_offload_gb", "device_ids",
     "disable_custom_all_reduce", "disable_log_stats", "distributed_executor_backend", "download_dir",
@@ -32,23 +32,23 @@ class RequestConfig:
     url: str = "/v1/chat/completions"
     """openai only."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Of an answer; null is twice the bare answer lines. An LLM that reasons needs more."""
+    """Longest answer in tokens; null is twice the length of the bare answer lines. A reasoning LLM needs more."""
     token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    """openai only: the field that says it; older servers know max_tokens alone."""
+    """openai only: the name of the field for `max_tokens`; older servers only know max_tokens."""
     send_temperature: bool = True
-    """Off leaves the temperature to the service: some LLMs refuse any."""
+    """false leaves the temperature to the service, because some LLMs refuse the field."""
     body: Mapping[str, Any] = Field(default_factory=dict)
-    """Further fields of every request, such as {reasoning_effort: low}; they win over raygr's own."""
+    """Further fields of every request, such as {reasoning_effort: low}; they override raygr's own."""
     requests_per_file: int = Field(default=50_000, ge=1)
+    """Like `megabytes_per_file`, a limit beyond which the requests continue in another file."""
     megabytes_per_file: float = Field(default=100, gt=0)
-    """Beyond either, the rest goes into further files."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ScoreConfig:
     """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
 
-    # how prompts are exported, and whether failures are asked again, may change from one attempt to the next, too
+    # the layout of exported prompts, and whether failed answers are asked again, may also change between attempts
     SPEED: ClassVar = frozenset(f"engine_kwargs.{name}" for name in SAME_ANSWERS).union(
         ["actors", "tensor_parallel_size", "batch_size", "store", "requests", "retry_failed"]
     )
@@ -69,7 +69,7 @@ class ScoreConfig:
     """Name of another LLM that answers through --export-prompts and --import-answers; `llm` then only counts
     tokens. Needs mode generate, structured false."""
     requests: RequestConfig = Field(default_factory=RequestConfig)
-    """Of --export-prompts."""
+    """Layout of the requests that --export-prompts writes."""
     mode: Literal["probe", "generate"] = "probe"
     structured: bool = True
     """`generate` only: force the format (true), or the paper's free text and extraction (false).
@@ -80,24 +80,24 @@ class ScoreConfig:
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
-    """The only thing that cuts a subject's text; what it cuts is counted in `run.json` and warned of."""
+    """Token budget of a prompt. Longer texts of subjects are cut, which is counted in `run.json` and warned of."""
     cutoff_fraction: float = Field(default=1.0, gt=0, le=1)
-    """users: the first part of a user's train interactions that the prompt may show, at least one of them. Below 1 the
-    recommender can be trained on the rest alone (`user_guided_train: after_prompt`)."""
+    """users: the first part of each user's train interactions that the prompt may show, at least one interaction. Below
+    1, the recommender can be trained on the remaining ones alone (`user_guided_train: after_prompt`)."""
     max_subjects: int | None = Field(default=None, ge=1)
-    """Score the first so many subjects only; null scores all."""
+    """Score only this many subjects, the first ones; null scores all."""
     store: Place | None = None
     """Score store shared by runs; null keeps it inside the output folder."""
     retry_failed: bool = False
-    """Ask again for answers of which not every rating was read; a better answer replaces them. Answers that are no
-    numbers (NaN) and prompts that the engine refused are asked again in any case."""
+    """Ask again where a stored answer lacks a rating; a better answer replaces it. NaN answers and prompts that the
+    engine refused are always asked again."""
     actors: int = Field(default=1, ge=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs of each actor, all on one node; more than one needs a cluster that has them."""
     batch_size: int = Field(default=64, ge=1)
     """Subjects per engine call and per store file."""
     engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
-    """Passed to vllm.LLM as they are; they win over raygr's own choices."""
+    """Arguments passed to vllm.LLM unchanged; they override raygr's own choices."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -13,5 +13,5 @@ class SimulateConfig:
     output: Place
     shoppers: int = Field(default=1000, ge=1)
     aspect_names: tuple[str, ...] | None = None
-    """Of the catalogue's, those that tastes and reviews are about; null takes all twelve."""
+    """Aspects of the catalogue that tastes and reviews are about; null takes all twelve."""
     seed: int = 0

@@ -19,7 +19,7 @@ class ValueRange:
     low: int | float
     high: int | float
     log: bool = False
-    """Spread evenly over magnitudes."""
+    """Search on a logarithmic scale."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -50,7 +50,7 @@ class SweepConfig:
     search: Literal["grid", "random", "tpe"] = "grid"
     """Every point; points drawn at random, none twice; or Optuna's TPE, which needs `pip install 'optuna>=4'`."""
     trials: int | None = Field(default=None, ge=1)
-    """Points that random and tpe try."""
+    """Number of points that random and tpe try."""
     stop_early: bool = False
     """ASHA: at `grace_epochs`, and at each `reduction_factor` times as many, a trial goes on only if its best
     validation NDCG@10 is among the best 1 in `reduction_factor` seen there."""
@@ -65,4 +65,4 @@ class SweepConfig:
     mlflow: str | None = None
     """Tracking URI of an MLflow server or data base that trials are logged to; needs `pip install 'mlflow>=3'`."""
     seed: int = 0
-    """Of random, tpe and random subsets; the trials' own is a field of `raygr train`."""
+    """Seed of random search, tpe and random subsets; the seed of the trials is a field of `raygr train`."""

@@ -37,7 +37,7 @@ class TrainConfig:
     """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
     score_column: Literal["expected", "ratings"] = "expected"
     aspect_names: tuple[str, ...] | None = None
-    """Subset of the score columns, in this order; null takes all."""
+    """Names of the score columns to use, in this order; null uses all."""
     control: Literal["none", "shuffled", "random"] = "none"
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
@@ -64,8 +64,9 @@ class TrainConfig:
     model: Literal["gru4rec", "sasrec", "bert4rec"] = "sasrec"
     """GRU4Rec+ is gru4rec with `loss: bpr_max` and additional `negatives`."""
     blocks: int = Field(default=2, ge=1)
-    """sasrec and bert4rec, as `heads`."""
+    """sasrec and bert4rec: number of Transformer blocks."""
     heads: int = Field(default=2, ge=1)
+    """sasrec and bert4rec: attention heads of each block."""
     hidden_width: int | None = Field(default=None, ge=1)
     """gru4rec: units of the GRU; null is the item table's width."""
     dropout: float = Field(default=0.4, ge=0, lt=1)
@@ -74,34 +75,35 @@ class TrainConfig:
     session_parallel: bool = False
     """gru4rec: a batch is the next step of `batch_size` sessions side by side (published); for short histories."""
     max_history: int = Field(default=80, ge=2)
-    """bert4rec: with its [MASK]."""
+    """Length of the input sequence; for bert4rec including the [MASK] token."""
     windows: Literal["all", "last"] = "all"
-    """Of a history longer than `max_history`: windows until each target is learned, or the newest one (as published
-    for sasrec)."""
+    """Which parts of a history longer than `max_history` are trained on: windows that cover every target, or the newest
+    window alone (as published for sasrec)."""
     mask_rate: float = Field(default=0.2, gt=0, lt=1)
     """bert4rec: share of a history that is masked; the published 0.2 for ML-1M, 0.6 for sparse Amazon data."""
     mask_last_rate: float = Field(default=0.1, ge=0, le=1)
-    """bert4rec: share of histories whose last interaction alone is masked; published 1 in 11."""
+    """bert4rec: share of histories in which only the last interaction is masked; the published value is 1 in 11."""
 
     loss: Literal["cross_entropy", "sampled_cross_entropy", "bce", "top1", "bpr", "bpr_max"] = "cross_entropy"
     """top1, bpr and bpr_max take the other histories' targets at the same step as negatives."""
     negatives: int = Field(default=0, ge=0)
-    """Items drawn per batch and shared by it: all negatives of sampled_cross_entropy, additional ones of top1, bpr
-    and bpr_max. A user's own train items are never its negatives; of data that keep repeat purchases, the target."""
+    """Negative items drawn once per batch and shared by its histories: all negatives of sampled_cross_entropy,
+    additional ones of top1, bpr and bpr_max. A user's own train items are never negatives of that user; in data that
+    keep repeat purchases only the target is excluded."""
     negative_alpha: float = Field(default=0.0, ge=0)
     """Negatives are drawn in proportion to their train interactions to this power: 0 is uniform, 1 by popularity.
     sampled_cross_entropy corrects for it: it weighs each negative by one over its expected count in the draw."""
     score_penalty: float = Field(default=0.0, ge=0)
     """bpr_max: weight of the squared negative scores (bpreg)."""
     final_activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
-    """top1, bpr and bpr_max: of the scores inside the loss; ranking goes by the scores before it."""
+    """top1, bpr and bpr_max: activation of the scores inside the loss; items are ranked by the scores before it."""
     optimizer: Literal["adam", "sparse_adam", "adagrad"] = "adam"
     """`sparse_adam` updates only the item rows of a batch; for losses with negatives and large catalogues."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """adam: decoupled, on matrices only."""
+    """adam: decoupled weight decay, applied to matrices only."""
     max_grad_norm: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "linear"] = "constant"
-    """Learning rate after the warm-up; `linear` falls to 0 at the end of the last of all `epochs`."""
+    """Course of the learning rate after the warm-up; `linear` lets it fall to 0 at the end of the last epoch."""
     warmup_steps: int = Field(default=0, ge=0)
     """Batches in which the learning rate rises linearly."""
     epochs: int = Field(default=100, ge=1)
@@ -122,10 +124,10 @@ class TrainConfig:
     candidate_seed: int = 0
     """Seed of the sampled candidate sets, which are stored in candidates.parquet; `seed` does not affect them."""
     targets: tuple[Literal["last", "every"], ...] = Field(default=("last",), min_length=1)
-    """Test targets: a user's last test interaction, or every one, each after all that came before it. Training is
-    stopped by the last validation one in either case."""
+    """Test targets: each user's last test interaction, or every one, predicted from all interactions before it. Early
+    stopping uses the last validation interaction in either case."""
     cold_below: int = Field(default=10, ge=1)
-    """Test targets with fewer train interactions are reported apart, as cold-start targets."""
+    """Test targets whose item has fewer train interactions are also reported separately, as cold-start targets."""
     list_length: int = Field(default=10, ge=1)
     """Length of the recommended lists whose diversity is reported."""
     mmr_weight: float = Field(default=0.5, ge=0, le=1)
