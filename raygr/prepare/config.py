@@ -22,8 +22,9 @@ class PrepareConfig:
     metadata: tuple[RawFiles, ...] = ()
     format: Literal["amazon", "movielens", "table"] = "amazon"
     columns: Mapping[str, str | int] = Field(default_factory=dict)
-    """`table` only, like the next four fields: raygr's name -> the file's name. raygr's names are user_id, item_id, rating,
-    timestamp, review_title, review_text for reviews and item_id, title, description, categories, details for metadata."""
+    """`table` only, like the next four fields: raygr's name -> the file's name. raygr's names for reviews are user_id,
+    item_id, rating, timestamp, review_title and review_text; for metadata item_id, title, description, categories and
+    details."""
     item_columns: Mapping[str, str | int] = Field(default_factory=dict)
     """The same for metadata, where a name differs from `columns`; numbers are positions in files without a header."""
     header: bool = True
