@@ -114,9 +114,10 @@ def write_table(table: pa.Table, path: str) -> None:
 
 
 def fingerprint(path: str) -> str:
-    """Return a sha256 of a run's run.json, or of size, first and last megabyte of a file or of each file in a folder.
+    """Return a sha256 of what a path holds; "" where nothing is there.
 
-    For a model of the Hugging Face hub its commit; "" where nothing is there.
+    Of a run it covers run.json, of a file size, first and last megabyte, of a folder those of each file. For a model of
+    the Hugging Face hub it is the commit.
     """
     filesystem, inner = filesystem_of(path)
     if not filesystem.exists(inner):

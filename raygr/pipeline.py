@@ -35,7 +35,7 @@ SAMPLED = 128  # subjects whose prompts are made to estimate the tokens of all
 
 
 class SideBySide(NamedTuple):
-    """How many train runs run at the same time, and the share of a GPU that each worker takes where there is one."""
+    """The number of train runs at the same time, and the GPU share of each worker."""
 
     at_once: int = 1
     gpu_share: float = 1.0

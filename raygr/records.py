@@ -76,7 +76,7 @@ def replaced(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def unlike(folder: str, file: str, job: str, config: Mapping[str, Any], speed: frozenset[str]) -> str:
-    """Say how a run of this job and configuration would differ from the one that left the record in the folder.
+    """Say how a run of this job and configuration would differ from the recorded one.
 
     Such as "with another configuration (epochs: 3 -> 4)"; "" where it would differ in fields of `speed` at most.
     """

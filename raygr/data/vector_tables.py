@@ -190,7 +190,10 @@ def align_items(
 
 
 def rows_by_id(vectors: Vectors, ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """The rows of the table in the order of `ids`, NaN for ids without a row, and the number of unknown subjects."""
+    """The rows of the table in the order of `ids`, and the number of unknown subjects.
+
+    An id without a row gets NaN.
+    """
     row_of = {subject: row for row, subject in enumerate(vectors.ids_S.tolist())}
     rows = np.array([row_of.get(subject, -1) for subject in ids.tolist()])
     if (rows < 0).all():

@@ -172,9 +172,9 @@ class LogProbsAt(torch.autograd.Function):
 
 
 def token_log_probs(logits_BRTV: Tensor, rows: TokenRows, others: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """log P of every token after the last kept token before it, (B, R, T), and of `others` everywhere, (B, R, T, K).
+    """log P of every token, (B, R, T), and of `others` at every place, (B, R, T, K).
 
-    Of two neighbouring places at least one must be kept, except at the end of a row.
+    A token follows the last kept token before it. Of two neighbouring places at least one must be kept, except at the end of a row.
     """
     next_BRT = pad(rows.ids_BRT[..., 1:], (0, 1))
     others_BRTK = torch.tensor(others, dtype=torch.long, device=next_BRT.device).expand(*next_BRT.shape, -1)
@@ -232,7 +232,7 @@ def log_complement(log_p: Tensor, value: Tensor) -> Tensor:
 
 
 def sampled_log_probs(logits_BGTV: Tensor, rollouts: Rollouts, template: AnswerTemplate) -> tuple[Tensor, Tensor]:
-    """log P of every token, and log P(not '0') where the token before is a rating of 1 (0 elsewhere), (B, G, T)."""
+    """log P of every token, and log P(not '0') behind a rating of 1 (0 elsewhere), both (B, G, T)."""
     log_probs_BGT = token_log_probs(logits_BGTV, rollouts.rows)[0] * (rollouts.aspect_BGT != PADDING)
     no_zero_BGT = torch.zeros_like(log_probs_BGT)
     if template.ratings.ten_is_split:

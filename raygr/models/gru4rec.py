@@ -34,7 +34,7 @@ class GRU4Rec(nn.Module):
     def next_states(
         self, rows_ID: Tensor, item_BL: Tensor, goes_on_B: Tensor, before_BH: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """States (B, L, D) after the next items of sessions side by side, and the hidden state (B, H) after them.
+        """States (B, L, D) after the next items of sessions, and the hidden state (B, H).
 
         `before_BH` is the hidden state after the last batch, None for the first one. A row that does not go on begins
         anew. The hidden state is detached: no gradient reaches back into the last batch.
@@ -45,7 +45,10 @@ class GRU4Rec(nn.Module):
         return state_BLD, after_BH.detach()
 
     def states_after(self, rows_ID: Tensor, item_BL: Tensor, before_BH: Tensor | None) -> tuple[Tensor, Tensor]:
-        """States (B, L, D) at each item and the last hidden state (B, H), from the hidden state before the items."""
+        """States (B, L, D) at each item and the last hidden state (B, H).
+
+        `before_BH` is the hidden state before the items; None for zeros.
+        """
         items_BLD = nn.functional.embedding(item_BL, padded(rows_ID)) * math.sqrt(self.embedding.width)
         first_1BH = None if before_BH is None else before_BH[None]
         hidden_BLH, last_1BH = self.gru(dropout(items_BLD, self.input_dropout, training=self.training), first_1BH)

@@ -64,7 +64,10 @@ def review_text(
 
 
 def explaining_aspects(rating: int, taste_A: np.ndarray, levels_A: np.ndarray) -> tuple[int, int]:
-    """The two aspects with the best fit for a good rating, the worst for a bad one, the strongest for a medium one."""
+    """Two aspects that explain the rating.
+
+    They are those of the best fit for a good rating, of the worst for a bad one, and the strongest for a medium one.
+    """
     fit_A = taste_A * levels_A
     if rating <= DISLIKED:
         fit_A = -fit_A

@@ -135,9 +135,9 @@ def summed_loss(
     own: Batch,
     session_BH: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The summed fp32 loss of the positions of `own`, a part of the whole batch, and the hidden state after them.
+    """The summed fp32 loss of the positions of `own`, and the hidden state after them.
 
-    `session_BH` is the hidden state of the lanes before the batch; both are None without `session_parallel`.
+    `own` is a part of the whole batch. `session_BH` is the hidden state of the lanes before the batch; both are None without `session_parallel`.
     """
     device = model.embedding.base_ID.device
     rows_ID = model.embedding.item_rows(None if whole.item_J is None else whole.item_J.to(device))
