@@ -174,7 +174,8 @@ class LogProbsAt(torch.autograd.Function):
 def token_log_probs(logits_BRTV: Tensor, rows: TokenRows, others: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """log P of every token, (B, R, T), and of `others` at every place, (B, R, T, K).
 
-    A token follows the last kept token before it. Of two neighbouring places at least one must be kept, except at the end of a row.
+    A token follows the last kept token before it. Of two neighbouring places at least one must be kept, except at the
+    end of a row.
     """
     next_BRT = pad(rows.ids_BRT[..., 1:], (0, 1))
     others_BRTK = torch.tensor(others, dtype=torch.long, device=next_BRT.device).expand(*next_BRT.shape, -1)

@@ -137,7 +137,8 @@ def summed_loss(
 ) -> tuple[Tensor, Tensor | None]:
     """The summed fp32 loss of the positions of `own`, and the hidden state after them.
 
-    `own` is a part of the whole batch. `session_BH` is the hidden state of the lanes before the batch; both are None without `session_parallel`.
+    `own` is a part of the whole batch. `session_BH` is the hidden state of the lanes before the batch. Both hidden
+    states are None without `session_parallel`.
     """
     device = model.embedding.base_ID.device
     rows_ID = model.embedding.item_rows(None if whole.item_J is None else whole.item_J.to(device))
