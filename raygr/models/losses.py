@@ -77,8 +77,7 @@ class StepNegatives(NamedTuple):
 class PairLoss(NamedTuple):
     """A loss that compares the target's score with the scores of its negatives."""
 
-    kind: str
-    """top1, bpr or bpr_max."""
+    kind: Literal["top1", "bpr", "bpr_max"]
     activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
     """Applied to every score, inside the loss only."""
     score_penalty: float = 0.0
@@ -122,7 +121,7 @@ def pair_losses(loss: PairLoss, target_N: Tensor, others_NJ: Tensor, is_negative
             return mean_over((others_NJ - target_N1).sigmoid() + others_NJ.square().sigmoid(), is_negative_NJ)
         case "bpr":
             return mean_over(-torch.nn.functional.logsigmoid(target_N1 - others_NJ), is_negative_NJ)
-        case _:  # bpr_max
+        case "bpr_max":
             return bpr_max(target_N1, others_NJ, is_negative_NJ, loss.score_penalty)
 
 

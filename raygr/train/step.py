@@ -192,5 +192,6 @@ def pairwise_loss(
         whole.shared_K.to(device),
         OwnedPairs(pairs.row_P.to(device), pairs.item_P.to(device)),
     )
+    assert config.loss in ("top1", "bpr", "bpr_max")
     loss = PairLoss(config.loss, config.final_activation, config.score_penalty)
     return step_loss(loss, state_BLD.transpose(0, 1), rows_ID, target_BL.T.to(device), negatives)
