@@ -1,6 +1,7 @@
 """The command line: `raygr <stage> --config FILE --set name=value`, and the same flags for jobs/<stage>.py."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -71,6 +72,9 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
         parser.add_argument("--dry-run", action="store_true", help="print what would run, and what it would ask an LLM")
     if stage == "reproduce":
         parser.add_argument("experiment", choices=EXPERIMENTS, help="without --config: configs/paper/EXPERIMENT.yaml")
+    if stage == "recommend":
+        steer = "move what users look for, as in 'pace=+1'; repeatable"
+        parser.add_argument("--steer", metavar="ASPECT=AMOUNT", action="append", default=[], help=steer)
     if stage == "score":
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (JSON lines) and stop")
@@ -134,6 +138,9 @@ def in_words(error: Exception) -> tuple[str, int]:
 
 def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, list[str]]:
     """Return file and overrides of the stage; each experiment of the paper has a default file."""
+    if stage == "recommend" and parsed.steer:
+        moved = dict(one.rpartition("=")[::2] for one in parsed.steer)  # a name may hold the dots of omegaconf's paths
+        return parsed.config, [*parsed.set, f"steer={json.dumps(moved)}"]
     if stage != "reproduce":
         return parsed.config, parsed.set
     file = parsed.config or shipped(f"configs/paper/{parsed.experiment}.yaml")

@@ -105,7 +105,13 @@ CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the 
 # their index, with the users' whole histories.
 SERVING, SERVED_ITEMS, SERVED_USERS = "serving.json", "served_items.parquet", "served_users.parquet"
 SERVED_ITEM_SCHEMA = pa.schema([("item_id", pa.string())])
-SERVED_USER_SCHEMA = pa.schema([("user_id", pa.string()), ("items", pa.large_list(pa.int32()))])
+SERVED_USER_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("items", pa.large_list(pa.int32())),
+        ("ratings", pa.large_list(pa.float32())),  # NaN where an interaction has none
+    ]
+)
 
 # A finetune run; its adapter/ is named in score/adapters.py. One JSON line per step; evaluations of the held-out
 # users as means, and per user with columns stage, step, user_index, user_id and one per metric.

@@ -287,7 +287,11 @@ LLM = {"subjects": "users", "aspects": "a"}
         ("train", {"user_scores": "profile"}, "user_scores: no effect without item_scores"),
         ("train", {"missing_scores": "refuse"}, "missing_scores: no effect without item_scores or list_scores"),
         ("train", GUIDED | {"user_side": "off"}, "user_scores: profile has no effect on user_side: off"),
-        ("train", {"item_scores": "s", "train_user_guided": True}, "train_user_guided: no effect without user_scores"),
+        (
+            "train",
+            {"item_scores": "s", "user_scores": "none", "train_user_guided": True, "user_side": "add"},
+            "user_side, train_user_guided: no effect without user_scores",
+        ),
         ("train", {"model": "gru4rec", "heads": 1, "blocks": 1}, "blocks, heads: no effect on model: gru4rec"),
         ("train", {"candidate_seed": 3}, "candidate_seed: no effect on candidates: full alone"),
         (

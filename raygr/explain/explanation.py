@@ -57,10 +57,14 @@ class AspectTerm:
     """`item_value - user_value`."""
     level: Literal["low", "moderate", "high"]
     """The user's value in words: the level to recommend to the user."""
+    looks_for: float
+    """What the user looks for now: the guided user state, which adds `looks_for` times the item's standardised score;
+    0 where the model has none."""
     encoder_term: float
     """The encoder's state times the aspect's part of the item embedding."""
     user_term: float
-    """The aspect's part of the user side times the item embedding; 0 where the model has no user side."""
+    """The guided user state times the item's standardised score, or the aspect's part of (9b) times the item embedding;
+    0 where the model has neither."""
     average_term: float
     """`encoder_term + user_term`, averaged over all items of the catalogue: no ranking depends on it."""
 
@@ -191,7 +195,7 @@ def explain_item(
         title=title or item_id,
         chosen=case.chosen,
         user_values=values.meaning,
-        user_side=recommender.model.embedding.has_user_side,
+        user_side=recommender.model.embedding.has_user_side or recommender.model.embedding.state is not None,
         users=tuple(
             explain_user(recommender, values, found, item=case.item, user=user, columns=columns) for user in case.users
         ),
@@ -215,6 +219,8 @@ def explain_user(
         raise ValueError(f"item {item_id} is the first of user {user_id}: there is no history to score it after")
     score_1, rank_1 = recommender.score_and_rank(histories, item)
     parts = recommender.split_scores(histories, torch.tensor([item]))
+    state_1A = recommender.encoded(histories).guided_BA if recommender.model.embedding.state else None
+    looks_for_A = [0.0] * len(values.aspects) if state_1A is None else state_1A[0].tolist()
     encoder_A, user_A = parts.encoder_BCA[0, 0].tolist(), parts.user_BCA[0, 0].tolist()
     average_A = average_terms(recommender, histories)
     at_mean_1I, as_is_1I = recommender.base_parts(histories)
@@ -237,6 +243,7 @@ def explain_user(
                 user_value=float(value_A[a]),
                 gap=float(item_A[a] - value_A[a]),
                 level=level_word(value_A[a]),
+                looks_for=looks_for_A[a],
                 encoder_term=encoder_A[a],
                 user_term=user_A[a],
                 average_term=average_A[a],
@@ -277,7 +284,7 @@ def read_values(recommender: Recommender, found: Interactions) -> Values:
     config = recommender.config
     scores = explainable_scores(config)
     scored_I = ~np.isnan(scores.scores_IA).any(axis=1)
-    if config.user_scores == "llm" and config.user_score_run:
+    if config.user_score_run:
         source, column = config.user_score_run, config.score_column
         table = read_vectors(source, subjects="users", column=column, aspects=scores.aspects)
         users_UA = rows_by_id(table, recommender.user_ids_U)[0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raygr.models.cpu_kernels import bidirectional_attention, dropout
-from raygr.models.embeddings import RefinedEmbedding, padded, position_rows
+from raygr.models.embeddings import RefinedEmbedding, position_rows
 
 
 class BERT4RecBlock(nn.Module):
@@ -58,7 +58,7 @@ class BERT4Rec(nn.Module):
         """The head's state at each of at most `max_history` positions, (B, L, D); those of padding are meaningless."""
         # [MASK] has learned dimensions only: like the padding, it has no guided part
         mask_1D = nn.functional.pad(self.mask_D, (0, self.embedding.width - len(self.mask_D)))[None]
-        table = torch.cat([padded(rows_ID), mask_1D])
+        table = torch.cat([self.embedding.input_table(rows_ID), mask_1D])
         state_BLD = (
             nn.functional.embedding(history_BL, table)
             + self.position_LD[position_rows(history_BL, length_B, self.max_history)]

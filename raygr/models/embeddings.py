@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raygr.metrics.z_scores import standardise
+from raygr.models.guided_state import GuidedState, Part
 
 LEVELS = 10
 MAP_STD = 0.0  # learned maps start at 0, so the refined model starts as the base model
@@ -23,12 +24,16 @@ MAP_STD = 0.0  # learned maps start at 0, so the refined model starts as the bas
 class Fusion(NamedTuple):
     """How guided scores enter the item table and the user's state."""
 
-    form: Literal["concat", "add"] = "add"
+    form: Literal["concat", "add", "none"] = "add"
+    """`none`: item rows are learned alone, and scores enter by the guided user state."""
     add_map: Literal["levels", "linear"] = "levels"
     linear_map: bool = False
     user_side: Literal["add", "concat", "off"] = "off"
+    """(9b) for the users' vectors."""
     weight: float = 1.0
     """lambda of (9a, 9b)."""
+    state: tuple[Part, ...] = ()
+    """The parts of the guided user state; empty for none. It takes the place of (9b)."""
 
 
 class ScoreParts(NamedTuple):
@@ -73,7 +78,8 @@ class RefinedEmbedding(nn.Module):
     """The tied item table of a recommender: learned rows, with guided scores beside them or added to them."""
 
     features_IF: Tensor
-    users_UA: Tensor
+    users_UA: Tensor | None
+    standard_IA: Tensor
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class RefinedEmbedding(nn.Module):
         users_UA: np.ndarray | None = None,
         train_users: bool = False,
         sparse: bool = False,
+        rating_deviation: float = 1.0,
     ):
         """`scores_IA` are scores of items 1..I, NaN where missing; `users_UA` are standardised vectors of users.
 
@@ -98,12 +105,17 @@ class RefinedEmbedding(nn.Module):
         self.width = base_width + self.guided_width
         self.std = xavier_std(items, self.width)
         self.base_ID = nn.Parameter(torch.randn(items, base_width) * self.std)
-        if scores_IA is not None:
+        if scores_IA is not None and fusion.form != "none":
             self.add_item_side(scores_IA)
-        self.has_user_side = users_UA is not None and fusion.user_side != "off"
+        self.state: GuidedState | None = None
+        if scores_IA is not None and fusion.state:
+            self.register_buffer("standard_IA", torch.as_tensor(standardise(scores_IA)[0], dtype=torch.float32))
+            self.state = GuidedState(self.aspects, fusion.state, rating_deviation=rating_deviation)
+        self.has_user_side = self.state is None and users_UA is not None and fusion.user_side != "off"
+        self.register_buffer("users_UA", None if users_UA is None else torch.as_tensor(users_UA, dtype=torch.float32))
         self.tuning_UA: nn.Parameter | None = None
         if users_UA is not None and self.has_user_side:
-            self.add_user_side(users_UA)
+            self.add_user_side()
             if train_users:
                 self.tuning_UA = nn.Parameter(torch.zeros(users_UA.shape))
 
@@ -116,8 +128,7 @@ class RefinedEmbedding(nn.Module):
         else:
             self.item_map_FG, self.item_bias_G = self.guided_map(learned=self.fusion.linear_map)
 
-    def add_user_side(self, users_UA: np.ndarray) -> None:
-        self.register_buffer("users_UA", torch.as_tensor(users_UA, dtype=torch.float32))
+    def add_user_side(self) -> None:
         if self.fusion.form == "add":
             self.user_map_AG = nn.Parameter(torch.zeros(self.aspects, self.width))
         else:
@@ -136,11 +147,27 @@ class RefinedEmbedding(nn.Module):
         return nn.functional.pad(guided, (self.width - guided.shape[-1], 0))
 
     def item_rows(self, item_J: Tensor | None = None) -> Tensor:
+        """The rows whose products with a user's vector are scores, of items 1..I or of `item_J`, (J, D).
+
+        They are (9a); with a guided user state the standardised scores follow, (J, D + A).
+        """
+        rows_JD = self.input_rows(item_J)
+        return rows_JD if self.state is None else torch.cat([rows_JD, self.standard_rows(item_J)], dim=1)
+
+    def standard_rows(self, item_J: Tensor | None = None) -> Tensor:
+        """The standardised scores of items that the guided user state reads and is multiplied with, (J, A)."""
+        return self.standard_IA if item_J is None else self.standard_IA[item_J - 1]
+
+    def input_table(self, rows_JD: Tensor) -> Tensor:
+        """The encoder's table: `item_rows` without the columns of the guided user state, and a zero row before them."""
+        return padded(rows_JD[:, : self.width])
+
+    def input_rows(self, item_J: Tensor | None = None) -> Tensor:
         """(9a): the refined embeddings of items 1..I, (I, D), or of `item_J` only, (J, D)."""
         base_ID: Tensor = self.base_ID
         if item_J is not None:
             base_ID = nn.functional.embedding(item_J - 1, base_ID, sparse=self.sparse)
-        if not self.aspects:
+        if not self.aspects or self.fusion.form == "none":
             return base_ID
         features_IF = self.features_IF if item_J is None else self.features_IF[item_J - 1]
         guided_IG = self.fusion.weight * (features_IF @ self.item_map_FG)
@@ -150,6 +177,8 @@ class RefinedEmbedding(nn.Module):
 
     def item_parts(self, item_C: Tensor) -> Tensor:
         """The contribution of each aspect to the embedding of items, (C, A, D). `item_C` is item_index, 1..I."""
+        if self.fusion.form == "none":
+            return self.base_ID.new_zeros(len(item_C), self.aspects, self.width)
         features_CAK = self.features_IF[item_C - 1].unflatten(1, (self.aspects, -1))
         map_AKG = self.item_map_FG.unflatten(0, (self.aspects, -1))
         return self.widened(self.fusion.weight * torch.einsum("cak,akg->cag", features_CAK, map_AKG))
@@ -157,6 +186,10 @@ class RefinedEmbedding(nn.Module):
     def user_parts(self, guided_BA: Tensor) -> Tensor:
         """The contribution of each aspect of the user to the state, (B, A, D)."""
         return self.widened(self.fusion.weight * guided_BA[:, :, None] * self.user_map_AG)
+
+    def vectors_of(self, user_B: Tensor) -> Tensor | None:
+        """The users' vectors as they enter scores, (B, A); None where they enter none."""
+        return None if self.users_UA is None else self.tuned_users(self.users_UA[user_B], user_B)
 
     def tuned_users(self, guided_BA: Tensor, user_B: Tensor) -> Tensor:
         """The users' standardised vectors plus what training added, (B, A); `guided_BA` itself where they are frozen.
@@ -174,12 +207,18 @@ class RefinedEmbedding(nn.Module):
             encoder = nn.functional.pad(self.to_base_width(encoder), (0, self.guided_width))
         return encoder if self.fusion.form == "add" else encoder + self.widened(self.fusion.weight * self.user_bias_G)
 
-    def refined_state(self, encoder_BLD: Tensor, guided_BA: Tensor | None) -> Tensor:
-        """(9b): the encoder's output joined with the user's guided vector at every position, (B, L, D)."""
+    def refined_state(self, encoder_BLD: Tensor, guided_BLA: Tensor | None) -> Tensor:
+        """(9b): the encoder's output joined with the user's guided vector at every position, (B, L, D).
+
+        A vector that is the same at all positions is (B, 1, A). A guided user state follows the encoder's output,
+        (B, L, D + A).
+        """
+        if self.state is not None and guided_BLA is not None:
+            return torch.cat([encoder_BLD, guided_BLA], dim=2)
         state_BLD = self.encoder_part(encoder_BLD)
-        if not self.has_user_side or guided_BA is None:
+        if not self.has_user_side or guided_BLA is None:
             return state_BLD
-        return state_BLD + self.widened(self.fusion.weight * (guided_BA @ self.user_map_AG))[:, None]
+        return state_BLD + self.widened(self.fusion.weight * (guided_BLA @ self.user_map_AG))
 
     def split_score(self, encoder_BD: Tensor, guided_BA: Tensor | None, item_C: Tensor) -> ScoreParts:
         """Splits <state, item> into a base part and one term per aspect, which explain a recommendation.
@@ -188,11 +227,13 @@ class RefinedEmbedding(nn.Module):
         is exact, but it does not separate causes: the encoder made its state from the aspects of the history's items
         (`inference.base_parts` measures how far the base part depends on them).
         """
-        rows_CD = self.item_rows()[item_C - 1]
+        rows_CD = self.input_rows()[item_C - 1]
         state_BD, parts_CAD = self.encoder_part(encoder_BD), self.item_parts(item_C)
         encoder_BCA = torch.einsum("bd,cad->bca", state_BD, parts_CAD)
         user_BCA = torch.zeros_like(encoder_BCA)
-        if self.has_user_side and guided_BA is not None:
+        if self.state is not None and guided_BA is not None:
+            user_BCA = guided_BA[:, None] * self.standard_rows(item_C)
+        elif self.has_user_side and guided_BA is not None:
             user_BCA = torch.einsum("bad,cd->bca", self.user_parts(guided_BA), rows_CD)
         return ScoreParts(state_BD @ (rows_CD - parts_CAD.sum(1)).T, encoder_BCA, user_BCA)
 
@@ -201,19 +242,21 @@ class RefinedEmbedding(nn.Module):
 
         The share is the covariance of the part with the score, relative to the variance, so it may be negative.
         """
-        rows_ID = self.item_rows()
+        rows_ID = self.input_rows()
         guided_ID = rows_ID - self.unguided_rows()
         state_BD = self.encoder_part(encoder_BD)
         parts = {"base": state_BD @ (rows_ID - guided_ID).T, "encoder_guided": state_BD @ guided_ID.T}
         parts["user_guided"] = torch.zeros_like(parts["base"])
-        if self.has_user_side and guided_BA is not None:
+        if self.state is not None and guided_BA is not None:
+            parts["user_guided"] = guided_BA @ self.standard_IA.T
+        elif self.has_user_side and guided_BA is not None:
             parts["user_guided"] = self.user_parts(guided_BA).sum(1) @ rows_ID.T
         return variance_shares(parts)
 
     def rows_at_mean(self) -> Tensor:
         """Item rows with every aspect at the catalogue's mean, (I, D): they tell an encoder nothing about aspects."""
         unguided_ID = self.unguided_rows()
-        return unguided_ID + (self.item_rows() - unguided_ID).mean(dim=0)
+        return unguided_ID + (self.input_rows() - unguided_ID).mean(dim=0)
 
     def base_scores(self, encoder_BD: Tensor) -> Tensor:
         """The base parts of all items' scores, (B, I)."""
@@ -221,7 +264,7 @@ class RefinedEmbedding(nn.Module):
 
     def unguided_rows(self) -> Tensor:
         """Item rows without the contribution of aspects, (I, D): learned dimensions and the bias of (8a)."""
-        if self.fusion.form == "add":
+        if self.fusion.form != "concat":
             return self.base_ID
         bias_G = self.fusion.weight * self.item_bias_G
         return torch.cat([self.base_ID, bias_G.expand(len(self.base_ID), -1)], dim=1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raygr.models.cpu_kernels import dropout
-from raygr.models.embeddings import RefinedEmbedding, padded
+from raygr.models.embeddings import RefinedEmbedding
 
 
 class GRU4Rec(nn.Module):
@@ -49,7 +49,7 @@ class GRU4Rec(nn.Module):
 
         `before_BH` is the hidden state before the items; None for zeros.
         """
-        items_BLD = nn.functional.embedding(item_BL, padded(rows_ID)) * math.sqrt(self.embedding.width)
+        items_BLD = nn.functional.embedding(item_BL, self.embedding.input_table(rows_ID)) * math.sqrt(self.embedding.width)
         first_1BH = None if before_BH is None else before_BH[None]
         hidden_BLH, last_1BH = self.gru(dropout(items_BLD, self.input_dropout, training=self.training), first_1BH)
         return self.to_width(dropout(hidden_BLH, self.dropout, training=self.training)), last_1BH[0]

@@ -20,27 +20,30 @@ class UserStates(NamedTuple):
 
     encoder_BD: Tensor
     guided_BA: Tensor | None
-    """The guided vectors of the users; None where the model has no user side."""
+    """The guided user state, or the users' vectors of (9b); None where the model has neither."""
 
 
 def encode_users(
-    model: SequenceModel, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor, user_B: Tensor
+    model: SequenceModel, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor, rating_BL: Tensor, user_B: Tensor
 ) -> UserStates:
     """Encodes histories of item_index, oldest first and padded by 0 on the right, each with its user_index.
 
-    `rows_ID` is the item table, `model.embedding.item_rows()`.
+    `rows_ID` is the item table, `model.embedding.item_rows()`; `rating_BL` is NaN where an item has no rating.
     """
     device, embedding = rows_ID.device, model.embedding
-    encoder_BD = model.encode(rows_ID, history_BL.to(device), length_B.to(device))
-    if not embedding.has_user_side:
-        return UserStates(encoder_BD, None)
-    user_B = user_B.to(device)
-    return UserStates(encoder_BD, embedding.tuned_users(embedding.users_UA[user_B], user_B))
+    history_BL, length_B, user_B = history_BL.to(device), length_B.to(device), user_B.to(device)
+    encoder_BD = model.encode(rows_ID, history_BL, length_B)
+    users_BA = embedding.vectors_of(user_B)
+    if embedding.state is None:
+        return UserStates(encoder_BD, users_BA)
+    scores_IA, rating_BL = embedding.standard_rows(), rating_BL.to(device)
+    return UserStates(encoder_BD, embedding.state.at_end(scores_IA, history_BL, length_B, rating_BL, users_BA))
 
 
 def user_vectors(model: SequenceModel, states: UserStates) -> Tensor:
-    """(9b): the vectors whose products with item rows are the scores, (B, D)."""
-    return model.embedding.refined_state(states.encoder_BD[:, None], states.guided_BA)[:, 0]
+    """(9b): the vectors whose products with `item_rows` are the scores, (B, D)."""
+    guided_B1A = None if states.guided_BA is None else states.guided_BA[:, None]
+    return model.embedding.refined_state(states.encoder_BD[:, None], guided_B1A)[:, 0]
 
 
 def score_items(model: SequenceModel, rows_ID: Tensor, states: UserStates) -> Tensor:

@@ -1,5 +1,6 @@
 """Settings of `raygr recommend`."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -30,6 +31,9 @@ class RecommendConfig:
     """Re-ranks by maximal marginal relevance with this weight of relevance; null keeps the recommender's order."""
     mmr_scores: ItemVectors | None = None
     """A score run, or id -> vectors, in which re-ranked lists are diverse; null takes the refined item vectors."""
+    steer: Mapping[str, float] = Field(default_factory=dict)
+    """Aspect -> how far to move what every user looks for, as in `--steer "pace=+1"`. 1 adds to an item's score one for
+    each standard deviation of the aspect. It needs a train run with `user_scores: history`."""
     batch_size: int = Field(default=256, ge=1)
     """Histories scored at once, and in one file."""
     workers: int = Field(default=1, ge=1)

@@ -3,6 +3,8 @@
     recommender = load_recommender("outputs/quickstart/train/shipped")
     recommender.recommend("U17", n=5)                      # after the user's whole history
     recommender.recommend(["I3", "I250", "I41"], n=5)      # after a history, oldest item first
+    recommender.looks_for("U17")                           # {"tension level": 1.3, "pace": -0.4, ...}
+    recommender.recommend("U17", steer={"pace": 1.0})      # the same, with more pace
 
 Items of the history are never recommended, unless the data keep repeat purchases (`keep_duplicate: all`). Somebody who
 is no user of the data has no guided vector; the average of all users takes its place. Shape suffixes: `B` histories,
@@ -10,7 +12,7 @@ is no user of the data has no guided vector; the average of all users takes its 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from raygr.metrics.ranking import full_ranks
 from raygr.metrics.z_scores import standardise
 from raygr.models.embeddings import RefinedEmbedding, ScoreParts
 from raygr.models.inference import SequenceModel, UserStates, base_parts, encode_users, score_items, user_vectors
-from raygr.train.batches import history_batch
+from raygr.train.batches import history_batch, rating_batch
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import read_list_scores
 from raygr.train.serving import read_model, read_serving
@@ -44,6 +46,8 @@ class Histories(NamedTuple):
     """At least 1 each."""
     user_B: np.ndarray
     """user_index, or the number of users for somebody who is no user of the data."""
+    rating_N: np.ndarray
+    """The user's ratings of the items; NaN where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,22 +68,45 @@ class Recommender:
     user_ids_U: np.ndarray
     items_N: np.ndarray
     """item_index of all interactions, sorted by (user, position)."""
+    rating_N: np.ndarray
+    """NaN where an interaction has no rating."""
     first_U: np.ndarray
     """The first interaction of each user, and the end of the last."""
+    aspects: tuple[str, ...]
+    """The names of the item scores; empty for a base model."""
     index_of_item: dict[str, int]
     index_of_user: dict[str, int]
 
     def recommend(
-        self, who: str | Sequence[str], n: int = 10, *, mmr_weight: float | None = None
+        self,
+        who: str | Sequence[str],
+        n: int = 10,
+        *,
+        mmr_weight: float | None = None,
+        steer: Mapping[str, float] | None = None,
     ) -> list[Recommendation]:
         """The best `n` items, fewer where fewer are left, for a user id or after a history of item ids.
 
-        `mmr_weight` re-ranks by maximal marginal relevance. ValueError names unknown ids.
+        `mmr_weight` re-ranks by maximal marginal relevance. `steer` moves what the user looks for: see `steered`.
+        ValueError names unknown ids and aspects.
         """
-        histories = self.of_users([who]) if isinstance(who, str) else self.of_items([who])
-        lists, score_BN = self.lists(histories, n, mmr_weight=mmr_weight)
+        lists, score_BN = self.lists(self.histories_of(who), n, mmr_weight=mmr_weight, steer=steer)
         found = zip(lists.place_BN[0].tolist(), lists.relevance_BN[0].tolist(), score_BN[0].tolist(), strict=True)
         return [Recommendation(str(self.item_ids_I[i]), score) for i, relevance, score in found if relevance > -np.inf]
+
+    def looks_for(self, who: str | Sequence[str]) -> dict[str, float]:
+        """What a user, or somebody with this history, looks for now: the guided user state by aspect.
+
+        A value is what one standard deviation of the item's score adds to the score of the item, so 0 is indifference.
+        ValueError names unknown ids, and a run without a guided user state.
+        """
+        guided_1A = self.encoded(self.histories_of(who)).guided_BA
+        if self.model.embedding.state is None or guided_1A is None:
+            raise ValueError(f"{self.run} has no guided user state: train with item_scores and user_scores: history")
+        return dict(zip(self.aspects, guided_1A[0].tolist(), strict=True))
+
+    def histories_of(self, who: str | Sequence[str]) -> Histories:
+        return self.of_users([who]) if isinstance(who, str) else self.of_items([who])
 
     def of_users(self, user_ids: Sequence[str]) -> Histories:
         """The users' whole histories: train, validation and test."""
@@ -90,8 +117,8 @@ class Recommender:
     def up_to(self, user_B: np.ndarray, end_B: np.ndarray) -> Histories:
         """The users' histories before `end_B`, places in the array of all interactions."""
         first_B = self.first_U[user_B]
-        parts = [self.items_N[first:end] for first, end in zip(first_B, end_B, strict=True)]
-        return Histories(np.concatenate(parts), end_B - first_B, user_B)
+        at_N = np.concatenate([np.arange(first, end) for first, end in zip(first_B, end_B, strict=True)])
+        return Histories(self.items_N[at_N], end_B - first_B, user_B, self.rating_N[at_N])
 
     def of_items(self, histories: Sequence[Sequence[str]]) -> Histories:
         """Histories of item ids, of people who are no users of the data."""
@@ -101,12 +128,20 @@ class Recommender:
         if not length_B.all():
             raise ValueError(f"history {int(np.argmin(length_B)) + 1} is empty: give one item id at least")
         items_N = np.array([self.index_of_item[item] for item in flat])
-        return Histories(items_N, length_B, np.full(len(histories), len(self.user_ids_U)))
+        return Histories(items_N, length_B, np.full(len(histories), len(self.user_ids_U)), unrated(len(items_N)))
 
     @torch.inference_mode()
-    def lists(self, histories: Histories, n: int, *, mmr_weight: float | None = None) -> tuple[Lists, Tensor]:
+    def lists(
+        self,
+        histories: Histories,
+        n: int,
+        *,
+        mmr_weight: float | None = None,
+        steer: Mapping[str, float] | None = None,
+    ) -> tuple[Lists, Tensor]:
         """The best items after each history, and their scores (B, N)."""
-        scores_BI = score_items(self.model, self.rows_ID, self.encoded(histories)).float()
+        check_steer(steer or {}, self.aspects, self.config)
+        scores_BI = score_items(self.model, self.rows_ID, self.steered(self.encoded(histories), steer or {})).float()
         relevance_BI = scaled_relevance(scores_BI, *self.left_out(histories))
         if mmr_weight is None:
             lists = top_lists(relevance_BI, n)
@@ -137,9 +172,24 @@ class Recommender:
         history_BL, length_B = self.padded(histories)
         return base_parts(self.model, history_BL, length_B)
 
+    def steered(self, states: UserStates, steer: Mapping[str, float]) -> UserStates:
+        """The states with some aspects of what the users look for moved, by the given amounts in `looks_for`'s unit.
+
+        The sum of an aspect's scores over a list never falls if the aspect is moved up.
+        """
+        guided_BA = states.guided_BA
+        if not steer or guided_BA is None:
+            return states
+        moved_A = torch.tensor([float(steer.get(name, 0.0)) for name in self.aspects], device=guided_BA.device)
+        return states._replace(guided_BA=guided_BA + moved_A)
+
+    @torch.inference_mode()
     def encoded(self, histories: Histories) -> UserStates:
         history_BL, length_B = self.padded(histories)
-        return encode_users(self.model, self.rows_ID, history_BL, length_B, torch.tensor(histories.user_B))
+        end_B = torch.from_numpy(np.cumsum(histories.length_B).astype(np.int64))
+        rating_BL = rating_batch(torch.from_numpy(histories.rating_N).float(), end_B - length_B, length_B)
+        user_B = torch.tensor(histories.user_B)
+        return encode_users(self.model, self.rows_ID, history_BL, length_B, rating_BL, user_B)
 
     def padded(self, histories: Histories) -> tuple[Tensor, Tensor]:
         """The newest `max_history` items of each history, (B, L), and their number, (B,)."""
@@ -165,11 +215,11 @@ def load_recommender(run: str, *, list_scores: str | None = None, device: str = 
     """
     serving = read_serving(run)
     model = read_model(run, serving.config).to(device)
-    if model.embedding.has_user_side:
+    if model.embedding.users_UA is not None:
         add_average_user(model.embedding)
     rows_ID = model.embedding.item_rows().detach()
     item_ids_I, user_ids_U = serving.item_ids_I, serving.user_ids_U
-    list_ID = rows_ID
+    list_ID = model.embedding.input_rows().detach()
     if list_scores is not None:
         list_ID = torch.from_numpy(standardise(read_list_scores(serving.config, list_scores, item_ids_I))[0])
     return Recommender(
@@ -182,7 +232,9 @@ def load_recommender(run: str, *, list_scores: str | None = None, device: str = 
         item_ids_I=item_ids_I,
         user_ids_U=user_ids_U,
         items_N=serving.items_N,
+        rating_N=serving.rating_N,
         first_U=serving.first_U,
+        aspects=serving.aspects,
         index_of_item={one: place for place, one in enumerate(item_ids_I.tolist(), start=1)},
         index_of_user={one: place for place, one in enumerate(user_ids_U.tolist())},
     )
@@ -193,10 +245,24 @@ def add_average_user(embedding: RefinedEmbedding) -> None:
 
     The mean of standardised vectors is 0. Of vectors that were trained further, it is the mean of what training added.
     """
+    assert embedding.users_UA is not None
     embedding.users_UA = torch.cat([embedding.users_UA, torch.zeros_like(embedding.users_UA[:1])])
     if embedding.tuning_UA is not None:
         tuning_UA = embedding.tuning_UA.detach()
         embedding.tuning_UA = torch.nn.Parameter(torch.cat([tuning_UA, tuning_UA.mean(0, keepdim=True)]))
+
+
+def check_steer(steer: Mapping[str, float], aspects: Sequence[str], config: TrainConfig) -> None:
+    """ValueError for aspects that the run does not have, and for a run without a guided user state."""
+    if steer and (config.user_side != "learned" or config.item_scores is None or config.user_scores == "none"):
+        raise ValueError(f"steer: {config.output} has no guided user state: train with user_scores: history")
+    unknown = [name for name in steer if name not in aspects]
+    if unknown:
+        raise ValueError(f"steer: no aspect {', '.join(unknown)}; the run has: {', '.join(aspects)}")
+
+
+def unrated(items: int) -> np.ndarray:
+    return np.full(items, np.nan, np.float32)
 
 
 def check_known(ids: Sequence[str], known: dict[str, int], kind: str, data: str) -> None:

@@ -29,7 +29,7 @@ from raygr.distributed import wants_gpu
 from raygr.prepare.json_lines import as_id, decode_object
 from raygr.ray_setup import connect
 from raygr.recommend.config import RecommendConfig
-from raygr.recommend.recommender import Histories, Recommender, check_known, load_recommender
+from raygr.recommend.recommender import Histories, Recommender, check_known, check_steer, load_recommender, unrated
 from raygr.schema import RECOMMENDATION_SCHEMA, RECOMMENDATIONS
 from raygr.train.serving import Serving, read_serving
 
@@ -41,7 +41,9 @@ PART = re.compile(r"/part-(?P<first>\d{9,})-(?P<last>\d{9,})\.parquet(?P<half>\.
 
 def recommend(config: RecommendConfig) -> runs.Run:
     """Writes top-N lists as RECOMMENDATION rows. Errors in users or histories are raised before any work."""
-    subjects = read_subjects(config, read_serving(config.train_run))
+    serving = read_serving(config.train_run)
+    check_steer(config.steer, serving.aspects, serving.config)
+    subjects = read_subjects(config, serving)
     used = [path for path in (config.train_run, config.histories or config.users_file, config.mmr_scores) if path]
     run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
     waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
@@ -134,7 +136,9 @@ def subjects_of_users(users: Sequence[str] | None, serving: Serving) -> pa.Table
     """All users, or those named, after their whole histories."""
     ids_U = serving.user_ids_U
     items = pa.LargeListArray.from_arrays(pa.array(serving.first_U, pa.int64()), pa.array(serving.items_N, pa.int32()))
-    rows = pa.table({"subject_id": ids_U, "user_index": np.arange(len(ids_U)), "items": items})
+    ratings = pa.LargeListArray.from_arrays(pa.array(serving.first_U, pa.int64()), pa.array(serving.rating_N))
+    columns = {"subject_id": ids_U, "user_index": np.arange(len(ids_U)), "items": items, "ratings": ratings}
+    rows = pa.table(columns)
     if users is not None:
         wanted = list(dict.fromkeys(users))
         log_rows(
@@ -158,6 +162,7 @@ def subjects_of_histories(path: str, serving: Serving) -> pa.Table:
         "subject_id": history_ids,
         "user_index": np.full(len(length), users),
         "items": pa.LargeListArray.from_arrays(offsets, index),
+        "ratings": pa.LargeListArray.from_arrays(offsets, pa.array(unrated(len(index)))),
     }
     return pa.table(columns).append_column("row", pa.array(np.arange(len(length))))
 
@@ -214,18 +219,19 @@ class RecommendingActor:
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         folder = files.join(self.config.output, RECOMMENDATIONS)
         for part in contiguous(batch):
-            found = recommendations(self.recommender, part, n=self.config.n, mmr_weight=self.config.mmr_weight)
+            found = recommendations(self.recommender, part, self.config)
             first, last = part["row"][0].as_py(), part["row"][-1].as_py()
             files.write_table(found, files.join(folder, f"part-{first:09d}-{last:09d}.parquet"))
         return {"subjects": np.array([len(batch)])}
 
 
-def recommendations(recommender: Recommender, batch: pa.Table, *, n: int, mmr_weight: float | None) -> pa.Table:
+def recommendations(recommender: Recommender, batch: pa.Table, config: RecommendConfig) -> pa.Table:
     """The RECOMMENDATION rows of a batch of SUBJECT rows."""
     items = batch["items"].combine_chunks()
     length_B = items.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    histories = Histories(items.flatten().to_numpy().astype(np.int64), length_B, batch["user_index"].to_numpy())
-    lists, score_BN = recommender.lists(histories, n, mmr_weight=mmr_weight)
+    items_N, rating_N = items.flatten().to_numpy().astype(np.int64), batch["ratings"].combine_chunks().flatten()
+    histories = Histories(items_N, length_B, batch["user_index"].to_numpy(), rating_N.to_numpy())
+    lists, score_BN = recommender.lists(histories, config.n, mmr_weight=config.mmr_weight, steer=config.steer)
     is_there_BN = (lists.relevance_BN > -torch.inf).cpu().numpy()
     row_K, rank_K = np.nonzero(is_there_BN)
     columns: dict[str, Any] = {

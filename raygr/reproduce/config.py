@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from raygr.config import STRICT, ItemVectors, Place, PrepareRun, SettingsOf, Shipped, UserScoreRun
-from raygr.train.config import TrainConfig
+from raygr.train.config import TrainConfig, UserScores
 
 ExperimentName = Literal["table-2", "table-3", "table-4", "table-5", "figure-3", "figure-4", "figure-6"]
 EXPERIMENTS: tuple[str, ...] = get_args(ExperimentName)
@@ -36,7 +36,7 @@ class ReproduceConfig:
     """A prepare run; null makes one by `stage_files`."""
     item_scores: ItemVectors | None = None
     """A score run, or a Parquet/CSV of id -> vector; null makes a score run by `stage_files`."""
-    user_scores: Literal["none", "llm", "profile"] = "llm"
+    user_scores: UserScores = "llm"
     """As in `raygr train`; table-5 compares two runs of `llm`."""
     user_score_run: UserScoreRun | None = None
     """The score run of `user_scores: llm`; null tunes an adapter and scores users with it, by `stage_files`."""

@@ -60,6 +60,8 @@ class Batch(NamedTuple):
     goes_on_B: Tensor
     negative_BL: Tensor
     """One negative for each target in the loss, where the loss takes one per target; 0 elsewhere."""
+    rating_BL: Tensor
+    """The user's ratings of the history; NaN where there is none."""
 
 
 def training_windows(
@@ -113,7 +115,14 @@ def history_batch(items_N: Tensor, start_B: Tensor, length_B: Tensor) -> Tensor:
     return torch.where(step_L < length_B[:, None], items_N[at_BL], 0)
 
 
-def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batch:
+def rating_batch(rating_N: Tensor, start_B: Tensor, length_B: Tensor) -> Tensor:
+    """The ratings of `history_batch`, (B, L), padded by NaN."""
+    step_L = torch.arange(int(length_B.max()))
+    at_BL = (start_B[:, None] + step_L).clamp(max=len(rating_N) - 1)
+    return torch.where(step_L < length_B[:, None], rating_N[at_BL], torch.nan)
+
+
+def training_batch(items_N: Tensor, rating_N: Tensor, windows: Windows, example_B: Tensor) -> Batch:
     """The windows of these examples with the next item as target at each position."""
     start_B, length_B = windows.start_E[example_B], windows.length_E[example_B]
     history_BL = history_batch(items_N, start_B, length_B)
@@ -122,7 +131,8 @@ def training_batch(items_N: Tensor, windows: Windows, example_B: Tensor) -> Batc
     in_loss_BL = (target_BL > 0) & (target_at_BL >= windows.first_target_E[example_B][:, None])
     goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
     negative_BL = torch.zeros_like(target_BL)
-    return Batch(windows.user_E[example_B], history_BL, length_B, target_BL, in_loss_BL, goes_on_B, negative_BL)
+    rating_BL, user_B = rating_batch(rating_N, start_B, length_B), windows.user_E[example_B]
+    return Batch(user_B, history_BL, length_B, target_BL, in_loss_BL, goes_on_B, negative_BL, rating_BL)
 
 
 def session_batch(items_N: Tensor, windows: Windows, example_B: Tensor, step_B: Tensor) -> Batch:
@@ -133,8 +143,8 @@ def session_batch(items_N: Tensor, windows: Windows, example_B: Tensor, step_B: 
     in_loss_B = is_on_B & (at_B + 1 >= windows.first_target_E[kept_B])
     user_B, goes_on_B = windows.user_E[kept_B], step_B > 0
     item_B1, target_B1 = item_B[:, None], target_B[:, None]
-    negative_B1 = torch.zeros_like(target_B1)
-    return Batch(user_B, item_B1, is_on_B.long(), target_B1, in_loss_B[:, None], goes_on_B, negative_B1)
+    negative_B1, rating_B1 = torch.zeros_like(target_B1), torch.full(target_B1.shape, torch.nan)
+    return Batch(user_B, item_B1, is_on_B.long(), target_B1, in_loss_B[:, None], goes_on_B, negative_B1, rating_B1)
 
 
 class Masking(NamedTuple):
@@ -151,7 +161,13 @@ class Masking(NamedTuple):
 
 
 def masked_batch(
-    items_N: Tensor, windows: Windows, example_B: Tensor, *, masking: Masking, generator: torch.Generator
+    items_N: Tensor,
+    rating_N: Tensor,
+    windows: Windows,
+    example_B: Tensor,
+    *,
+    masking: Masking,
+    generator: torch.Generator,
 ) -> Batch:
     """The newest train interactions of each window; some are masked, and these are the targets.
 
@@ -169,7 +185,8 @@ def masked_batch(
     history_BL = torch.where(is_masked_BL, masking.mask, item_BL)
     goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
     negative_BL = torch.zeros_like(item_BL)
-    return Batch(windows.user_E[example_B], history_BL, length_B, item_BL, is_masked_BL, goes_on_B, negative_BL)
+    rating_BL, user_B = rating_batch(rating_N, start_B, length_B), windows.user_E[example_B]
+    return Batch(user_B, history_BL, length_B, item_BL, is_masked_BL, goes_on_B, negative_BL, rating_BL)
 
 
 def random_share(is_eligible_BL: Tensor, share: float, generator: torch.Generator) -> Tensor:

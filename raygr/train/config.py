@@ -17,6 +17,7 @@ MODEL_FIELDS = {
     ("bert4rec",): ("mask_rate", "mask_last_rate"),
     ("sasrec", "bert4rec"): ("blocks", "heads"),
 }
+UserScores = Literal["none", "llm", "profile", "history"]
 
 
 def off_for_false(value: object) -> object:
@@ -41,15 +42,20 @@ class TrainConfig:
     control: Literal["none", "shuffled", "random"] = "none"
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
-    user_scores: Literal["none", "llm", "profile"] = "none"
+    user_scores: UserScores = "history"
+    """Guided vectors of users. `history`: the guided user state, learned from the item scores of the history before each
+    target; `llm`: `user_score_run`, one vector a user; `profile`: the rating-weighted mean of the user's train items."""
     user_score_run: UserScoreRun | None = None
-    """The score run of `user_scores: llm`."""
-    fusion: Literal["concat", "add"] = "add"
-    """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added."""
+    """The score run of `llm`; with `history` its vectors are one more part of the state."""
+    fusion: Literal["concat", "add", "none"] = "add"
+    """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added; `none`:
+    item rows are learned alone, and scores enter with the users' vectors only."""
     add_map: Literal["levels", "linear"] = "levels"
     linear_map: bool = False
     """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
-    user_side: Annotated[Literal["add", "concat", "off"], BeforeValidator(off_for_false)] = "add"
+    user_side: Annotated[Literal["learned", "add", "concat", "off"], BeforeValidator(off_for_false)] = "learned"
+    """How users' vectors enter a score: through learned maps, times the standardised item scores; or by (9b) and lambda,
+    as `add` to the encoder's state, or as `concat` in place of its guided dimensions."""
     user_guided_train: Literal["all", "after_prompt"] = "all"
     """Positions that use the user's vector in training: all (the paper), or only those after the prompt."""
     train_user_guided: bool = False
@@ -160,12 +166,16 @@ def without_effect(config: TrainConfig) -> dict[str, tuple[str, ...]]:
             ("score_column", "missing_scores"), not guided and config.list_scores is None
         ),
         f"on fusion: {config.fusion}": {
-            "linear_map": guided and config.fusion == "add",
-            "add_map": guided and config.fusion == "concat",
+            "linear_map": guided and config.fusion != "concat",
+            "add_map": guided and config.fusion != "add",
         },
         "without user_scores": dict.fromkeys(users, guided and user_scores == "none"),
+        "on user_scores: history without user_score_run": dict.fromkeys(
+            ("user_guided_train", "prompt_fraction"),
+            guided and user_scores == "history" and config.user_score_run is None,
+        ),
         f"on user_scores: {user_scores} with user_guided_train: {config.user_guided_train}": {
-            "prompt_fraction": user_scores != "none" and not by_profile
+            "prompt_fraction": user_scores not in ("none", "history") and not by_profile
         },
         f"on loss: {config.loss}": {
             "negatives": not (pairwise or sampled),
@@ -181,14 +191,30 @@ def without_effect(config: TrainConfig) -> dict[str, tuple[str, ...]]:
 
 def contradictions(config: TrainConfig) -> dict[str, bool]:
     """Return what may be wrong with settings that exclude each other, and whether it is."""
-    pairwise, has_users = config.loss in ("top1", "bpr", "bpr_max"), config.user_scores != "none"
+    pairwise, guided = config.loss in ("top1", "bpr", "bpr_max"), config.item_scores is not None
+    has_users = guided and config.user_scores != "none"
     return {
         f"user_scores: {config.user_scores} has no effect on user_side: off": has_users and config.user_side == "off",
+        f"user_scores: history needs user_side: learned, not {config.user_side}": (
+            config.user_scores == "history" and guided and config.user_side not in ("learned", "off")
+        ),
+        "user_scores: history needs whole histories, not session_parallel: set user_scores: none or llm": (
+            config.user_scores == "history" and guided and config.session_parallel
+        ),
+        "train_user_guided is for (9b); user_side: learned trains the maps instead: set user_side: add": (
+            config.train_user_guided and config.user_side == "learned"
+        ),
+        "fusion: none without user_scores would leave the item scores out": (
+            guided and config.fusion == "none" and not has_users
+        ),
         "user_side: concat needs fusion: concat, because fusion: add has no guided dimensions": (
-            has_users and config.user_side == "concat" and config.fusion == "add"
+            has_users and config.user_side == "concat" and config.fusion != "concat"
         ),
         "user_scores: llm and user_score_run belong together": (
-            (config.user_scores == "llm") != (config.user_score_run is not None)
+            config.user_scores == "llm" and config.user_score_run is None
+        ),
+        f"user_scores: {config.user_scores} reads no user_score_run": (
+            config.user_score_run is not None and config.user_scores in ("none", "profile")
         ),
         f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
             pairwise and config.model == "bert4rec"
@@ -214,6 +240,6 @@ def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
     unused = {name for models, names in MODEL_FIELDS.items() if model not in models for name in names}
     if settings.get("item_scores") is None:
         unused |= {*GUIDED_FIELDS, *USER_FIELDS}
-    elif settings.get("user_scores", "none") == "none":
+    elif settings.get("user_scores", TrainConfig.user_scores) == "none":
         unused |= {"user_score_run", *USER_FIELDS}
     return {name: value for name, value in settings.items() if name not in unused}

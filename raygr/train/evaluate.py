@@ -24,7 +24,7 @@ from raygr.metrics.ranking import candidate_ranks, full_ranks, metric_values
 from raygr.metrics.z_scores import standardise
 from raygr.models.inference import UserStates, base_parts, encode_users, relative_change, score_items
 from raygr.schema import TEST
-from raygr.train.batches import Targets, history_batch, is_last_of_user, seen_pairs
+from raygr.train.batches import Targets, history_batch, is_last_of_user, rating_batch, seen_pairs
 from raygr.train.state import Training
 
 TARGETS_AT_ONCE = 256  # 256 x 30,000 items x 4 bytes = 31 MB of scores
@@ -33,9 +33,10 @@ SHARES_OF_USERS = 512  # test users whose scores `score_shares` and `base_moved`
 
 def user_states(training: Training, targets: Targets, example_B: Tensor, rows_ID: Tensor) -> UserStates:
     """The users' states right before their targets; `example_B` are places among the targets."""
-    length_B = targets.length_E[example_B]
-    history_BL = history_batch(training.inputs.items_N, targets.start_E[example_B], length_B)
-    return encode_users(training.model, rows_ID, history_BL, length_B, targets.user_E[example_B])
+    inputs, start_B, length_B = training.inputs, targets.start_E[example_B], targets.length_E[example_B]
+    history_BL = history_batch(inputs.items_N, start_B, length_B)
+    rating_BL = rating_batch(inputs.rating_N, start_B, length_B)
+    return encode_users(training.model, rows_ID, history_BL, length_B, rating_BL, targets.user_E[example_B])
 
 
 def item_scores(training: Training, targets: Targets, example_B: Tensor, rows_ID: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def list_space(training: Training) -> Tensor:
     """Unit vectors of items 1..I whose cosine is the similarity: of `list_scores`, or of the model's refined rows."""
     scores_IA = training.inputs.list_scores_IA
     if scores_IA is None:
-        return unit_rows(training.model.embedding.item_rows())
+        return unit_rows(training.model.embedding.input_rows())
     return unit_rows(torch.as_tensor(standardise(scores_IA)[0], device=training.device))
 
 

@@ -54,6 +54,10 @@ class Inputs(NamedTuple):
 
     items: int
     items_N: Tensor
+    rating_N: Tensor
+    """NaN where an interaction has no rating."""
+    rating_deviation: float
+    """Of all train ratings; 1 where they do not differ."""
     first_U: np.ndarray
     """The first interaction of each user, and as one more entry the end of the last user."""
     windows: Windows
@@ -101,6 +105,8 @@ def load_inputs(config: TrainConfig) -> Inputs:
     return Inputs(
         items=data.items,
         items_N=torch.from_numpy(data.item_N),
+        rating_N=torch.tensor(data.rating_N, dtype=torch.float32),
+        rating_deviation=rating_deviation(data.rating_N[is_train_N]),
         first_U=np.searchsorted(data.user_N, np.arange(data.users + 1)),
         windows=windows,
         targets=targets,
@@ -114,6 +120,11 @@ def load_inputs(config: TrainConfig) -> Inputs:
         protocol=protocol_stamp(config, prepared, candidates, seen="ranked" if data.repeats else "filtered"),
         warnings=score_warnings(scores) + user_warnings(users, windows),
     )
+
+
+def rating_deviation(rating_N: np.ndarray) -> float:
+    rated_N = rating_N[~np.isnan(rating_N)]
+    return float(rated_N.std()) or 1.0 if len(rated_N) else 1.0
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -215,6 +226,8 @@ def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedSc
     match config.user_scores:
         case "none":
             return None
+        case "history":
+            return llm_vectors(config, scores) if config.user_score_run else None
         case "profile":
             return profile_vectors(config, data, scores)
         case "llm":

@@ -44,8 +44,12 @@ class Serving(NamedTuple):
     user_ids_U: np.ndarray
     items_N: np.ndarray
     """item_index of every interaction, sorted by (user, position)."""
+    rating_N: np.ndarray
+    """NaN where an interaction has no rating."""
     first_U: np.ndarray
     """The first interaction of each user in `items_N`, and as one more entry the end of the last user."""
+    aspects: tuple[str, ...]
+    """The names of the item scores; empty for a base model."""
 
 
 def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor]) -> None:
@@ -55,12 +59,17 @@ def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor
         file.write(safetensors.torch.save({name: values.contiguous() for name, values in weights.items()}))
     item_ids, user_ids = read_ids(config.data, ITEMS, "item"), read_ids(config.data, USERS, "user")
     files.write_table(pa.table([item_ids], schema=SERVED_ITEM_SCHEMA), files.join(config.output, SERVED_ITEMS))
-    items_N = pa.array(inputs.items_N.numpy(), pa.int32())
-    histories = pa.LargeListArray.from_arrays(pa.array(inputs.first_U, pa.int64()), items_N)
+    first_U = pa.array(inputs.first_U, pa.int64())
+    columns = (pa.array(inputs.items_N.numpy(), pa.int32()), pa.array(inputs.rating_N.numpy(), pa.float32()))
+    histories = [pa.LargeListArray.from_arrays(first_U, column) for column in columns]
     files.write_table(
-        pa.table([user_ids, histories], schema=SERVED_USER_SCHEMA), files.join(config.output, SERVED_USERS)
+        pa.table([user_ids, *histories], schema=SERVED_USER_SCHEMA), files.join(config.output, SERVED_USERS)
     )
-    record = {"config": to_jsonable_python(with_absolute_paths(config)), "repeats": inputs.repeats}
+    record = {
+        "config": to_jsonable_python(with_absolute_paths(config)),
+        "repeats": inputs.repeats,
+        "aspects": inputs.scores.aspects if inputs.scores else [],
+    }
     files.write_json(record, files.join(config.output, SERVING))
 
 
@@ -71,6 +80,8 @@ def read_serving(run: str) -> Serving:
         raise runs.RunError(f"{run} holds no {SERVING}: an older version of raygr trained it; train it again")
     record = files.read_json(files.join(run, SERVING))
     users = files.read_table(files.join(run, SERVED_USERS))
+    if "aspects" not in record:
+        raise runs.RunError(f"{run}: an older version of raygr trained it, without ratings; train it again")
     length_U = pc.list_value_length(users["items"]).to_numpy()
     return Serving(
         config=check_config(TrainConfig, record["config"], source=files.join(run, SERVING)),
@@ -78,7 +89,9 @@ def read_serving(run: str) -> Serving:
         item_ids_I=files.read_table(files.join(run, SERVED_ITEMS))["item_id"].to_numpy().astype(str),
         user_ids_U=users["user_id"].to_numpy().astype(str),
         items_N=pc.list_flatten(users["items"]).to_numpy().astype(np.int64),
+        rating_N=pc.list_flatten(users["ratings"]).to_numpy().astype(np.float32),
         first_U=np.concatenate([[0], np.cumsum(length_U)]),
+        aspects=tuple(record["aspects"]),
     )
 
 
@@ -87,13 +100,17 @@ def read_model(run: str, config: TrainConfig) -> SequenceModel:
     filesystem, inner = files.filesystem_of(files.join(run, MODEL))
     weights = safetensors.torch.load(filesystem.cat_file(inner))
     features, users = weights.get("embedding.features_IF"), weights.get("embedding.users_UA")
-    items = len(weights["embedding.base_ID"])
-    features_of_aspect = LEVELS if config.fusion == "add" and config.add_map == "levels" else 1
+    standard, items = weights.get("embedding.standard_IA"), len(weights["embedding.base_ID"])
+    aspects = None
+    if standard is not None:
+        aspects = standard.shape[1]
+    elif features is not None:
+        aspects = features.shape[1] // (LEVELS if config.fusion == "add" and config.add_map == "levels" else 1)
     with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
         model = build_model(
             config,
             items=items,
-            scores_IA=None if features is None else np.zeros((items, features.shape[1] // features_of_aspect)),
+            scores_IA=None if aspects is None else np.zeros((items, aspects)),
             users_UA=None if users is None else np.zeros(users.shape),
         )
     model.load_state_dict(weights)

@@ -13,6 +13,7 @@ from torch import Tensor
 from raygr.models.bert4rec import BERT4Rec
 from raygr.models.embeddings import Fusion, RefinedEmbedding
 from raygr.models.gru4rec import GRU4Rec
+from raygr.models.guided_state import HISTORY_PARTS, Part
 from raygr.models.inference import SequenceModel
 from raygr.models.negatives import popularity_sums
 from raygr.models.sasrec import SASRec
@@ -62,6 +63,7 @@ def start_training(config: TrainConfig, inputs: Inputs, device: torch.device, sh
         items=inputs.items,
         scores_IA=inputs.scores.scores_IA if inputs.scores else None,
         users_UA=inputs.user_vectors.evaluation_UA if inputs.user_vectors else None,
+        rating_deviation=inputs.rating_deviation,
     ).to(device)
     optimizers = build_optimizers(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
@@ -70,17 +72,26 @@ def start_training(config: TrainConfig, inputs: Inputs, device: torch.device, sh
 
 
 def build_model(
-    config: TrainConfig, *, items: int, scores_IA: np.ndarray | None, users_UA: np.ndarray | None
+    config: TrainConfig,
+    *,
+    items: int,
+    scores_IA: np.ndarray | None,
+    users_UA: np.ndarray | None,
+    rating_deviation: float = 1.0,
 ) -> SequenceModel:
     """The configured recommender for `items` items, their scores, and the users' standardised vectors."""
-    user_side = "off" if users_UA is None else config.user_side
+    state: tuple[Part, ...] = ()
+    if config.user_side == "learned":
+        state = (*(HISTORY_PARTS if config.user_scores == "history" else ()), *(() if users_UA is None else ("user",)))
+    user_side = "off" if users_UA is None or config.user_side == "learned" else config.user_side
     embedding = RefinedEmbedding(
         items,
         config.base_width,
-        fusion=Fusion(config.fusion, config.add_map, config.linear_map, user_side, config.guided_weight),
+        fusion=Fusion(config.fusion, config.add_map, config.linear_map, user_side, config.guided_weight, state),
         scores_IA=scores_IA,
         users_UA=users_UA,
         train_users=config.train_user_guided,
+        rating_deviation=rating_deviation,
         # plain Adam moves all rows, also those without a gradient
         sparse=config.loss != "cross_entropy" and config.optimizer in ("adagrad", "sparse_adam"),
     )

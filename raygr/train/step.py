@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raygr.models.bert4rec import BERT4Rec
 from raygr.models.gru4rec import GRU4Rec
 from raygr.models.inference import SequenceModel
 from raygr.models.losses import PairLoss, StepNegatives, bce, cross_entropy, sampled_cross_entropy, step_loss
@@ -88,10 +89,11 @@ def whole_batch(config: TrainConfig, inputs: Inputs, content: Tensor, popularity
         case "gru4rec" if config.session_parallel:
             batch = session_batch(inputs.items_N, inputs.windows, *content.unbind(1))
         case "gru4rec" | "sasrec":
-            batch = training_batch(inputs.items_N, inputs.windows, content)
+            batch = training_batch(inputs.items_N, inputs.rating_N, inputs.windows, content)
         case "bert4rec":
             masking = Masking(config.mask_rate, config.mask_last_rate, config.max_history, inputs.items + 1)
-            batch = masked_batch(inputs.items_N, inputs.windows, content, masking=masking, generator=draws.masks)
+            rows = (inputs.items_N, inputs.rating_N, inputs.windows, content)
+            batch = masked_batch(*rows, masking=masking, generator=draws.masks)
     if config.loss == "bce":
         batch.negative_BL[batch.in_loss_BL] = one_negative_each(inputs, batch, draws.negatives)
     shared_K = shared_negatives(popularity_I, config.negatives, generator=draws.negatives)
@@ -140,8 +142,10 @@ def summed_loss(
     `own` is a part of the whole batch. `session_BH` is the hidden state of the lanes before the batch. Both hidden
     states are None without `session_parallel`.
     """
-    device = model.embedding.base_ID.device
-    rows_ID = model.embedding.item_rows(None if whole.item_J is None else whole.item_J.to(device))
+    embedding = model.embedding
+    device = embedding.base_ID.device
+    item_J = None if whole.item_J is None else whole.item_J.to(device)
+    rows_ID = embedding.item_rows(item_J)
     with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
         history_BL = own.history_BL.to(device)
         if config.session_parallel:
@@ -149,11 +153,15 @@ def summed_loss(
             encoder_BLD, session_BH = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BH)
         else:
             encoder_BLD = model(rows_ID, history_BL, own.length_B.to(device))
-        guided_BA = None
+        guided_BLA = None
         if inputs.user_vectors is not None:
             known_BA = inputs.user_vectors.training_UA[own.user_B.numpy()].astype(np.float32)
-            guided_BA = model.embedding.tuned_users(torch.from_numpy(known_BA).to(device), own.user_B.to(device))
-        state_BLD = model.embedding.refined_state(encoder_BLD, guided_BA)
+            guided_BLA = embedding.tuned_users(torch.from_numpy(known_BA).to(device), own.user_B.to(device))[:, None]
+        if embedding.state is not None:
+            users_BA = None if guided_BLA is None else guided_BLA[:, 0]
+            scores_JA, rating_BL, masked = embedding.standard_rows(item_J), own.rating_BL.to(device), isinstance(model, BERT4Rec)
+            guided_BLA = embedding.state.at_positions(scores_JA, history_BL, rating_BL, users_BA, masked=masked)
+        state_BLD = embedding.refined_state(encoder_BLD, guided_BLA)
     loss_of = pairwise_loss if config.loss in ("top1", "bpr", "bpr_max") else pointwise_loss
     return loss_of(config, inputs, state_BLD, rows_ID, whole, own), session_BH
 

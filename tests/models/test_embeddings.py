@@ -97,7 +97,8 @@ def test_the_score_splits_exactly(fusion: Fusion):
     embedding = stirred(fusion)
     encoder_BD, guided_BA = torch.randn(USERS, embedding.width), embedding.users_UA if embedding.has_user_side else None
     item_C = torch.tensor([1, 5, 20])
-    scores_BC = embedding.refined_state(encoder_BD[:, None], guided_BA)[:, 0] @ embedding.item_rows()[item_C - 1].T
+    guided_B1A = None if guided_BA is None else guided_BA[:, None]
+    scores_BC = embedding.refined_state(encoder_BD[:, None], guided_B1A)[:, 0] @ embedding.item_rows()[item_C - 1].T
     parts = embedding.split_score(encoder_BD, guided_BA, item_C)
     total_BC = parts.base_BC + parts.encoder_BCA.sum(-1) + parts.user_BCA.sum(-1)
     torch.testing.assert_close(total_BC, scores_BC, rtol=1e-4, atol=1e-4)
@@ -127,7 +128,7 @@ def test_an_aspect_without_spread_explains_nothing():
 def test_concat_user_side_is_9b_to_the_letter():
     """The state's guided dimensions are lambda times the user's scaled scores, whatever the encoder says."""
     embedding = stirred(Fusion("concat", user_side="concat", weight=0.7))
-    state_BLD = embedding.refined_state(torch.randn(USERS, 4, embedding.width), embedding.users_UA)
+    state_BLD = embedding.refined_state(torch.randn(USERS, 4, embedding.width), embedding.users_UA[:, None])
     expected_BA = 0.7 * embedding.std * torch.as_tensor(USERS_UA, dtype=torch.float32)
     torch.testing.assert_close(state_BLD[:, :, 8:], expected_BA[:, None].expand(-1, 4, -1))
 
@@ -135,6 +136,6 @@ def test_concat_user_side_is_9b_to_the_letter():
 def test_add_user_side_touches_the_guided_dimensions_only():
     embedding = stirred(Fusion("concat", user_side="add"))
     encoder_BLD = torch.randn(USERS, 4, embedding.width)
-    change_BLD = embedding.refined_state(encoder_BLD, embedding.users_UA) - encoder_BLD
+    change_BLD = embedding.refined_state(encoder_BLD, embedding.users_UA[:, None]) - encoder_BLD
     assert change_BLD[..., :8].abs().sum() == 0
     assert (change_BLD[..., 8:].abs() > 0).all()

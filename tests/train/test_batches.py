@@ -31,18 +31,21 @@ USER_N = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
 ITEM_N = np.array([11, 12, 13, 14, 15, 16, 21, 22, 23, 31, 32])
 SPLIT_N = np.array([TRAIN] * 4 + [VALIDATION, TEST] + [TRAIN, VALIDATION, TEST] + [TRAIN, TRAIN])
 ITEMS_N = torch.from_numpy(ITEM_N)
+RATING_N = ITEMS_N / 10
 
 
 def batch_of(*, max_history: int, prompt: int = 0, kept: str = "all"):
     prompt_U = np.full(3, prompt)
     windows = training_windows(USER_N, SPLIT_N == TRAIN, max_history=max_history, prompt_U=prompt_U, kept=kept)
-    return windows, training_batch(ITEMS_N, windows, torch.arange(len(windows.user_E)))
+    return windows, training_batch(ITEMS_N, RATING_N, windows, torch.arange(len(windows.user_E)))
 
 
 def test_training_batch_shifts_by_one_and_pads_on_the_right():
     windows, batch = batch_of(max_history=10)
     assert windows.user_E.tolist() == [0, 2]  # user 1 has one train interaction: nothing to predict
     assert batch.history_BL.tolist() == [[11, 12, 13], [31, 0, 0]]
+    torch.testing.assert_close(batch.rating_BL[0], torch.tensor([1.1, 1.2, 1.3]))
+    assert batch.rating_BL[1].isnan().tolist() == [False, True, True]
     assert batch.target_BL.tolist() == [[12, 13, 14], [32, 0, 0]]
     assert batch.in_loss_BL.tolist() == [[True, True, True], [True, False, False]]
 
@@ -106,7 +109,8 @@ def test_masks_hide_each_target_in_one_window(train: int, prompt: int, limit: in
         return
     masking = Masking(share=0.999, last=0.0, limit=limit, mask=MASK)
     generator, examples = torch.Generator().manual_seed(seed), torch.arange(len(windows.user_E))
-    batch = masked_batch(torch.arange(1, train + 1), windows, examples, masking=masking, generator=generator)
+    items_N = torch.arange(1, train + 1)
+    batch = masked_batch(items_N, torch.ones(train), windows, examples, masking=masking, generator=generator)
     assert sorted(batch.target_BL[batch.in_loss_BL].tolist()) == list(range(max(prompt, 1) + 1, train + 1))
     assert (batch.history_BL[batch.in_loss_BL] == MASK).all() and batch.history_BL.shape[1] <= limit
 
@@ -183,7 +187,7 @@ def masked(*, limit: int = 10, share: float = 0.5, last: float = 0.0, prompt: in
     generator = torch.Generator().manual_seed(seed)
     examples = torch.arange(len(windows.user_E))
     masking = Masking(share=share, last=last, limit=limit, mask=MASK)
-    return masked_batch(ITEMS_N, windows, examples, masking=masking, generator=generator)
+    return masked_batch(ITEMS_N, RATING_N, windows, examples, masking=masking, generator=generator)
 
 
 def test_a_masked_batch_hides_its_targets_and_holds_no_held_out_item():
@@ -236,7 +240,7 @@ def test_groups_hold_every_history_once_and_no_needless_padding():
     user_N = np.repeat(np.arange(7), np.array(lengths) + 1)
     items_N = torch.arange(1, len(user_N) + 1)
     windows = training_windows(user_N, np.full(len(user_N), True), max_history=10, prompt_U=np.zeros(7, np.int64))
-    batch = training_batch(items_N, windows, torch.arange(7))
+    batch = training_batch(items_N, torch.ones(len(items_N)), windows, torch.arange(7))
     groups = length_groups(batch, 21)  # three histories of seven
     assert [group.length_B.tolist() for group in groups] == [[7, 7, 5], [3, 2, 2], [1]]
     assert [group.history_BL.shape for group in groups] == [(3, 7), (3, 3), (1, 1)]

@@ -58,7 +58,9 @@ def settings(folder: Path, **changes: Any) -> TrainConfig:
 
 
 def guided(folder: Path, **changes: Any) -> dict[str, Any]:
-    return {"item_scores": str(folder / "scores.csv"), "user_scores": "profile"} | changes
+    """(9b) with profiles, unless `changes` say otherwise."""
+    profile = {"user_scores": "profile", "user_side": "add"}
+    return {"item_scores": str(folder / "scores.csv")} | (profile if "user_scores" not in changes else {}) | changes
 
 
 @pytest.fixture
@@ -130,11 +132,21 @@ def test_bpr_max_leaves_its_starting_value_and_scores_differ(toy: Path):
 
 @EVERY
 @pytest.mark.parametrize(
-    "fusion", [{"fusion": "add"}, {"fusion": "concat"}, {"fusion": "concat", "user_side": "concat"}]
+    "fusion",
+    [
+        {"fusion": "add"},
+        {"fusion": "concat"},
+        {"fusion": "concat", "user_side": "concat"},
+        *({"fusion": one, "user_scores": "history"} for one in ("add", "concat", "none")),
+    ],
+    ids=str,
 )
 def test_the_score_splits_exactly(toy: Path, changes: dict[str, Any], fusion: dict[str, Any]):
+    if "user_scores" in fusion and changes.get("session_parallel"):
+        pytest.skip("session_parallel has no histories")
     width = {"base_width": 14} if fusion["fusion"] == "concat" else {}
-    training = stirred(begun(settings(toy, **guided(toy), **changes, **fusion, **width, train_user_guided=True)))
+    tuned = {} if "user_scores" in fusion else {"train_user_guided": True}
+    training = stirred(begun(settings(toy, **(guided(toy, **fusion, **width, **tuned) | changes))))
     embedding, targets, example_B = training.model.embedding, training.inputs.targets["test"], torch.arange(7)
     with torch.no_grad():
         scores_BI = item_scores(training, targets, example_B, embedding.item_rows())
@@ -143,7 +155,7 @@ def test_the_score_splits_exactly(toy: Path, changes: dict[str, Any], fusion: di
     total_BI = parts.base_BC + parts.encoder_BCA.sum(-1) + parts.user_BCA.sum(-1)
     torch.testing.assert_close(total_BI, scores_BI, rtol=1e-4, atol=1e-4)
     # (9b) to the letter leaves the encoder no guided dimensions
-    assert (parts.encoder_BCA.abs().sum() > 0) == ("user_side" not in fusion)
+    assert (parts.encoder_BCA.abs().sum() > 0) == ("user_side" not in fusion and fusion["fusion"] != "none")
     assert parts.user_BCA.abs().sum() > 0
 
 

@@ -1,0 +1,104 @@
+"""The guided user state: what a user looks for now on each aspect, from the history so far (4.2.1; 9a, 9b).
+
+The state u of a user is the sum of parts, each through a learned (A, A) map that starts at 0. The parts are made from
+the standardised scores of the history's items:
+
+- all: the mean over all items, times the root of their number;
+- rated: the mean weighted by the rating minus the mean rating so far, in standard deviations of all train ratings,
+  times the root of the number of ratings;
+- recent: the mean over the last two items, times the root of their number;
+- user: the user's own standardised vector (LLM scores or profile), where there is one.
+
+The root makes the size of a part independent of the length of the history. A score is
+<encoder's state, item row> + <u, standardised scores of the item>: both factors of the second product are in units that
+do not depend on the size of the catalogue. Only items before a target enter its state, so no position knows its target.
+
+Shape suffixes: `B` histories, `L` history length, `T` targets of a history, `A` aspects, `J` items, `K` parts.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Part = Literal["all", "rated", "recent", "user"]
+HISTORY_PARTS: tuple[Part, ...] = ("all", "rated", "recent")
+RECENT = 2  # items
+
+
+class GuidedState(nn.Module):
+    """Maps a history, and the user's vector where there is one, to the user's state on the aspects."""
+
+    rating_deviation: Tensor
+
+    def __init__(self, aspects: int, parts: tuple[Part, ...], *, rating_deviation: float = 1.0):
+        """`parts` are HISTORY_PARTS, "user", or both in this order. `rating_deviation` is that of all train ratings."""
+        super().__init__()
+        self.parts = parts
+        self.map_KAA = nn.Parameter(torch.zeros(len(parts), aspects, aspects))
+        self.register_buffer("rating_deviation", torch.tensor(float(rating_deviation)))
+
+    def at_positions(
+        self, scores_JA: Tensor, history_BL: Tensor, rating_BL: Tensor, users_BA: Tensor | None, *, masked: bool
+    ) -> Tensor:
+        """The state for the target of each position, (B, L, A).
+
+        The target is the item after the position. With `masked` it is the item at the position, and all visible items
+        of the history count, before and after it. `scores_JA` are standardised scores of the items that `history_BL`
+        counts from 1; 0 is padding, and J + 1 a [MASK]. `rating_BL` is NaN where there is no rating.
+        """
+        place_L = torch.arange(history_BL.shape[1], device=history_BL.device) + (0 if masked else 1)
+        return self.state(scores_JA, history_BL, rating_BL, users_BA, place_L[None], masked=masked)
+
+    def at_end(
+        self, scores_JA: Tensor, history_BL: Tensor, length_B: Tensor, rating_BL: Tensor, users_BA: Tensor | None
+    ) -> Tensor:
+        """The state after whole histories, (B, A)."""
+        return self.state(scores_JA, history_BL, rating_BL, users_BA, length_B[:, None], masked=False)[:, 0]
+
+    def state(
+        self,
+        scores_JA: Tensor,
+        history_BL: Tensor,
+        rating_BL: Tensor,
+        users_BA: Tensor | None,
+        place_BT: Tensor,
+        *,
+        masked: bool,
+    ) -> Tensor:
+        """The state for targets at places of the histories, (B, T, A); `place_BT` may be one row for all histories."""
+        parts_BTX: list[Tensor] = []
+        if self.parts[0] != "user":
+            gap_BTL = place_BT[:, :, None] - torch.arange(history_BL.shape[1], device=history_BL.device)
+            counts_BTL = gap_BTL != 0 if masked else gap_BTL > 0
+            parts_BTX.append(self.history_parts(scores_JA, history_BL, rating_BL, counts_BTL, gap_BTL.abs() <= RECENT))
+        if users_BA is not None:
+            parts_BTX.append(users_BA[:, None].expand(-1, place_BT.shape[1], -1))
+        return torch.cat(parts_BTX, dim=2) @ self.map_KAA.flatten(0, 1)
+
+    @torch.no_grad()
+    def history_parts(
+        self, scores_JA: Tensor, history_BL: Tensor, rating_BL: Tensor, counts_BTL: Tensor, is_near_BTL: Tensor
+    ) -> Tensor:
+        """The three parts of the history side by side, (B, T, 3 A). They hold nothing that is learned."""
+        is_seen_BL = (history_BL > 0) & (history_BL <= len(scores_JA))
+        seen_BLA = nn.functional.embedding(history_BL, nn.functional.pad(scores_JA, (0, 0, 1, 1)))
+        is_rated_BL1 = (is_seen_BL & ~rating_BL.isnan())[:, :, None].to(seen_BLA.dtype)
+        rating_BL1 = rating_BL.nan_to_num()[:, :, None] / self.rating_deviation * is_rated_BL1
+        is_seen_BL1 = is_seen_BL[:, :, None].to(seen_BLA.dtype)
+        # one product for all sums over the history
+        columns = [seen_BLA, is_rated_BL1 * seen_BLA, rating_BL1 * seen_BLA, is_seen_BL1, is_rated_BL1, rating_BL1]
+        widths = [column.shape[2] for column in columns]
+        sums_BTX = counts_BTL.to(seen_BLA.dtype) @ torch.cat(columns, dim=2)
+        all_BTA, rated_BTA, by_rating_BTA, count_BT1, ratings_BT1, total_BT1 = sums_BTX.split(widths, dim=2)
+        near_BTX = (counts_BTL & is_near_BTL).to(seen_BLA.dtype) @ torch.cat([seen_BLA, is_seen_BL1], dim=2)
+        recent_BTA, recent_BT1 = near_BTX.split([widths[0], 1], dim=2)
+        ratings_BT1 = ratings_BT1.clamp(min=1)
+        centred_BTA = by_rating_BTA - total_BT1 / ratings_BT1 * rated_BTA
+        parts = [all_BTA / root(count_BT1), centred_BTA / root(ratings_BT1), recent_BTA / root(recent_BT1)]
+        return torch.cat(parts, dim=2)
+
+
+def root(count_BT1: Tensor) -> Tensor:
+    """The root of a number of items; 1 where there are none."""
+    return count_BT1.clamp(min=1).sqrt()
