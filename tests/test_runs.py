@@ -183,7 +183,11 @@ def test_an_own_store_inside_the_output_is_no_input(tmp_path):
     config = ScoreConfig(
         output=f"{tmp_path}/s", data=f"{tmp_path}/p", subjects="items", aspects="a", store=f"{tmp_path}/s/store"
     )
-    runs.start_run(config.output, job="score", config=config)
+    run = runs.start_run(config.output, job="score", config=config)
+    assert run.path == config.output and run.config["store"] == config.store
+    inside = dataclasses.replace(config, output=f"{tmp_path}/t", data=f"{tmp_path}/t/p")
+    with pytest.raises(runs.RunError, match=r"data: .*/t/p lies inside the output .*/t: choose another"):
+        runs.start_run(inside.output, job="score", config=inside)
 
 
 # --- again, otherwise, aside ---------------------------------------------------------------------

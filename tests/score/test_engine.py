@@ -3,6 +3,7 @@
 import math
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -220,5 +221,11 @@ def test_actors_that_would_wait_for_ever_are_refused_with_the_numbers(nodes, ask
 
 
 def test_actors_that_fit_are_not_refused():
-    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", actors=3, tensor_parallel_size=2)
-    stage.check_room(config, [Node(2, 4), Node(2, 2)], on_gpu=True)
+    """Nodes with 4 and 2 GPUs have room for three actors of 2 GPUs."""
+    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", tensor_parallel_size=2)
+    accepted = []
+    for actors in (1, 2, 3, 4):
+        with suppress(ConfigError):
+            stage.check_room(replace(config, actors=actors), [Node(3, 4), Node(2, 2)], on_gpu=True)
+            accepted.append(actors)
+    assert accepted == [1, 2, 3]
