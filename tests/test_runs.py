@@ -1,6 +1,6 @@
 """Run folders: unfinished until run.json, resumed with the same configuration only, never overwritten.
 
-Nobody's files are removed: a run starts in an empty folder, and two processes never work in one.
+No file of others is removed: a run starts in an empty folder, and two processes never work in one folder.
 """
 
 import dataclasses
@@ -173,7 +173,7 @@ def test_a_resumed_run_removes_its_parts_and_nothing_else(tmp_path):
     runs.remove_parts(run, "items")  # nothing there is no error
 
 
-def test_hidden_files_are_in_nobodys_way(tmp_path):
+def test_hidden_files_do_not_block_a_run(tmp_path):
     (tmp_path / ".gitkeep").write_text("")
     runs.start_run(str(tmp_path), job="train", config=Settings())
     assert (tmp_path / ".gitkeep").exists()
@@ -286,7 +286,7 @@ def test_where_nothing_can_be_locked_a_holder_that_renews_no_more_is_gone(holder
 
 
 def written_before(folder: Path, *, output: str, data: str) -> None:
-    """A train run of a raygr that recorded paths as they were typed."""
+    """A train run of an earlier version, which recorded paths as they were typed."""
     config = to_jsonable_python(TrainConfig(output=output, data=data)) | {"output": output, "data": data}
     inputs = {data: files.fingerprint(f"{folder}/p")}
     for file in ("run.json", "started.json"):
