@@ -1,4 +1,4 @@
-"""The plan of the house (docs/architecture.md), read from the sources: folders, imports, names."""
+"""The rules of docs/architecture.md, checked on the sources: folders, imports, names."""
 
 import ast
 import subprocess
@@ -22,7 +22,7 @@ REPEATED = {"config", "stage", "loop", "losses", "metrics"}
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names, those of a `from package import module` whole."""
+    """Dotted names of imported modules; `from package import module` gives `package.module`."""
     names = set()
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
@@ -33,7 +33,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def part_of(path: Path) -> str:
-    """A folder, or a file of the root."""
+    """The part of the package that a module belongs to: a folder, or a file of the root."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -112,13 +112,13 @@ def test_a_helper_of_three_lines_has_two_callers():
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and not node.decorator_list and node.name != "main"
         if lines_of_body(node) <= 3 and uses[node.name] <= 1 and node.name not in used_outside
-        if node.name in called or not uses[node.name]  # not one that is handed over as a value
+        if node.name in called or not uses[node.name]  # a function that is passed as a value does not count
     ]
     assert not offences, "\n".join(offences)
 
 
 def mentioned_names(tree: ast.AST) -> list[str]:
-    """Names that are read, also behind a dot; neither definitions nor imports."""
+    """Names that are read, also after a dot; definitions and imports do not count."""
     names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
     return names + [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
 

@@ -48,7 +48,7 @@ LISTS = {
 
 
 def cycles(users: int, items: int, length: int) -> list[list[int]]:
-    """Histories that walk the items in a cycle; user u starts at item u + 1."""
+    """Histories that go through the items in a cycle; user u starts at item u + 1."""
     return [[(user + step) % items + 1 for step in range(length)] for user in range(users)]
 
 

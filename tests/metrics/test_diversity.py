@@ -70,7 +70,7 @@ def test_vectorised_choice_equals_a_plain_loop(weight: float):
 
 
 def test_seen_items_come_only_after_all_others(monkeypatch: pytest.MonkeyPatch):
-    """Even at weight 0, where an opposite vector would make a seen item the most welcome."""
+    """This holds even at weight 0, where a seen item with an opposite vector would be chosen first."""
     relevance_BI = torch.tensor([[1.0, 0.9, 0.5, -math.inf]])
     found = mmr_lists(relevance_BI, unit_rows(VECTORS), weight=0.0, length=4)
     assert found.place_BN.tolist()[0][3] == 3 and found.relevance_BN[0, 3] == -math.inf

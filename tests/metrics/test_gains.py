@@ -32,7 +32,7 @@ def coverage(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, true: float = 0.0, pa
 @pytest.mark.parametrize("runs", [2, 3, 5])
 @pytest.mark.parametrize("seed_deviation", [0.0, 0.1, 0.3])
 def test_95_percent_intervals_hold_the_truth_95_times_in_100(runs: int, seed_deviation: float):
-    """Standard error over users .05; the bootstrap over users and runs held it 89 and 71 times with two runs."""
+    """The standard error over users is .05. A bootstrap over users and two runs held the truth 89 and 71 times."""
     generator = np.random.default_rng([runs, int(10 * seed_deviation)])
     user_MRU = generator.standard_normal((DATA_SETS, 1, USERS), dtype=np.float32)
     run_MRU = seed_deviation * generator.standard_normal((DATA_SETS, runs, 1), dtype=np.float32)
@@ -42,7 +42,7 @@ def test_95_percent_intervals_hold_the_truth_95_times_in_100(runs: int, seed_dev
 
 @pytest.mark.parametrize(("runs", "seed_deviation"), [(2, 0.0), (2, 0.3), (3, 0.1)])
 def test_skewed_reciprocal_ranks_are_covered_too(runs: int, seed_deviation: float):
-    """Half the users' ranks are below 20, trainings move them, and whole runs are better or worse."""
+    """Half the users' ranks are below 20; each training moves the ranks, and whole runs are better or worse."""
     generator = np.random.default_rng([7, runs, int(10 * seed_deviation)])
     user_MRU = generator.standard_normal((DATA_SETS, 1, USERS), dtype=np.float32)
 
@@ -60,7 +60,7 @@ def test_skewed_reciprocal_ranks_are_covered_too(runs: int, seed_deviation: floa
 
 
 def test_runs_without_a_partner_are_covered_and_rather_wide():
-    """Three runs against two."""
+    """Three runs are compared with two."""
     generator = np.random.default_rng(3)
     user_MRU = generator.standard_normal((DATA_SETS, 1, USERS), dtype=np.float32)
     sides = [
@@ -88,13 +88,13 @@ def test_components_by_hand():
 
 
 def test_the_residual_is_in_one_component_only():
-    """Users who gain under one seed lose under the other: all of it is residual, and the run means agree."""
+    """Users who gain under one seed lose under the other: all variance is residual, and the run means agree."""
     gain_MRU = np.array([[[0.1, -0.1, 0.1, -0.1], [-0.1, 0.1, -0.1, 0.1]]])
     users, runs = components(gain_MRU, np.zeros((1, 2, 4)), paired=True)
     assert users.variance[0] == runs.variance[0] == 0
 
 
-def test_one_run_speaks_of_users_alone_and_has_no_p_value():
+def test_one_run_has_an_interval_over_users_only_and_no_p_value():
     generator = np.random.default_rng(1)
     base_1U, noise_1U = generator.random((1, 2000)), generator.normal(0.02, 0.3, (1, 2000))
     gain = gain_of(base_1U + noise_1U, base_1U)
@@ -105,8 +105,8 @@ def test_one_run_speaks_of_users_alone_and_has_no_p_value():
     assert gain_of(base_1U, three, paired=False).over == "users"
 
 
-def test_two_runs_that_agree_say_what_one_says_with_a_p_value():
-    """Users are the unit, not user times run."""
+def test_two_equal_runs_have_the_interval_of_one_and_a_p_value():
+    """The unit of the interval is a user, not a pair of user and run."""
     generator = np.random.default_rng(4)
     base_1U, noise_1U = generator.random((1, 500)), generator.normal(0.02, 0.3, (1, 500))
     one = gain_of(base_1U + noise_1U, base_1U)
@@ -115,8 +115,8 @@ def test_two_runs_that_agree_say_what_one_says_with_a_p_value():
     assert two.p == pytest.approx(scipy.stats.ttest_1samp(noise_1U[0], 0).pvalue)
 
 
-def test_p_has_no_floor_that_holm_could_not_pass():
-    """2 / 10,001 times 250 gains was .0500: no gain of a large table could be told from 0."""
+def test_p_can_be_small_enough_for_holms_correction():
+    """Earlier p-values were at least 2 / 10,001, or .0500 after correction for 250 gains, so none could pass."""
     generator = np.random.default_rng(2)
     base_RU = generator.random((5, 1000))
     gain = gain_of(base_RU + generator.normal(0.2, 0.1, (1, 1000)) + generator.normal(0, 0.002, (5, 1)), base_RU)
@@ -171,10 +171,8 @@ def test_an_interval_holds_its_estimate_and_p_agrees_with_it(sides: tuple[np.nda
 def test_no_order_of_users_or_runs_moves_a_gain(sides: tuple[np.ndarray, np.ndarray], random):
     arm_RU, base_RU = sides
     runs, users = (random.sample(range(n), n) for n in arm_RU.shape)
-    moved = gain_of(arm_RU[runs][:, users], base_RU[runs][:, users])
-    assert_alike(moved, gain_of(arm_RU, base_RU))
-    apart = gain_of(arm_RU[runs], base_RU, paired=False)
-    assert_alike(apart, gain_of(arm_RU, base_RU, paired=False))
+    assert gain_of(arm_RU[runs][:, users], base_RU[runs][:, users]) == about(gain_of(arm_RU, base_RU))
+    assert gain_of(arm_RU[runs], base_RU, paired=False) == about(gain_of(arm_RU, base_RU, paired=False))
 
 
 @settings(max_examples=100, deadline=None)
@@ -198,7 +196,7 @@ def test_p_is_the_level_whose_interval_ends_at_0(users: float, runs: float, free
         assert float(half_width(found, p)) == pytest.approx(difference, rel=1e-6)
 
 
-def assert_alike(one: Gain, other: Gain) -> None:
-    assert one.over == other.over
-    for left, right in zip(astuple(one)[:7], astuple(other)[:7], strict=True):
-        assert left == (None if right is None else pytest.approx(right, rel=1e-6, abs=1e-9))
+def about(gain: Gain) -> Gain:
+    """The same gain with numbers that equal all numbers within rounding."""
+    numbers = [None if number is None else pytest.approx(number, rel=1e-6, abs=1e-9) for number in astuple(gain)[:7]]
+    return Gain(*numbers, over=gain.over)

@@ -1,4 +1,4 @@
-"""GRU4Rec: causal, blind to padding, equal to a GRU written out by hand."""
+"""GRU4Rec is causal, ignores padding, and equals a GRU written out by hand."""
 
 import math
 

@@ -87,7 +87,7 @@ def sigmoid(x: float) -> float:
 
 
 def pair_loss(kind: str, target: float, others: list[float], **settings) -> float:
-    """Of one position; a negative of None is no negative."""
+    """Loss of one position; None stands for a missing negative."""
     is_negative_NJ = torch.tensor([[other is not None for other in others]])
     others_NJ = torch.tensor([[7.0 if other is None else other for other in others]])
     return pair_losses(PairLoss(kind, **settings), torch.tensor([target]), others_NJ, is_negative_NJ).item()
@@ -123,7 +123,7 @@ def test_bpr_max_of_scores_beyond_the_range_of_exp():
 
 
 def test_equal_scores_start_where_the_formulas_say():
-    """Trap 4: these are the values that a collapsed loss stays at."""
+    """A collapsed training stays at these values of the loss."""
     assert pair_loss("bpr", 0.3, [0.3] * 5) == pytest.approx(math.log(2), rel=1e-6)
     assert pair_loss("bpr_max", 0.3, [0.3] * 5) == pytest.approx(math.log(2), rel=1e-6)
     assert pair_loss("top1", 0.0, [0.0] * 5) == pytest.approx(1.0, rel=1e-6)
@@ -163,7 +163,7 @@ def step_loss_by_loops(
     owned: list[set[int]],
     *rest,
 ) -> torch.Tensor:
-    """Position by position, with lists."""
+    """The loss of a step, computed position by position with lists."""
     batch_LM, shared_K = rest
     total = torch.zeros(())
     for step, targets_B in enumerate(target_LB.tolist()):
@@ -241,7 +241,7 @@ def test_the_sampled_loss_by_hand():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_sampled_gradients_are_on_average_those_of_the_full_softmax(alpha: float):
-    """Train counts from 1 to 64: without the correction the gradient of the popular would be far too large.
+    """Train counts from 1 to 64: without the correction the gradient of popular items would be far too large.
 
     Scores 0 and a target of 1/8 of the whole by hand: the full gradient of each other item is 1/8 of the state.
     """
@@ -260,7 +260,7 @@ def test_sampled_gradients_are_on_average_those_of_the_full_softmax(alpha: float
 
 
 def test_a_user_who_has_every_item_has_no_negative_and_counts_nothing():
-    """User 0 has all three; user 1 has all but item 2, which is therefore the only one drawn."""
+    """User 0 has all three items. User 1 has all but item 2, so every negative is item 2."""
     table = owned_items(np.array([0, 0, 0, 1, 1]), np.array([1, 2, 3, 1, 3]), users=3, items=3)
     user_N = torch.tensor([0, 1, 0, 1])
     negative_N = sample_negatives(table, user_N, generator=torch.Generator().manual_seed(0))

@@ -214,7 +214,7 @@ def test_a_named_list_of_aspects_is_what_guided_widths_count(tmp_path: Path):
 
 
 def open_settings(folder: Path, experiment: str, **changes: Any) -> ReproduceConfig:
-    """Everything is left to the paper's stages."""
+    """A configuration that leaves every result to the paper's stages."""
     stages = {
         "prepare": "prepare.yaml",
         "item_scores": "score.yaml",
@@ -352,7 +352,7 @@ def test_further_arms_stand_beside_the_papers_and_beside_their_twins(tmp_path: P
 
 
 def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two meet: neither ends before the other has begun."""
+    """Two runs wait for each other: neither ends before the other has started."""
     meeting, placed = threading.Barrier(2, timeout=20), []
 
     def train(config: TrainConfig, **placement: Any) -> runs.Run:
@@ -381,7 +381,7 @@ def test_after_a_failed_run_no_other_begins(tmp_path: Path, monkeypatch: pytest.
         reproduce(settings(tmp_path, at_once=2, seeds=tuple(range(50))))
     assert len(begun) < 50
     monkeypatch.setattr("raygr.train.stage.train", lambda config, **placement: stand_in_train(config))
-    reproduce(settings(tmp_path, seeds=tuple(range(50))))  # gone on with, one at a time
+    reproduce(settings(tmp_path, seeds=tuple(range(50))))  # the interrupted run continues, one run at a time
 
 
 def test_base_widths_are_ratios_to_the_refined_arm(tmp_path: Path, trained: list[str]):
@@ -448,7 +448,7 @@ def test_the_experiments_files_are_found_from_every_folder(tmp_path: Path, monke
     assert config.paper == f"{ROOT}/configs/paper/table-3.csv"
     assert all(Path(file).is_file() for file in [*config.recommenders.values(), *config.stage_files.values()])
     assert (config.data, config.output) == (f"{tmp_path.parent}/p", f"{tmp_path}/outputs/paper/table-3")
-    monkeypatch.setattr(files, "CHECKOUT", tmp_path)  # as where raygr was installed without it
+    monkeypatch.setattr(files, "CHECKOUT", tmp_path)  # as if raygr had been installed without it
     assert cli.main(["reproduce", "table-3"]) == 2
     said = capsys.readouterr().err
     assert "configs/paper/table-3.yaml: not there; it is part of raygr's checkout: run in it, or give --config" in said

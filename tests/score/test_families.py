@@ -197,7 +197,14 @@ def test_free_completions_end_at_every_end_that_the_model_has(name):
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "gemma3"])
 def test_a_model_whose_passes_can_share_a_prompt_is_taken(name):
-    check_passes(toy_config(), family_policy(name), short_prompts()[0])
+    """The check compares passes under two kinds of attention without the adapter, and restores both afterwards."""
+    model, prompt = family_policy(name), short_prompts()[0]
+    with torch.no_grad():
+        before = model(torch.tensor([prompt]), use_cache=False).logits
+        check_passes(toy_config(), model, prompt)
+        after = model(torch.tensor([prompt]), use_cache=False).logits
+    assert model.get_base_model().config._attn_implementation == register_attention()
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
 
 
 TINY = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}

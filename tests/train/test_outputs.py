@@ -1,4 +1,4 @@
-"""What a run folder holds after training: ranks of every target against a plain loop, candidates, metrics."""
+"""The files of a trained run: ranks of every target against a plain loop, candidates, metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def written(training: Training) -> tuple[Any, dict[str, Any]]:
 
 
 def scores_after(training: Training, history: list[int]) -> torch.Tensor:
-    """Of items 1..I, by one history alone."""
+    """Scores of items 1..I after one history alone."""
     training.model.eval()
     window = history[-WINDOW:]
     with torch.inference_mode():
@@ -102,7 +102,7 @@ def test_sampled_candidates_are_stored_and_stamped(tmp_path: Path):
     assert stamps[0] == load_inputs(TrainConfig(**vars(training.config) | {"seed": 5})).protocol
 
 
-def test_a_run_at_or_below_chance_is_said_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_run_at_or_below_chance_is_reported_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Equal scores put every target in the middle, where NDCG@10 is 0."""
     training = begun(tmp_path, candidates=("full", "uniform-100"))
     with torch.no_grad():

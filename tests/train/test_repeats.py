@@ -1,4 +1,4 @@
-"""`keep_duplicate: all`: what a user has had is a target, negative, candidate and recommendation like anything else."""
+"""`keep_duplicate: all`: an item that a user has had can be target, negative, candidate and recommendation."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from raygr.train.step import epoch_draws, renumbered, summed_loss, whole_batch
 torch.set_num_threads(1)
 
 ITEMS = 130
-# bought again and again: each user's last two are items that it had before
+# repeated purchases: each user's last two items are items that the user had before
 HISTORIES = [[1, 2, 3, 1, 2, 1], [4, 5, 4, 6, 5, 4], [7, 7, 7, 7, 7], [8, 9, 10, 11, 12]]
 
 
