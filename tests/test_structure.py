@@ -1,6 +1,7 @@
 """The plan of the house (docs/architecture.md), read from the sources: folders, imports, names."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -115,6 +116,77 @@ def test_a_helper_of_three_lines_has_two_callers():
         if node.name in called or not uses[node.name]  # not one that is handed over as a value
     ]
     assert not offences, "\n".join(offences)
+
+
+def shape_legend() -> dict[str, str]:
+    """Meaning of each shape letter, from the table of docs/architecture.md."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([A-Z]) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a letter has two rows"
+    return dict(rows)
+
+
+def explained_letters(docstring: str) -> list[tuple[str, str]]:
+    """Letters with the words that explain them, from the first `Shape letters:` to the end of that sentence."""
+    found = re.search(r"Shape(?:s| letters?| suffix(?:es)?)\b:?(.*?)(?:\.(?=\s|$)|$)", docstring, re.DOTALL)
+    if not found:
+        return []
+    parts = re.split(r"(?:^|[\s,:;])`?([A-Z])`?(?: (?:and|or) `?[A-Z]`?)?\s(?=[a-z])", found[1])
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"[\w.]+", text.lower())) - {
+        "",
+        "a",
+        "an",
+        "and",
+        "the",
+        "of",
+        "in",
+        "or",
+        "to",
+        "too",
+        "that",
+    }
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if ast.get_docstring(TREES[path])], ids=str)
+def test_module_docstrings_explain_shape_letters_in_the_words_of_the_legend(path: Path):
+    legend = shape_legend()
+    for letter, words in explained_letters(ast.get_docstring(TREES[path])):
+        assert words_of(words) <= words_of(legend[letter]), f"{path}: {letter} is {words!r}, not {legend[letter]!r}"
+
+
+def test_shape_suffixes_consist_of_letters_of_the_legend():
+    """A suffix may also hold digits: dimensions of that size."""
+    legend, used = shape_legend(), set()
+    for path in FILES:
+        for name in bound_names(TREES[path]):
+            found = re.fullmatch(r"[a-z]\w*_([A-Z0-9]*[A-Z][A-Z0-9]*)", name)
+            letters = set(found[1]) - set("0123456789") if found else set()
+            assert letters <= set(legend), f"{path}: {name}"
+            used |= letters
+    assert used == set(legend), "the legend explains letters that no suffix has"
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ("Scores. Shape letters: `B` histories,\n`C` candidates: the pool. More.", ["B", "C"]),
+        ("Shapes: U shoppers, I films.", ["U", "I"]),
+        ("Shape suffixes: `Q` levels 1..10, B or U users. Ratings are 1..10.", ["Q", "B"]),
+        ("A sentence on `B` alone.", []),
+    ],
+)
+def test_letters_are_found_in_all_forms(docstring: str, expected: list[str]):
+    assert [letter for letter, _ in explained_letters(docstring)] == expected
+
+
+def bound_names(tree: ast.AST) -> set[str]:
+    """Names of variables, parameters and fields."""
+    names = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return names | set(mentioned_names(tree))
 
 
 def mentioned_names(tree: ast.AST) -> list[str]:

@@ -1,7 +1,7 @@
 """Evaluation of a model during and after training: ranks of targets, shares of the score, and recommended lists.
 
-The model scores items as models/inference.py says. Shape suffixes: `E` targets of a part, `B` those of a batch,
-`I` items, `D` width, `N` items of a list.
+The model scores items as models/inference.py says. Shape letters: `E` targets, `B` targets of a batch,
+`I` items, `D` width, `Y` places of a list.
 """
 
 from collections.abc import Sequence
@@ -145,14 +145,14 @@ def list_space(training: Training) -> Tensor:
 
 def metrics_of_lists(lists: Lists, target_B: Tensor, unit_ID: Tensor, *, weight: float) -> dict[str, Tensor]:
     """One value per user, (B,) each. Recall and NDCG take the whole list."""
-    similarity_BNN = list_similarity(lists, unit_ID)
-    is_target_BN = (lists.place_BN + 1 == target_B[:, None]) & (lists.relevance_BN > -torch.inf)
-    is_hit_B = is_target_BN.any(1)
-    length = lists.place_BN.shape[1]
-    rank_B = torch.where(is_hit_B, is_target_BN.int().argmax(1) + 1, length + 1)
+    similarity_BYY = list_similarity(lists, unit_ID)
+    is_target_BY = (lists.place_BY + 1 == target_B[:, None]) & (lists.relevance_BY > -torch.inf)
+    is_hit_B = is_target_BY.any(1)
+    length = lists.place_BY.shape[1]
+    rank_B = torch.where(is_hit_B, is_target_BY.int().argmax(1) + 1, length + 1)
     return {
         "recall": is_hit_B.double(),
         "ndcg": torch.from_numpy(metric_values(f"ndcg_at_{length}", rank_B.cpu().numpy())),
-        "mmr": list_mmr(lists.relevance_BN, similarity_BNN, weight=weight),
-        "intra_list_diversity": intra_list_diversity(lists.relevance_BN, similarity_BNN),
+        "mmr": list_mmr(lists.relevance_BY, similarity_BYY, weight=weight),
+        "intra_list_diversity": intra_list_diversity(lists.relevance_BY, similarity_BYY),
     }

@@ -2,7 +2,7 @@
 
 ranks.parquet (RANK rows), candidates.parquet (CANDIDATE rows, if a set was sampled), the files of serving.py, and
 metrics.json: protocol, shares, training figures, the metrics of each part and ranking and of cold-start targets, and
-the diversity of recommended lists. Shape suffixes: `E` targets of a part, `U` users, `C` candidates.
+the diversity of recommended lists. Shape letters: `E` targets, `U` users, `C` candidates.
 """
 
 import logging

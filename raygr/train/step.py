@@ -1,7 +1,7 @@
 """One training step: the batch of a model, and its summed loss. Differences between models are here only.
 
 Every worker builds the whole batch from ids, so that masks and negatives do not depend on the number of workers, and
-then takes its part. Shape suffixes as in losses.py and batches.py; `J` items that a batch touches, `A` aspects.
+then takes its part. Shape letters: `J` items that a batch touches, `K` negatives, `A` aspects.
 """
 
 from typing import NamedTuple
@@ -133,11 +133,11 @@ def summed_loss(
     model: SequenceModel,
     whole: WholeBatch,
     own: Batch,
-    session_BH: Tensor | None = None,
+    session_BD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The summed fp32 loss of the positions of `own`, and the hidden state after them.
 
-    `own` is a part of the whole batch. `session_BH` is the hidden state of the lanes before the batch. Both hidden
+    `own` is a part of the whole batch. `session_BD` is the hidden state of the lanes before the batch. Both hidden
     states are None without `session_parallel`.
     """
     device = model.embedding.base_ID.device
@@ -146,7 +146,7 @@ def summed_loss(
         history_BL = own.history_BL.to(device)
         if config.session_parallel:
             assert isinstance(model, GRU4Rec) and own.goes_on_B is not None
-            encoder_BLD, session_BH = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BH)
+            encoder_BLD, session_BD = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BD)
         else:
             encoder_BLD = model(rows_ID, history_BL, own.length_B.to(device))
         guided_BA = None
@@ -155,7 +155,7 @@ def summed_loss(
             guided_BA = model.embedding.tuned_users(torch.from_numpy(known_BA).to(device), own.user_B.to(device))
         state_BLD = model.embedding.refined_state(encoder_BLD, guided_BA)
     loss_of = pairwise_loss if config.loss in ("top1", "bpr", "bpr_max") else pointwise_loss
-    return loss_of(config, inputs, state_BLD, rows_ID, whole, own), session_BH
+    return loss_of(config, inputs, state_BLD, rows_ID, whole, own), session_BD
 
 
 def pointwise_loss(
@@ -190,7 +190,7 @@ def pairwise_loss(
     negatives = StepNegatives(
         whole.batch.target_BL[:, :steps].T.contiguous().to(device),
         whole.shared_K.to(device),
-        OwnedPairs(pairs.row_P.to(device), pairs.item_P.to(device)),
+        OwnedPairs(pairs.row_O.to(device), pairs.item_O.to(device)),
     )
     assert config.loss in ("top1", "bpr", "bpr_max")
     loss = PairLoss(config.loss, config.final_activation, config.score_penalty)

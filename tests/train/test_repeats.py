@@ -146,7 +146,7 @@ def test_negatives_are_anything_but_the_target(tmp_path: Path, monkeypatch: pyte
 def test_pairwise_negatives_are_anything_but_the_target(training: Training):
     state_LBD, rows_ID = torch.ones(1, 2, 1), torch.tensor([[1.0], [2.0], [3.0]])
     owned = owned_pairs(training.inputs.owned, torch.arange(2), torch.tensor([1, 2, 3]))
-    assert len(owned.item_P) == 0  # nothing is owned
+    assert len(owned.item_O) == 0  # nothing is owned
     negatives = StepNegatives(torch.tensor([[1, 2]]), torch.tensor([1, 2, 3]), owned)
     found = step_loss(PairLoss("bpr"), state_LBD, rows_ID, torch.tensor([[1, 2]]), negatives)
     log_sigmoid = torch.nn.functional.logsigmoid
