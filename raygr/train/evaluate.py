@@ -5,7 +5,6 @@ The model scores items as models/inference.py says. Shape letters: `E` targets, 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from raygr.metrics.z_scores import standardise
 from raygr.models.inference import UserStates, base_parts, encode_users, relative_change, score_items
 from raygr.schema import TEST
 from raygr.train.batches import Targets, history_batch, is_last_of_user, seen_pairs
+from raygr.train.run_metrics import ListFigures
 from raygr.train.state import Training
 
 TARGETS_AT_ONCE = 256  # 256 x 30,000 items x 4 bytes = 31 MB of scores
@@ -109,7 +109,7 @@ def base_moved(training: Training) -> float | None:
 
 
 @torch.inference_mode()
-def list_metrics(training: Training) -> dict[str, Any]:
+def list_metrics(training: Training) -> ListFigures:
     """Mean metrics of the test users' top-N lists: `ranked` by score, and `reranked` by MMR.
 
     Each list is made before the user's last test target.
@@ -132,7 +132,7 @@ def list_metrics(training: Training) -> dict[str, Any]:
         name: {key: torch.cat([one[key] for one in parts]).mean().item() for key in parts[0]}
         for name, parts in found.items()
     }
-    return {"length": config.list_length, "mmr_weight": config.mmr_weight, "scores": config.list_scores, **means}
+    return ListFigures(config.list_length, config.mmr_weight, config.list_scores, **means)
 
 
 def list_space(training: Training) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from pydantic_core import to_jsonable_python
-from toy_data import LISTS, write_prepared
+from toy_data import RUN_METRICS, write_prepared
 
 from raygr import files, runs
 from raygr.compare.comparison import read_comparison
@@ -53,8 +53,7 @@ def write_train_run(
     }
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     shares = {"base": 0.9, "encoder_guided": 0.1, "user_guided": 0.0} if config.item_scores else None
-    record = {"protocol": protocol, "shares": shares, "parameters": 100, "lists": LISTS}
-    record |= {"best_epoch": 1, "epochs": 2, "test": {}}
+    record = RUN_METRICS | {"protocol": protocol, "shares": shares, "parameters": 100}
     files.write_json(record, run.file(METRICS))
     runs.finish_run(run, inputs=[], counts={})
     return str(folder)

@@ -16,6 +16,7 @@ from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
 from raygr.train.outputs import chance_warnings, write_outputs
+from raygr.train.run_metrics import read_metrics
 from raygr.train.state import Training, start_training
 
 torch.set_num_threads(1)
@@ -100,6 +101,21 @@ def test_sampled_candidates_are_stored_and_stamped(tmp_path: Path):
     stamps = [metrics["protocol"], other.protocol]
     assert stamps[0]["candidate_sets"] != stamps[1]["candidate_sets"]
     assert stamps[0] == load_inputs(TrainConfig(**vars(training.config) | {"seed": 5})).protocol
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_metrics_json_is_what_its_reader_would_write(tmp_path: Path, scored: bool):
+    """Every key has a field, in the order that the file has always had, and equal values give equal bytes."""
+    rows = {f"i{place}": row.tolist() for place, row in enumerate(random_scores(ITEMS, 3, seed=2), start=1)}
+    scores = {"item_scores": str(write_csv(tmp_path / "scores.csv", rows, list("abc")))} if scored else {}
+    training = begun(tmp_path, candidates=("full",), targets=("last", "every"), **scores)
+    _, metrics = written(training)
+    expected = "protocol shares base_moved best_epoch epochs parameters seconds_per_epoch warnings validation test cold"
+    assert list(metrics) == [*expected.split(), "lists"]
+    assert list(metrics["lists"]) == ["length", "mmr_weight", "scores", "ranked", "reranked"]
+    assert (metrics["shares"] is None, metrics["base_moved"] is None) == (not scored, not scored)
+    files.write_json(read_metrics(training.config.output), str(tmp_path / "again.json"))
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "train/metrics.json").read_bytes()
 
 
 def test_a_run_at_or_below_chance_is_said_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
