@@ -65,6 +65,9 @@ def sampled_cross_entropy(
     return InTiles.apply(tile_loss, tile, 2, state_ND.float(), *rows)
 
 
+Activation = Literal["linear", "tanh", "elu-0.5"]
+
+
 class StepNegatives(NamedTuple):
     """The negatives that a batch offers; 0 where a history has no target at a step."""
 
@@ -78,7 +81,7 @@ class PairLoss(NamedTuple):
     """A loss that compares the target's score with the scores of its negatives."""
 
     kind: Literal["top1", "bpr", "bpr_max"]
-    activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
+    activation: Activation = "linear"
     """Applied to every score, inside the loss only."""
     score_penalty: float = 0.0
     """bpr_max only: the weight of the squared scores (bpreg)."""
@@ -125,13 +128,14 @@ def pair_losses(loss: PairLoss, target_N: Tensor, others_NC: Tensor, is_negative
             return bpr_max(target_N1, others_NC, is_negative_NC, loss.score_penalty)
 
 
-def activated(scores: Tensor, activation: str) -> Tensor:
+def activated(scores: Tensor, activation: Activation) -> Tensor:
     match activation:
+        case "linear":
+            return scores
         case "tanh":
             return scores.tanh()
         case "elu-0.5":
             return torch.nn.functional.elu(scores, alpha=0.5)
-    return scores
 
 
 def mean_over(values_NC: Tensor, is_negative_NC: Tensor) -> Tensor:
