@@ -158,7 +158,10 @@ def cut_rows(
         used = start_of_open_row(buffer)
     block = buffer[:used]
     table = parse_rows(block, grammar, places)
-    if table is not None and may_hold_line_ends(block, table.num_rows):
+    if table is not None and (
+        block.count(b"\n") + (block[-1:] not in (b"\n", b"")) != table.num_rows
+        or block.count(b"\r") != block.count(b"\r\n")
+    ):  # line ends inside quotes
         orderly = orderly_end(buffer, grammar)
         if orderly is None or (final and orderly < len(buffer)) or swallows_rows(buffer[:orderly], grammar):
             table = None
@@ -172,12 +175,6 @@ def cut_rows(
         lost = [Refusal(number, "malformed_csv", "") for number in numbers]
         return no_columns([*refused, *lost]), used
     return Columns(np.array(numbers, np.int64), table, refused), used
-
-
-def may_hold_line_ends(block: bytes, rows: int) -> bool:
-    """Whether some of the `rows` cells may hold line ends inside quotes: other lines than rows, or a lone return."""
-    lines = block.count(b"\n") + (block[-1:] not in (b"\n", b""))
-    return lines != rows or block.count(b"\r") != block.count(b"\r\n")
 
 
 def parse_rows(data: bytes, grammar: Grammar, places: Mapping[str, int]) -> pa.Table | None:
