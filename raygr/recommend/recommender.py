@@ -7,8 +7,8 @@
     recommender.recommend("U17", steer={"pace": 1.0})      # the same, with more pace
 
 Items of the history are never recommended, unless the data keep repeat purchases (`keep_duplicate: all`). Somebody who
-is no user of the data has no guided vector; the average of all users takes its place. Shape suffixes: `B` histories,
-`L` history length, `I` items, `U` users, `D` width, `N` items of a list, `C` candidates.
+is no user of the data has no guided vector; the average of all users takes its place. Shape letters: `B` histories,
+`L` history length, `I` items, `U` users, `D` width, `Y` places of a list, `C` candidates.
 """
 
 import dataclasses
@@ -90,8 +90,8 @@ class Recommender:
         `mmr_weight` re-ranks by maximal marginal relevance. `steer` moves what the user looks for: see `steered`.
         ValueError names unknown ids and aspects.
         """
-        lists, score_BN = self.lists(self.histories_of(who), n, mmr_weight=mmr_weight, steer=steer)
-        found = zip(lists.place_BN[0].tolist(), lists.relevance_BN[0].tolist(), score_BN[0].tolist(), strict=True)
+        lists, score_BY = self.lists(self.histories_of(who), n, mmr_weight=mmr_weight, steer=steer)
+        found = zip(lists.place_BY[0].tolist(), lists.relevance_BY[0].tolist(), score_BY[0].tolist(), strict=True)
         return [Recommendation(str(self.item_ids_I[i]), score) for i, relevance, score in found if relevance > -np.inf]
 
     def looks_for(self, who: str | Sequence[str]) -> dict[str, float]:
@@ -139,7 +139,7 @@ class Recommender:
         mmr_weight: float | None = None,
         steer: Mapping[str, float] | None = None,
     ) -> tuple[Lists, Tensor]:
-        """The best items after each history, and their scores (B, N)."""
+        """The best items after each history, and their scores (B, Y)."""
         check_steer(steer or {}, self.aspects, self.config)
         scores_BI = score_items(self.model, self.rows_ID, self.steered(self.encoded(histories), steer or {})).float()
         relevance_BI = scaled_relevance(scores_BI, *self.left_out(histories))
@@ -147,7 +147,7 @@ class Recommender:
             lists = top_lists(relevance_BI, n)
         else:
             lists = mmr_lists(relevance_BI, self.unit_ID, weight=mmr_weight, length=n)
-        return lists, scores_BI.gather(1, lists.place_BN)
+        return lists, scores_BI.gather(1, lists.place_BY)
 
     @torch.inference_mode()
     def states(self, histories: Histories) -> Tensor:

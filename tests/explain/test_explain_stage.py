@@ -159,9 +159,9 @@ def test_terms_worked_by_hand(recommender: Recommender):
         expected = 0.0
         for level in range(1, 11):
             weight = max(0.0, 1 - abs(SCORES_IA[item - 1, aspect] - level) / 2)
-            expected += weight * float(state_D @ weights["embedding.item_map_FG"][10 * aspect + level - 1])
+            expected += weight * float(state_D @ weights["embedding.item_map_FD"][10 * aspect + level - 1])
         assert term.encoder_term == pytest.approx(expected, rel=1e-4, abs=1e-6)
-        pull_D = embedding.users_UA[user, aspect] * weights["embedding.user_map_AG"][aspect]
+        pull_D = embedding.users_UA[user, aspect] * weights["embedding.user_map_AD"][aspect]
         assert term.user_term == pytest.approx(float(pull_D @ rows_ID[item - 1]), rel=1e-4, abs=1e-6)
 
 

@@ -23,7 +23,7 @@ def example(user: int, target: int) -> TuningExample:
     """A user who likes the target and does not like the other of two items."""
     rows = np.array([target, 1 - target])
     liked = np.array([True, False])
-    return TuningExample(user, f"u{user}", (1, 2), candidate_C=rows, judged_K=rows, liked_K=liked, teacher_A=None)
+    return TuningExample(user, f"u{user}", (1, 2), candidate_C=rows, judged_N=rows, liked_N=liked, teacher_A=None)
 
 
 def metrics_of(examples: list[TuningExample], ratings_UA: list[list[float]]) -> dict[str, dict]:

@@ -72,7 +72,7 @@ def test_the_mask_has_no_guided_part(form: str):
         model = small_model(fusion=Fusion(form), scores_IA=random_scores(12, 2, seed=seed))
         with torch.no_grad():
             if form == "add":
-                model.embedding.item_map_FG += torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+                model.embedding.item_map_FD += torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
         models.append(model)
     first, second = models
     assert torch.equal(states(first, [[MASK, MASK]]), states(second, [[MASK, MASK]]))

@@ -76,7 +76,7 @@ def test_concat_holds_the_scaled_scores_unlearned():
 def test_add_starts_as_the_base_model_and_keeps_the_width():
     embedding = RefinedEmbedding(ITEMS, 8, fusion=Fusion("add"), scores_IA=SCORES_IA)
     assert embedding.width == 8
-    assert embedding.item_map_FG.shape == (ASPECTS * 10, 8)
+    assert embedding.item_map_FD.shape == (ASPECTS * 10, 8)
     assert torch.equal(embedding.item_rows(), embedding.base_ID)
 
 

@@ -125,8 +125,8 @@ def test_mmr_weight_1_keeps_the_order_and_less_makes_lists_diverse(recommender: 
     assert diverse[0] == plain[0] and diverse != plain
 
     def closeness(items: list[str]) -> float:
-        unit_ND = recommender.unit_ID[[int(item[1:]) - 1 for item in items]]
-        return float((unit_ND @ unit_ND.T).mean())
+        unit_YD = recommender.unit_ID[[int(item[1:]) - 1 for item in items]]
+        return float((unit_YD @ unit_YD.T).mean())
 
     assert closeness(diverse) < closeness(plain)
 

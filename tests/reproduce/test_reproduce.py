@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pydantic_core import to_jsonable_python
-from toy_data import LISTS, cycles, random_scores, write_csv, write_prepared
+from toy_data import RUN_METRICS, cycles, random_scores, write_csv, write_prepared
 
 from raygr import cli, files, runs
 from raygr.config import ConfigError, check_config, load_config
@@ -52,7 +52,7 @@ def stand_in_train(config: TrainConfig) -> runs.Run:
     columns = dict(zip(RANK_SCHEMA.names, zip(*rows, strict=True), strict=True))
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     protocol = {"split": "leave_one_out", "candidates": list(config.candidates), "data": "abc"}
-    record = {"protocol": protocol, "shares": None, "parameters": 100, "lists": LISTS, "best_epoch": 3, "epochs": 4}
+    record = RUN_METRICS | {"protocol": protocol, "parameters": 100, "best_epoch": 3, "epochs": 4}
     record["test"] = {}
     files.write_json(record, run.file(METRICS))
     counts = {"interactions": 24, "items": ITEMS, "test_targets": 2}

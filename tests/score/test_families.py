@@ -182,7 +182,7 @@ def test_slots_are_sampled_from_the_probabilities_of_plain_passes(name):
     for b, g, a in np.ndindex(2, 2, 2):
         before = tuple(slots.ratings_BGA[b, g, :a].tolist())
         expected = np.exp(naive_rating_log_probs(model, prompts[b], answer, before))
-        np.testing.assert_allclose(slots.probabilities_BGAL[b, g, a], expected / expected.sum(), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(slots.probabilities_BGAQ[b, g, a], expected / expected.sum(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)

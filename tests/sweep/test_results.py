@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from toy_data import LISTS
+from toy_data import RUN_METRICS
 from toy_sweep import settings, write_toy
 
 from raygr import files, runs
@@ -37,8 +37,8 @@ def ended(config: SweepConfig, validations: list[float | None], tests: list[floa
         files.write_text("".join(json.dumps(line) + "\n" for line in lines), run.file("epochs.jsonl"))
         if best is not None:
             test = {"full": metrics | {"ndcg_at_10": tests[number]}}
-            record = {"protocol": {}, "shares": None, "parameters": 1, "lists": LISTS, "best_epoch": 2, "epochs": 3}
-            files.write_json(record | {"test": test}, run.file("metrics.json"))
+            record = RUN_METRICS | {"best_epoch": 2, "epochs": 3, "test": test}
+            files.write_json(record, run.file("metrics.json"))
             runs.finish_run(run, inputs=[], counts={})
         trials.append(Ended(path, point, None))
     return trials
