@@ -53,7 +53,9 @@ class SASRec(nn.Module):
 
     def forward(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
         """The encoder's state after each interaction, (B, L, D); states of padded positions are meaningless."""
-        items_BLD = nn.functional.embedding(history_BL, self.embedding.input_table(rows_ID)) * math.sqrt(self.embedding.width)
+        items_BLD = nn.functional.embedding(history_BL, self.embedding.input_table(rows_ID)) * math.sqrt(
+            self.embedding.width
+        )
         state_BLD = items_BLD + self.position_LD[position_rows(history_BL, length_B, self.max_history)]
         state_BLD = dropout(state_BLD, self.dropout, training=self.training)
         for block in self.blocks:
