@@ -43,19 +43,19 @@ class TrainConfig:
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
     user_scores: UserScores = "history"
-    """Guided vectors of users. `history`: the guided user state, learned from the item scores of the history before each
-    target; `llm`: `user_score_run`, one vector a user; `profile`: the rating-weighted mean of the user's train items."""
+    """Guided vectors of users. `history`: the guided user state, learned from the item scores of the history before a
+    target; `llm`: one vector a user, of `user_score_run`; `profile`: the rating-weighted mean of the user's items."""
     user_score_run: UserScoreRun | None = None
     """The score run of `llm`; with `history` its vectors are one more part of the state."""
-    fusion: Literal["concat", "add", "none"] = "add"
+    fusion: Literal["concat", "add", "none"] = "none"
     """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added; `none`:
     item rows are learned alone, and scores enter with the users' vectors only."""
     add_map: Literal["levels", "linear"] = "levels"
     linear_map: bool = False
     """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
     user_side: Annotated[Literal["learned", "add", "concat", "off"], BeforeValidator(off_for_false)] = "learned"
-    """How users' vectors enter a score: through learned maps, times the standardised item scores; or by (9b) and lambda,
-    as `add` to the encoder's state, or as `concat` in place of its guided dimensions."""
+    """How users' vectors enter a score: `learned` maps them to weights of the standardised item scores; (9b) and lambda
+    `add` them to the encoder's state, or `concat` puts them in place of its guided dimensions."""
     user_guided_train: Literal["all", "after_prompt"] = "all"
     """Positions that use the user's vector in training: all (the paper), or only those after the prompt."""
     train_user_guided: bool = False
@@ -202,7 +202,7 @@ def contradictions(config: TrainConfig) -> dict[str, bool]:
             config.user_scores == "history" and guided and config.session_parallel
         ),
         "train_user_guided is for (9b); user_side: learned trains the maps instead: set user_side: add": (
-            config.train_user_guided and config.user_side == "learned"
+            has_users and config.train_user_guided and config.user_side == "learned"
         ),
         "fusion: none without user_scores would leave the item scores out": (
             guided and config.fusion == "none" and not has_users

@@ -39,7 +39,7 @@ def test_the_parts_by_hand():
     history, rating = torch.tensor([[1, 2, 4]]), torch.tensor([[5.0, 2.0, NAN]])
     expected = {
         "all": [[1, 0], [1 / 2**0.5, 2 / 2**0.5], [4 / 3**0.5, 1 / 3**0.5]],
-        # after one rating nothing differs from the mean; then the mean is 3.5 and the ratings are 1.5 off, one deviation
+        # one rating is its own mean; then the mean is 3.5, and both ratings are 1.5, one deviation, off
         "rated": [[0, 0], [1 / 2**0.5, -2 / 2**0.5], [1 / 2**0.5, -2 / 2**0.5]],
         "recent": [[1, 0], [1 / 2**0.5, 2 / 2**0.5], [3 / 2**0.5, 1 / 2**0.5]],
     }

@@ -25,6 +25,7 @@ from raygr.data.vector_tables import read_vectors
 from raygr.explain.stage import explain_item
 from raygr.export.config import ExportConfig
 from raygr.export.stage import export
+from raygr.metrics.z_scores import standardise
 from raygr.models.workers import Share
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.recommender import Recommender, load_recommender
@@ -53,11 +54,12 @@ HISTORIES = walks(USERS, ITEMS, LENGTH, seed=7)
 
 def trained(folder: Path, *, user_ids: list[str] | None = None, **changes: Any) -> str:
     """A finished train run of a model with random weights, whose learned maps are not 0."""
-    write_prepared(folder / "prepare", HISTORIES, items=ITEMS, user_ids=user_ids)
+    ratings = [[1.0 + (user + step) % 5 for step in range(LENGTH)] for user in range(USERS)]
+    write_prepared(folder / "prepare", HISTORIES, items=ITEMS, user_ids=user_ids, ratings=ratings)
     scores_IA = random_scores(ITEMS, 2, seed=3)
     path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ["a", "b"])
-    guided = {"item_scores": path, "user_scores": "profile", "user_guided_train": "all"}
-    settings = {"base_width": 8, "max_history": 6, **guided} | changes
+    guided = {"item_scores": path, "user_scores": "profile", "user_side": "add"}
+    settings = {"base_width": 8, "max_history": 6} | (guided if "item_scores" not in changes else {}) | changes
     config = TrainConfig(output=str(folder / "train"), data=str(folder / "prepare"), **settings)
     run = runs.start_run(config.output, job="train", config=config)
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
@@ -90,6 +92,52 @@ def naive_scores(recommender: Recommender, history: list[int], guided_A: torch.T
         return (model.embedding.refined_state(state_1D[:, None], guided_A[None])[0, 0] @ rows_ID.T).double()
 
 
+@pytest.fixture(scope="module")
+def steerable(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """With a guided user state."""
+    state = {"user_scores": "history", "user_side": "learned", "fusion": "concat"}
+    return load_recommender(trained(tmp_path_factory.mktemp("steerable"), **state))
+
+
+def test_what_a_user_looks_for_makes_the_score_and_is_exported(steerable: Recommender):
+    """The user's vector ends with what `looks_for` says, and an item's row with its standardised scores."""
+    looks_for = steerable.looks_for("u3")
+    assert list(looks_for) == ["a", "b"] and all(abs(value) > 0.01 for value in looks_for.values())
+    vector_D, found = steerable.states(steerable.of_users(["u3"]))[0], steerable.recommend("u3", n=4)
+    assert vector_D[-2:].tolist() == list(looks_for.values())
+    standard_IA = torch.tensor(standardise(random_scores(ITEMS, 2, seed=3))[0], dtype=torch.float32)
+    torch.testing.assert_close(steerable.rows_ID[:, -2:], standard_IA)
+    scores_I = steerable.rows_ID @ vector_D
+    assert [one.score for one in found] == pytest.approx([float(scores_I[int(one.item_id[1:]) - 1]) for one in found])
+
+
+def test_ratings_of_the_history_count_for_a_user_and_are_not_known_of_a_history(steerable: Recommender):
+    """u3's own history without its ratings looks for something else; a run that is moved knows the ratings."""
+    items = [f"i{item}" for item in HISTORIES[3]]
+    assert steerable.looks_for("u3") != pytest.approx(steerable.looks_for(items))
+    serving = read_serving(steerable.run)
+    assert serving.rating_N[serving.first_U[3] : serving.first_U[4]].tolist() == [1.0 + (3 + s) % 5 for s in range(9)]
+
+
+@pytest.mark.parametrize("aspect", ["a", "b"])
+def test_steering_up_raises_the_mean_level_of_the_list_monotonically(steerable: Recommender, aspect: str):
+    column, scores_IA = "ab".index(aspect), random_scores(ITEMS, 2, seed=3)
+    for user in ("u0", "u5"):
+        lists = [steerable.recommend(user, n=6, steer={aspect: amount}) for amount in (-4, -1, -0.2, 0, 0.2, 1, 4)]
+        levels = [np.mean([scores_IA[int(one.item_id[1:]) - 1, column] for one in found]) for found in lists]
+        assert levels == sorted(levels) and levels[0] < levels[-1]
+        assert lists[3] == steerable.recommend(user, n=6)
+
+
+def test_steering_is_refused_where_it_cannot_work(steerable: Recommender, recommender: Recommender):
+    with pytest.raises(ValueError, match="steer: no aspect pace; the run has: a, b"):
+        steerable.recommend("u0", steer={"pace": 1.0})
+    with pytest.raises(ValueError, match="has no guided user state: train with user_scores: history"):
+        recommender.recommend("u0", steer={"a": 1.0})
+    with pytest.raises(ValueError, match="has no guided user state"):
+        recommender.looks_for("u0")
+
+
 def naive_list(scores_I: torch.Tensor, history: list[int], n: int) -> list[str]:
     left = [item for item in range(1, ITEMS + 1) if item not in history]
     return [f"i{item}" for item in sorted(left, key=lambda item: -scores_I[item - 1])[:n]]
@@ -108,8 +156,8 @@ def test_a_given_history_gets_the_average_users_list(recommender: Recommender):
     history = [3, 17, 8]
     expected = naive_list(naive_scores(recommender, history, torch.zeros(2)), history, 5)
     assert [one.item_id for one in recommender.recommend(["i3", "i17", "i8"], n=5)] == expected
-    own = [one.item_id for one in recommender.recommend([f"i{item}" for item in HISTORIES[2]], n=5)]
-    assert own != [one.item_id for one in recommender.recommend("u2", n=5)]  # the user that has a vector
+    own = recommender.recommend([f"i{item}" for item in HISTORIES[2]], n=5)
+    assert own != recommender.recommend("u2", n=5)  # the user that has a vector has other scores
 
 
 def test_nothing_seen_comes_back_and_a_list_ends_with_the_catalogue(recommender: Recommender):
@@ -188,7 +236,7 @@ def test_serving_needs_neither_ray_nor_vllm(run: str):
 
 
 def test_the_base_model_is_served_too(tmp_path: Path):
-    path = trained(tmp_path, item_scores=None, user_scores="none")
+    path = trained(tmp_path, item_scores=None)
     recommender = load_recommender(path)
     same = [recommender.recommend(who, n=4) for who in ("u4", [f"i{item}" for item in HISTORIES[4]])]
     assert [one.item_id for one in same[0]] == [one.item_id for one in same[1]]
@@ -288,7 +336,7 @@ def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):
 
 def test_ids_with_other_line_ends_survive_export_and_come_back(tmp_path: Path):
     ids = ["a\u2028b", "c\x85d", " e ", *(f"u{user}" for user in range(3, USERS))]
-    path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
+    path = trained(tmp_path, user_ids=ids, item_scores=None)
     found = export(ExportConfig(output=str(tmp_path / "export"), train_run=path))
     for name in ("user_vectors.parquet", "user_vectors.npy"):
         assert read_vectors(found.file(name), subjects="users", column="expected", aspects=None).ids_S.tolist() == ids
@@ -299,7 +347,7 @@ def test_ids_with_other_line_ends_survive_export_and_come_back(tmp_path: Path):
 
 def test_an_id_with_a_line_break_is_refused_before_anything_is_exported(tmp_path: Path):
     ids = ["a\nb", *(f"u{user}" for user in range(1, USERS))]
-    path = trained(tmp_path, user_ids=ids, item_scores=None, user_scores="none")
+    path = trained(tmp_path, user_ids=ids, item_scores=None)
     with pytest.raises(ValueError, match=r"'a\\nb' \(1 such\) holds a line break"):
         export(ExportConfig(output=str(tmp_path / "export"), train_run=path))
     assert not (tmp_path / "export").exists()
