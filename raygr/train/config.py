@@ -204,11 +204,14 @@ def contradictions(config: TrainConfig) -> dict[str, bool]:
         "train_user_guided is for (9b); user_side: learned trains the maps instead: set user_side: add": (
             has_users and config.train_user_guided and config.user_side == "learned"
         ),
+        f"user_side: {config.user_side} is (9b), which joins (9a): set fusion: add or concat": (
+            has_users and config.fusion == "none" and config.user_side in ("add", "concat")
+        ),
         "fusion: none without user_scores would leave the item scores out": (
             guided and config.fusion == "none" and not has_users
         ),
         "user_side: concat needs fusion: concat, because fusion: add has no guided dimensions": (
-            has_users and config.user_side == "concat" and config.fusion != "concat"
+            has_users and config.user_side == "concat" and config.fusion == "add"
         ),
         "user_scores: llm and user_score_run belong together": (
             config.user_scores == "llm" and config.user_score_run is None

@@ -17,6 +17,7 @@ from raygr.metrics.rank_tables import Ranking, candidates_of, cold_metrics, rank
 from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, RANK_SCHEMA, RANKS, TEST, VALIDATION
 from raygr.train.batches import is_last_of_user
 from raygr.train.candidates import CANDIDATES as CANDIDATES_OF_A_USER
+from raygr.train.config import TrainConfig
 from raygr.train.evaluate import base_moved, list_metrics, score_shares, target_ranks
 from raygr.train.inputs import Inputs
 from raygr.train.loop import CHOSEN_BY
@@ -101,7 +102,7 @@ def run_metrics(training: Training, ranks: pa.Table) -> RunMetrics:
         seconds_per_epoch=sum(seconds) / len(seconds),
         warnings=[
             *inputs.warnings,
-            *share_warnings(inputs, shares),
+            *share_warnings(inputs, training.config, shares),
             *chance_warnings(test, items=inputs.items, repeats=inputs.repeats),
         ],
         validation={name: ranking_metrics(ranking) for name, ranking in validation.items()},
@@ -130,7 +131,8 @@ def chance_warnings(test: dict[str, Ranking], *, items: int, repeats: bool = Fal
     return found
 
 
-def share_warnings(inputs: Inputs, shares: dict[str, float] | None) -> list[str]:
-    if shares is None or inputs.user_vectors is None or abs(shares["user_guided"]) >= LEAST_USER_SHARE:
+def share_warnings(inputs: Inputs, config: TrainConfig, shares: dict[str, float] | None) -> list[str]:
+    has_users = config.user_scores == "history" or inputs.user_vectors is not None
+    if shares is None or not has_users or abs(shares["user_guided"]) >= LEAST_USER_SHARE:
         return []
-    return [f"the user vectors make {shares['user_guided']:.2%} of the scores' spread: they decide next to nothing"]
+    return [f"the users' part makes {shares['user_guided']:.2%} of the scores' spread: it decides next to nothing"]

@@ -35,7 +35,8 @@ MODELS = {
     "sasrec": {"model": "sasrec"},
     "bert4rec": {"model": "bert4rec"},
 }
-PROFILE = {"user_scores": "profile", "user_guided_train": "all"}
+PROFILE = {"user_scores": "profile", "user_side": "add"}
+STATE = {"user_scores": "history", "user_side": "learned"}
 CONCAT = {"fusion": "concat", "base_width": 7, "guided_weight": 2.0}  # 7 + 3 aspects: a multiple of the heads
 
 
@@ -54,7 +55,8 @@ def trained(folder: Path, **changes: Any) -> str:
             data=str(folder / "prepare"),
         )
     output = folder / f"train-{len(list(folder.glob('train-*')))}"
-    settings = {"item_scores": str(folder / "s.csv"), "base_width": 8, "max_history": WINDOW} | changes
+    settings = {"item_scores": str(folder / "s.csv"), "fusion": "add", "user_scores": "none"}
+    settings |= {"base_width": 8, "max_history": WINDOW} | changes
     config = TrainConfig(output=str(output), data=data, **settings)
     run = runs.start_run(config.output, job="train", config=config)
     training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
@@ -93,7 +95,12 @@ def own_scores(recommender: Recommender, user: int, history: list[int]) -> torch
     with torch.inference_mode():
         rows_ID = embedding.item_rows()
         state_1D = model.encode(rows_ID, torch.tensor([window]), torch.tensor([len(window)]))
-        return embedding.refined_state(state_1D[:, None], guided_1A)[0, 0] @ rows_ID.T
+        if embedding.state is not None:
+            rating_1L = torch.tensor([RATINGS[user][: len(history)][-WINDOW:]])
+            asked = (torch.tensor([window]), torch.tensor([len(window)]), rating_1L)
+            guided_1A = embedding.state.at_end(embedding.standard_rows(), *asked, None)
+        guided_11A = None if guided_1A is None else guided_1A[:, None]
+        return embedding.refined_state(state_1D[:, None], guided_11A)[0, 0] @ rows_ID.T
 
 
 def summed(user: UserExplanation) -> float:
@@ -119,7 +126,7 @@ def check_adds_up(recommender: Recommender) -> list[UserExplanation]:
     return found
 
 
-@pytest.mark.parametrize("sides", [{}, PROFILE], ids=["items", "items and users"])
+@pytest.mark.parametrize("sides", [{}, PROFILE, STATE], ids=["items", "items and users", "guided state"])
 @pytest.mark.parametrize("fusion", [{}, CONCAT], ids=["add", "concat"])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_parts_add_up_to_the_models_own_score(folder: Path, model: dict, fusion: dict, sides: dict):
@@ -135,15 +142,24 @@ def test_parts_add_up_to_the_models_own_score(folder: Path, model: dict, fusion:
         {**CONCAT, **PROFILE, "user_side": "concat"},
         {**CONCAT, **PROFILE, "linear_map": True},
         {**PROFILE, "add_map": "linear", "train_user_guided": True},
-        {"user_scores": "llm", "user_score_run": "users", "user_guided_train": "all"},
+        {"user_scores": "llm", "user_score_run": "users", "user_side": "add"},
+        {**STATE, "fusion": "none"},
     ],
-    ids=["9b", "linear map", "trained users", "llm"],
+    ids=["9b", "linear map", "trained users", "llm", "guided state alone"],
 )
 def test_parts_add_up_in_every_other_form(folder: Path, changes: dict):
     trained(folder)  # writes users
     paths = {"user_score_run": str(folder / "users")} if "user_score_run" in changes else {}
     found = check_adds_up(load_recommender(trained(folder, **changes | paths)))
     assert all(term.encoder_term or term.user_term for user in found for term in user.terms)
+
+
+def test_a_term_of_the_guided_state_is_what_the_user_looks_for_times_the_standardised_score(folder: Path):
+    recommender, item = load_recommender(trained(folder, **STATE)), HISTORIES[3][6]
+    [found] = explain_item(recommender, f"i{item}", ["u3"]).users
+    standard_A = (SCORES_IA[item - 1] - SCORES_IA.mean(0)) / SCORES_IA.std(0)
+    for term, standard in zip(found.terms, standard_A, strict=True):
+        assert term.looks_for and term.user_term == pytest.approx(term.looks_for * standard, rel=1e-4)
 
 
 def test_terms_worked_by_hand(recommender: Recommender):
@@ -232,7 +248,7 @@ def test_aspects_that_are_not_picked_are_one_sum(recommender: Recommender):
 
 def test_the_llms_values_are_shown_as_they_are(folder: Path):
     trained(folder)
-    settings = {"user_scores": "llm", "user_score_run": str(folder / "users"), "user_guided_train": "all"}
+    settings = {"user_scores": "llm", "user_score_run": str(folder / "users"), "user_side": "add"}
     recommender = load_recommender(trained(folder, **settings))
     explanation = explain_item(recommender, "i3", ["u4", "u2"])
     assert [[term.user_value for term in user.terms] for user in explanation.users] == USERS_UA[[4, 2]].tolist()

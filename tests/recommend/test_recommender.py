@@ -58,7 +58,7 @@ def trained(folder: Path, *, user_ids: list[str] | None = None, **changes: Any) 
     write_prepared(folder / "prepare", HISTORIES, items=ITEMS, user_ids=user_ids, ratings=ratings)
     scores_IA = random_scores(ITEMS, 2, seed=3)
     path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ["a", "b"])
-    guided = {"item_scores": path, "user_scores": "profile", "user_side": "add"}
+    guided = {"item_scores": path, "user_scores": "profile", "user_side": "add", "fusion": "add"}
     settings = {"base_width": 8, "max_history": 6} | (guided if "item_scores" not in changes else {}) | changes
     config = TrainConfig(output=str(folder / "train"), data=str(folder / "prepare"), **settings)
     run = runs.start_run(config.output, job="train", config=config)

@@ -73,8 +73,9 @@ def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.
         {},
         {"loss": "bce"},
         {"item_scores": "scores.csv"},
-        {"item_scores": "scores.csv", "fusion": "concat", "base_width": 14},
-        {"item_scores": "scores.csv", "user_scores": "profile", "user_guided_train": "all"},
+        {"item_scores": "scores.csv", "user_scores": "none", "fusion": "add"},
+        {"item_scores": "scores.csv", "user_scores": "none", "fusion": "concat", "base_width": 14},
+        {"item_scores": "scores.csv", "user_scores": "profile", "user_side": "add", "fusion": "add"},
     ],
 )
 def test_learns_a_pattern_to_recall_1(toy: Path, changes: dict[str, Any]):
@@ -215,8 +216,19 @@ def test_users_without_scores_are_counted_and_have_no_vector(toy: Path):
     [
         ({"base_width": 15}, "total width 15 .* is no multiple of heads 2"),
         ({"control": "shuffled"}, "control: no effect without item_scores"),
-        ({"item_scores": "s", "linear_map": True}, "linear_map: no effect on fusion: add"),
-        ({"item_scores": "s", "user_scores": "profile", "user_side": "concat"}, "needs fusion: concat"),
+        ({"item_scores": "s", "fusion": "add", "linear_map": True}, "linear_map: no effect on fusion: add"),
+        (
+            {"item_scores": "s", "user_scores": "profile", "fusion": "add", "user_side": "concat"},
+            "needs fusion: concat",
+        ),
+        ({"item_scores": "s", "user_scores": "profile", "user_side": "add"}, "is \\(9b\\), which joins \\(9a\\)"),
+        (
+            {"item_scores": "s", "user_scores": "none"},
+            "fusion: none without user_scores would leave the item scores out",
+        ),
+        ({"item_scores": "s", "user_side": "add", "fusion": "add"}, "user_scores: history needs user_side: learned"),
+        ({"item_scores": "s", "user_score_run": "u", "user_scores": "profile"}, "profile reads no user_score_run"),
+        ({"item_scores": "s", "model": "gru4rec", "session_parallel": True}, "needs whole histories"),
         ({"item_scores": "s", "user_scores": "llm"}, "belong together"),
     ],
 )
@@ -240,12 +252,12 @@ def test_interactions_against_the_contract_are_refused(toy: Path):
 
 
 def test_a_user_side_that_decides_nothing_is_warned_of(toy: Path):
-    changes = {"item_scores": str(toy / "scores.csv"), "user_scores": "profile"}
-    training = begun(settings(toy, **changes))  # the user's map starts at 0
+    changes = {"item_scores": str(toy / "scores.csv"), "user_scores": "history"}
+    training = begun(settings(toy, **changes))  # the state's maps start at 0
     shares = score_shares(training)
     assert shares == {"base": pytest.approx(1.0), "encoder_guided": 0.0, "user_guided": 0.0}
-    assert "decide next to nothing" in share_warnings(training.inputs, shares)[0]
-    assert share_warnings(training.inputs, shares | {"user_guided": 0.2}) == []
+    assert "decides next to nothing" in share_warnings(training.inputs, training.config, shares)[0]
+    assert share_warnings(training.inputs, training.config, shares | {"user_guided": 0.2}) == []
 
 
 def test_the_first_losses_are_those_of_the_golden_curve(toy: Path):
