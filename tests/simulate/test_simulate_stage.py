@@ -21,12 +21,12 @@ from raygr.simulate.stage import (
     draw_popularity,
     draw_purchases,
     draw_tastes,
-    nearness,
     read_films,
     select_aspects,
     simulate,
     write_shop,
 )
+from raygr.simulate.truth import nearness
 
 SHOPPERS = 40
 
