@@ -65,7 +65,8 @@ def true_logits(truth: ShopTruth, user_B: np.ndarray, recent_BK: np.ndarray, *, 
     """
     fit_BF = truth.tastes_UA[user_B] @ truth.levels_FA.T
     fixed_BF = truth.popularity_F + (TASTE_WEIGHT * fit_BF if tastes else np.zeros_like(fit_BF))
-    return choice_logits(fixed_BF, truth.levels_FA, truth.film_I[recent_BK - 1])[:, truth.film_I]
+    logits_BF = choice_logits(fixed_BF, truth.levels_FA, truth.film_I[recent_BK - 1])
+    return logits_BF[:, truth.film_I]
 
 
 def choice_logits(fixed_UF: np.ndarray, levels_FA: np.ndarray, recent_UK: np.ndarray) -> np.ndarray:
