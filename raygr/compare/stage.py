@@ -35,7 +35,7 @@ from raygr.train.run_metrics import RunMetrics, read_metrics
 logger = logging.getLogger(__name__)
 
 MARKDOWN, CSV, LATEX = "table.md", "table.csv", "table.tex"
-SETTINGS = ("model", "fusion", "control", "user_scores", "base_width", "loss")
+SETTINGS = ("model", "fusion", "control", "user_scores", "user_control", "base_width", "loss")
 COUNT_BINS = 5  # groups of targets by train interactions, of about equal size
 
 
@@ -208,7 +208,7 @@ def arm_record(
     shares = [run.metrics.shares for run in arm if run.metrics.shares is not None]
     moved = [run.metrics.base_moved for run in arm if run.metrics.base_moved is not None]
     record.runs = [run.path for run in arm]
-    record.settings = {name: first.config[name] for name in SETTINGS}
+    record.settings = {name: first.config.get(name) for name in SETTINGS}  # None where an older run lacks one
     if not first.config["item_scores"]:
         record.settings["fusion"] = None  # a base model has nothing to fuse
     ranked, reranked = means([one.ranked for one in lists]), means([one.reranked for one in lists])

@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, ItemVectors, Place, PrepareRun, UserScoreRun, refuse
+from raygr.config import STRICT, InputFile, ItemVectors, Place, PrepareRun, UserScoreRun, refuse
 
-USER_FIELDS = ("user_side", "user_guided_train", "train_user_guided", "prompt_fraction")
+USER_FIELDS = ("user_side", "user_control", "user_guided_train", "train_user_guided", "prompt_fraction")
 GUIDED_FIELDS = (
     "fusion", "add_map", "linear_map", "guided_weight", "control", "aspect_names", "user_scores", "user_score_run",
+    "user_table",
 )  # fmt: skip
 MODEL_FIELDS = {
     ("gru4rec",): ("hidden_width", "input_dropout", "session_parallel"),
@@ -41,9 +42,14 @@ class TrainConfig:
     control: Literal["none", "shuffled", "random"] = "none"
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
-    user_scores: Literal["none", "llm", "profile"] = "none"
+    user_scores: Literal["none", "llm", "profile", "table"] = "none"
     user_score_run: UserScoreRun | None = None
     """The score run of `user_scores: llm`."""
+    user_table: InputFile | None = None
+    """The Parquet/CSV of id -> vector of `user_scores: table`, with a column per aspect. It is for oracles: nobody
+    checks what such vectors know of the targets, and the run warns of it."""
+    user_control: Literal["none", "shuffled"] = "none"
+    """Control arm: the users' vectors shuffled over users."""
     fusion: Literal["concat", "add"] = "add"
     """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added."""
     add_map: Literal["levels", "linear"] = "levels"
@@ -190,6 +196,12 @@ def contradictions(config: TrainConfig) -> dict[str, bool]:
         "user_scores: llm and user_score_run belong together": (
             (config.user_scores == "llm") != (config.user_score_run is not None)
         ),
+        "user_scores: table and user_table belong together": (
+            (config.user_scores == "table") != (config.user_table is not None)
+        ),
+        "user_guided_train: after_prompt needs prompts, and user_scores: table has none: set user_guided_train: all": (
+            config.user_scores == "table" and config.user_guided_train == "after_prompt"
+        ),
         f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
             pairwise and config.model == "bert4rec"
         ),
@@ -215,5 +227,5 @@ def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("item_scores") is None:
         unused |= {*GUIDED_FIELDS, *USER_FIELDS}
     elif settings.get("user_scores", "none") == "none":
-        unused |= {"user_score_run", *USER_FIELDS}
+        unused |= {"user_score_run", "user_table", *USER_FIELDS}
     return {name: value for name, value in settings.items() if name not in unused}

@@ -111,6 +111,7 @@ def check_sources(run: str, config: TrainConfig) -> None:
         (given["data"], config.data),
         (given["item_scores"], config.item_scores),
         (given["user_score_run"], config.user_score_run),
+        (given.get("user_table"), config.user_table),
     ):
         if place is None or name not in record.inputs:
             continue
