@@ -86,7 +86,7 @@ def protocol_tables(comparison: Comparison) -> list[Table]:
 
 
 def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
-    """Gains over the base, in all and by train count of the target, and shares of the scores' spread.
+    """Gains over the base, in all and by train count, shares of the way to the truth and of the scores' spread.
 
     A chart is left out where no arm has its values.
     """
@@ -98,11 +98,16 @@ def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
     charts = []
     if gains:
         charts.append(Chart(caption, gain_chart(gains, figure_id="gains", label=caption, axis=axis)))
+    ways = list(way_intervals(arms, ranking, metric))
+    if ways:
+        way_caption = f"Share of the way from {base_words(arms)} to the truth in {metric_name(metric)} ({ranking})"
+        axis = "0 is the base, 100 the truth, %"
+        charts.append(Chart(way_caption, gain_chart(ways, figure_id="ways", label=way_caption, axis=axis)))
     panels = list(count_panels(arms, ranking))
     if panels:
         count_caption = (
             f"Gain in {metric_name(metric)} over {base_words(arms)} ({ranking}) by how often the target was bought in "
-            "training, with 95% intervals; each bar has about equally many targets"
+            "training: groups of about equally many targets, with 95% intervals"
         )
         axis = "train interactions with the target item"
         charts.append(Chart(count_caption, panel_chart(panels, figure_id="counts", label=count_caption, axis=axis)))
@@ -120,6 +125,14 @@ def gain_intervals(arms: Arms, ranking: str, metric: str) -> Iterable[Interval]:
         value, low, high = gain.relative, gain.relative_low, gain.relative_high
         if value is not None and low is not None and high is not None:
             yield Interval(name, value, low, high)
+
+
+def way_intervals(arms: Arms, ranking: str, metric: str) -> Iterable[Interval]:
+    """Shares of the way to the truth in percent, of arms that were trained."""
+    for name, arm in arms.items():
+        way = arm.way_to_truth.get(ranking, {}).get(metric)
+        if way is not None and way.low is not None and way.high is not None and not arm.is_reference:
+            yield Interval(name, 100 * way.share, 100 * way.low, 100 * way.high)
 
 
 def count_panels(arms: Arms, ranking: str) -> Iterable[Panel]:
