@@ -103,6 +103,8 @@ def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
         way_caption = f"Share of the way from {base_words(arms)} to the truth in {metric_name(metric)} ({ranking})"
         axis = "0 is the base, 100 the truth, %"
         charts.append(Chart(way_caption, gain_chart(ways, figure_id="ways", label=way_caption, axis=axis)))
+    if shares:
+        charts.append(Chart(share_caption, share_chart(shares, figure_id="shares", label=share_caption)))
     panels = list(count_panels(arms, ranking))
     if panels:
         count_caption = (
@@ -111,8 +113,6 @@ def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
         )
         axis = "train interactions with the target item"
         charts.append(Chart(count_caption, panel_chart(panels, figure_id="counts", label=count_caption, axis=axis)))
-    if shares:
-        charts.append(Chart(share_caption, share_chart(shares, figure_id="shares", label=share_caption)))
     return charts
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from raygr import files, runs
 from raygr.config import ConfigError
-from raygr.data.vector_tables import read_vectors, rows_by_id
+from raygr.data.vector_tables import read_vector_file, rows_by_id
 from raygr.metrics.z_scores import standardise
 
 # Weights in the exponent of the softmax, of terms with standard deviation 1. With these weights a recommender that
@@ -43,10 +43,7 @@ def check_truth(shop: str, data: str) -> None:
 
 def read_truth(shop: str, *, user_ids_U: np.ndarray, item_ids_I: np.ndarray) -> ShopTruth:
     """Reads the truth of the simulate run `shop`; ConfigError where the data has users or items that it lacks."""
-    items, popularity, tastes = (
-        read_vectors(files.join(shop, name), subjects=subjects, column="", aspects=None)
-        for name, subjects in ((ITEM_SCORES, "items"), (POPULARITY, "items"), (TASTES, "users"))
-    )
+    items, popularity, tastes = (read_vector_file(files.join(shop, name)) for name in (ITEM_SCORES, POPULARITY, TASTES))
     row_of = {film: row for row, film in enumerate(items.ids_S.tolist())}
     absent = [item for item in item_ids_I.tolist() if item not in row_of]
     tastes_UA, _ = rows_by_id(tastes, user_ids_U)
