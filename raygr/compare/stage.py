@@ -74,7 +74,8 @@ def compare(config: CompareConfig) -> runs.Run:
     files.write_text(latex_table(comparison), run.file(LATEX))
     paths = [path for arm in config.arms.values() for path in arm]
     users = {name: len(np.unique(r.user_E)) for arm in arms.values() for name, r in arm[0].rankings.items()}
-    runs.finish_run(run, inputs=paths, counts={"arms": len(arms), "runs": len(paths), "users": users})
+    read = [*paths, *([config.truth] if config.truth else [])]
+    runs.finish_run(run, inputs=read, counts={"arms": len(arms), "runs": len(paths), "users": users})
     return run
 
 
