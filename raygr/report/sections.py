@@ -100,7 +100,8 @@ def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
         charts.append(Chart(caption, gain_chart(gains, figure_id="gains", label=caption, axis=axis)))
     ways = list(way_intervals(arms, ranking, metric))
     if ways:
-        way_caption = f"Share of the way from {base_words(arms)} to the truth in {metric_name(metric)} ({ranking})"
+        way_words = f"Share of the way from {base_words(arms)} to the truth in {metric_name(metric)}"
+        way_caption = f"{way_words} ({ranking}), with 95% intervals"
         axis = "0 is the base, 100 the truth, %"
         charts.append(Chart(way_caption, gain_chart(ways, figure_id="ways", label=way_caption, axis=axis)))
     if shares:
