@@ -2,8 +2,8 @@
 
 Popularity ranks items by their train interactions, under the run's own protocol and tie rule. Chance is the mean of the
 metrics over all orders of the candidates. The truth ranks by the model that simulated shoppers choose by, after the
-same interactions as the recommenders. Shape suffixes: `E` targets, `B` targets of a batch, `I` items, `U` users,
-`C` candidates, `N` pairs of a target and an item that its user has seen.
+same interactions as the recommenders. Shape letters: `E` targets, `B` targets of a batch, `I` items, `U` users,
+`C` candidates, `N` interactions.
 """
 
 from collections.abc import Mapping
@@ -85,8 +85,8 @@ def popularity_ranks(
         if candidates_UC is None:
             # seen items are left out, unless users may interact with an item again
             seen_by_B = example_B[:0] if found.repeats else example_B
-            row_P, seen_P = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
-            parts.append(catalogue_ranks(target_B, row_P, seen_P, train_count_I, sorted_I))
+            row_N, seen_N = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
+            parts.append(catalogue_ranks(target_B, row_N, seen_N, train_count_I, sorted_I))
         else:
             others_BC = candidates_UC[targets.user_E[example_B]]
             counts = (torch.from_numpy(train_count_I[items - 1]) for items in (others_BC, target_B[:, None]))
@@ -104,8 +104,8 @@ def truth_ranks(
     for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
         user_B, at_B = targets.user_E[example_B], targets.target_at_E[example_B]
         # Where only one interaction is before the target, it stands for all recent ones: their mean is the same.
-        at_BK = torch.maximum(at_B[:, None] - torch.arange(RECENT, 0, -1), targets.first_seen_E[example_B][:, None])
-        logits_BI = torch.from_numpy(true_logits(truth, user_B.numpy(), items_N[at_BK].numpy(), tastes=tastes))
+        at_BL = torch.maximum(at_B[:, None] - torch.arange(RECENT, 0, -1), targets.first_seen_E[example_B][:, None])
+        logits_BI = torch.from_numpy(true_logits(truth, user_B.numpy(), items_N[at_BL].numpy(), tastes=tastes))
         if candidates_UC is None:
             seen = seen_pairs(items_N, targets, example_B[:0] if found.repeats else example_B)
             parts.append(full_ranks(logits_BI, items_N[at_B], *seen))

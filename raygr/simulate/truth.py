@@ -1,7 +1,8 @@
 """The choice model of a simulated shop: what the shoppers draw from, and the best that a recommender can know.
 
 The weight of a film is the softmax of popularity + TASTE_WEIGHT * taste fit + NEARNESS_WEIGHT * nearness to the last
-two films. Shapes: U shoppers, F films of the catalogue, I items of the data, A aspects, B targets, K recent films.
+two films. X are the films of the shop, of which the data may hold fewer. Shape letters: `U` users, `I` items, `A`
+aspects, `B` targets, `L` steps of a history.
 """
 
 from typing import NamedTuple
@@ -24,13 +25,13 @@ REVIEWS, ITEM_SCORES, TASTES, POPULARITY = "reviews.jsonl.gz", "item_scores.csv"
 class ShopTruth(NamedTuple):
     """What a simulated shop knows about its shoppers, in the order of the data's user_index and item_index."""
 
-    levels_FA: np.ndarray
+    levels_XA: np.ndarray
     """Standardised scores of all films."""
-    popularity_F: np.ndarray
+    popularity_X: np.ndarray
     """Log weights."""
     tastes_UA: np.ndarray
     film_I: np.ndarray
-    """The film that each item is: a row of `levels_FA`."""
+    """The film that each item is: a row of `levels_XA`."""
 
 
 def check_truth(shop: str, data: str) -> None:
@@ -50,32 +51,32 @@ def read_truth(shop: str, *, user_ids_U: np.ndarray, item_ids_I: np.ndarray) -> 
     absent += user_ids_U[np.isnan(tastes_UA).any(axis=1)].tolist()
     if absent:
         raise ConfigError(f"truth: {shop} does not hold {files.some(absent)}: name the shop of this data")
-    popularity_F1, _ = rows_by_id(popularity, items.ids_S)
+    popularity_X1, _ = rows_by_id(popularity, items.ids_S)
     film_I = np.array([row_of[item] for item in item_ids_I.tolist()])
-    return ShopTruth(standardise(items.values_SA)[0], popularity_F1[:, 0], tastes_UA, film_I)
+    return ShopTruth(standardise(items.values_SA)[0], popularity_X1[:, 0], tastes_UA, film_I)
 
 
-def true_logits(truth: ShopTruth, user_B: np.ndarray, recent_BK: np.ndarray, *, tastes: bool = True) -> np.ndarray:
+def true_logits(truth: ShopTruth, user_B: np.ndarray, recent_BL: np.ndarray, *, tastes: bool = True) -> np.ndarray:
     """(B, I) logits of each item as the next one of the shopper; without the taste term where `tastes` is false.
 
-    `recent_BK` holds the item_index of the last K interactions; `user_B` is user_index.
+    `recent_BL` holds the item_index of the last L interactions; `user_B` is user_index.
     """
-    fit_BF = truth.tastes_UA[user_B] @ truth.levels_FA.T
-    fixed_BF = truth.popularity_F + (TASTE_WEIGHT * fit_BF if tastes else np.zeros_like(fit_BF))
-    logits_BF = choice_logits(fixed_BF, truth.levels_FA, truth.film_I[recent_BK - 1])
-    return logits_BF[:, truth.film_I]
+    fit_BX = truth.tastes_UA[user_B] @ truth.levels_XA.T
+    fixed_BX = truth.popularity_X + (TASTE_WEIGHT * fit_BX if tastes else np.zeros_like(fit_BX))
+    logits_BX = choice_logits(fixed_BX, truth.levels_XA, truth.film_I[recent_BL - 1])
+    return logits_BX[:, truth.film_I]
 
 
-def choice_logits(fixed_UF: np.ndarray, levels_FA: np.ndarray, recent_UK: np.ndarray) -> np.ndarray:
-    """(U, F) logits of the next film: the terms that no purchase changes, and nearness to the recent films."""
-    return fixed_UF + NEARNESS_WEIGHT * nearness(levels_FA, recent_UK)
+def choice_logits(fixed_UX: np.ndarray, levels_XA: np.ndarray, recent_UL: np.ndarray) -> np.ndarray:
+    """(U, X) logits of the next film: the terms that no purchase changes, and nearness to the recent films."""
+    return fixed_UX + NEARNESS_WEIGHT * nearness(levels_XA, recent_UL)
 
 
-def nearness(levels_FA: np.ndarray, recent_UK: np.ndarray) -> np.ndarray:
-    """(U, F) closeness of each film to the mean of the last K (0 to 2) films, standardised per shopper; 0 if K is 0."""
-    if recent_UK.shape[1] == 0:
-        return np.zeros((len(recent_UK), len(levels_FA)))
-    centre_UA = levels_FA[recent_UK].mean(axis=1)
+def nearness(levels_XA: np.ndarray, recent_UL: np.ndarray) -> np.ndarray:
+    """(U, X) closeness of each film to the mean of the last L (0 to 2) films, standardised per shopper; 0 if L is 0."""
+    if recent_UL.shape[1] == 0:
+        return np.zeros((len(recent_UL), len(levels_XA)))
+    centre_UA = levels_XA[recent_UL].mean(axis=1)
     # The negative squared distance without the term that is constant per shopper, which does not change a softmax.
-    closeness_UF = 2 * centre_UA @ levels_FA.T - (levels_FA**2).sum(axis=1)
-    return standardise(closeness_UF.T)[0].T
+    closeness_UX = 2 * centre_UA @ levels_XA.T - (levels_XA**2).sum(axis=1)
+    return standardise(closeness_UX.T)[0].T
