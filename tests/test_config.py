@@ -103,7 +103,7 @@ PATHS = {
     "finetune": SCORES | {"item_scores": "~/s", "teacher": "~/t", "warm_start_epochs": 1, "adapter": "~/f"},
     "train": {"data": "~/p"} | TRAINED,
     "sweep": {"train": {}, "space": {}},
-    "compare": {"arms": {"base": ["~/t"]}},
+    "compare": {"arms": {"base": ["~/t"]}, "truth": "~/raw"},
     "recommend": {"train_run": "~/t", "histories": "~/h", "mmr_weight": 0.5, "mmr_scores": "~/s"},
     "explain": {"train_run": "~/t"},
     "export": {"train_run": "~/t"},
@@ -281,6 +281,7 @@ LLM = {"subjects": "users", "aspects": "a"}
                 "aspect_names": ["pace"],
                 "user_guided_train": "after_prompt",
                 "train_user_guided": True,
+                "user_control": "shuffled",
                 "prompt_fraction": 0.2,
             }.items()
         ),
@@ -289,8 +290,13 @@ LLM = {"subjects": "users", "aspects": "a"}
         ("train", GUIDED | {"user_side": "off"}, "user_scores: profile has no effect on user_side: off"),
         (
             "train",
-            {"item_scores": "s", "user_scores": "none", "train_user_guided": True, "user_side": "add"},
+            {"item_scores": "s", "user_scores": "none", "fusion": "add", "train_user_guided": True, "user_side": "add"},
             "user_side, train_user_guided: no effect without user_scores",
+        ),
+        (
+            "train",
+            {"item_scores": "s", "user_control": "shuffled"},
+            "user_control: no effect on user_scores: history without user_score_run",
         ),
         ("train", {"model": "gru4rec", "heads": 1, "blocks": 1}, "blocks, heads: no effect on model: gru4rec"),
         ("train", {"candidate_seed": 3}, "candidate_seed: no effect on candidates: full alone"),

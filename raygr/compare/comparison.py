@@ -4,13 +4,13 @@ Dictionaries of gains and metrics go by the names in metrics/ranking.py, those a
 as `full` or `uniform-100, every target`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from raygr.files import join, read_json
-from raygr.metrics.gains import Gain
+from raygr.metrics.gains import Gain, WayShare
 from raygr.runs import RunError
 from raygr.schema import COMPARISON
 from raygr.train.run_metrics import ListFigures
@@ -52,8 +52,22 @@ class TargetResults:
 
 
 @dataclass
+class CountGain:
+    """The gain over the base arm in the primary metric, of targets that were bought about equally often."""
+
+    least: int
+    """Least and greatest number of train interactions with the target item."""
+    most: int
+    targets: int
+    users: int
+    base: float
+    """The base arm's mean of the metric."""
+    gain: Gain
+
+
+@dataclass
 class ArmRecord:
-    """What a comparison found for one arm, for popularity or for chance."""
+    """What a comparison found for one arm, or for a reference such as popularity."""
 
     metrics: dict[str, Metrics]
     against_base: dict[str, Gains] | None
@@ -64,7 +78,7 @@ class ArmRecord:
     base: str | None
     """Name of the arm that this one is compared with."""
     is_reference: bool
-    """Whether this is popularity or chance, which have neither runs nor settings."""
+    """Whether this is popularity, chance or a truth, which have neither runs nor settings."""
     against_references: dict[str, dict[str, Gain]]
     """`popularity` and `chance` -> ranking -> gain over it in the primary metric."""
     protocol: Protocol
@@ -76,6 +90,10 @@ class ArmRecord:
     base_moved: float | None
     """Mean over runs; None for base models and for runs of versions that did not measure it."""
     parameters: int
+    by_train_count: dict[str, list[CountGain]] = field(default_factory=dict)
+    """By ranking, from rarely bought targets to popular ones; empty for references and for arms without a base."""
+    way_to_truth: dict[str, dict[str, WayShare | None]] = field(default_factory=dict)
+    """Ranking -> metric -> the share of the way from the base to the truth; empty without one."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place, TrainRun
+from raygr.config import STRICT, Place, SimulateRun, TrainRun
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -23,6 +23,9 @@ class CompareConfig:
     evaluated under one protocol, but two pairs may differ."""
     shown: tuple[str, ...] | None = None
     """Arms with columns Base, Refined, Improvement in the tables like the paper's; null shows all that have a base."""
+    truth: SimulateRun | None = None
+    """For data of simulated shoppers: the simulate run. Adds the shoppers' own choice model as the best possible
+    ranking, the same without their tastes, and each arm's share of the way from its base to the truth."""
     cold_below: int = Field(default=10, ge=1)
     """Targets whose item has fewer train interactions are also compared separately."""
     primary_metric: Literal[

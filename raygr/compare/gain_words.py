@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from raygr.compare.comparison import ArmGain, Comparison
-from raygr.metrics.gains import Gain
+from raygr.metrics.gains import Gain, WayShare
 from raygr.metrics.ranking import metric_name
 
 SIGNIFICANT = 0.05
@@ -17,6 +17,15 @@ def gain_text(gain: ArmGain, *, in_lines: bool = False) -> str:
         return value
     low, high = bounds
     return f"{value}{gain_mark(gain)}\n({low} to {high})" if in_lines else f"{value} [{low}, {high}]{gain_mark(gain)}"
+
+
+def way_text(way: WayShare | None) -> str:
+    """A share of the way with its interval in percent: `43% [+35, +51]`."""
+    if way is None:
+        return "the truth is no better"
+    if way.low is None or way.high is None:
+        return f"{way.share:.0%}"
+    return f"{way.share:.0%} [{100 * way.low:+.0f}, {100 * way.high:+.0f}]"
 
 
 def gain_parts(gain: Gain) -> tuple[str, tuple[str, str] | None]:
@@ -65,10 +74,16 @@ def mark_notes(comparison: Comparison) -> list[str]:
 
 
 def table_notes(comparison: Comparison) -> list[str]:
-    """`mark_notes`, and what popularity and chance are, where they are shown."""
-    has_references = any(arm.is_reference for arm in comparison.arms.values())
-    text = "Popularity ranks by train interactions; chance is the mean over all orders of the candidates."
-    return mark_notes(comparison) + ([text] if has_references else [])
+    """`mark_notes`, and what the references are, where they are shown."""
+    notes = mark_notes(comparison)
+    if any(arm.is_reference for arm in comparison.arms.values()):
+        notes.append("Popularity ranks by train interactions; chance is the mean over all orders of the candidates.")
+    if any(arm.way_to_truth for arm in comparison.arms.values()):
+        notes.append(
+            "The truth ranks by the model that the simulated shoppers choose by, and no ranking is better in "
+            "expectation; without tastes, it knows popularity and nearness to the last two items alone."
+        )
+    return notes
 
 
 def remarks(comparison: Comparison) -> list[str]:

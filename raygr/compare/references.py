@@ -1,7 +1,8 @@
-"""Popularity and chance, the references of every comparison, computed from the prepared interactions without training.
+"""Popularity, chance and the truth of simulated shoppers: the references of a comparison, computed without training.
 
 Popularity ranks items by their train interactions, under the run's own protocol and tie rule. Chance is the mean of the
-metrics over all orders of the candidates. Shape letters: `E` targets, `B` targets of a batch, `I` items, `U` users,
+metrics over all orders of the candidates. The truth ranks by the model that simulated shoppers choose by, after the
+same interactions as the recommenders. Shape letters: `E` targets, `B` targets of a batch, `I` items, `U` users,
 `C` candidates, `N` interactions.
 """
 
@@ -13,13 +14,15 @@ import pyarrow.compute as pc
 import torch
 
 from raygr import files, runs
-from raygr.data.interactions import Interactions, read_interactions
+from raygr.data.interactions import Interactions, read_ids, read_interactions
 from raygr.metrics.rank_tables import Ranking, candidates_of
-from raygr.metrics.ranking import mean_ranks
-from raygr.schema import CANDIDATES, TRAIN
+from raygr.metrics.ranking import candidate_ranks, full_ranks, mean_ranks
+from raygr.schema import CANDIDATES, ITEMS, TRAIN, USERS
+from raygr.simulate.truth import RECENT, ShopTruth, read_truth, true_logits
 from raygr.train.batches import Targets, seen_pairs
 
 POPULARITY, CHANCE = "popularity", "chance"
+TRUTH, TASTELESS = "truth", "truth without tastes"
 TARGETS_AT_ONCE = 1 << 14
 
 
@@ -32,20 +35,30 @@ def why_not(data: str, protocol: Mapping[str, Any]) -> str | None:
     return None
 
 
-def reference_rankings(run: str, data: str, rankings: Mapping[str, Ranking]) -> dict[str, dict[str, Ranking]]:
-    """Ranks the targets of `rankings` by popularity and by chance: POPULARITY or CHANCE -> ranking's name -> ranking.
+def reference_rankings(
+    run: str, data: str, rankings: Mapping[str, Ranking], *, shop: str | None = None
+) -> dict[str, dict[str, Ranking]]:
+    """Ranks the targets of `rankings` by each reference: its name -> ranking's name -> ranking.
 
-    `run` is the train run of these rankings; sampled candidates are read from it.
+    References are popularity and chance, and, for a simulate run `shop`, the truth with and without tastes. `run` is
+    the train run of these rankings; sampled candidates are read from it.
     """
     found = read_interactions(data)
     train_count_I = np.bincount(found.item_N[found.split_N == TRAIN] - 1, minlength=found.items)
     made: dict[str, dict[str, Ranking]] = {POPULARITY: {}, CHANCE: {}}
+    if shop:
+        made |= {TRUTH: {}, TASTELESS: {}}
+        truth = read_truth(shop, user_ids_U=read_ids(data, USERS, "user"), item_ids_I=read_ids(data, ITEMS, "item"))
     for name, ranking in rankings.items():
         candidates = candidates_of(name)
         candidates_UC = None if candidates == "full" else read_candidates(run, candidates)
         rank_E, among_E = popularity_ranks(found, ranking, train_count_I, candidates_UC)
         made[POPULARITY][name] = ranking._replace(rank_E=rank_E)
         made[CHANCE][name] = ranking._replace(rank_E=(among_E + 1) / 2, among_E=among_E)
+        if shop:
+            for reference, tastes in ((TRUTH, True), (TASTELESS, False)):
+                rank_E = truth_ranks(found, ranking, truth, candidates_UC, tastes=tastes)
+                made[reference][name] = ranking._replace(rank_E=rank_E)
     return made
 
 
@@ -64,13 +77,10 @@ def popularity_ranks(
 
     The ranking is over the whole catalogue if `candidates_UC` is None.
     """
-    user_E, position_E = (column.astype(np.int64) for column in (ranking.user_E, ranking.position_E))
-    first_E = np.searchsorted(found.user_N, user_E)
-    columns = (user_E, first_E, position_E, first_E, first_E + position_E)
-    targets, items_N = Targets(*map(torch.from_numpy, columns)), torch.from_numpy(found.item_N)
+    targets, items_N = ranked_targets(found, ranking), torch.from_numpy(found.item_N)
     sorted_I = np.sort(train_count_I)
     parts = []
-    for example_B in torch.arange(len(user_E)).split(TARGETS_AT_ONCE):
+    for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
         target_B = items_N[targets.target_at_E[example_B]].numpy()
         if candidates_UC is None:
             # seen items are left out, unless users may interact with an item again
@@ -78,11 +88,37 @@ def popularity_ranks(
             row_N, seen_N = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
             parts.append(catalogue_ranks(target_B, row_N, seen_N, train_count_I, sorted_I))
         else:
-            others_BC = candidates_UC[user_E[example_B]]
+            others_BC = candidates_UC[targets.user_E[example_B]]
             counts = (torch.from_numpy(train_count_I[items - 1]) for items in (others_BC, target_B[:, None]))
             parts.append((mean_ranks(*counts).numpy(), np.full(len(target_B), others_BC.shape[1] + 1)))
     rank_E, among_E = (np.concatenate(column) for column in zip(*parts, strict=True))
     return rank_E, among_E
+
+
+def truth_ranks(
+    found: Interactions, ranking: Ranking, truth: ShopTruth, candidates_UC: np.ndarray | None, *, tastes: bool
+) -> np.ndarray:
+    """Each target's rank by the shoppers' own choice model, (E,); over the whole catalogue without `candidates_UC`."""
+    targets, items_N = ranked_targets(found, ranking), torch.from_numpy(found.item_N)
+    parts = []
+    for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
+        user_B, at_B = targets.user_E[example_B], targets.target_at_E[example_B]
+        # Where only one interaction is before the target, it stands for all recent ones: their mean is the same.
+        at_BL = torch.maximum(at_B[:, None] - torch.arange(RECENT, 0, -1), targets.first_seen_E[example_B][:, None])
+        logits_BI = torch.from_numpy(true_logits(truth, user_B.numpy(), items_N[at_BL].numpy(), tastes=tastes))
+        if candidates_UC is None:
+            seen = seen_pairs(items_N, targets, example_B[:0] if found.repeats else example_B)
+            parts.append(full_ranks(logits_BI, items_N[at_B], *seen))
+        else:
+            parts.append(candidate_ranks(logits_BI, items_N[at_B], torch.from_numpy(candidates_UC[user_B])))
+    return torch.cat(parts).double().numpy()
+
+
+def ranked_targets(found: Interactions, ranking: Ranking) -> Targets:
+    """The targets of a ranking, each with all interactions of the user before it."""
+    user_E, position_E = (column.astype(np.int64) for column in (ranking.user_E, ranking.position_E))
+    first_E = np.searchsorted(found.user_N, user_E)
+    return Targets(*map(torch.from_numpy, (user_E, first_E, position_E, first_E, first_E + position_E)))
 
 
 def catalogue_ranks(

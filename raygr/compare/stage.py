@@ -1,15 +1,17 @@
 """The compare stage: train runs -> comparison.json, table.md, table.csv, table.tex.
 
 Each arm is compared with its base arm on the test part. Gains have intervals over users and runs (metrics/gains.py) and
-are computed from unrounded means. Popularity and chance are added as two further arms. P-values of the primary metric
-are corrected by Holm's method, over the arms that one table shows: those of one ranking and of either all or the
-cold-start targets. An arm and a base that were evaluated under different protocols are refused. Shape letters: `M`
-metrics, `Z` runs of an arm, `U` users.
+are computed from unrounded means. Popularity, chance and, for simulated data, the truth are added as further arms.
+P-values of the primary metric are corrected by Holm's method, over the arms that one table shows: those of one ranking
+and of either all or the cold-start targets. An arm and a base that were evaluated under different protocols are
+refused. Shape letters: `M` metrics, `Z` runs of an arm, `U` users.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,22 +19,24 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from raygr import files, runs
-from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, Gains, MetricMeans, TargetResults
+from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, CountGain, Gains, MetricMeans, TargetResults
 from raygr.compare.config import CompareConfig
 from raygr.compare.gain_words import remarks
-from raygr.compare.references import CHANCE, POPULARITY, reference_rankings, why_not
+from raygr.compare.references import CHANCE, POPULARITY, TASTELESS, TRUTH, reference_rankings, why_not
 from raygr.compare.tables import csv_table, latex_table, markdown_table
 from raygr.config import ConfigError
-from raygr.metrics.gains import Gain, gains
-from raygr.metrics.rank_tables import Ranking, cold_ranking, read_rankings, user_values
+from raygr.metrics.gains import Gain, WayShare, gains, way_shares
+from raygr.metrics.rank_tables import Ranking, count_edges, counted_ranking, read_rankings, user_values
 from raygr.metrics.ranking import METRICS
 from raygr.schema import COMPARISON, RANKS, TEST
+from raygr.simulate.truth import check_truth
 from raygr.train.run_metrics import RunMetrics, read_metrics
 
 logger = logging.getLogger(__name__)
 
 MARKDOWN, CSV, LATEX = "table.md", "table.csv", "table.tex"
-SETTINGS = ("model", "fusion", "control", "user_scores", "base_width", "loss")
+SETTINGS = ("model", "fusion", "control", "user_scores", "user_control", "base_width", "loss")
+COUNT_BINS = 5  # groups of targets by train interactions, of about equal size
 
 
 class ComparedRun(NamedTuple):
@@ -40,7 +44,7 @@ class ComparedRun(NamedTuple):
 
     path: str
     config: Mapping[str, Any]
-    """Empty for popularity and chance."""
+    """Empty for references."""
     metrics: RunMetrics
     rankings: dict[str, Ranking]
     """Of the test part, by name."""
@@ -57,6 +61,9 @@ def compare(config: CompareConfig) -> runs.Run:
         for name, paths in config.arms.items()
     }
     check_arms(config, arms)
+    for data in dict.fromkeys(run.config["data"] for arm in arms.values() for run in arm):
+        if config.truth and runs.is_finished(data):
+            check_truth(config.truth, data)
     run = runs.start_run(config.output, job="compare", config=config)
     comparison = compared_arms(config, arms)
     for text in comparison.remarks:
@@ -67,12 +74,13 @@ def compare(config: CompareConfig) -> runs.Run:
     files.write_text(latex_table(comparison), run.file(LATEX))
     paths = [path for arm in config.arms.values() for path in arm]
     users = {name: len(np.unique(r.user_E)) for arm in arms.values() for name, r in arm[0].rankings.items()}
-    runs.finish_run(run, inputs=paths, counts={"arms": len(arms), "runs": len(paths), "users": users})
+    read = [*paths, *([config.truth] if config.truth else [])]
+    runs.finish_run(run, inputs=read, counts={"arms": len(arms), "runs": len(paths), "users": users})
     return run
 
 
 def compared_arms(config: CompareConfig, arms: Arms) -> Comparison:
-    """All arms beside their bases, popularity and chance, with corrected p-values and remarks."""
+    """All arms beside their bases and the references, with corrected p-values and remarks."""
     bases = {name: base_of(name, config) for name in arms}
     records = {
         name: arm_record(arm, base, arms[base] if base else None, config)
@@ -120,9 +128,9 @@ def check_arms(config: CompareConfig, arms: Arms) -> None:
     empty = [name for name, arm in arms.items() if not arm]
     if empty:
         raise ConfigError(f"arm {', '.join(empty)} has no runs")
-    taken = [name for name in (POPULARITY, CHANCE) if name in arms]
+    taken = [name for name in (POPULARITY, CHANCE, *((TRUTH, TASTELESS) if config.truth else ())) if name in arms]
     if taken:
-        raise ConfigError(f"an arm is called {', '.join(taken)}: every comparison adds one of that name, rename yours")
+        raise ConfigError(f"an arm is called {', '.join(taken)}: the comparison adds one of that name, rename yours")
     for name, arm in arms.items():
         base = base_of(name, config)
         if base == name or (base and base not in arms):
@@ -201,7 +209,7 @@ def arm_record(
     shares = [run.metrics.shares for run in arm if run.metrics.shares is not None]
     moved = [run.metrics.base_moved for run in arm if run.metrics.base_moved is not None]
     record.runs = [run.path for run in arm]
-    record.settings = {name: first.config[name] for name in SETTINGS}
+    record.settings = {name: first.config.get(name) for name in SETTINGS}  # None where an older run lacks one
     if not first.config["item_scores"]:
         record.settings["fusion"] = None  # a base model has nothing to fuse
     ranked, reranked = means([one.ranked for one in lists]), means([one.reranked for one in lists])
@@ -209,7 +217,26 @@ def arm_record(
     record.shares = means(shares) if shares else None
     record.base_moved = sum(moved) / len(moved) if len(moved) == len(arm) else None
     record.parameters = first.metrics.parameters
+    if base:
+        primary = config.primary_metric
+        record.by_train_count = {name: list(count_gains(arm, base, name, primary)) for name in first.rankings}
     return record
+
+
+def count_gains(arm: list[ComparedRun], base: list[ComparedRun], name: str, primary: str) -> Iterable[CountGain]:
+    """The gain of one ranking in the primary metric, by how often the target was bought in training."""
+    edges = count_edges(base[0].rankings[name], COUNT_BINS)
+    for least, below in itertools.pairwise([*edges, math.inf]):
+        found = [
+            [counted_ranking(run.rankings[name], least=int(least), below=below) for run in some] for some in (arm, base)
+        ]
+        arm_MZU, base_MZU = (metric_array(rankings, [primary]) for rankings in found)
+        [gain] = gains(arm_MZU, base_MZU, paired=is_paired(arm, base))
+        kept = found[1][0]
+        users = len(np.unique(kept.user_E))
+        yield CountGain(
+            int(least), int(kept.train_count_E.max()), len(kept.user_E), users, float(base_MZU.mean()), gain
+        )
 
 
 def means(records: list[dict[str, float]]) -> dict[str, float]:
@@ -222,7 +249,7 @@ def target_results(
     """Counts, metrics and gains of one ranking: of all targets, or of those with fewer train interactions."""
     found = [[run.rankings[name] for run in some] for some in (arm, base or [])]
     if cold_below is not None:
-        found = [[cold_ranking(ranking, cold_below) for ranking in some] for some in found]
+        found = [[counted_ranking(ranking, below=cold_below) for ranking in some] for some in found]
     user_E = found[0][0].user_E
     record = TargetResults(len(user_E), len(np.unique(user_E)), None, None)
     if not record.targets:
@@ -233,10 +260,13 @@ def target_results(
         for metric, values_Z in zip(METRICS, arm_MZU.mean(axis=2), strict=True)
     }
     if base:
-        # popularity and chance have no seed and are paired with any runs
-        paired = not arm[0].config or [run.config["seed"] for run in arm] == [run.config["seed"] for run in base]
-        record.against_base = gain_records(arm_MZU, metric_array(found[1], METRICS), paired=paired)
+        record.against_base = gain_records(arm_MZU, metric_array(found[1], METRICS), paired=is_paired(arm, base))
     return record
+
+
+def is_paired(arm: list[ComparedRun], base: list[ComparedRun]) -> bool:
+    """Whether runs of both arms have the same seeds; references have no seed and are paired with any runs."""
+    return not arm[0].config or [run.config["seed"] for run in arm] == [run.config["seed"] for run in base]
 
 
 def metric_array(rankings: list[Ranking], metrics: Iterable[str]) -> np.ndarray:
@@ -277,7 +307,7 @@ def correct_p_values(arms: dict[str, ArmRecord], primary: str) -> None:
             gain.p_holm = float(p)
 
 
-# --- popularity and chance ----------------------------------------------------------------------
+# --- references ----------------------------------------------------------------------
 
 
 def arms_by_protocol(config: CompareConfig, arms: Arms) -> dict[str, list[str]]:
@@ -294,9 +324,9 @@ def arms_by_protocol(config: CompareConfig, arms: Arms) -> dict[str, list[str]]:
 def reference_records(
     config: CompareConfig, arms: Arms, records: dict[str, ArmRecord]
 ) -> tuple[dict[str, ArmRecord], list[str]]:
-    """Records of popularity and chance under each protocol, and a sentence for each protocol that lacks them.
+    """Records of the references under each protocol, and a sentence for each protocol that lacks them.
 
-    Adds to each arm's record its gains over the two, in `against_references`.
+    Adds to each arm's record its gains over popularity and chance, and its share of the way to the truth.
     """
     by_protocol = arms_by_protocol(config, arms)
     found, missing = {}, []
@@ -306,14 +336,35 @@ def reference_records(
         if reason:
             missing.append(f"Popularity and chance are left out beside “{base}”: {reason}.")
             continue
-        for name, rankings in reference_rankings(first.path, first.config["data"], first.rankings).items():
-            reference = ComparedRun("", {}, first.metrics, rankings)
+        made = reference_rankings(first.path, first.config["data"], first.rankings, shop=config.truth)
+        references = {name: ComparedRun("", {}, first.metrics, rankings) for name, rankings in made.items()}
+        for name, reference in references.items():
             shown_name = name if len(by_protocol) == 1 else f"{name} ({base})"
             found[shown_name] = arm_record([reference], base, arms[base], config)
-            for member in members:
-                gain = reference_gains(arms[member], reference, config.primary_metric)
+            if TRUTH in references:
+                found[shown_name].way_to_truth = ways([reference], arms[base], references[TRUTH])
+        for member in members:
+            for name in (POPULARITY, CHANCE):
+                gain = reference_gains(arms[member], references[name], config.primary_metric)
                 records[member].against_references[name] = gain
+            own = records[member].base
+            if own and TRUTH in references:
+                records[member].way_to_truth = ways(arms[member], arms[own], references[TRUTH])
     return found, missing
+
+
+def ways(arm: list[ComparedRun], base: list[ComparedRun], truth: ComparedRun) -> dict[str, dict[str, WayShare | None]]:
+    """The share of the way from the base to the truth, by ranking and metric."""
+    found = {}
+    for name in truth.rankings:
+        arm_MZU, base_MZU, truth_MZU = (
+            metric_array([run.rankings[name] for run in some], METRICS) for some in (arm, base, [truth])
+        )
+        if not arm[0].config:
+            arm_MZU = np.broadcast_to(arm_MZU, base_MZU.shape)
+        shares = way_shares(arm_MZU, base_MZU, truth_MZU, paired=is_paired(arm, base))
+        found[name] = dict(zip(METRICS, shares, strict=True))
+    return found
 
 
 def reference_gains(arm: list[ComparedRun], reference: ComparedRun, primary: str) -> dict[str, Gain]:

@@ -8,13 +8,14 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, Gains, Metrics, Protocol
-from raygr.compare.gain_words import gain_text, mark_notes, table_notes
+from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, CountGain, Gains, Metrics, Protocol
+from raygr.compare.gain_words import gain_text, mark_notes, table_notes, way_text
 from raygr.metrics.ranking import METRICS, metric_name
 
 BRIEF_METRICS = ("ndcg_at_10", "recall_at_10", "mrr")
 LIST_FIGURES = ("recall", "ndcg", "mmr", "intra_list_diversity")
 GAIN_NAMES = ("difference", "low", "high", "relative", "relative_low", "relative_high", "p", "p_holm", "over")
+WAY_NAMES = ("way_to_truth", "way_low", "way_high")
 NOTHING = "–"
 
 Arms = Mapping[str, ArmRecord]
@@ -82,6 +83,32 @@ def metric_cell(name: str, metrics: Metrics | None, gains: Gains | None, *, in_l
         return NOTHING
     value = f"{metrics[name].mean:.4f}"
     return ("\n" if in_lines else " ").join([value, *([gain_text(gains[name], in_lines=in_lines)] if gains else [])])
+
+
+def way_table(comparison: Comparison, ranking: str) -> Table:
+    """Each arm's share of the way from its base to the truth. No rows without a truth."""
+    ways = {name: arm.way_to_truth[ranking] for name, arm in comparison.arms.items() if ranking in arm.way_to_truth}
+    rows = [[name, *(way_text(way[metric]) for metric in BRIEF_METRICS)] for name, way in ways.items()]
+    caption = f"Share of the way from the base arm to the truth, with 95% intervals (candidates: {ranking})"
+    return Table(caption, ["arm", *map(metric_name, BRIEF_METRICS)], rows)
+
+
+def count_table(comparison: Comparison, ranking: str) -> Table:
+    """The gain of each arm in the primary metric, by how often the target was bought in training."""
+    metric = metric_name(comparison.primary_metric)
+    rows = []
+    for name, arm in comparison.arms.items():
+        for one in arm.by_train_count.get(ranking, []):
+            gain = one.gain
+            bounds = NOTHING if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
+            cells = [f"{one.targets:,}", f"{one.base:.4f}", f"{gain.difference:+.4f}", bounds]
+            rows.append([name, count_words(one), *cells])
+    caption = f"Gain in {metric} by how often the target was bought in training (candidates: {ranking})"
+    return Table(caption, ["arm", "bought in training", "targets", f"base {metric}", "gain", "95% interval"], rows)
+
+
+def count_words(one: CountGain) -> str:
+    return str(one.least) if one.least == one.most else f"{one.least}–{one.most}"
 
 
 def list_table(arms: Arms) -> Table:
@@ -166,6 +193,11 @@ def markdown_table(comparison: Comparison) -> str:
         if pairs:
             parts.append(improvement_table(pairs))
         parts.append(captioned_rows(metric_table(comparison, ranking, cold=True, brief=True)))
+        parts += [
+            captioned_rows(one)
+            for one in (way_table(comparison, ranking), count_table(comparison, ranking))
+            if one.rows
+        ]
     lists = list_table(comparison.arms)
     parts += [captioned_rows(lists)] if lists.rows else []
     parts += [note.replace("*", "\\*") + "\n" for note in table_notes(comparison)]
@@ -210,7 +242,19 @@ def csv_table(comparison: Comparison) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["arm", "base", "candidates", "targets", "metric", "mean", "base_mean", *GAIN_NAMES, "each_run", "protocol"]
+        [
+            "arm",
+            "base",
+            "candidates",
+            "targets",
+            "metric",
+            "mean",
+            "base_mean",
+            *GAIN_NAMES,
+            "each_run",
+            "protocol",
+            *WAY_NAMES,
+        ]
     )
     for name, arm in comparison.arms.items():
         for ranking in arm.metrics:
@@ -221,7 +265,9 @@ def csv_table(comparison: Comparison) -> str:
                     head = [name, arm.base or "", ranking, "cold" if cold else "all", metric]
                     means = [values.mean, base[metric].mean if base else ""]
                     gain = gain_cells(gains[metric]) if gains else [""] * (len(GAIN_NAMES) + 1)
-                    writer.writerow([*head, *means, *gain, stamp_text(arm.protocol)])
+                    way = None if cold else arm.way_to_truth.get(ranking, {}).get(metric)
+                    shares = list(vars(way).values()) if way else [""] * len(WAY_NAMES)
+                    writer.writerow([*head, *means, *gain, stamp_text(arm.protocol), *shares])
     return file.getvalue()
 
 

@@ -302,6 +302,8 @@ def explainable_scores(config: TrainConfig) -> AlignedScores:
         raise ValueError(f"{config.output} is a base model without aspects: give a run trained with item_scores")
     if config.control != "none":
         raise ValueError(f"{config.output} is a control arm ({config.control}): its scores are not those of its items")
+    if config.user_control != "none":
+        raise ValueError(f"{config.output} is a control arm: its user vectors are not those of its users")
     low, high = np.nanmin(scores.scores_IA), np.nanmax(scores.scores_IA)
     if low < 1 or high > LEVELS:
         raise ValueError(

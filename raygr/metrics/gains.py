@@ -54,6 +54,15 @@ class Gain:
     """What varies in the interval; `users` if one of the arms has a single run."""
 
 
+@dataclass
+class WayShare:
+    """The share of the way from the base to a better end, 1 at the end; no bounds for one user."""
+
+    share: float
+    low: float | None
+    high: float | None
+
+
 class Component(NamedTuple):
     """One part of the variance of a mean, with its degrees of freedom; arrays have an entry per metric."""
 
@@ -94,6 +103,25 @@ def gains(arm_MZU: np.ndarray, base_MZU: np.ndarray, *, paired: bool) -> list[Ga
             )
         )
     return made
+
+
+def way_shares(
+    arm_MZU: np.ndarray, base_MZU: np.ndarray, end_MZU: np.ndarray, *, paired: bool
+) -> list[WayShare | None]:
+    """The share (arm - base) / (end - base) for each metric; None where the end is no better than the base.
+
+    The interval is the delta method's: that of arm - (base + share * (end - base)), over the whole way. `end_MZU` is
+    known without training and has one run or as many as the base; `paired` is of arm and base, as in `gains`.
+    """
+    base_M = base_MZU.mean(axis=(1, 2))
+    way_M, done_M = end_MZU.mean(axis=(1, 2)) - base_M, arm_MZU.mean(axis=(1, 2)) - base_M
+    is_way_M = way_M > 0
+    way_M = np.where(is_way_M, way_M, 1.0)
+    share_M = done_M / way_M
+    point_MZU = base_MZU + share_M[:, None, None] * (end_MZU - base_MZU)
+    half_M = half_width(components(arm_MZU, point_MZU, paired=paired), 1 - CONFIDENCE) / way_M
+    rows = zip(share_M.tolist(), half_M.tolist(), is_way_M.tolist(), strict=True)
+    return [WayShare(s, known(s - half), known(s + half)) if is_way else None for s, half, is_way in rows]
 
 
 def components(arm_MZU: np.ndarray, base_MZU: np.ndarray, *, paired: bool) -> list[Component]:

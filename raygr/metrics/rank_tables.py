@@ -46,11 +46,19 @@ def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> di
     return found
 
 
-def cold_ranking(ranking: Ranking, below: int) -> Ranking:
-    """The targets whose item has fewer than `below` train interactions."""
-    is_cold_E = ranking.train_count_E < below
-    columns = {name: column[is_cold_E] for name, column in ranking._asdict().items() if column is not None}
+def counted_ranking(ranking: Ranking, *, least: int = 0, below: float) -> Ranking:
+    """The targets whose item has `least` or more, and fewer than `below`, train interactions."""
+    is_kept_E = (ranking.train_count_E >= least) & (ranking.train_count_E < below)
+    columns = {name: column[is_kept_E] for name, column in ranking._asdict().items() if column is not None}
     return ranking._replace(**columns)
+
+
+def count_edges(ranking: Ranking, bins: int) -> list[int]:
+    """Least train counts of at most `bins` groups with about equally many targets; targets without any are apart."""
+    count_E = np.sort(ranking.train_count_E)
+    bought_E = count_E[count_E > 0]
+    starts = [int(part[0]) for part in np.array_split(bought_E, bins) if len(part)]
+    return sorted({*starts, *count_E[:1].tolist()})
 
 
 def user_values(ranking: Ranking, metric: str) -> np.ndarray:
@@ -68,7 +76,7 @@ def ranking_metrics(ranking: Ranking) -> dict[str, float] | None:
 
 
 def cold_metrics(ranking: Ranking, below: int) -> dict[str, Any]:
-    """Counts and metrics of `cold_ranking`."""
-    cold = cold_ranking(ranking, below)
+    """Counts and metrics of the targets whose item has fewer than `below` train interactions."""
+    cold = counted_ranking(ranking, below=below)
     users = len(np.unique(cold.user_E))
     return {"targets": len(cold.user_E), "users": users, "metrics": ranking_metrics(cold)}

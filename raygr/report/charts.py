@@ -18,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 BLUE, ORANGE, GREEN, GREY, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#d5dae1"
 CURVES = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3")
 WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone
-CURVE_INCHES = 2.6
+CURVE_INCHES, PANEL_INCHES = 2.6, 1.15
 # Fixed ids give equal figures equal bytes. Text stays text, so that it can be searched and read aloud, and is small.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
 SHARE_PARTS = (
@@ -36,6 +36,13 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Panel(NamedTuple):
+    """An arm's values by group, with the labels of the groups."""
+
+    name: str
+    bars: Sequence[Interval]
 
 
 class Curve(NamedTuple):
@@ -57,6 +64,29 @@ def gain_chart(gains: Sequence[Interval], *, figure_id: str, label: str, axis: s
     axes.scatter([*lows, *highs], [*rows, *rows], marker="|", s=40, color="black", linewidth=1.2)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(axis)
+    return inline_svg(figure, figure_id=figure_id, label=label)
+
+
+def panel_chart(panels: Sequence[Panel], *, figure_id: str, label: str, axis: str) -> Markup:
+    """One small chart per arm, below each other on one scale: a bar per group from zero, with its interval."""
+    with matplotlib.rc_context(STYLE):
+        size = (WIDTH_INCHES, MARGIN_INCHES + PANEL_INCHES * len(panels))
+        figure = Figure(figsize=size, layout="constrained")
+        rows = figure.subplots(len(panels), sharey=True, squeeze=False)[:, 0]
+    # where all arms have the same groups, the lowest chart alone names them
+    named = {tuple(bar.name for bar in panel.bars) for panel in panels}
+    for axes, panel in zip(rows, panels, strict=True):
+        places, values = range(len(panel.bars)), [bar.value for bar in panel.bars]
+        below, above = [bar.value - bar.low for bar in panel.bars], [bar.high - bar.value for bar in panel.bars]
+        axes.bar(places, values, width=0.6, color=BLUE, alpha=0.7)
+        axes.errorbar(places, values, [below, above], fmt="none", ecolor="black", elinewidth=1.1, capsize=3)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(panel.name.replace("$", r"\$"), fontsize=9, loc="left")
+        is_named = len(named) > 1 or panel is panels[-1]
+        axes.set_xticks(places, [bar.name for bar in panel.bars] if is_named else [""] * len(panel.bars))
+        axes.tick_params(axis="x", length=0)
+        plain_frame(axes, grid="y")
+    rows[-1].set_xlabel(axis)
     return inline_svg(figure, figure_id=figure_id, label=label)
 
 

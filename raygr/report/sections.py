@@ -8,9 +8,27 @@ from markupsafe import Markup
 
 from raygr.compare.comparison import Comparison
 from raygr.compare.gain_words import table_notes
-from raygr.compare.tables import NOTHING, Arms, Table, list_table, metric_table, ranking_names
+from raygr.compare.tables import (
+    NOTHING,
+    Arms,
+    Table,
+    count_table,
+    count_words,
+    list_table,
+    metric_table,
+    ranking_names,
+    way_table,
+)
 from raygr.metrics.ranking import metric_name
-from raygr.report.charts import Interval, agreement_chart, gain_chart, profile_chart, share_chart
+from raygr.report.charts import (
+    Interval,
+    Panel,
+    agreement_chart,
+    gain_chart,
+    panel_chart,
+    profile_chart,
+    share_chart,
+)
 from raygr.report.scored_subjects import Agreement, ScoreMatrix, Subject
 from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD, AspectQuality
 
@@ -37,7 +55,9 @@ def comparison_section(comparison: Comparison) -> Section:
     """The arms' metrics with gains over their bases, lists, score shares, settings and protocols."""
     arms, rankings = comparison.arms, ranking_names(comparison.arms)
     tables = [metric_table(comparison, ranking) for ranking in rankings]
+    tables += [way_table(comparison, ranking) for ranking in rankings]
     tables += [metric_table(comparison, ranking, cold=True) for ranking in rankings]
+    tables += [count_table(comparison, ranking) for ranking in rankings]
     tables += [list_table(arms), share_table(arms), settings_table(arms), *protocol_tables(comparison)]
     text = (
         f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
@@ -66,7 +86,10 @@ def protocol_tables(comparison: Comparison) -> list[Table]:
 
 
 def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
-    """Gains over the base with intervals, and shares of the scores' spread; either is left out where no arm has any."""
+    """Gains over the base, in all and by train count, shares of the way to the truth and of the scores' spread.
+
+    A chart is left out where no arm has its values.
+    """
     gains = list(gain_intervals(arms, ranking, metric))
     shares = {name: arm.shares for name, arm in arms.items() if arm.shares}
     axis = f"{metric_name(metric)} against the base, %"
@@ -75,8 +98,22 @@ def comparison_charts(arms: Arms, ranking: str, metric: str) -> list[Chart]:
     charts = []
     if gains:
         charts.append(Chart(caption, gain_chart(gains, figure_id="gains", label=caption, axis=axis)))
+    ways = list(way_intervals(arms, ranking, metric))
+    if ways:
+        way_words = f"Share of the way from {base_words(arms)} to the truth in {metric_name(metric)}"
+        way_caption = f"{way_words} ({ranking}), with 95% intervals"
+        axis = "0 is the base, 100 the truth, %"
+        charts.append(Chart(way_caption, gain_chart(ways, figure_id="ways", label=way_caption, axis=axis)))
     if shares:
         charts.append(Chart(share_caption, share_chart(shares, figure_id="shares", label=share_caption)))
+    panels = list(count_panels(arms, ranking))
+    if panels:
+        count_caption = (
+            f"Gain in {metric_name(metric)} over {base_words(arms)} ({ranking}) by how often the target was bought in "
+            "training: groups of about equally many targets, with 95% intervals"
+        )
+        axis = "train interactions with the target item"
+        charts.append(Chart(count_caption, panel_chart(panels, figure_id="counts", label=count_caption, axis=axis)))
     return charts
 
 
@@ -89,6 +126,27 @@ def gain_intervals(arms: Arms, ranking: str, metric: str) -> Iterable[Interval]:
         value, low, high = gain.relative, gain.relative_low, gain.relative_high
         if value is not None and low is not None and high is not None:
             yield Interval(name, value, low, high)
+
+
+def way_intervals(arms: Arms, ranking: str, metric: str) -> Iterable[Interval]:
+    """Shares of the way to the truth in percent, of arms that were trained."""
+    for name, arm in arms.items():
+        way = arm.way_to_truth.get(ranking, {}).get(metric)
+        if way is not None and way.low is not None and way.high is not None and not arm.is_reference:
+            yield Interval(name, 100 * way.share, 100 * way.low, 100 * way.high)
+
+
+def count_panels(arms: Arms, ranking: str) -> Iterable[Panel]:
+    """Gains of each arm by train count of the target, without groups of one user, which have no interval."""
+    for name, arm in arms.items():
+        gains = {count_words(one): one.gain for one in arm.by_train_count.get(ranking, [])}
+        bars = [
+            Interval(words, gain.difference, gain.low, gain.high)
+            for words, gain in gains.items()
+            if gain.low is not None and gain.high is not None
+        ]
+        if bars:
+            yield Panel(name, bars)
 
 
 def share_table(arms: Arms) -> Table:

@@ -37,7 +37,7 @@ class ReproduceConfig:
     item_scores: ItemVectors | None = None
     """A score run, or a Parquet/CSV of id -> vector; null makes a score run by `stage_files`."""
     user_scores: UserScores = "llm"
-    """As in `raygr train`; table-5 compares two runs of `llm`."""
+    """As in `raygr train`; `table` takes `user_table` from `refined`. table-5 compares two runs of `llm`."""
     user_score_run: UserScoreRun | None = None
     """The score run of `user_scores: llm`; null tunes an adapter and scores users with it, by `stage_files`."""
     classification_scores: UserScoreRun | None = None

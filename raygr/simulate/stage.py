@@ -1,8 +1,9 @@
 """The `simulate` stage: a shop with known tastes, made from the packaged film catalogue.
 
 Films (films.csv beside this file) -> reviews.jsonl.gz and meta.jsonl.gz in the raw format of Amazon Reviews 2023,
-item_scores.csv (the aspect scores of the catalogue) and tastes.csv (the true tastes of each shopper). The shop is a
-positive control: aspects matter here by construction, which is not certain in real data.
+item_scores.csv (the aspect scores of the catalogue), tastes.csv (the true tastes of each shopper) and popularity.csv
+(the log weight of each film). The last three are the shop's truth, which truth.py reads again. The shop is a positive
+control: aspects matter here by construction, which is not certain in real data.
 
 The next film of a shopper is drawn without repeats. Its weight depends on popularity (a power law of the film's rank),
 on the distance to the last two films in the aspects, and on the shopper's hidden tastes, most of which are zero.
@@ -26,16 +27,21 @@ from raygr.metrics.z_scores import standardise
 from raygr.runs import Run, finish_run, start_run
 from raygr.simulate.config import SimulateConfig
 from raygr.simulate.review_texts import TITLES, choice, review_text
+from raygr.simulate.truth import (
+    ITEM_SCORES,
+    POPULARITY,
+    RECENT,
+    REVIEWS,
+    TASTE_WEIGHT,
+    TASTES,
+    choice_logits,
+)
 
 CATALOGUE = Path(__file__).with_name("films.csv")
 FILM_COLUMNS = ("film_id", "title", "year", "genres", "plot")  # one column per aspect follows
 SHORTEST, LONGEST = 8, 16  # number of films of a shopper, both included; small, as in a real shop
 FEWEST_TASTES, MOST_TASTES = 2, 4  # number of aspects that a shopper cares about, both included
 POPULARITY_EXPONENT, POPULARITY_SHIFT = 0.9, 8.0  # weight of rank r is (r + shift) ** -exponent
-# Weights in the exponent of the softmax, of terms with standard deviation 1. With these weights a recommender that
-# learns from the ids of 1,000 shoppers reaches two thirds of the true model's NDCG@10 (.16 of .25; popularity .06), so
-# aspects can still help.
-TASTE_WEIGHT, NEARNESS_WEIGHT = 1.6, 1.6
 RATING_CENTRE, RATING_NOISE = 2.9, 0.8  # mean rating of a film that fits no taste, and its standard deviation
 FIRST_DAY_MS, DAY_MS = 1_514_764_800_000, 86_400_000  # 2018-01-01
 START_DAYS, GAP_DAYS = 700, 14  # days over which first purchases spread; mean days between two purchases
@@ -60,6 +66,8 @@ class Purchases(NamedTuple):
     ratings_UL: np.ndarray
     times_UL: np.ndarray  # milliseconds since 1970, strictly increasing along a row
     lengths_U: np.ndarray
+    popularity_I: np.ndarray
+    """Log weights of the films."""
 
 
 def simulate(config: SimulateConfig) -> Run:
@@ -73,16 +81,18 @@ def simulate(config: SimulateConfig) -> Run:
 
 
 def write_shop(folder: str, films: Films, *, shoppers: int, seed: int) -> dict[str, int]:
-    """Writes the four files into `folder` and returns their row counts; `films` holds LONGEST films or more."""
+    """Writes the five files into `folder` and returns their row counts; `films` holds LONGEST films or more."""
     generator = np.random.default_rng(seed)
     tastes_UA = draw_tastes(shoppers, len(films.aspects), generator=generator)
     purchases = draw_purchases(films, tastes_UA, generator=generator)
     reviews = list(review_records(films, tastes_UA, purchases, generator=generator))
     user_ids = [user_id(user) for user in range(shoppers)]
-    write_lines(reviews, join(folder, "reviews.jsonl.gz"))
+    write_lines(reviews, join(folder, REVIEWS))
     write_lines(film_records(films, reviews), join(folder, "meta.jsonl.gz"))
-    write_vectors("item_id", films.ids, films.aspects, films.scores_IA, join(folder, "item_scores.csv"))
-    write_vectors("user_id", user_ids, films.aspects, tastes_UA.round(4), join(folder, "tastes.csv"))
+    write_vectors("item_id", films.ids, films.aspects, films.scores_IA, join(folder, ITEM_SCORES))
+    write_vectors("user_id", user_ids, films.aspects, tastes_UA.round(4), join(folder, TASTES))
+    popularity_I1 = purchases.popularity_I[:, None].round(6)
+    write_vectors("item_id", films.ids, ["log weight"], popularity_I1, join(folder, POPULARITY))
     return {"shoppers": shoppers, "films": len(films.ids), "reviews": len(reviews)}
 
 
@@ -128,7 +138,7 @@ def draw_purchases(films: Films, tastes_UA: np.ndarray, *, generator: np.random.
     noise_UL = RATING_NOISE * generator.standard_normal(films_UL.shape)
     ratings_UL = np.clip(np.rint(RATING_CENTRE + liking_UL + noise_UL), 1, 5).astype(int)
     lengths_U = generator.integers(SHORTEST, LONGEST + 1, size=shoppers)
-    return Purchases(films_UL, ratings_UL, draw_times(shoppers, generator=generator), lengths_U)
+    return Purchases(films_UL, ratings_UL, draw_times(shoppers, generator=generator), lengths_U, popularity_I)
 
 
 def draw_popularity(films: int, *, generator: np.random.Generator) -> np.ndarray:
@@ -145,20 +155,10 @@ def draw_films(fixed_UI: np.ndarray, levels_IA: np.ndarray, *, generator: np.ran
     fixed_UI, everyone_U = fixed_UI.copy(), np.arange(len(fixed_UI))
     chosen_UL = np.zeros((len(fixed_UI), LONGEST), dtype=int)
     for step in range(LONGEST):
-        logits_UI = fixed_UI + NEARNESS_WEIGHT * nearness(levels_IA, chosen_UL[:, max(0, step - 2) : step])
+        logits_UI = choice_logits(fixed_UI, levels_IA, chosen_UL[:, max(0, step - RECENT) : step])
         chosen_UL[:, step] = (logits_UI + generator.gumbel(size=logits_UI.shape)).argmax(axis=1)
         fixed_UI[everyone_U, chosen_UL[:, step]] = -np.inf
     return chosen_UL
-
-
-def nearness(levels_IA: np.ndarray, recent_UX: np.ndarray) -> np.ndarray:
-    """(U, I) closeness of each film to the mean of the last 0 to 2 films, standardised per shopper; 0 without any."""
-    if recent_UX.shape[1] == 0:
-        return np.zeros((len(recent_UX), len(levels_IA)))
-    centre_UA = levels_IA[recent_UX].mean(axis=1)
-    # The negative squared distance without the term that is constant per shopper, which does not change a softmax.
-    closeness_UI = 2 * centre_UA @ levels_IA.T - (levels_IA**2).sum(axis=1)
-    return standardise(closeness_UI.T)[0].T
 
 
 def draw_times(shoppers: int, *, generator: np.random.Generator) -> np.ndarray:

@@ -6,18 +6,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, ItemVectors, Place, PrepareRun, UserScoreRun, refuse
+from raygr.config import STRICT, InputFile, ItemVectors, Place, PrepareRun, UserScoreRun, refuse
 
-USER_FIELDS = ("user_side", "user_guided_train", "train_user_guided", "prompt_fraction")
+USER_FIELDS = ("user_side", "user_control", "user_guided_train", "train_user_guided", "prompt_fraction")
 GUIDED_FIELDS = (
     "fusion", "add_map", "linear_map", "guided_weight", "control", "aspect_names", "user_scores", "user_score_run",
+    "user_table",
 )  # fmt: skip
 MODEL_FIELDS = {
     ("gru4rec",): ("hidden_width", "input_dropout", "session_parallel"),
     ("bert4rec",): ("mask_rate", "mask_last_rate"),
     ("sasrec", "bert4rec"): ("blocks", "heads"),
 }
-UserScores = Literal["none", "llm", "profile", "history"]
+UserScores = Literal["none", "llm", "profile", "table", "history"]
 
 
 def off_for_false(value: object) -> object:
@@ -44,9 +45,15 @@ class TrainConfig:
     missing_scores: Literal["mean", "refuse"] = "mean"
     user_scores: UserScores = "history"
     """Guided vectors of users. `history`: the guided user state, learned from the item scores of the history before a
-    target; `llm`: one vector a user, of `user_score_run`; `profile`: the rating-weighted mean of the user's items."""
+    target; `llm`: one vector a user, of `user_score_run`; `profile`: the rating-weighted mean of the user's items;
+    `table`: one vector a user, of `user_table`."""
     user_score_run: UserScoreRun | None = None
     """The score run of `llm`; with `history` its vectors are one more part of the state."""
+    user_table: InputFile | None = None
+    """The Parquet/CSV of id -> vector of `user_scores: table`, with a column per aspect. It is for oracles: nobody
+    checks what such vectors know of the targets, and the run warns of it."""
+    user_control: Literal["none", "shuffled"] = "none"
+    """Control arm: the users' vectors shuffled over users."""
     fusion: Literal["concat", "add", "none"] = "none"
     """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added; `none`:
     item rows are learned alone, and scores enter with the users' vectors only."""
@@ -171,7 +178,7 @@ def without_effect(config: TrainConfig) -> dict[str, tuple[str, ...]]:
         },
         "without user_scores": dict.fromkeys(users, guided and user_scores == "none"),
         "on user_scores: history without user_score_run": dict.fromkeys(
-            ("user_guided_train", "prompt_fraction"),
+            ("user_control", "user_guided_train", "prompt_fraction"),
             guided and user_scores == "history" and config.user_score_run is None,
         ),
         f"on user_scores: {user_scores} with user_guided_train: {config.user_guided_train}": {
@@ -217,7 +224,13 @@ def contradictions(config: TrainConfig) -> dict[str, bool]:
             config.user_scores == "llm" and config.user_score_run is None
         ),
         f"user_scores: {config.user_scores} reads no user_score_run": (
-            config.user_score_run is not None and config.user_scores in ("none", "profile")
+            config.user_score_run is not None and config.user_scores in ("none", "profile", "table")
+        ),
+        "user_scores: table and user_table belong together": (
+            (config.user_scores == "table") != (config.user_table is not None)
+        ),
+        "user_guided_train: after_prompt needs prompts, and user_scores: table has none: set user_guided_train: all": (
+            config.user_scores == "table" and config.user_guided_train == "after_prompt"
         ),
         f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
             pairwise and config.model == "bert4rec"
@@ -244,5 +257,5 @@ def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("item_scores") is None:
         unused |= {*GUIDED_FIELDS, *USER_FIELDS}
     elif settings.get("user_scores", TrainConfig.user_scores) == "none":
-        unused |= {"user_score_run", *USER_FIELDS}
+        unused |= {"user_score_run", "user_table", *USER_FIELDS}
     return {name: value for name, value in settings.items() if name not in unused}

@@ -118,7 +118,7 @@ def load_inputs(config: TrainConfig) -> Inputs:
         list_scores_IA=list_scores_IA,
         user_vectors=users,
         protocol=protocol_stamp(config, prepared, candidates, seen="ranked" if data.repeats else "filtered"),
-        warnings=score_warnings(scores) + user_warnings(users, windows),
+        warnings=score_warnings(scores) + user_warnings(config, users, windows),
     )
 
 
@@ -135,6 +135,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         data=files.absolute(config.data),
         item_scores=config.item_scores and files.absolute(config.item_scores),
         user_score_run=config.user_score_run and files.absolute(config.user_score_run),
+        user_table=config.user_table and files.absolute(config.user_table),
         list_scores=config.list_scores and files.absolute(config.list_scores),
     )
 
@@ -205,12 +206,16 @@ def score_warnings(scores: AlignedScores | None) -> list[str]:
     return [text for text, count in notes.items() if count]
 
 
-def user_warnings(users: UserVectors | None, windows: Windows) -> list[str]:
+def user_warnings(config: TrainConfig, users: UserVectors | None, windows: Windows) -> list[str]:
     if users is None:
         return []
     count, missing = len(users.prompt_U), users.without_scores
     untrained = count - len(np.unique(windows.user_E))
     notes = {
+        f"the user vectors of {config.user_table} are an oracle: nobody checked what they know, and they may know the "
+        "targets, so this run shows what user vectors could gain at most, not what they gain": (
+            config.user_scores == "table"
+        ),
         f"{missing} of {count} users ({missing / count:.0%}) have no complete scores: what is missing adds nothing to "
         "them": missing > NOTED_MISSING * count,
         f"{untrained} of {count} users have no interaction to train on after their prompt": (
@@ -229,9 +234,20 @@ def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedSc
         case "history":
             return llm_vectors(config, scores) if config.user_score_run else None
         case "profile":
-            return profile_vectors(config, data, scores)
+            users = profile_vectors(config, data, scores)
         case "llm":
-            return llm_vectors(config, scores)
+            users = llm_vectors(config, scores)
+        case "table":
+            users = table_vectors(config, scores)
+    return shuffled_users(users, config.seed) if config.user_control == "shuffled" else users
+
+
+def shuffled_users(users: UserVectors, seed: int) -> UserVectors:
+    """The vectors permuted over the users that have one; each user keeps the positions that are trained on."""
+    known_U = np.flatnonzero(users.evaluation_UA.any(axis=1))
+    source_U = np.arange(len(users.evaluation_UA))
+    source_U[known_U] = np.random.default_rng(seed).permutation(known_U)
+    return users._replace(training_UA=users.training_UA[source_U], evaluation_UA=users.evaluation_UA[source_U])
 
 
 def profile_vectors(config: TrainConfig, data: Interactions, scores: AlignedScores) -> UserVectors:
@@ -275,6 +291,21 @@ def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
             "set user_guided_train: all, or score users with an earlier cut-off (cutoff_fraction of score)"
         )
     return UserVectors(standardised_UA, standardised_UA, cutoff_U + 1, missing)
+
+
+def table_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
+    """Vectors of an unchecked table of users, for training and evaluation alike."""
+    assert config.user_table is not None  # by the configuration's validator
+    vectors = read_vectors(config.user_table, subjects="users", column=config.score_column, aspects=scores.aspects)
+    if vectors.cutoffs_S is not None:
+        raise ConfigError(
+            f"user_table: {config.user_table} is a score run, which says what each prompt has seen: "
+            "set user_scores: llm and user_score_run, so that this is checked"
+        )
+    values_UA, _ = rows_by_id(vectors, read_ids(config.data, USERS, "user"))
+    standardised_UA, _ = standardise(values_UA)
+    missing = int(np.isnan(values_UA).any(axis=1).sum())
+    return UserVectors(standardised_UA, standardised_UA, np.zeros(len(values_UA), np.int64), missing)
 
 
 def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> np.ndarray:

@@ -128,8 +128,9 @@ def check_sources(run: str, config: TrainConfig) -> None:
         (given["data"], config.data),
         (given["item_scores"], config.item_scores),
         (given["user_score_run"], config.user_score_run),
+        (given.get("user_table"), config.user_table),
     ):
-        if place is None or name not in record.inputs:
+        if name is None or place is None or name not in record.inputs:
             continue
         if not files.exists(place):
             raise runs.RunError(f"{run} was trained on {place}, which is not there: put it back, or train again")

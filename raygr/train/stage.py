@@ -64,7 +64,7 @@ def train(
     shared = gpu_share if use_gpu else None
     cpus = worker_cpus(config.workers, config.threads, gpu_share=shared, at_once=at_once)
     placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share, cpus=cpus)
-    read = [config.data, config.item_scores, config.user_score_run, config.list_scores]
+    read = [config.data, config.item_scores, config.user_score_run, config.user_table, config.list_scores]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="train", config=config, inputs=used)
     settings = {"config": with_absolute_paths(config)}

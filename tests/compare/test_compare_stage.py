@@ -1,6 +1,8 @@
 """Comparison of hand-made train runs: gains, refusals, tables."""
 
 import csv
+import gzip
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,12 @@ from raygr.compare.config import CompareConfig
 from raygr.compare.references import catalogue_ranks
 from raygr.compare.stage import compare
 from raygr.config import ConfigError
+from raygr.data.interactions import read_interactions
 from raygr.metrics.ranking import full_ranks
 from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, RANK_SCHEMA, RANKS
+from raygr.simulate.config import SimulateConfig
+from raygr.simulate.review_texts import ASPECT_PHRASES
+from raygr.simulate.stage import Films, simulate, write_shop
 from raygr.train.config import TrainConfig
 
 PROTOCOL = {"split": "leave_one_out", "candidates": ["full"], "seen": "filtered", "ties": "mean rank", "data": "abc"}
@@ -99,6 +105,7 @@ def test_gain_by_hand(two_arms: CompareConfig):
         "fusion": "add",
         "control": "none",
         "user_scores": "none",
+        "user_control": "none",
         "base_width": 48,
         "loss": "cross_entropy",
     }
@@ -349,6 +356,146 @@ def test_a_comparison_of_an_earlier_version_is_not_shown_as_one_of_this(two_arms
     files.write_json(found, run.file("comparison.json"))
     with pytest.raises(runs.RunError, match="compared by an earlier version"):
         read_comparison(run.path)
+
+
+# --- the truth of simulated shoppers -------------------------------------------------------------
+
+FILMS, SHOPPERS, EACH = 30, 60, 8  # every shopper buys eight films or more
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated shop in `shop`, and in `data` a prepare run of it in which items and users have another order."""
+    folder = tmp_path_factory.mktemp("simulated")
+    scores_IA = np.random.default_rng(7).integers(1, 11, size=(FILMS, len(ASPECT_PHRASES)))
+    names = [f"T{number:02d}" for number in range(FILMS)]
+    films = Films(names, names, ["1999"] * FILMS, [["War"]] * FILMS, ["Plot."] * FILMS, [*ASPECT_PHRASES], scores_IA)
+    run = runs.start_run(str(folder / "shop"), job="simulate", config={})
+    write_shop(run.path, films, shoppers=SHOPPERS, seed=1)
+    runs.finish_run(run, inputs=[], counts={})
+    order = [*range(0, FILMS, 2), *range(1, FILMS, 2)]
+    index_of = {names[film]: place + 1 for place, film in enumerate(order)}
+    bought: dict[str, list[int]] = {}
+    with gzip.open(run.file("reviews.jsonl.gz"), "rt") as file:
+        for review in map(json.loads, file):
+            bought.setdefault(review["user_id"], []).append(index_of[review["parent_asin"]])
+    histories = [items[:EACH] for items in reversed(bought.values())]  # another order of users, too
+    data = write_prepared(folder / "data", histories, items=FILMS, tests=2, user_ids=[*reversed(bought)])
+    items = files.read_table(f"{data}/items")
+    at = items.schema.get_field_index("item_id")
+    files.write_table(
+        items.set_column(at, "item_id", pa.array([names[film] for film in order])), f"{data}/items/part-0.parquet"
+    )
+    record = files.read_json(f"{data}/run.json")
+    record["inputs"] = {"reviews": files.fingerprint(run.file("reviews.jsonl.gz"))}
+    files.write_json(record, f"{data}/run.json")
+    return folder
+
+
+def on_shop(folder: Path, name: str, ranks: np.ndarray) -> str:
+    """A train run on the shop's data: `ranks` are of the last two interactions of each user, U x 2."""
+    data = str(folder / "data")
+    protocol = PROTOCOL | {"data": files.fingerprint(data)}
+    path = write_train_run(folder / name, [1.0], protocol=protocol, data=data, targets=("last", "every"))
+    found = read_interactions(data)
+    at_E = np.flatnonzero(found.split_N == "test")
+    position_E = at_E - np.searchsorted(found.user_N, found.user_N[at_E])
+    counts_I = np.bincount(found.item_N[found.split_N == "train"], minlength=FILMS + 1)
+    table = pa.table({
+        "user_index": found.user_N[at_E], "position": position_E, "last": position_E == position_E.max(),
+        "part": ["test"] * len(at_E), "candidates": ["full"] * len(at_E), "target": found.item_N[at_E],
+        "rank": ranks.reshape(-1), "target_train_count": counts_I[found.item_N[at_E]],
+    })  # fmt: skip
+    files.write_table(table.cast(RANK_SCHEMA), f"{path}/{RANKS}")
+    return path
+
+
+def true_ranks(shop: Path, *, taste_weight: float) -> np.ndarray:
+    """(U, 2) ranks of the test targets by the formula of the choice model, film by film from the shop's files."""
+    item_rows, taste_rows, popularity_rows = (
+        {row[0]: np.array(row[1:], float) for row in list(csv.reader((shop / "shop" / name).open()))[1:]}
+        for name in ("item_scores.csv", "tastes.csv", "popularity.csv")
+    )
+    scores_FA = np.array([*item_rows.values()])
+    levels = dict(zip(item_rows, (scores_FA - scores_FA.mean(0)) / scores_FA.std(0), strict=True))
+    found = read_interactions(str(shop / "data"))
+    ids = files.read_table(str(shop / "data/items")).sort_by("item_index")["item_id"].to_pylist()
+    users = files.read_table(str(shop / "data/users.parquet")).sort_by("user_index")["user_id"].to_pylist()
+    ranks = []
+    for user, user_id in enumerate(users):
+        history = [ids[item - 1] for item in found.item_N[found.user_N == user]]
+        for place in (-2, -1):
+            before = history[:place]
+            centre_A = (levels[before[-1]] + levels[before[-2]]) / 2
+            near = {film: -float(((centre_A - level_A) ** 2).sum()) for film, level_A in levels.items()}
+            mean, spread = np.mean([*near.values()]), np.std([*near.values()])
+            logit = {
+                film: popularity_rows[film][0]
+                + taste_weight * float(taste_rows[user_id] @ levels[film])
+                + 1.6 * (near[film] - mean) / spread
+                for film in levels
+            }
+            rivals = [logit[film] for film in levels if film not in before and film != history[place]]
+            ranks.append(1 + sum(rival > logit[history[place]] for rival in rivals))
+    return np.array(ranks, float).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(("name", "taste_weight"), [("truth", 1.6), ("truth without tastes", 0.0)])
+def test_the_truth_ranks_by_the_choice_model(shop: Path, tmp_path: Path, name: str, taste_weight: float):
+    run = on_shop(shop, f"{name}-base", np.ones((SHOPPERS, 2)))
+    found = compared(settings(tmp_path, {"truth": str(shop / "shop")}, base=[run]))["arms"][name]
+    ranks_U2 = true_ranks(shop, taste_weight=taste_weight)
+    assert found["metrics"]["full"]["mrr"]["mean"] == pytest.approx((1 / ranks_U2[:, 1]).mean())
+    assert found["metrics"]["full, every target"]["mrr"]["mean"] == pytest.approx((1 / ranks_U2).mean())
+    assert found["is_reference"]
+
+
+def test_no_ranking_is_better_than_the_truth(shop: Path, tmp_path: Path):
+    """The truth without tastes, popularity and chance know less; an arm on the truth's way is measured along it."""
+    truth_U2, tasteless_U2 = true_ranks(shop, taste_weight=1.6), true_ranks(shop, taste_weight=0.0)
+    base, half = (on_shop(shop, name, ranks) for name, ranks in (("way-base", tasteless_U2), ("way-truth", truth_U2)))
+    run = compare(settings(tmp_path, {"truth": str(shop / "shop")}, base=[base], arm=[half]))
+    found = files.read_json(run.file("comparison.json"))["arms"]
+    mean = {name: arm["metrics"]["full, every target"]["ndcg_at_10"]["mean"] for name, arm in found.items()}
+    assert mean["truth"] == mean["arm"] > mean["truth without tastes"] == mean["base"] > mean["popularity"]
+    assert mean["popularity"] > mean["chance"]
+    way = {name: arm["way_to_truth"]["full"]["mrr"] for name, arm in found.items() if arm["way_to_truth"]}
+    assert list(way) == ["arm", "popularity", "chance", "truth", "truth without tastes"]
+    assert way["arm"] == way["truth"] == {"share": 1.0, "low": 1.0, "high": 1.0}
+    assert way["truth without tastes"]["share"] == 0.0 and way["chance"]["share"] < way["popularity"]["share"] < 0
+    text = Path(run.file("table.md")).read_text(encoding="utf-8")
+    assert "Share of the way from the base arm to the truth" in text and "| arm | 100% [+100, +100] |" in text
+    lines = csv.DictReader(Path(run.file("table.csv")).read_text(encoding="utf-8").splitlines())
+    [line] = [
+        line for line in lines
+        if (line["arm"], line["candidates"], line["targets"], line["metric"]) == ("popularity", "full", "all", "mrr")
+    ]  # fmt: skip
+    assert float(line["way_to_truth"]) == way["popularity"]["share"] < float(line["way_high"])
+
+
+def test_the_truth_of_another_shop_is_refused(shop: Path, tmp_path: Path):
+    run = on_shop(shop, "refused", np.ones((SHOPPERS, 2)))
+    other = simulate(SimulateConfig(output=str(tmp_path / "other"), shoppers=10)).path
+    for truth, message in ((other, "was not prepared from"), (str(tmp_path), "holds no popularity.csv")):
+        with pytest.raises(ConfigError, match=message):
+            compare(settings(tmp_path, {"truth": truth}, base=[run]))
+    with pytest.raises(ConfigError, match="an arm is called truth"):
+        compare(settings(tmp_path, {"truth": str(shop / "shop")}, base=[run], truth=[run]))
+
+
+def test_gains_by_how_often_the_target_was_bought(tmp_path: Path):
+    """Twelve users: two targets that nobody bought, then two each with 1, 2, 3, 4 and 5 train interactions."""
+    counts = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    base = write_train_run(tmp_path / "base", [2.0] * 12, counts=counts)
+    other = write_train_run(tmp_path / "other", [1.0, 1.0, *[2.0] * 8, 2.0, 1.0], counts=counts)
+    run = compare(settings(tmp_path, {"primary_metric": "mrr"}, base=[base], other=[other]))
+    found = files.read_json(run.file("comparison.json"))["arms"]
+    assert found["base"]["by_train_count"] == {}
+    groups = found["other"]["by_train_count"]["full"]
+    assert [(one["least"], one["most"], one["targets"]) for one in groups] == [(n, n, 2) for n in range(6)]
+    assert [one["gain"]["difference"] for one in groups] == [0.5, 0, 0, 0, 0, 0.25]
+    assert {one["base"] for one in groups} == {0.5} and groups[5]["gain"]["low"] < 0.25 < groups[5]["gain"]["high"]
+    assert "| other | 5 | 2 | 0.5000 | +0.2500 |" in Path(run.file("table.md")).read_text(encoding="utf-8")
 
 
 def test_arms_called_like_the_references_are_refused(tmp_path: Path):

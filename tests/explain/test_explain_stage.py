@@ -328,6 +328,7 @@ def test_what_is_wrong_is_one_line(run: str, tmp_path: Path, capsys: pytest.Capt
     [
         ({"item_scores": None}, "is a base model without aspects"),
         ({"control": "shuffled"}, r"is a control arm \(shuffled\)"),
+        (PROFILE | {"user_control": "shuffled"}, "user vectors are not those of its users"),
     ],
 )
 def test_models_without_values_of_their_items_are_refused(folder: Path, changes: dict, message: str):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from raygr.metrics.gains import LEAST_P, Component, Gain, components, gains, half_width, two_sided_p
+from raygr.metrics.gains import LEAST_P, Component, Gain, components, gains, half_width, two_sided_p, way_shares
 
 USERS, DATA_SETS = 400, 2000
 
@@ -24,6 +24,42 @@ def coverage(arm_MZU: np.ndarray, base_MZU: np.ndarray, *, true: float = 0.0, pa
     half_M = half_width(components(arm_MZU, base_MZU, paired=paired), 0.05)
     difference_M = arm_MZU.mean(axis=(1, 2)) - base_MZU.mean(axis=(1, 2))
     return float((np.abs(difference_M - true) <= half_M).mean())
+
+
+# --- share of the way -----------------------------------------------------------------------------
+
+
+def test_the_share_of_the_way_by_hand():
+    """Base .2, arm .5, end .8 in the mean: half the way, and each user's distance from half its own way by hand."""
+    base_ZU, arm_ZU, end_ZU = np.array([[0.1, 0.3]]), np.array([[0.6, 0.4]]), np.array([[0.7, 0.9]])
+    [way] = way_shares(arm_ZU[None], base_ZU[None], end_ZU[None], paired=True)
+    rest_U = np.array([0.6 - 0.4, 0.4 - 0.6])
+    half = scipy.stats.t.ppf(0.975, 1) * rest_U.std(ddof=1) / math.sqrt(2) / 0.6
+    assert astuple(way) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert way_shares(arm_ZU[None], end_ZU[None], base_ZU[None], paired=True) == [None]  # the end is worse
+
+
+def test_the_base_has_done_none_of_the_way_and_the_end_all_of_it_for_certain():
+    base_MZU, end_MZU = (
+        np.random.default_rng(0).uniform(0.0, 0.5, (2, 2, 3, 40)) + np.array([0, 0.5])[:, None, None, None]
+    )
+    for arm_MZU, share in ((base_MZU, 0.0), (end_MZU, 1.0)):
+        for way in way_shares(arm_MZU, base_MZU, end_MZU, paired=True):
+            assert astuple(way) == pytest.approx((share, share, share))
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_95_percent_intervals_hold_the_share_of_the_way(runs: int):
+    """An arm that goes 40% of the way in the mean; users' ways differ, and so do trained runs."""
+    generator = np.random.default_rng(runs)
+    shape = (DATA_SETS, runs, USERS)
+    user_MZU = generator.standard_normal((DATA_SETS, 1, USERS))
+    end_MZU = 0.5 + user_MZU + generator.standard_normal((DATA_SETS, 1, USERS))
+    base_MZU = user_MZU + 0.3 * generator.standard_normal(shape)
+    arm_MZU = 0.2 + user_MZU + 0.5 * generator.standard_normal(shape)
+    found = way_shares(arm_MZU, base_MZU, np.broadcast_to(end_MZU, shape), paired=True)
+    held = [way.low <= 0.4 <= way.high for way in found if way is not None]
+    assert len(held) == DATA_SETS and 0.93 <= np.mean(held) <= 0.98
 
 
 # --- coverage: 2,000 data sets each, so a standard error of half a percent ----------------------

@@ -6,7 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raygr.metrics.rank_tables import cold_metrics, ranking_metrics, read_rankings, user_values
+from raygr.metrics.rank_tables import (
+    cold_metrics,
+    count_edges,
+    counted_ranking,
+    ranking_metrics,
+    read_rankings,
+    user_values,
+)
 from raygr.metrics.ranking import METRICS
 from raygr.schema import RANK_SCHEMA
 
@@ -65,3 +72,23 @@ def test_one_target_a_user_gives_the_plain_mean():
     found = read_rankings(ranks(rows), part="test", targets=("last", "every"))
     assert found["full"].rank_E.tolist() == found["full, every target"].rank_E.tolist() == rank_E.tolist()
     assert ranking_metrics(found["full"])["mrr"] == pytest.approx(np.mean(1 / rank_E))
+
+
+def test_groups_by_train_count_have_about_equally_many_targets_and_those_without_any_are_apart():
+    def edges(counts: list[int], bins: int) -> list[int]:
+        [ranking] = read_rankings(
+            ranks([(u, 1, True, "test", "full", 1, 1.0, n) for u, n in enumerate(counts)]),
+            part="test",
+            targets=("last",),
+        ).values()
+        return count_edges(ranking, bins)
+
+    assert edges([0, 0, 0, 9, 4, 5, 6, 7, 8], 3) == [0, 4, 6, 8]
+    assert edges([7, 7, 7, 7, 8, 9], 3) == [7, 8]  # equal counts stay together
+    assert edges([3], 5) == [3] and edges([0, 0], 5) == [0]
+
+
+def test_a_group_by_train_count_holds_both_its_ends_but_not_the_next_groups_least():
+    [_, every] = read_rankings(ranks(), part="test", targets=("last", "every")).values()
+    kept = counted_ranking(every, least=9, below=50)
+    assert list(zip(kept.rank_E, kept.train_count_E, strict=True)) == [(1.0, 9), (20.0, 10)]

@@ -118,6 +118,17 @@ def make_comparison(path: Path, train: str) -> str:
         "chance": arm(0.0123, {**unsure, "over": "users"}, None)
         | {"runs": [], "is_reference": True, "lists": None, "settings": {}, "parameters": 0},
     }
+    plain = {name: value for name, value in better.items() if name not in ("p_holm", "per_run")}
+    groups = [(0, 0, 0.0219), (1, 14, -0.0037), (15, 321, 0.0456)]
+    arms["refined"]["by_train_count"] = {
+        "full": [
+            {"least": least, "most": most, "targets": 1414, "users": 1313, "base": 0.0765,
+             "gain": plain | {"difference": gain, "low": gain - 0.01, "high": gain + 0.01}}
+            for least, most, gain in groups
+        ]
+    }  # fmt: skip
+    way = {"share": 0.43, "low": 0.352, "high": 0.508}
+    arms["refined"]["way_to_truth"] = {"full": dict.fromkeys(METRICS, way)}
     record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
     record |= {"primary_metric": "ndcg_at_10", "remarks": ["“shuffled” ranks worse than chance."]}
     write_json(record, str(path / "comparison.json"))
@@ -184,6 +195,7 @@ NUMBERS = [
     "4,321", "7.25", "98,765",  # data
     "0.1111", "0.1248", "+12.3%*", "(+2.1 to +22.9)", "-3.2%", "62.0%", "3.5%", "54,321", "leave_one_out",
     "0.0125", "17 targets of 15 users", "0.4321",  # cold-start targets, lists
+    "43%", "15–321", "1,414", "+0.0219", "+0.0119 to +0.0319",  # the way to the truth, gains by train count
     "0.8", "12.5%", "1.875", "1,234,567", "yes",  # quality
     "+1.00",  # agreement
     "0.1500", "0.6500", "+0.5000*", "+0.7500*", "(+0.5000 to +0.5000)", "+0.0000", "4,567", "0.0375",  # fine-tune
@@ -203,8 +215,10 @@ def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
 def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
-    assert page.count("<svg") == 15  # gains, shares, agreement, three items, three users, six of the fine-tune
-    assert page.count('role="img" aria-label=') == 15
+    assert (
+        page.count("<svg") == 17
+    )  # gains, by train count, way to the truth, shares, agreement, three items, three users, six of the fine-tune
+    assert page.count('role="img" aria-label=') == 17
 
 
 def test_ids_of_the_page_are_unique(page):

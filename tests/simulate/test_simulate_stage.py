@@ -21,12 +21,12 @@ from raygr.simulate.stage import (
     draw_popularity,
     draw_purchases,
     draw_tastes,
-    nearness,
     read_films,
     select_aspects,
     simulate,
     write_shop,
 )
+from raygr.simulate.truth import nearness, read_truth
 
 SHOPPERS = 40
 
@@ -63,6 +63,20 @@ def test_records_have_the_fields_of_amazon_reviews_2023(shop):
     )
     assert item["title"] == "Film 0 (1999)" and item["details"] == {"Release year": "1999"}
     assert item["categories"] == ["Drama", "War"] and item["description"] == ["A plot."]
+
+
+def test_the_true_popularity_and_tastes_are_written(shop, films):
+    generator = np.random.default_rng(3)
+    tastes_UA = draw_tastes(SHOPPERS, len(films.aspects), generator=generator)
+    popularity_I = draw_purchases(films, tastes_UA, generator=generator).popularity_I
+    truth = read_truth(
+        str(shop), user_ids_U=np.array(["S00002", "S00001"]), item_ids_I=np.array([films.ids[5], films.ids[0]])
+    )
+    np.testing.assert_allclose(truth.popularity_X, popularity_I, atol=1e-6)
+    np.testing.assert_allclose(truth.tastes_UA, tastes_UA[[1, 0]], atol=1e-4)
+    assert truth.film_I.tolist() == [5, 0]
+    with pytest.raises(ConfigError, match="does not hold T999, S99999"):
+        read_truth(str(shop), user_ids_U=np.array(["S00001", "S99999"]), item_ids_I=np.array(["T001", "T999"]))
 
 
 def test_shoppers_buy_different_films_in_order(shop):

@@ -211,6 +211,36 @@ def test_users_without_scores_are_counted_and_have_no_vector(toy: Path):
     assert any("5 of 20 users (25%) have no complete scores" in text for text in inputs.warnings)
 
 
+def test_a_table_of_user_vectors_is_an_oracle_and_says_so(toy: Path):
+    vectors = {f"u{u}": [float(u), float(u % 3)] for u in reversed(range(20))}
+    path = write_csv(toy / "tastes.csv", vectors, ASPECTS)
+    oracle = {"item_scores": str(toy / "scores.csv"), "user_scores": "table", "user_table": path}
+    inputs = load_inputs(settings(toy, **oracle))
+    by_hand_UA = np.array([[u, u % 3] for u in range(20)], float)
+    by_hand_UA = (by_hand_UA - by_hand_UA.mean(axis=0)) / by_hand_UA.std(axis=0)
+    np.testing.assert_allclose(inputs.user_vectors.evaluation_UA, by_hand_UA)
+    np.testing.assert_array_equal(inputs.user_vectors.training_UA, inputs.user_vectors.evaluation_UA)
+    assert any("tastes.csv are an oracle: nobody checked what they know" in text for text in inputs.warnings)
+    with pytest.raises(ConfigError, match=r"is a score run, .*: set user_scores: llm"):
+        load_inputs(settings(toy, **oracle | {"user_table": user_run(toy, cutoff=9)}))
+
+
+@pytest.mark.parametrize("guided_train", ["all", "after_prompt"])
+def test_shuffled_users_have_the_vectors_of_others_and_learn_at_their_own_positions(toy: Path, guided_train: str):
+    """5 of 20 users have no scores, and stay without."""
+    run = user_run(toy, cutoff=4, users=15)
+    plain, shuffled, other = (
+        load_inputs(llm_settings(toy, run, user_guided_train=guided_train, **changes))
+        for changes in ({}, {"user_control": "shuffled"}, {"user_control": "shuffled", "seed": 1})
+    )
+    before_UA, after_UA = plain.user_vectors.evaluation_UA, shuffled.user_vectors.evaluation_UA
+    np.testing.assert_array_equal(after_UA[:15], before_UA[np.random.default_rng(0).permutation(15)])
+    assert not after_UA[15:].any() and (after_UA != before_UA).any() and (after_UA != other.user_vectors[1]).any()
+    np.testing.assert_array_equal(shuffled.user_vectors.training_UA, after_UA)
+    assert shuffled.windows.first_target_E.tolist() == plain.windows.first_target_E.tolist()
+    assert shuffled.scores.scores_IA.tolist() == plain.scores.scores_IA.tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -224,12 +254,17 @@ def test_users_without_scores_are_counted_and_have_no_vector(toy: Path):
         ({"item_scores": "s", "user_scores": "profile", "user_side": "add"}, "is \\(9b\\), which joins \\(9a\\)"),
         (
             {"item_scores": "s", "user_scores": "none"},
-            "fusion: none without user_scores would leave the item scores out",
+            "fusion: none without user_scores would leave",
         ),
         ({"item_scores": "s", "user_side": "add", "fusion": "add"}, "user_scores: history needs user_side: learned"),
         ({"item_scores": "s", "user_score_run": "u", "user_scores": "profile"}, "profile reads no user_score_run"),
         ({"item_scores": "s", "model": "gru4rec", "session_parallel": True}, "needs whole histories"),
         ({"item_scores": "s", "user_scores": "llm"}, "belong together"),
+        ({"item_scores": "s", "user_table": "t"}, "user_scores: table and user_table belong together"),
+        (
+            {"item_scores": "s", "user_scores": "table", "user_table": "t", "user_guided_train": "after_prompt"},
+            "user_scores: table has none",
+        ),
     ],
 )
 def test_contradictions_are_refused_before_anything_runs(toy: Path, changes: dict[str, Any], message: str):
