@@ -13,7 +13,8 @@ The root makes the size of a part independent of the length of the history. A sc
 <encoder's state, item row> + <u, standardised scores of the item>: both factors of the second product are in units that
 do not depend on the size of the catalogue. Only items before a target enter its state, so no position knows its target.
 
-Shape suffixes: `B` histories, `L` history length, `T` targets of a history, `A` aspects, `J` items, `K` parts.
+Shape suffixes: `B` histories, `L` history length, `A` aspects, `F` features made of all aspects, `J` items that a batch
+touches; `X` is the targets of one history.
 """
 
 from typing import Literal
@@ -35,7 +36,7 @@ class GuidedState(nn.Module):
         """`parts` are HISTORY_PARTS, "user", or both in this order. `rating_deviation` is that of all train ratings."""
         super().__init__()
         self.parts = parts
-        self.map_KAA = nn.Parameter(torch.zeros(len(parts), aspects, aspects))
+        self.map_FA = nn.Parameter(torch.zeros(len(parts) * aspects, aspects))
         self.register_buffer("rating_deviation", torch.tensor(float(rating_deviation)))
 
     def at_positions(
@@ -62,25 +63,25 @@ class GuidedState(nn.Module):
         history_BL: Tensor,
         rating_BL: Tensor,
         users_BA: Tensor | None,
-        place_BT: Tensor,
+        place_BX: Tensor,
         *,
         masked: bool,
     ) -> Tensor:
-        """The state for targets at places of the histories, (B, T, A); `place_BT` may be one row for all histories."""
-        parts_BTX: list[Tensor] = []
+        """The state for targets at places of the histories, (B, X, A); `place_BX` may be one row for all histories."""
+        parts_BXF: list[Tensor] = []
         if self.parts[0] != "user":
-            gap_BTL = place_BT[:, :, None] - torch.arange(history_BL.shape[1], device=history_BL.device)
-            counts_BTL = gap_BTL != 0 if masked else gap_BTL > 0
-            parts_BTX.append(self.history_parts(scores_JA, history_BL, rating_BL, counts_BTL, gap_BTL.abs() <= RECENT))
+            gap_BXL = place_BX[:, :, None] - torch.arange(history_BL.shape[1], device=history_BL.device)
+            counts_BXL = gap_BXL != 0 if masked else gap_BXL > 0
+            parts_BXF.append(self.history_parts(scores_JA, history_BL, rating_BL, counts_BXL, gap_BXL.abs() <= RECENT))
         if users_BA is not None:
-            parts_BTX.append(users_BA[:, None].expand(-1, place_BT.shape[1], -1))
-        return torch.cat(parts_BTX, dim=2) @ self.map_KAA.flatten(0, 1)
+            parts_BXF.append(users_BA[:, None].expand(-1, place_BX.shape[1], -1))
+        return torch.cat(parts_BXF, dim=2) @ self.map_FA
 
     @torch.no_grad()
     def history_parts(
-        self, scores_JA: Tensor, history_BL: Tensor, rating_BL: Tensor, counts_BTL: Tensor, is_near_BTL: Tensor
+        self, scores_JA: Tensor, history_BL: Tensor, rating_BL: Tensor, counts_BXL: Tensor, is_near_BXL: Tensor
     ) -> Tensor:
-        """The three parts of the history side by side, (B, T, 3 A). They hold nothing that is learned."""
+        """The three parts of the history side by side, (B, X, F). They hold nothing that is learned."""
         is_seen_BL = (history_BL > 0) & (history_BL <= len(scores_JA))
         seen_BLA = nn.functional.embedding(history_BL, nn.functional.pad(scores_JA, (0, 0, 1, 1)))
         is_rated_BL1 = (is_seen_BL & ~rating_BL.isnan())[:, :, None].to(seen_BLA.dtype)
@@ -89,16 +90,16 @@ class GuidedState(nn.Module):
         # one product for all sums over the history
         columns = [seen_BLA, is_rated_BL1 * seen_BLA, rating_BL1 * seen_BLA, is_seen_BL1, is_rated_BL1, rating_BL1]
         widths = [column.shape[2] for column in columns]
-        sums_BTX = counts_BTL.to(seen_BLA.dtype) @ torch.cat(columns, dim=2)
-        all_BTA, rated_BTA, by_rating_BTA, count_BT1, ratings_BT1, total_BT1 = sums_BTX.split(widths, dim=2)
-        near_BTX = (counts_BTL & is_near_BTL).to(seen_BLA.dtype) @ torch.cat([seen_BLA, is_seen_BL1], dim=2)
-        recent_BTA, recent_BT1 = near_BTX.split([widths[0], 1], dim=2)
-        ratings_BT1 = ratings_BT1.clamp(min=1)
-        centred_BTA = by_rating_BTA - total_BT1 / ratings_BT1 * rated_BTA
-        parts = [all_BTA / root(count_BT1), centred_BTA / root(ratings_BT1), recent_BTA / root(recent_BT1)]
+        sums_BXF = counts_BXL.to(seen_BLA.dtype) @ torch.cat(columns, dim=2)
+        all_BXA, rated_BXA, by_rating_BXA, count_BX1, ratings_BX1, total_BX1 = sums_BXF.split(widths, dim=2)
+        near_BXF = (counts_BXL & is_near_BXL).to(seen_BLA.dtype) @ torch.cat([seen_BLA, is_seen_BL1], dim=2)
+        recent_BXA, recent_BX1 = near_BXF.split([widths[0], 1], dim=2)
+        ratings_BX1 = ratings_BX1.clamp(min=1)
+        centred_BXA = by_rating_BXA - total_BX1 / ratings_BX1 * rated_BXA
+        parts = [all_BXA / root(count_BX1), centred_BXA / root(ratings_BX1), recent_BXA / root(recent_BX1)]
         return torch.cat(parts, dim=2)
 
 
-def root(count_BT1: Tensor) -> Tensor:
+def root(count_BX1: Tensor) -> Tensor:
     """The root of a number of items; 1 where there are none."""
-    return count_BT1.clamp(min=1).sqrt()
+    return count_BX1.clamp(min=1).sqrt()

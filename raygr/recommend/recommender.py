@@ -187,7 +187,7 @@ class Recommender:
     def encoded(self, histories: Histories) -> UserStates:
         history_BL, length_B = self.padded(histories)
         end_B = torch.from_numpy(np.cumsum(histories.length_B).astype(np.int64))
-        rating_BL = rating_batch(torch.from_numpy(histories.rating_N).float(), end_B - length_B, length_B)
+        rating_BL = rating_batch(torch.tensor(histories.rating_N, dtype=torch.float32), end_B - length_B, length_B)
         user_B = torch.tensor(histories.user_B)
         return encode_users(self.model, self.rows_ID, history_BL, length_B, rating_BL, user_B)
 

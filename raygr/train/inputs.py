@@ -231,11 +231,11 @@ def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedSc
     match config.user_scores:
         case "none":
             return None
-        case "history":
-            return llm_vectors(config, scores) if config.user_score_run else None
+        case "history" if config.user_score_run is None:
+            return None
         case "profile":
             users = profile_vectors(config, data, scores)
-        case "llm":
+        case "llm" | "history":
             users = llm_vectors(config, scores)
         case "table":
             users = table_vectors(config, scores)

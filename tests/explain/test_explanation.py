@@ -69,7 +69,7 @@ def test_values_are_those_of_the_liked_train_items_without_the_item_itself():
 
 
 def term(aspect: str, item: float, user: float, encoder: float, average: float = 0.0) -> AspectTerm:
-    return AspectTerm(aspect, item, user, item - user, level_word(user), encoder, 0.1, average)
+    return AspectTerm(aspect, item, user, item - user, level_word(user), 0.0, encoder, 0.1, average)
 
 
 def test_the_sentence_is_made_of_the_numbers():

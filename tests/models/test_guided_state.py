@@ -22,7 +22,7 @@ def state_of(*parts: str, deviation: float = 1.0) -> GuidedState:
     """A state of these parts with the identity as each map."""
     state = GuidedState(ASPECTS, parts, rating_deviation=deviation)
     with torch.no_grad():
-        state.map_KAA.copy_(torch.eye(ASPECTS).expand_as(state.map_KAA))
+        state.map_FA.copy_(torch.eye(ASPECTS).repeat(len(parts), 1))
     return state
 
 
@@ -30,7 +30,7 @@ def part_of(name: str, *, deviation: float = 1.0) -> GuidedState:
     """The state of all parts of the history with only the named one let through."""
     state = state_of(*HISTORY_PARTS, deviation=deviation)
     with torch.no_grad():
-        state.map_KAA[[at for at, part in enumerate(HISTORY_PARTS) if part != name]] = 0
+        state.map_FA.unflatten(0, (3, ASPECTS))[[part != name for part in HISTORY_PARTS]] = 0
     return state
 
 
@@ -101,7 +101,7 @@ def test_scores_are_the_base_models_at_first_and_then_both_products(form: str):
     encoder_1D = torch.randn(1, embedding.width)
     for is_learned in (False, True):
         if is_learned:
-            torch.nn.init.normal_(embedding.state.map_KAA)
+            torch.nn.init.normal_(embedding.state.map_FA)
         state_1A = embedding.state.at_end(embedding.standard_rows(), history, length, rating, None)
         scores_1I = embedding.refined_state(encoder_1D[:, None], state_1A[:, None])[:, 0] @ embedding.item_rows().T
         base_1I = encoder_1D @ embedding.input_rows().T
@@ -117,7 +117,7 @@ def test_the_state_has_the_same_size_in_a_catalogue_of_any_size():
         raw_IA = np.tile(random_scores(20, ASPECTS, seed=0), (items // 20, 1))
         embedding = RefinedEmbedding(items, 8, fusion=Fusion("none", state=HISTORY_PARTS), scores_IA=raw_IA)
         assert embedding.state is not None
-        torch.nn.init.ones_(embedding.state.map_KAA)
+        torch.nn.init.ones_(embedding.state.map_FA)
         history, rating = torch.tensor([[3, 7, 20]]), torch.full((1, 3), NAN)
         state_1A = embedding.state.at_end(embedding.standard_rows(), history, torch.tensor([3]), rating, None)
         found.append(state_1A @ embedding.standard_rows()[:20].T)

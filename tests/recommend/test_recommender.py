@@ -265,7 +265,7 @@ def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path
 def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Recommender):
     config = RecommendConfig(output="unused", train_run=run, n=4)
     subjects = read_subjects(config, read_serving(run))
-    table = recommendations(recommender, subjects, n=4, mmr_weight=None)
+    table = recommendations(recommender, subjects, config)
     assert table.schema.equals(RECOMMENDATION_SCHEMA) and len(table) == USERS * 4
     for user in range(USERS):
         rows = table.slice(4 * user, 4).to_pylist()
@@ -278,8 +278,8 @@ def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Reco
 def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommender: Recommender, tmp_path: Path):
     (tmp_path / "users.txt").write_text("u9\nu2\n\n")
     for users in ({"users": ("u9", "u2")}, {"users_file": str(tmp_path / "users.txt")}):
-        subjects = read_subjects(RecommendConfig(output="x", train_run=run, **users), read_serving(run))
-        table = recommendations(recommender, subjects, n=1, mmr_weight=None)
+        config = RecommendConfig(output="x", train_run=run, n=1, **users)
+        table = recommendations(recommender, read_subjects(config, read_serving(run)), config)
         assert table["subject_id"].to_pylist() == ["u9", "u2"]
         assert table["item_id"].to_pylist() == [recommender.recommend(u, n=1)[0].item_id for u in ("u9", "u2")]
     (tmp_path / "h.jsonl").write_text(
@@ -289,7 +289,7 @@ def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommend
     pq.write_table(pa.table(rows), tmp_path / "h.parquet")
     for name in ("h.jsonl", "h.parquet"):
         config = RecommendConfig(output="x", train_run=run, histories=str(tmp_path / name))
-        table = recommendations(recommender, read_subjects(config, read_serving(run)), n=2, mmr_weight=None)
+        table = recommendations(recommender, read_subjects(config, read_serving(run)), config)
         assert table["subject_id"].to_pylist() == ["a", "a", "b", "b"]
         assert table["item_id"].to_pylist()[2:] == [one.item_id for one in recommender.recommend(["i5"], n=2)]
 
