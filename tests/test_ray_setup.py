@@ -17,7 +17,8 @@ from raygr.simulate.stage import simulate
 PIPELINE = """
 stages:
   - prepare: {{output: {folder}/prepare, reviews: [{folder}/raw/reviews.jsonl.gz]}}
-  - train: {{output: {folder}/train, data: {folder}/prepare, epochs: 2, evaluate_every: 1, max_history: 8}}
+  - train: {{output: {folder}/train, data: {folder}/prepare, epochs: 2, evaluate_every: 1, max_history: 8,
+           ray: always}}
 """
 
 

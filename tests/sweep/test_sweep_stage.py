@@ -151,7 +151,7 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_had_not_ended():
         folder = Path(name)
         write_prepared(folder / "prepare", cycles(20, ITEMS, 12), items=ITEMS)
         train = {"data": f"{folder}/prepare", "epochs": 60, "patience": 60} | SMALL | {"epochs": 60}
-        written = {"output": f"{folder}/sweep", "train": train, "space": {"seed": [0, 1, 2]}}
+        written = {"output": f"{folder}/sweep", "train": train, "space": {"seed": [0, 1, 2]}, "ray": "always"}
         (folder / "sweep.yaml").write_text(json.dumps(written))
         killed = sweeping(folder, folder / "killed.log")
         second = folder / "sweep/trials/0001_seed=1/epochs.jsonl"
