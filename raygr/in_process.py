@@ -1,4 +1,4 @@
-"""Run a stage in the calling process instead of on Ray, and keep the checkpoints that every way of running shares."""
+"""Run a stage in the calling process instead of on Ray, and keep the checkpoints of both ways."""
 
 import os
 import sys
@@ -41,11 +41,8 @@ def is_in_cluster() -> bool:
     """True where RAY_ADDRESS names a cluster, or where this process has joined one of several nodes."""
     if os.environ.get("RAY_ADDRESS"):
         return True
-    if "ray" not in sys.modules:
-        return False
-    from raygr.ray_setup import several_nodes
-
-    return several_nodes()
+    ray = sys.modules.get("ray")  # a process that has not imported it has joined nothing
+    return ray is not None and ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 def worker_here(use_gpu: bool | None, threads: int | None) -> Worker:

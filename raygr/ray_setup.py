@@ -39,11 +39,6 @@ def cluster_nodes() -> list[Node]:
     return [Node(has["CPU"], has.get("GPU", 0)) for has in found if has.get("CPU")]
 
 
-def several_nodes() -> bool:
-    """True where this process has joined a Ray of more than one node."""
-    return ray.is_initialized() and len(cluster_nodes()) > 1
-
-
 def connect() -> None:
     """Join the cluster in RAY_ADDRESS (`ray job submit` sets it), else start Ray on this machine for this process.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import ray
 import safetensors.torch
 import torch
 from toy_data import cycles, random_scores, write_csv, write_prepared
@@ -20,7 +21,6 @@ from toy_sweep import settings as sweep_settings
 from raygr import files, in_process, runs
 from raygr.config import ConfigError
 from raygr.in_process import CHECKPOINT, cpus_here, last_checkpoint, runs_here, save_checkpoint, worker_here
-from raygr.ray_setup import Node
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.stage import recommend
 from raygr.sweep.config import needs_ray
@@ -64,13 +64,12 @@ def test_auto_runs_small_work_here_unless_there_is_a_cluster(monkeypatch):
 
 
 def test_auto_takes_a_joined_ray_of_several_nodes_for_a_cluster(monkeypatch):
-    from raygr import ray_setup
-
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray_setup.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_setup, "cluster_nodes", lambda: [Node(2, 0)])
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    nodes = [{"Alive": True}, {"Alive": False}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     assert runs_here("auto", is_small=True)
-    monkeypatch.setattr(ray_setup, "cluster_nodes", lambda: [Node(2, 0), Node(2, 1)])
+    nodes.append({"Alive": True})
     assert not runs_here("auto", is_small=True)
 
 
@@ -112,6 +111,11 @@ def test_a_training_is_small_by_interactions_times_epochs(toy: Path, monkeypatch
     else:
         with pytest.raises(OnRay):
             train(config)
+
+
+def test_the_documented_bound_is_the_codes():
+    text = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert f"at most {train_stage.SMALL // 1_000_000} million interactions times epochs" in text
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -315,9 +319,9 @@ def assert_equal_runs(first: str, second: str) -> None:
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec", "bert4rec"])
 def test_a_training_here_equals_one_on_ray(toy: Path, local_ray: Any, model: str):
     ways = {}
-    for ray in ("never", "always"):
-        changes = {"item_scores": str(toy / "scores.csv"), "user_scores": "profile", "model": model, "ray": ray}
-        ways[ray] = train(settings(toy, **changes, output=str(toy / ray))).path
+    for way in ("never", "always"):
+        changes = {"item_scores": str(toy / "scores.csv"), "user_scores": "profile", "model": model, "ray": way}
+        ways[way] = train(settings(toy, **changes, output=str(toy / way))).path
     assert Path(ways["always"], "ray").exists() and not Path(ways["never"], "ray").exists()
     assert_equal_runs(*ways.values())
 
@@ -326,8 +330,8 @@ def test_a_training_here_equals_one_on_ray(toy: Path, local_ray: Any, model: str
 def test_lists_made_here_equal_those_of_ray(toy: Path, local_ray: Any):
     trained = train(settings(toy)).path
     tables = []
-    for ray in ("never", "always"):
-        config = RecommendConfig(output=str(toy / ray), train_run=trained, n=3, batch_size=7, ray=ray, use_gpu=False)
+    for way in ("never", "always"):
+        config = RecommendConfig(output=str(toy / way), train_run=trained, n=3, batch_size=7, ray=way, use_gpu=False)
         tables.append(files.read_table(recommend(config).file("recommendations")))
     assert len(tables[0]) == 20 * 3 and tables[0].equals(tables[1])
 
@@ -335,8 +339,8 @@ def test_lists_made_here_equal_those_of_ray(toy: Path, local_ray: Any):
 @pytest.mark.slow
 def test_a_sweep_here_equals_one_on_ray_tune(toy: Path, local_ray: Any):
     tables = []
-    for ray in ("never", "always"):
-        config = sweep_settings(toy, {"guided_dimension": [0, 4], "seed": [1]}, output=str(toy / ray), ray=ray)
+    for way in ("never", "always"):
+        config = sweep_settings(toy, {"guided_dimension": [0, 4], "seed": [1]}, output=str(toy / way), ray=way)
         run = sweep(config)
         table = pd.read_parquet(run.file("results.parquet"))
         tables.append(table.assign(run=table["run"].str.removeprefix(run.path)).drop(columns="seconds"))
