@@ -1,8 +1,8 @@
 """Popularity and chance, the references of every comparison, computed from the prepared interactions without training.
 
 Popularity ranks items by their train interactions, under the run's own protocol and tie rule. Chance is the mean of the
-metrics over all orders of the candidates. Shape suffixes: `E` targets, `B` targets of a batch, `I` items, `U` users,
-`C` candidates, `N` pairs of a target and an item that its user has seen.
+metrics over all orders of the candidates. Shape letters: `E` targets, `B` targets of a batch, `I` items, `U` users,
+`C` candidates, `N` interactions.
 """
 
 from collections.abc import Mapping
@@ -75,8 +75,8 @@ def popularity_ranks(
         if candidates_UC is None:
             # seen items are left out, unless users may interact with an item again
             seen_by_B = example_B[:0] if found.repeats else example_B
-            row_P, seen_P = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
-            parts.append(catalogue_ranks(target_B, row_P, seen_P, train_count_I, sorted_I))
+            row_N, seen_N = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
+            parts.append(catalogue_ranks(target_B, row_N, seen_N, train_count_I, sorted_I))
         else:
             others_BC = candidates_UC[user_E[example_B]]
             counts = (torch.from_numpy(train_count_I[items - 1]) for items in (others_BC, target_B[:, None]))
