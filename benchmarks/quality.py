@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from raygr import files, runs
 from raygr.config import load_config
-from raygr.pipeline import SideBySide, run_stages
+from raygr.pipeline import run_stages
 from raygr.schema import HISTORY, METRICS
 from raygr.train.config import TrainConfig
 
@@ -57,7 +57,7 @@ def main() -> None:
     names = list(configs)
     for first in range(0, len(names), parsed.at_once):
         some = names[first : first + parsed.at_once]
-        run_stages([("train", configs[name]) for name in some], SideBySide(parsed.at_once, parsed.gpu_share))
+        run_stages([("train", configs[name]) for name in some], at_once=parsed.at_once, gpu_share=parsed.gpu_share)
         for name in some:
             files.write_json(result_of(configs[name].output), str(result_file(name)))
     there = [name for name in REFERENCES if result_file(name).exists()]

@@ -27,7 +27,7 @@ from raygr.config import load_config, override
 from raygr.metrics.gains import gains as metric_gains
 from raygr.metrics.rank_tables import Ranking, read_rankings
 from raygr.metrics.ranking import metric_values
-from raygr.pipeline import SideBySide, run_stages
+from raygr.pipeline import run_stages
 from raygr.prepare.config import PrepareConfig
 from raygr.report.charts import BLUE, GREY, LIGHT, ORANGE, STYLE, save_figure
 from raygr.schema import RANKS, TEST
@@ -78,7 +78,7 @@ def main() -> None:
     trainings = [
         train_config(size, arm, seed) for size in reversed(parsed.sizes) for arm in ARMS for seed in parsed.seeds
     ]
-    run_stages([("train", config) for config in trainings], SideBySide(parsed.at_once, parsed.gpu_share))
+    run_stages([("train", config) for config in trainings], at_once=parsed.at_once, gpu_share=parsed.gpu_share)
     rows = [row for size in parsed.sizes for row in gains(size, parsed.seeds)]
     files.write_json([row._asdict() for row in rows], str(RESULTS))
     files.write_text(markdown(rows, parsed.seeds), f"{FIGURE}.md")
