@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 STRICT = ConfigDict(extra="forbid")
 
+RayUse = Literal["auto", "never", "always"]
+"""Whether a stage runs on Ray: `auto` runs small work in the calling process, outside a cluster."""
+
 
 class InputKind(NamedTuple):
     """What a path field must name. Without a job it is a file or folder of any content."""

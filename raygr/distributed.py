@@ -1,4 +1,4 @@
-"""Ray Train for the stages `train` and `finetune`: placement and set-up of workers, restarts, checkpoints.
+"""Ray Train for the stages `train` and `finetune`: placement and set-up of workers, restarts.
 
 The training loops themselves do not use Ray; each stage passes its own as `loop`.
 """
@@ -7,10 +7,8 @@ import ctypes
 import logging
 import os
 import platform
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,11 +18,11 @@ import torch
 
 from raygr import files, runs
 from raygr.config import ConfigError
+from raygr.in_process import Worker
 from raygr.ray_setup import Node, cluster_nodes
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "training.pt"
 RESTARTS = 2  # of a run whose worker was killed
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -111,7 +109,7 @@ def placement(workers: int, *, use_gpu: bool, gpu_share: float = 1.0, cpus: int 
 
 
 def run_workers(
-    loop: Callable[[dict[str, Any]], None],
+    loop: Callable[[dict[str, Any], Worker], None],
     settings: dict[str, Any],
     run: runs.Run,
     *,
@@ -119,7 +117,7 @@ def run_workers(
     watched_every: float,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> None:
-    """Runs `loop(settings)` in every worker, from the last checkpoint where an earlier attempt stopped.
+    """Runs `loop(settings, worker)` in every worker, again where a worker was killed: the loop keeps its checkpoints.
 
     Ray's controller polls the workers every `watched_every` seconds, and `report` waits for the poll. The callbacks run
     in the controller. ValueError where a worker raises one.
@@ -127,7 +125,7 @@ def run_workers(
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
     filesystem, folder = files.arrow_filesystem(run.file("ray"))
     trainer = ray.train.torch.TorchTrainer(
-        loop,
+        lambda given: loop(given, begin_worker()),
         train_loop_config=settings,
         scaling_config=placed,
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
@@ -135,7 +133,6 @@ def run_workers(
             storage_path=folder,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),  # type: ignore[arg-type]  # typed as the RunConfig of Ray Train V1
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
@@ -161,8 +158,8 @@ def fit(trainer: ray.train.torch.TorchTrainer) -> None:
             raise
 
 
-def begin_worker() -> tuple[int, int]:
-    """Sets up logs and threads of this worker; returns its rank and the number of workers.
+def begin_worker() -> Worker:
+    """Sets up logs and threads of this Ray Train worker.
 
     It computes on as many threads as it reserves CPUs.
     """
@@ -172,7 +169,7 @@ def begin_worker() -> tuple[int, int]:
     logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     keep_freed_memory()
-    return rank, workers
+    return Worker(rank, workers, ray.train.torch.get_device(), ray.train.report)
 
 
 def keep_freed_memory() -> None:
@@ -184,22 +181,3 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def last_checkpoint(device: torch.device) -> dict[str, Any] | None:
-    """The last reported state; None at the start of a run."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder, CHECKPOINT), map_location=device, weights_only=True)
-
-
-def report(metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
-    """Reports metrics and a checkpoint to Ray Train. All workers call it; rank 0 passes the state, the others None."""
-    if state is None:
-        ray.train.report(dict(metrics))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder, CHECKPOINT))
-        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))

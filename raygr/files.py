@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet as pq
 from pydantic_core import to_jsonable_python
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.fs
 
 RUN_FILE, STARTED_FILE = "run.json", "started.json"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in the processes that `ray job submit` starts
@@ -31,10 +32,12 @@ def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fsspec.core.url_to_fs(path)
 
 
-def arrow_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
+def arrow_filesystem(path: str) -> "tuple[pyarrow.fs.FileSystem | None, str]":
     """Return the same for Ray, which knows few URIs and no fsspec settings itself; None for a local path."""
     if "://" not in path:
         return None, absolute(path)
+    import pyarrow.fs  # here and below: `raygr --help` does without it
+
     filesystem, inner = filesystem_of(path)
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), inner
 
@@ -100,13 +103,17 @@ def write_text(text: str, path: str) -> None:
     filesystem.mv(inner + ".part", inner)
 
 
-def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+def read_table(path: str, columns: list[str] | None = None) -> "pa.Table":
     """Read one Parquet file, or every part of a Parquet folder."""
+    import pyarrow.parquet as pq
+
     filesystem, inner = filesystem_of(path)
     return pq.read_table(inner, columns=columns, filesystem=filesystem)
 
 
-def write_table(table: pa.Table, path: str) -> None:
+def write_table(table: "pa.Table", path: str) -> None:
+    import pyarrow.parquet as pq
+
     filesystem, inner = filesystem_of(path)
     filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
     pq.write_table(table, inner + ".part", filesystem=filesystem)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic_core import to_jsonable_python
 
 from raygr import files, records, runs
@@ -263,6 +262,7 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     Above SAMPLED subjects both are estimated from the prompts of as many. A fine-tune's prompts are a little shorter.
     """
     # tokenizers and torch, which a plan without prompts does without
+    import numpy as np
     import torch
 
     from raygr.score.adapters import fitting_adapter

@@ -6,6 +6,7 @@ unfinished folder is resumed with the same configuration. A finished one is neve
 or missing folder, so it only ever removes or overwrites its own files.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -196,12 +197,15 @@ def remove_parts(run: Run, name: str) -> None:
 
 def finish_run(run: Run, *, inputs: list[str], counts: Mapping[str, Any]) -> None:
     """Write run.json, the last file of a run. `counts` are rows in and out, by reason."""
-    versions = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
+    versions = {}
+    for name in VERSIONED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     record = RunRecord(
         job=run.job,
         config=run.config,
         inputs={absolute_input(path): fingerprint(path) for path in inputs},
-        packages={name: versions[name] for name in VERSIONED_PACKAGES if name in versions},
+        packages=versions,
         git_commit=git_commit(),
         started=run.started,
         seconds=time.time() - run.started,

@@ -110,3 +110,11 @@ def test_the_package_runs_as_a_module_and_offers_its_functions():
     with pytest.raises(AttributeError, match="no attribute 'recommender'"):
         _ = raygr.recommender
     assert importlib.metadata.version("raygr") == raygr.__version__
+
+
+def test_the_help_loads_no_library_that_computes():
+    """`raygr --help` answers in less than half a second, of which these would take seconds."""
+    code = "import sys; from raygr.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+    code += "print([name for name in ('numpy', 'pyarrow', 'pandas', 'torch', 'ray') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "recommend" in shown and shown.splitlines()[-1] == "[]"

@@ -17,7 +17,8 @@ from raygr.simulate.stage import simulate
 PIPELINE = """
 stages:
   - prepare: {{output: {folder}/prepare, reviews: [{folder}/raw/reviews.jsonl.gz]}}
-  - train: {{output: {folder}/train, data: {folder}/prepare, epochs: 2, evaluate_every: 1, max_history: 8}}
+  - train: {{output: {folder}/train, data: {folder}/prepare, epochs: 2, evaluate_every: 1, max_history: 8,
+           ray: always}}
 """
 
 
@@ -108,3 +109,4 @@ def test_a_pipeline_beside_another_cluster_leaves_only_our_own_lines():
     )
     assert [line for line in log.splitlines() if not ours.match(line)] == []
     assert len(re.findall(r"epoch +\d+/2 ", log)) == 2
+    assert log.count("Ray on this machine: ") == 1  # both stages share it

@@ -30,6 +30,7 @@ from raygr.metrics.rank_tables import Ranking, count_edges, counted_ranking, rea
 from raygr.metrics.ranking import METRICS
 from raygr.schema import COMPARISON, RANKS, TEST
 from raygr.simulate.truth import check_truth
+from raygr.train.config import TrainConfig
 from raygr.train.run_metrics import RunMetrics, read_metrics
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ def check_settings(arm: list[ComparedRun]) -> None:
     first = arm[0]
     for run in arm[1:]:
         changed = [name for name in first.config if run.config.get(name) != first.config[name]]
-        unlike = [name for name in changed if name not in ("output", "seed", "workers", "threads", "use_gpu")]
+        unlike = [name for name in changed if name not in ("output", "seed", "workers", "use_gpu", *TrainConfig.SPEED)]
         if unlike:
             raise ConfigError(
                 f"{first.path} and {run.path} are in one arm but differ in {', '.join(unlike)}: make them two arms"

@@ -13,10 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.train.torch
 
 from raygr import files, runs
-from raygr.distributed import begin_worker, last_checkpoint, placement, report, run_workers, wants_gpu, worker_cpus
+from raygr.distributed import placement, run_workers, wants_gpu, worker_cpus
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import PROFILE, load_tuning_data
 from raygr.finetune.loop import Tuning, checkpoint_state, restore, start_tuning, tune
@@ -24,6 +23,7 @@ from raygr.finetune.lora import check_start, save_adapter
 from raygr.finetune.metrics import keep_best_by
 from raygr.finetune.policy import load_adapter_state
 from raygr.finetune.rewards import Reward
+from raygr.in_process import Worker, last_checkpoint, remove_checkpoint, save_checkpoint
 from raygr.models.workers import Share
 from raygr.ray_setup import connect
 from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
@@ -80,6 +80,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     warn_if_untouched(config, steps["best_step"])
     counts = {"users": data.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
     runs.finish_run(run, inputs=used, counts=counts)
+    remove_checkpoint(run.path)
     return run
 
 
@@ -116,14 +117,14 @@ def adapter_note(config: FinetuneConfig) -> AdapterNote:
     )
 
 
-def tune_per_worker(settings: dict[str, Any]) -> None:
+def tune_per_worker(settings: dict[str, Any], worker: Worker) -> None:
     """Runs the loop in one Ray Train worker; rank 0 writes the run's files."""
     config: FinetuneConfig = settings["config"]
-    share = Share(*begin_worker())
+    share = Share(worker.rank, worker.workers)
     # copied, because Ray's arrays are read-only; the model's folder may be another one on this machine
     data = copy.deepcopy(ray.get(settings["data"]))._replace(model=model_folder(config.llm))
-    tuning = start_tuning(config, data, ray.train.torch.get_device(), share, settings["reward"])
-    state = last_checkpoint(tuning.device)
+    tuning = start_tuning(config, data, worker.device, share, settings["reward"])
+    state = last_checkpoint(config.output, tuning.device)
     if state is not None:
         restore(tuning, state)
         steps = (tuning.progress.sft_step, tuning.progress.step)
@@ -133,8 +134,8 @@ def tune_per_worker(settings: dict[str, Any]) -> None:
             continue
         if share.rank == 0:
             write_progress(tuning)
-        metrics = {"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]}
-        report(metrics, checkpoint_state(tuning) if share.rank == 0 else None)
+            save_checkpoint(checkpoint_state(tuning), config.output)
+        worker.report({"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]})
     if share.rank == 0:
         write_progress(tuning)
         load_adapter_state(tuning.model, tuning.best_adapter)

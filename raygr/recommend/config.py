@@ -6,14 +6,14 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Ids, InputFile, ItemVectors, Place, TrainRun, refuse
+from raygr.config import STRICT, Ids, InputFile, ItemVectors, Place, RayUse, TrainRun, refuse
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class RecommendConfig:
     """A train run -> the best items of its users, or after given histories, as Parquet."""
 
-    SPEED: ClassVar = frozenset({"batch_size", "threads", "workers"})
+    SPEED: ClassVar = frozenset({"batch_size", "ray", "threads", "workers"})
 
     output: Place
     train_run: TrainRun
@@ -42,6 +42,8 @@ class RecommendConfig:
     """torch threads of an actor, which reserves as many CPUs."""
     use_gpu: bool | None = None
     """null uses one GPU per actor where the cluster has GPUs, and refuses more actors than GPUs."""
+    ray: RayUse = "auto"
+    """`auto` recommends in the calling process where `workers` is 1, outside a cluster; the lists are the same."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -49,6 +51,9 @@ class RecommendConfig:
         contradictions = {
             "users, users_file and histories are three ways to say for whom: set one of them": len(named) > 1,
             "users: nobody is in it to recommend to": self.users == (),
+            "ray: never recommends in the calling process, which is one worker: set workers: 1": (
+                self.ray == "never" and self.workers > 1
+            ),
         }
         refuse(self, {"without mmr_weight": ("mmr_scores",) if self.mmr_weight is None else ()}, contradictions)
         return self

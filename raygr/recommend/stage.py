@@ -1,9 +1,9 @@
-"""The recommend stage: a train run -> the best items for all users, some users, or given histories, on Ray Data.
+"""The recommend stage: a train run -> the best items for all users, some users, or given histories.
 
 SUBJECT rows in: {row, subject_id, user_index (the number of users for a given history), items (item_index, oldest
-first)}; RECOMMENDATION rows out, one Parquet part per batch. Each actor loads the model once and writes its own parts,
-so the actors may hold all CPUs. The name of a part tells whose lists it holds, so an interrupted run continues with the
-subjects that have no list yet.
+first)}; RECOMMENDATION rows out, one Parquet part per batch. One worker runs in the calling process, several are actors
+of Ray Data. Each loads the model once and writes its own parts, so the actors may hold all CPUs. The name of a part
+tells whose lists it holds, so an interrupted run continues with the subjects that have no list yet.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
-import ray.data
 import torch
 
 from raygr import files, runs
@@ -25,9 +24,8 @@ from raygr.config import ConfigError
 from raygr.data.ids import complete_ids, read_id_lines
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import is_list, named
-from raygr.distributed import wants_gpu
+from raygr.in_process import runs_here, torch_of_a_worker, worker_here
 from raygr.prepare.json_lines import as_id, decode_object
-from raygr.ray_setup import connect
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.recommender import Histories, Recommender, check_known, check_steer, load_recommender, unrated
 from raygr.schema import RECOMMENDATION_SCHEMA, RECOMMENDATIONS
@@ -58,11 +56,24 @@ def recommend(config: RecommendConfig) -> runs.Run:
 
 
 def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:
-    """Sends SUBJECT rows to the actors, which write their parts."""
+    """Sends SUBJECT rows to the actors, or to one in the calling process; they write their parts."""
+    blocks = [subjects.slice(first, config.batch_size) for first in range(0, len(subjects), config.batch_size)]
+    # one actor takes batch after batch anywhere, so Ray saves no time however many users there are
+    if runs_here(config.ray, is_small=config.workers == 1):
+        worker = worker_here(config.use_gpu, config.threads)
+        with torch_of_a_worker(worker, config.threads):
+            actor = RecommendingActor(**actor_settings(config, device=worker.device.type))
+            for block in blocks:
+                actor(block)
+        return
+    import ray.data
+
+    from raygr.distributed import wants_gpu
+    from raygr.ray_setup import connect
+
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
     settings = actor_settings(config, device="cuda" if use_gpu else "cpu")
-    blocks = [subjects.slice(first, config.batch_size) for first in range(0, len(subjects), config.batch_size)]
     written = ray.data.from_arrow(blocks).map_batches(
         RecommendingActor,
         fn_constructor_kwargs=settings,

@@ -1,12 +1,12 @@
 """Settings of `raygr sweep`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place, SettingsOf
+from raygr.config import STRICT, Place, RayUse, SettingsOf, refuse
 from raygr.train.config import TrainConfig
 
 Value = bool | int | float | str | None
@@ -35,7 +35,7 @@ class RandomSubsets:
 class SweepConfig:
     """One train run per point of a search space -> their metrics, the best by validation, a figure."""
 
-    SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "mlflow"})
+    SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "mlflow", "ray"})
 
     output: Place
     train: Annotated[Mapping[str, Any], SettingsOf(TrainConfig)]
@@ -66,3 +66,27 @@ class SweepConfig:
     """Tracking URI of an MLflow server or data base that trials are logged to; needs `pip install 'mlflow>=3'`."""
     seed: int = 0
     """Seed of random search, tpe and random subsets; the seed of the trials is a field of `raygr train`."""
+    ray: RayUse = "auto"
+    """`auto` trains the trials of a small grid or random search one after the other in the calling process, outside a
+    cluster, unless they need Ray Tune or several workers; the results are the same."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        needing = needs_ray(self)
+        contradictions = {
+            f"ray: never, but {', '.join(needing)} need Ray": self.ray == "never" and bool(needing),
+            "train.ray: the sweep's own ray decides for all trials": "ray" in self.train,
+        }
+        refuse(self, {}, contradictions)
+        return self
+
+
+def needs_ray(config: SweepConfig) -> list[str]:
+    """Return the settings that need Ray Tune or several workers."""
+    reasons = {
+        "search: tpe": config.search == "tpe",
+        "stop_early": config.stop_early,
+        "mlflow": config.mlflow is not None,
+        "train.workers": config.train.get("workers", 1) != 1,
+    }
+    return [name for name, holds in reasons.items() if holds]

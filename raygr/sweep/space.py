@@ -24,7 +24,7 @@ from raygr.train.inputs import check_width
 
 GUIDED_DIMENSION, TOTAL_WIDTH, SEED = "guided_dimension", "total_width", "seed"
 # All trials run in the same place and are measured in the same way; the guided dimension sets the aspects.
-NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "candidates", "targets", "aspect_names")
+NOT_SEARCHED = ("output", "workers", "use_gpu", "threads", "ray", "candidates", "targets", "aspect_names")
 PATHS = ("data", "item_scores", "user_score_run", "user_table", "list_scores")
 TRIALS = "trials"
 Point = Mapping[str, Any]

@@ -1,10 +1,12 @@
 """The sweep stage: a search space over train settings -> a train run per trial, and the files of results.py.
 
-Trials run on Ray Tune, and their train runs are in trials/. A trial is a Tune function around `train`; Ray Train's
-controller reports its metrics to Tune. A killed sweep is resumed by running it again: Tune restarts the trials that had
-not ended, and each resumes from the checkpoint of its train run. Tune's own files are in tune/.
+The train runs are in trials/. Those of a small sweep run one after the other in the calling process, all others on Ray
+Tune: a trial is a Tune function around `train`, Ray Train's controller reports its metrics to Tune, and Tune's own
+files are in tune/. A killed sweep is resumed by running it again: the trials that had not ended resume from the
+checkpoints of their train runs.
 """
 
+import dataclasses
 import logging
 import os
 import re
@@ -28,13 +30,14 @@ from ray.util.queue import Queue
 from raygr import files, locks, runs
 from raygr.config import ConfigError, input_paths
 from raygr.distributed import wants_gpu, workers_on_gpus
+from raygr.in_process import runs_here
 from raygr.ray_setup import connect
-from raygr.sweep.config import SweepConfig, ValueRange
+from raygr.sweep.config import SweepConfig, ValueRange, needs_ray
 from raygr.sweep.results import Ended, epoch_lines, write_results
 from raygr.sweep.space import TRIALS, Point, listed_values, search_points, train_config, with_absolute_paths
 from raygr.train.config import TrainConfig
 from raygr.train.loop import CHOSEN_BY
-from raygr.train.stage import BEST, evaluated, train
+from raygr.train.stage import BEST, SMALL, evaluated, train, training_size
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +57,41 @@ def sweep(config: SweepConfig) -> runs.Run:
     config = with_absolute_paths(config)
     points = search_points(config)
     trained = [train_config(config, point, name="") for point in points]  # refuses wrong points before any work
+    is_small = not needs_ray(config) and sum(map(training_size, trained)) <= SMALL
+    if runs_here(config.ray, is_small=is_small):
+        run = runs.start_run(config.output, job="sweep", config=config)
+        ended = [trial_here(config, number, point) for number, point in enumerate(points)]
+    else:
+        run, ended = trials_on_tune(config, points, trained[0])
+    counts = write_results(config, run, ended)
+    used = {given.path for one in trained for given in input_paths(one)}
+    runs.finish_run(run, inputs=sorted(used), counts=counts)
+    return run
+
+
+def trial_here(config: SweepConfig, number: int, point: Point) -> Ended:
+    """Trains one trial in the calling process, again where it fails, unless an earlier attempt has finished it."""
+    trial = dataclasses.replace(train_config(config, point, name=trial_name(number, point)), ray="never")
+    failure = None
+    for _ in range(0 if runs.is_finished(trial.output) else config.max_failures + 1):
+        try:
+            train(trial)
+            return Ended(trial.output, point, None)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        finally:
+            locks.unlock(trial.output)
+    return Ended(trial.output, point, failure)
+
+
+def trials_on_tune(config: SweepConfig, points: list[Point], shared: TrainConfig) -> tuple[runs.Run, list[Ended]]:
+    """Starts the sweep's run and its trials, whose workers and threads are those of `shared`."""
     callbacks = [EndsTraining(), *mlflow_logger(config)]
     if config.search == "tpe":
         check_optuna()
     connect()
     trials = config.trials or len(points)
-    at_once = trials_at_once(config, trained[0])
+    at_once = trials_at_once(config, shared)
     run = runs.start_run(config.output, job="sweep", config=config)
     logger.info("sweep: %d trials, %d at a time", trials, at_once)
     settings = tune.TuneConfig(
@@ -68,8 +100,8 @@ def sweep(config: SweepConfig) -> runs.Run:
         search_alg=search_algorithm(config, points, at_once),
         scheduler=scheduler(config),
         num_samples=trials,
-        trial_name_creator=trial_name,
-        trial_dirname_creator=trial_name,
+        trial_name_creator=tune_trial_name,
+        trial_dirname_creator=tune_trial_name,
     )
     tuner = started_tuner(config, settings, at_once=at_once, callbacks=callbacks)
     controllers = controller_queue()  # the queue lives as long as this variable
@@ -78,10 +110,7 @@ def sweep(config: SweepConfig) -> runs.Run:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, on_interrupt)  # Tune's own handler would hide Ctrl-C from a later stage
     controllers.shutdown()
-    counts = write_results(config, run, ended)
-    used = {given.path for one in trained for given in input_paths(one)}
-    runs.finish_run(run, inputs=sorted(used), counts=counts)
-    return run
+    return run, ended
 
 
 def check_optuna() -> None:
@@ -193,11 +222,14 @@ def check_room(config: SweepConfig, at_once: int) -> None:
         )
 
 
-def trial_name(trial: Trial) -> str:
+def trial_name(number: int, point: Point) -> str:
     """Folder name of a trial: its number and its point, without characters that a shell or YAML would interpret."""
-    number = int(trial.experiment_tag.partition("_")[0])
-    point = "_".join(f"{name}={value}" for name, value in trial.config.items())
-    return f"{number:04}_{re.sub(r'[^a-zA-Z0-9_.=+-]+', '-', point)[:LONGEST_NAME]}"
+    text = "_".join(f"{name}={value}" for name, value in point.items())
+    return f"{number:04}_{re.sub(r'[^a-zA-Z0-9_.=+-]+', '-', text)[:LONGEST_NAME]}"
+
+
+def tune_trial_name(trial: Trial) -> str:
+    return trial_name(int(trial.experiment_tag.partition("_")[0]), trial.config)
 
 
 def run_trial(point: Point, *, sweep_config: SweepConfig, at_once: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, InputFile, ItemVectors, Place, PrepareRun, UserScoreRun, refuse
+from raygr.config import STRICT, InputFile, ItemVectors, Place, PrepareRun, RayUse, UserScoreRun, refuse
 
 USER_FIELDS = ("user_side", "user_control", "user_guided_train", "train_user_guided", "prompt_fraction")
 GUIDED_FIELDS = (
@@ -30,7 +30,7 @@ def off_for_false(value: object) -> object:
 class TrainConfig:
     """Interactions (and scores) -> a recommender, its metrics and per-user ranks (9, 10)."""
 
-    SPEED: ClassVar = frozenset({"threads"})
+    SPEED: ClassVar = frozenset({"ray", "threads"})
 
     output: Place
     data: PrepareRun
@@ -131,6 +131,8 @@ class TrainConfig:
     """torch threads of each worker, which reserves as many CPUs; null divides a node's CPUs among its workers."""
     use_gpu: bool | None = None
     """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
+    ray: RayUse = "auto"
+    """`auto` trains a small run of one worker in the calling process, outside a cluster; the results are the same."""
 
     candidates: tuple[Literal["full", "uniform-100", "popularity-100"], ...] = Field(default=("full",), min_length=1)
     """The candidate sets that test and validation targets are ranked in, all in one pass over the scores."""
@@ -240,6 +242,9 @@ def contradictions(config: TrainConfig) -> dict[str, bool]:
         ),
         f"loss: {config.loss} has no negatives in a batch of one history: raise batch_size, or set negatives": (
             pairwise and config.batch_size == 1 and not config.negatives
+        ),
+        "ray: never trains in the calling process, which is one worker: set workers: 1": (
+            config.ray == "never" and config.workers > 1
         ),
         "optimizer: sparse_adam is for losses that touch few items, not for cross_entropy": (
             config.optimizer == "sparse_adam" and config.loss == "cross_entropy"

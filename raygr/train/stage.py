@@ -1,33 +1,32 @@
 """The train stage: prepare run (+ scores) -> epochs.jsonl, and the files of outputs.py.
 
-The driver checks all inputs, then Ray Train runs the loop of loop.py in one or more workers. A replaced worker, or a
-run started again in an unfinished folder, resumes from the checkpoint of the last evaluation.
+The driver checks all inputs. Then the loop of loop.py runs in the calling process, or in one or more workers of Ray
+Train. A replaced worker, or a run started again in an unfinished folder, resumes from the checkpoint of the last
+evaluation.
 """
 
 import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-import ray.train.torch
+import pyarrow.parquet as pq
 
 from raygr import files, runs
+from raygr.config import ConfigError
 from raygr.data.row_counts import log_rows
-from raygr.distributed import (
-    begin_worker,
-    check_at_once,
+from raygr.in_process import (
+    Worker,
     last_checkpoint,
-    placement,
-    report,
-    run_workers,
-    wants_gpu,
-    worker_cpus,
+    remove_checkpoint,
+    runs_here,
+    save_checkpoint,
+    torch_of_a_worker,
+    worker_here,
 )
 from raygr.models.workers import Share
-from raygr.ray_setup import connect
-from raygr.schema import EVENTS, HISTORY, TEST, VALIDATION
+from raygr.schema import EVENTS, HISTORY, INTERACTIONS, TEST, VALIDATION
 from raygr.train.config import TrainConfig
 from raygr.train.events import EventFile
 from raygr.train.inputs import Inputs, load_inputs, with_absolute_paths
@@ -35,10 +34,16 @@ from raygr.train.loop import CHOSEN_BY, training_rounds
 from raygr.train.outputs import write_outputs
 from raygr.train.state import checkpoint_state, restore, start_training
 
+if TYPE_CHECKING:
+    import ray.train
+
 logger = logging.getLogger(__name__)
 
 BEST = f"best_{CHOSEN_BY}"
 WATCHED_EVERY = 0.1  # seconds; a longer interval would outlast a small epoch
+# Interactions times epochs. SASRec takes 47 us each on one core (docs/scaling.md), 8 minutes in all, of which starting
+# Ray would be a tenth; above it Ray's restart of a killed worker is worth that.
+SMALL = 10_000_000
 
 
 def train(
@@ -46,12 +51,13 @@ def train(
     *,
     gpu_share: float = 1.0,
     at_once: int = 1,
-    callbacks: Sequence[ray.train.UserCallback] = (),
+    callbacks: "Sequence[ray.train.UserCallback]" = (),
 ) -> runs.Run:
     """Trains one recommender and evaluates it once on test, with the weights that were best on validation.
 
-    `at_once` runs share the machine's cores, and each takes `gpu_share` of a GPU. `callbacks` are Ray Train's; a sweep
-    follows the evaluations of its trials through them. ConfigError, ValueError or RunError before anything is trained.
+    On Ray, `at_once` runs share the machine's cores, and each takes `gpu_share` of a GPU. `callbacks` are Ray Train's,
+    which then trains; a sweep follows the evaluations of its trials through them. ConfigError, ValueError or RunError
+    before anything is trained.
     """
     runs.check_unfinished(config.output)
     inputs = load_inputs(config)
@@ -59,22 +65,57 @@ def train(
     log_users(counts)
     learned, there = counts["train_targets_used"], counts["train_targets"]
     logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", learned, there, 100 * learned / there)
+    is_small = config.workers == 1 and training_size(config) <= SMALL
+    is_here = not callbacks and runs_here(config.ray, is_small=is_small)
+    run_loop = loop_here(config, inputs) if is_here else loop_on_ray(config, gpu_share, at_once, callbacks)
+    read = [config.data, config.item_scores, config.user_score_run, config.user_table, config.list_scores]
+    used = [path for path in read if path]
+    run = runs.start_run(config.output, job="train", config=config, inputs=used)
+    run_loop(run)
+    runs.finish_run(run, inputs=used, counts=counts)
+    remove_checkpoint(run.path)
+    return run
+
+
+def training_size(config: TrainConfig) -> int:
+    """Interactions of the data times epochs."""
+    filesystem, inner = files.filesystem_of(files.join(config.data, INTERACTIONS))
+    with filesystem.open(inner, "rb") as file:
+        return pq.read_metadata(file).num_rows * config.epochs
+
+
+def loop_here(config: TrainConfig, inputs: Inputs) -> Callable[[runs.Run], None]:
+    """Checks the room; returns what trains in the calling process."""
+    worker = worker_here(config.use_gpu, config.threads)
+
+    def run_loop(run: runs.Run) -> None:
+        with torch_of_a_worker(worker, config.threads):
+            train_and_write(with_absolute_paths(config), inputs, worker)
+
+    return run_loop
+
+
+def loop_on_ray(
+    config: TrainConfig, gpu_share: float, at_once: int, callbacks: "Sequence[ray.train.UserCallback]"
+) -> Callable[[runs.Run], None]:
+    """Checks the room; returns what trains in workers of Ray Train."""
+    from raygr.distributed import placement, run_workers, wants_gpu, worker_cpus
+    from raygr.ray_setup import connect
+
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share, threads=config.threads)
     shared = gpu_share if use_gpu else None
     cpus = worker_cpus(config.workers, config.threads, gpu_share=shared, at_once=at_once)
     placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share, cpus=cpus)
-    read = [config.data, config.item_scores, config.user_score_run, config.user_table, config.list_scores]
-    used = [path for path in read if path]
-    run = runs.start_run(config.output, job="train", config=config, inputs=used)
     settings = {"config": with_absolute_paths(config)}
-    run_workers(train_loop_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY, callbacks=callbacks)
-    runs.finish_run(run, inputs=used, counts=counts)
-    return run
+    every = WATCHED_EVERY
+    return lambda run: run_workers(
+        train_per_worker, settings, run, placed=placed, watched_every=every, callbacks=callbacks
+    )
 
 
 def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainConfig], at_once: int) -> None:
-    """Trains all configurations in order, `at_once` at a time, on one Ray.
+    """Trains all configurations in order, `at_once` at a time; several at a time on one Ray.
 
     After the first failure no further run starts; its error is raised once the runs under way have ended.
     """
@@ -82,6 +123,13 @@ def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainC
         for config in configs:
             train_one(config)
         return
+    if any(config.ray == "never" for config in configs):
+        raise ConfigError(f"at_once: {at_once} train runs side by side need Ray, and ray: never forbids it")
+    import ray
+
+    from raygr.distributed import check_at_once
+    from raygr.ray_setup import connect
+
     connect()  # before the threads, each of which would start a Ray
     for config in configs:
         check_at_once(config.workers, min(at_once, len(configs)), config.threads)
@@ -125,12 +173,16 @@ def log_users(counts: dict[str, Any]) -> None:
         log_rows(f"users of the {what}", read=counts["users"], kept=counts["users"] - without, dropped=dropped)
 
 
-def train_loop_per_worker(settings: dict[str, Any]) -> None:
-    """The function that every Ray Train worker runs. Rank 0 writes the run's files."""
-    config: TrainConfig = settings["config"]
-    share = Share(*begin_worker())
-    training = start_training(config, load_inputs(config), ray.train.torch.get_device(), share)
-    state = last_checkpoint(training.device)
+def train_per_worker(settings: dict[str, Any], worker: Worker) -> None:
+    """The function that every Ray Train worker runs."""
+    train_and_write(settings["config"], load_inputs(settings["config"]), worker)
+
+
+def train_and_write(config: TrainConfig, inputs: Inputs, worker: Worker) -> None:
+    """Trains from the last checkpoint on. Rank 0 writes the run's files."""
+    share = Share(worker.rank, worker.workers)
+    training = start_training(config, inputs, worker.device, share)
+    state = last_checkpoint(config.output, training.device)
     if state is not None:
         restore(training, state)
         logger.info("resumed after epoch %d", training.progress.epoch)
@@ -140,10 +192,8 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
             lines = training.progress.lines
             files.write_text("".join(json.dumps(line) + "\n" for line in lines), files.join(config.output, HISTORY))
             events.write(lines)
-        report(
-            evaluated(training.progress.lines, best=training.progress.best_score),
-            checkpoint_state(training) if share.rank == 0 else None,
-        )
+            save_checkpoint(checkpoint_state(training), config.output)
+        worker.report(evaluated(training.progress.lines, best=training.progress.best_score))
     if events:
         events.close()
     training.model.load_state_dict(training.best_weights)

@@ -420,8 +420,7 @@ def test_a_figure_holds_its_points(tmp_path: Path, trained: list[str], experimen
 # --- the command --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray, capsys):
+def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Real trainings; a second experiment on the same data takes the runs that are there."""
     shown = settings(tmp_path, protocol={"SASRec": "full"}, seeds=(0,))
     values = {name: value for name, value in vars(shown).items() if name != "experiment" and value is not None}

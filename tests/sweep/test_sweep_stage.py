@@ -151,7 +151,7 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_had_not_ended():
         folder = Path(name)
         write_prepared(folder / "prepare", cycles(20, ITEMS, 12), items=ITEMS)
         train = {"data": f"{folder}/prepare", "epochs": 60, "patience": 60} | SMALL | {"epochs": 60}
-        written = {"output": f"{folder}/sweep", "train": train, "space": {"seed": [0, 1, 2]}}
+        written = {"output": f"{folder}/sweep", "train": train, "space": {"seed": [0, 1, 2]}, "ray": "always"}
         (folder / "sweep.yaml").write_text(json.dumps(written))
         killed = sweeping(folder, folder / "killed.log")
         second = folder / "sweep/trials/0001_seed=1/epochs.jsonl"
@@ -177,6 +177,7 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_had_not_ended():
 
 GPU_TRIALS = """
 import json, sys, time
+from pathlib import Path
 import ray, ray.train
 from ray import tune
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -185,9 +186,12 @@ from raygr.distributed import placement, workers_on_gpus
 folder = sys.argv[1]  # as a name it reaches the workers; their sys.argv is Ray's
 
 def loop(settings):
-    begun = time.time()
-    time.sleep(5)
-    print("worker", json.dumps([ray.get_gpu_ids(), begun, time.time()]), flush=True)
+    name = ray.train.get_context().get_experiment_name()
+    Path(folder, f"begun-{name}").touch()
+    latest = time.monotonic() + 120
+    while len(list(Path(folder).glob("begun-*"))) < 2 and time.monotonic() < latest:
+        time.sleep(0.02)
+    print("worker", json.dumps([ray.get_gpu_ids(), len(list(Path(folder).glob("begun-*")))]), flush=True)
 
 def trial(point):
     run = ray.train.RunConfig(name=str(point["n"]), storage_path=folder)
@@ -211,6 +215,6 @@ def test_two_trials_share_a_gpu_at_the_same_time(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     workers = [json.loads(found) for found in re.findall(r"worker (\[.*\])", done.stdout)]
     assert len(workers) == 2, done.stdout
-    (first_ids, first_begun, first_ended), (second_ids, second_begun, second_ended) = workers
+    (first_ids, first_begun), (second_ids, second_begun) = workers
     assert first_ids == second_ids and len(first_ids) == 1
-    assert max(first_begun, second_begun) < min(first_ended, second_ended)
+    assert first_begun == second_begun == 2  # each waited for the other to begin

@@ -382,8 +382,8 @@ def kill_worker_after_two_evaluations(history: Path, killed: list[int]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, local_ray: Any):
-    """The folder is named by a URI, so its checkpoints go through Arrow's wrapper of fsspec."""
-    config = settings(toy, epochs=20, patience=20, item_scores=str(toy / "scores.csv"))
+    """The folder is named by a URI."""
+    config = settings(toy, epochs=20, patience=20, item_scores=str(toy / "scores.csv"), ray="always")
     config = dataclasses.replace(config, output=f"file://{toy}/train")
     killed: list[int] = []
     killer = threading.Thread(
@@ -403,11 +403,10 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, local_ray: A
 @pytest.mark.slow
 def test_a_diverged_training_says_what_to_do_as_it_would_without_ray(toy: Path, local_ray: Any):
     with pytest.raises(ValueError, match="lower the learning rate"):
-        train(settings(toy, learning_rate=1e30, epochs=1))
+        train(settings(toy, learning_rate=1e30, epochs=1, ray="always"))
 
 
-@pytest.mark.slow
-def test_a_run_keeps_the_contract(tmp_path: Path, local_ray: Any):
+def test_a_run_keeps_the_contract(tmp_path: Path):
     write_prepared(tmp_path / "prepare", walks(40, 130, 12, seed=0), items=130)
     scores_IA = random_scores(130, 2, seed=0)
     path = write_csv(tmp_path / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
