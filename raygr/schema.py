@@ -15,6 +15,8 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # interactions.parquet and users.parquet hold ids and numbers only and fit in memory.
 ITEMS, REVIEWS, INTERACTIONS, USERS = "items", "reviews", "interactions.parquet", "users.parquet"
 STATISTICS = "statistics.json"
+# Only with new items: their interactions, which are in none of the other files. New items have the highest item_index.
+NEW_INTERACTIONS = "new_interactions.parquet"
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -50,6 +52,15 @@ INTERACTION_SCHEMA = pa.schema(  # sorted by (user_index, position)
         ("rating", pa.float32()),  # null for implicit data
         ("timestamp", pa.int64()),
         ("split", pa.string()),
+    ]
+)
+NEW_INTERACTION_SCHEMA = pa.schema(  # sorted by user_index and time
+    [
+        ("user_index", pa.int32()),
+        ("item_index", pa.int32()),
+        ("position", pa.int32()),  # number of the user's interactions with other items before it: the history
+        ("rating", pa.float32()),  # null for implicit data
+        ("timestamp", pa.int64()),
     ]
 )
 USER_SCHEMA = pa.schema(

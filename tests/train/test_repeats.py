@@ -63,7 +63,7 @@ def test_prepare_keeps_every_purchase_and_the_last_one_is_the_test():
         output="o", reviews=("r",), keep_duplicate="all", min_user_interactions=2, min_item_interactions=1
     )
     reduced, dropped = reduce(from_scan(orders()), config)
-    kept = assign(reduced, config)
+    kept, _ = assign(reduced, config)
     assert len(kept.row) == sum(map(len, HISTORIES)) and dropped["duplicate"].interactions == 0
     ids = np.array([int(one.removeprefix("i")) for one in kept.item_ids.to_pylist()])
     found = [ids[kept.item_index[kept.user_index == user] - 1].tolist() for user in range(len(HISTORIES))]
