@@ -135,11 +135,16 @@ class RefinedEmbedding(nn.Module):
         """Pads (..., G) to (..., D): with `concat` the learned dimensions are 0."""
         return nn.functional.pad(guided, (self.width - guided.shape[-1], 0))
 
-    def item_rows(self, item_J: Tensor | None = None) -> Tensor:
-        """(9a): the refined embeddings of items 1..I, (I, D), or of `item_J` only, (J, D)."""
+    def item_rows(self, item_J: Tensor | None = None, is_kept_J: Tensor | None = None) -> Tensor:
+        """(9a): the refined embeddings of items 1..I, (I, D), or of `item_J` only, (J, D).
+
+        Rows that are not marked in `is_kept_J` have no learned part; None keeps all.
+        """
         base_ID: Tensor = self.base_ID
         if item_J is not None:
             base_ID = nn.functional.embedding(item_J - 1, base_ID, sparse=self.sparse)
+        if is_kept_J is not None:
+            base_ID = base_ID * is_kept_J[:, None]
         if not self.aspects:
             return base_ID
         features_IF = self.features_IF if item_J is None else self.features_IF[item_J - 1]

@@ -156,7 +156,7 @@ def test_a_temporal_split_never_trains_on_what_comes_later(rows, quantile):
 def test_new_items_by_time_and_the_histories_before_them():
     # item 5 is the newest by its first interaction; user 2 has nothing else and is dropped
     rows = [(0, 0, 1), (0, 1, 2), (0, 5, 9), (0, 2, 10), (0, 3, 11), (1, 5, 12), (1, 0, 13), (1, 1, 14), (2, 5, 15)]
-    rows += [(3, 2, 0), (3, 3, 0)]
+    rows += [(3, 2, 0), (3, 3, 1)]
     data, _ = reduce(scanned(rows), configured())
     kept, dropped = assign(data, configured(new_items=0.2, new_items_by="time"))
     assert [one.as_py() for one in kept.item_ids] == ["i0", "i1", "i2", "i3", "i5"] and kept.new_items == 1
