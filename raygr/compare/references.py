@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import torch
 
 from raygr import files, runs
-from raygr.data.interactions import Interactions, read_interactions
-from raygr.metrics.rank_tables import Ranking, candidates_of
+from raygr.data.interactions import Interactions, NewTargets, read_interactions, read_new_targets
+from raygr.metrics.rank_tables import NEW_TARGETS, Ranking, candidates_of
 from raygr.metrics.ranking import mean_ranks
 from raygr.schema import CANDIDATES, TRAIN
-from raygr.train.batches import Targets, seen_pairs
+from raygr.train.batches import Targets, new_item_targets, ranked_items, seen_pairs, with_new_before
 
 POPULARITY, CHANCE = "popularity", "chance"
 TARGETS_AT_ONCE = 1 << 14
@@ -37,13 +37,11 @@ def reference_rankings(run: str, data: str, rankings: Mapping[str, Ranking]) -> 
 
     `run` is the train run of these rankings; sampled candidates are read from it.
     """
-    found = read_interactions(data)
+    found, new = read_interactions(data), read_new_targets(data)
     train_count_I = np.bincount(found.item_N[found.split_N == TRAIN] - 1, minlength=found.items)
     made: dict[str, dict[str, Ranking]] = {POPULARITY: {}, CHANCE: {}}
     for name, ranking in rankings.items():
-        candidates = candidates_of(name)
-        candidates_UC = None if candidates == "full" else read_candidates(run, candidates)
-        rank_E, among_E = popularity_ranks(found, ranking, train_count_I, candidates_UC)
+        rank_E, among_E = popularity_ranks(run, found, new, name, ranking, train_count_I)
         made[POPULARITY][name] = ranking._replace(rank_E=rank_E)
         made[CHANCE][name] = ranking._replace(rank_E=(among_E + 1) / 2, among_E=among_E)
     return made
@@ -58,31 +56,44 @@ def read_candidates(run: str, name: str) -> np.ndarray:
 
 
 def popularity_ranks(
-    found: Interactions, ranking: Ranking, train_count_I: np.ndarray, candidates_UC: np.ndarray | None
+    run: str, found: Interactions, new: NewTargets | None, name: str, ranking: Ranking, train_count_I: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each target's rank by train interactions, and the number of items in the ranking with the target: (E,) each.
 
-    The ranking is over the whole catalogue if `candidates_UC` is None.
+    New items have no train interactions and share the last ranks.
     """
-    user_E, position_E = (column.astype(np.int64) for column in (ranking.user_E, ranking.position_E))
-    first_E = np.searchsorted(found.user_N, user_E)
-    columns = (user_E, first_E, position_E, first_E, first_E + position_E)
-    targets, items_N = Targets(*map(torch.from_numpy, columns)), torch.from_numpy(found.item_N)
-    sorted_I = np.sort(train_count_I)
+    candidates, targets, items_N = candidates_of(name), ranked_targets(found, new, name, ranking), found.item_N
+    sampled = candidates.endswith("-100")
+    candidates_UC = read_candidates(run, candidates) if sampled else None
+    first, end = ranked_items(candidates, found.items, found.new_items)
+    count_I = train_count_I[first:end]
+    sorted_I = np.sort(count_I)
     parts = []
-    for example_B in torch.arange(len(user_E)).split(TARGETS_AT_ONCE):
-        target_B = items_N[targets.target_at_E[example_B]].numpy()
+    for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
+        target_B = targets.items(torch.from_numpy(items_N), example_B).numpy()
         if candidates_UC is None:
             # seen items are left out, unless users may interact with an item again
             seen_by_B = example_B[:0] if found.repeats else example_B
-            row_P, seen_P = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
-            parts.append(catalogue_ranks(target_B, row_P, seen_P, train_count_I, sorted_I))
+            row_P, seen_P = (one.numpy() for one in seen_pairs(torch.from_numpy(items_N), targets, seen_by_B, new))
+            is_ranked_P = (seen_P > first) & (seen_P <= end)
+            seen = row_P[is_ranked_P], seen_P[is_ranked_P] - first
+            parts.append(catalogue_ranks(target_B - first, *seen, count_I, sorted_I))
         else:
-            others_BC = candidates_UC[user_E[example_B]]
+            others_BC = candidates_UC[targets.user_E[example_B].numpy()]
             counts = (torch.from_numpy(train_count_I[items - 1]) for items in (others_BC, target_B[:, None]))
             parts.append((mean_ranks(*counts).numpy(), np.full(len(target_B), others_BC.shape[1] + 1)))
     rank_E, among_E = (np.concatenate(column) for column in zip(*parts, strict=True))
     return rank_E, among_E
+
+
+def ranked_targets(found: Interactions, new: NewTargets | None, name: str, ranking: Ranking) -> Targets:
+    """The targets of a ranking; those with new items are in the order of the prepare run, as the ranks are."""
+    if new is not None and name.endswith(NEW_TARGETS):
+        return new_item_targets(new, found.user_N, max_history=1)
+    user_E, position_E = (column.astype(np.int64) for column in (ranking.user_E, ranking.position_E))
+    first_E = np.searchsorted(found.user_N, user_E)
+    targets = Targets(*map(torch.from_numpy, (user_E, first_E, position_E, first_E, first_E + position_E)))
+    return targets if new is None else with_new_before(targets, new)
 
 
 def catalogue_ranks(

@@ -26,8 +26,6 @@ class Ranking(NamedTuple):
     rank_E: np.ndarray
     train_count_E: np.ndarray
     """The number of train interactions with the target item."""
-    target_E: np.ndarray
-    """item_index of the target."""
     among_E: np.ndarray | None = None
     """Set for chance: the rank is uniform on 1..among, with mean `rank_E`. None: `rank_E` is the rank itself."""
 
@@ -48,9 +46,7 @@ def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> di
         ranked = rows.filter(pc.field("candidates") == candidates)
         for which in targets:
             chosen = ranked.filter(pc.field("last")) if which == "last" else ranked
-            columns = (
-                chosen[name].to_numpy() for name in ("user_index", "position", "rank", "target_train_count", "target")
-            )
+            columns = (chosen[name].to_numpy() for name in ("user_index", "position", "rank", "target_train_count"))
             found[f"{candidates}{SUFFIXES[which]}"] = Ranking(*columns)
     return found
 

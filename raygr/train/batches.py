@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raygr.data.interactions import NewTargets
+from raygr.schema import NEW_ITEMS
 
 NEW_SHARE = 0.5  # of a window's length: targets that no earlier window has; those before are context
 
@@ -253,9 +254,25 @@ def session_lanes(length_E: Tensor, *, lanes: int, seed: int, epoch: int) -> Ten
     return found_TB2
 
 
-def seen_pairs(items_N: Tensor, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(row in the batch, item_index) pairs of all items of the flat array that came before the target."""
-    return pairs_between(items_N, targets.first_seen_E[example_B], targets.target_at_E[example_B])
+def seen_pairs(
+    items_N: Tensor, targets: Targets, example_B: Tensor, new: NewTargets | None = None
+) -> tuple[Tensor, Tensor]:
+    """(row in the batch, item_index) pairs of all items that came before the target, of `new` only with it."""
+    found = [pairs_between(items_N, targets.first_seen_E[example_B], targets.target_at_E[example_B])]
+    if new is not None and targets.new_before_E is not None:
+        first_B = torch.searchsorted(torch.from_numpy(new.user_N), targets.user_E[example_B])
+        found.append(pairs_between(torch.from_numpy(new.item_N), first_B, targets.new_before_E[example_B]))
+    row_N, item_N = (torch.cat(column) for column in zip(*found, strict=True))
+    return row_N, item_N
+
+
+def ranked_items(candidates: str, items: int, new_items: int) -> tuple[int, int]:
+    """The first place and the end of the items that are ranked, in a catalogue whose last items are new.
+
+    `candidates` is full (without new items), NEW_ITEMS, WHOLE or CALIBRATED.
+    """
+    known = items - new_items
+    return known if candidates == NEW_ITEMS else 0, known if candidates == "full" else items
 
 
 def pairs_between(items_N: Tensor, first_B: Tensor, end_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,8 @@ from raygr.metrics.diversity import (
 from raygr.metrics.ranking import candidate_ranks, full_ranks, metric_values
 from raygr.metrics.z_scores import standardise
 from raygr.models.inference import UserStates, base_parts, encode_users, relative_change, score_items
-from raygr.schema import CALIBRATED, NEW_ITEMS, TEST
-from raygr.train.batches import Targets, history_batch, is_last_of_user, pairs_between, seen_pairs
+from raygr.schema import CALIBRATED, TEST
+from raygr.train.batches import Targets, history_batch, is_last_of_user, ranked_items, seen_pairs
 from raygr.train.state import Training
 
 TARGETS_AT_ONCE = 256  # 256 x 30,000 items x 4 bytes = 31 MB of scores
@@ -46,18 +46,11 @@ def item_scores(training: Training, targets: Targets, example_B: Tensor, rows_ID
 def left_out(training: Training, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:
     """(row in the batch, item_index) pairs that are not ranked: the seen items, or none in data with repeats.
 
-    New items that the user had before are seen, although no history holds them.
+    New items that the user had before count as seen, although no history holds them.
     """
     inputs, device = training.inputs, training.device
     example_B = example_B[:0] if inputs.repeats else example_B
-    row_N, item_N = seen_pairs(inputs.items_N, targets, example_B)
-    if inputs.new is not None and targets.new_before_E is not None:
-        user_N = torch.from_numpy(inputs.new.user_N)
-        first_B = torch.searchsorted(user_N, targets.user_E[example_B])
-        new_row_N, new_item_N = pairs_between(
-            torch.from_numpy(inputs.new.item_N), first_B, targets.new_before_E[example_B]
-        )
-        row_N, item_N = torch.cat([row_N, new_row_N]), torch.cat([item_N, new_item_N])
+    row_N, item_N = seen_pairs(inputs.items_N, targets, example_B, inputs.new)
     return row_N.to(device), item_N.to(device)
 
 
@@ -92,9 +85,9 @@ def batch_ranks(
     if candidate_set in inputs.candidates:
         candidates_BC = inputs.candidates[candidate_set][targets.user_E[example_B]].long().to(device)
         return candidate_ranks(scores_BI, target_B, candidates_BC)
-    known = inputs.items - inputs.new_items
-    first, end = known if candidate_set == NEW_ITEMS else 0, known if candidate_set == "full" else inputs.items
+    first, end = ranked_items(candidate_set, inputs.items, inputs.new_items)
     if candidate_set == CALIBRATED:
+        known = inputs.items - inputs.new_items
         scores_BI = torch.cat([scores_BI[:, :known], scores_BI[:, known:] + offset], dim=1)
     row_N, item_N = left_out(training, targets, example_B)
     is_ranked_N = (item_N > first) & (item_N <= end)

@@ -115,7 +115,7 @@ def test_a_run_at_or_below_chance_is_said_in_words(tmp_path: Path, caplog: pytes
         for name, one in zip(("full", "uniform-100"), chance, strict=True)
     ]
     assert metrics["warnings"][0] in caplog.text
-    ranking = Ranking(*(np.array([value]) for value in (0, 3, 1, 5, 1)))
+    ranking = Ranking(*(np.array([value]) for value in (0, 3, 1, 5)))
     assert chance_warnings({"full": ranking}, items=30) == []
 
 

@@ -169,9 +169,9 @@ def test_what_was_bought_is_recommended_again(training: Training):
 def test_popularity_and_chance_rank_what_was_seen_too(training: Training):
     """Item 1 is bought less than item 2, which its user has had as well."""
     found = read_interactions(training.config.data)
-    last = Ranking(*(np.array([value]) for value in (0, 5, 1.0, 3, 1)))
+    last = Ranking(*(np.array([value]) for value in (0, 5, 1.0, 3)))
     train_count_I = np.bincount([1] * 3 + [2] * 4, minlength=ITEMS + 1)[1:]
-    rank_E, among_E = popularity_ranks(found, last, train_count_I, None)
+    rank_E, among_E = popularity_ranks("", found, None, "full", last, train_count_I)
     assert (rank_E.tolist(), among_E.tolist()) == ([2.0], [ITEMS])
     third = {"full": last._replace(rank_E=np.array([3.0]))}  # better than chance among ten, and not among five
     assert [len(chance_warnings(third, items=10, repeats=repeats)) for repeats in (True, False)] == [0, 1]
