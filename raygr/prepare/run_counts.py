@@ -28,7 +28,7 @@ def kept_counts(
     users_with = {part: len(np.unique(kept.user_index[kept.part == part])) for part in (TRAIN_PART, TEST_PART)}
     sizes = np.bincount(kept.part, minlength=len(PARTS)).tolist()
     tests = np.bincount(kept.user_index[kept.part == TEST_PART], minlength=len(kept.user_ids))
-    new = {}
+    new: dict[str, Any] = {}
     if config.new_items:
         record["by_reason"]["with_new_items"] = len(kept.new.user_index)
         new["new_items"] = {

@@ -46,7 +46,8 @@ LEAST_USER_SHARE = 0.01  # below this share the user side changes next to nothin
 def write_outputs(training: Training) -> None:
     """Writes ranks, metrics and the model. All workers call it and share the ranking; rank 0 writes."""
     inputs, config = training.inputs, training.config
-    offset, sets = 0.0, {VALIDATION: config.candidates, TEST: config.candidates}
+    offset = 0.0
+    sets: dict[str, tuple[str, ...]] = {VALIDATION: config.candidates, TEST: config.candidates}
     if inputs.new_items:
         offset = calibrated_offset(training)
         sets |= {TEST: (*config.candidates, WHOLE, CALIBRATED), NEW: (NEW_ITEMS, WHOLE, CALIBRATED)}
