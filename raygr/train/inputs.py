@@ -106,7 +106,9 @@ def load_inputs(config: TrainConfig) -> Inputs:
     if new is not None:
         targets = {part: with_new_before(found, new) for part, found in targets.items()}
         targets[NEW] = new_item_targets(new, data.user_N, max_history=config.max_history)
-        check_new_items(config)
+        sampled = ", ".join(name for name in config.candidates if name != "full")
+        if sampled:
+            raise ConfigError(f"{config.data} has new items, which {sampled} would draw: set candidates: [full]")
     check_examples(config, windows, targets)
     train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
     candidates = sampled_sets(config, data, train_count_I)
@@ -176,12 +178,6 @@ def check_width(config: TrainConfig, aspects: int) -> None:
     if config.model != "gru4rec" and width % config.heads:
         sum_text = f"base_width {config.base_width} + {guided} aspects"
         raise ConfigError(f"total width {width} ({sum_text}) is no multiple of heads {config.heads}: set heads=1")
-
-
-def check_new_items(config: TrainConfig) -> None:
-    if set(config.candidates) != {"full"}:
-        sampled = ", ".join(name for name in config.candidates if name != "full")
-        raise ConfigError(f"{config.data} has new items, which {sampled} would draw: set candidates: [full]")
 
 
 def check_examples(config: TrainConfig, windows: Windows, targets: dict[str, Targets]) -> None:
