@@ -119,6 +119,16 @@ def test_a_run_at_or_below_chance_is_said_in_words(tmp_path: Path, caplog: pytes
     assert chance_warnings({"full": ranking}, items=30) == []
 
 
+def test_the_stamp_tells_several_test_interactions_apart(tmp_path: Path):
+    """The published leave-one-out keeps the stamp that it had before there were several."""
+    stamps = []
+    for place, settings in enumerate(({}, {"test_interactions": 1, "new_items": 0.0}, {"test_interactions": 3})):
+        data = write_prepared(tmp_path / str(place), HISTORIES, items=ITEMS, **settings)
+        stamps.append(load_inputs(TrainConfig(output="o", data=data)).protocol)
+    plain, one, three = ({name: value for name, value in stamp.items() if name != "data"} for stamp in stamps)
+    assert plain == one and three == plain | {"test_interactions": 3}
+
+
 def test_one_ranking_is_one_row_a_user_and_no_candidates_are_written(tmp_path: Path):
     table, metrics = written(begun(tmp_path))
     assert table.num_rows == 2 * USERS and not (tmp_path / "train/candidates.parquet").exists()
