@@ -23,7 +23,7 @@ from raygr.schema import INTERACTIONS, VALIDATION
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
 from raygr.train.loop import accumulate_gradients, training_rounds
-from raygr.train.new_items import calibrated_offset, logits_of_groups, offset_for_share
+from raygr.train.new_items import calibrated_offset, missing_scores
 from raygr.train.outputs import write_outputs
 from raygr.train.state import Training, start_training
 from raygr.train.step import epoch_draws, whole_batch
@@ -153,13 +153,37 @@ def test_sampled_candidates_and_a_new_item_in_a_history_are_refused(tmp_path: Pa
 # --- calibration ---------------------------------------------------------------------------------
 
 
-def test_the_offset_gives_hidden_items_their_share():
-    """With equal scores, a hidden group of 2 of 8 items already has its share of 1/4; 1.5 below needs 1.5 more."""
-    scores_BI, group_I = torch.zeros(3, 8), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
-    logits_BF = logits_of_groups(scores_BI, scores_BI - 1.5, group_I)
-    assert logits_BF.numpy() == pytest.approx(np.full((3, 4), np.log(2 / 6) - 1.5))
-    assert offset_for_share(logits_BF.double()) == pytest.approx(1.5)
-    assert offset_for_share(logits_of_groups(scores_BI, scores_BI, group_I).double()) == pytest.approx(0.0, abs=1e-6)
+def test_an_offset_brings_hidden_items_into_the_list_as_the_needs_say():
+    generator = torch.Generator().manual_seed(0)
+    scores_BI, hidden_BI = torch.randn(6, 40, generator=generator), torch.randn(6, 15, generator=generator) - 2
+    needed_BK = missing_scores(scores_BI, hidden_BI)
+    for offset in (-1.0, 0.0, 0.7, 2.0, 3.1):
+        first_BK = torch.cat([scores_BI, hidden_BI + offset], dim=1).topk(10, dim=1).indices
+        assert torch.equal((first_BK >= 40).sum(1), (needed_BK < offset).sum(1))
+
+
+def test_the_offset_gives_hidden_items_their_share_of_the_lists(tmp_path: Path):
+    """4 groups of 5 of the 20 known items: a quarter of the first five places, counted by a loop."""
+    training = begun(tmp_path, epochs=1)
+    list(training_rounds(training))
+    with torch.no_grad():
+        training.model.embedding.item_map_FG.normal_(std=0.02)
+    offset = calibrated_offset(training)
+    embedding, group_I = training.model.embedding, np.random.default_rng(0).permutation(KNOWN) % 4
+    rows_ID = embedding.item_rows()
+    hidden_in = []
+    for group in range(4):
+        hidden = np.flatnonzero(group_I == group)
+        changed_ID = rows_ID.clone()
+        changed_ID[hidden] -= embedding.base_ID[hidden]
+        for history in HISTORIES:
+            before = torch.tensor([history[1:-2]])  # max_history 6
+            state_1D = training.model.encode(rows_ID, before, torch.tensor([6]))
+            scores_I = (state_1D @ changed_ID.T)[0].detach()[:KNOWN]
+            scores_I[hidden] += offset
+            scores_I[np.array(history[:-2]) - 1] = -np.inf
+            hidden_in.append(sum(int(place) in hidden for place in scores_I.topk(5).indices))
+    assert np.mean(hidden_in) / 5 == pytest.approx(1 / 4, abs=0.01)
 
 
 def test_the_offset_does_not_depend_on_the_test(tmp_path: Path):
