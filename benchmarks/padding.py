@@ -67,23 +67,23 @@ def expected_ratings(
     known, length = shared.get_seq_length(), len(own)
     branches = [[*tail, tokens.digits[0]] for tail in tails]
     ids = [*own, *(token for branch in branches for token in branch)]
-    branch_L = torch.tensor([-1] * length + [n for n, branch in enumerate(branches) for _ in branch])
-    place_L = torch.tensor([*range(length), *(length + n for branch in branches for n in range(len(branch)))])
-    sees_LL = (branch_L[:, None] == branch_L) | (branch_L == -1)
-    sees_LL &= torch.arange(len(ids))[:, None] >= torch.arange(len(ids))
-    sees_LK = torch.cat([torch.ones(len(ids), known, dtype=torch.bool), sees_LL], dim=1)
-    logits_LV = model(
+    branch_T = torch.tensor([-1] * length + [n for n, branch in enumerate(branches) for _ in branch])
+    place_T = torch.tensor([*range(length), *(length + n for branch in branches for n in range(len(branch)))])
+    sees_TT = (branch_T[:, None] == branch_T) | (branch_T == -1)
+    sees_TT &= torch.arange(len(ids))[:, None] >= torch.arange(len(ids))
+    sees_TP = torch.cat([torch.ones(len(ids), known, dtype=torch.bool), sees_TT], dim=1)
+    logits_TV = model(
         torch.tensor([ids]),
-        position_ids=known + place_L[None],
-        attention_mask=torch.zeros(sees_LK.shape).masked_fill(~sees_LK, float("-inf"))[None, None],
+        position_ids=known + place_T[None],
+        attention_mask=torch.zeros(sees_TP.shape).masked_fill(~sees_TP, float("-inf"))[None, None],
         past_key_values=shared,
         use_cache=True,
     ).logits[0]
     shared.crop(-len(ids))
     ends = np.cumsum([len(branch) for branch in branches]) + length - 1
-    logprobs_LV = logits_LV.double().log_softmax(-1).numpy()
+    logprobs_TV = logits_TV.double().log_softmax(-1).numpy()
     rating_ids = [*tokens.digits, tokens.ten[-1]]
-    return rating_probabilities(logprobs_LV[ends - 1][:, rating_ids], logprobs_LV[ends, tokens.ten[-1]]) @ np.arange(
+    return rating_probabilities(logprobs_TV[ends - 1][:, rating_ids], logprobs_TV[ends, tokens.ten[-1]]) @ np.arange(
         1, 11
     )
 

@@ -58,7 +58,7 @@ def one_epoch(training: Training) -> float:
     config, epoch = training.config, training.progress.epoch
     draws = epoch_draws(config.seed, epoch, 0)
     torch.manual_seed(draws.dropout_seed)
-    training.session_BH = None
+    training.session_BD = None
     training.model.train()
     total, positions = torch.zeros(()), 0
     contents = epoch_contents(config, training.inputs, epoch)

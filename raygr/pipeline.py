@@ -34,16 +34,6 @@ REFUSED: State = "refused"
 SAMPLED = 128  # subjects whose prompts are made to estimate the tokens of all
 
 
-class SideBySide(NamedTuple):
-    """The number of train runs at the same time, and the GPU share of each worker."""
-
-    at_once: int = 1
-    gpu_share: float = 1.0
-
-
-ALONE = SideBySide()
-
-
 class StagePlan(NamedTuple):
     """What will be done with one stage of a pipeline; stages are numbered from 1."""
 
@@ -98,10 +88,11 @@ def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
     logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
 
 
-def run_stages(stages: Sequence[tuple[str, StageConfig]], side_by_side: SideBySide = ALONE) -> None:
-    """Run each (stage name, configuration) that is not finished yet, in order; train runs in a row may run at once.
+def run_stages(stages: Sequence[tuple[str, StageConfig]], *, at_once: int = 1, gpu_share: float = 1.0) -> None:
+    """Run each (stage name, configuration) that is not finished yet, in order.
 
-    RunError before anything starts where a stage is refused.
+    `at_once` train runs in a row run at the same time, with `gpu_share` of a GPU for each worker. RunError before
+    anything starts where a stage is refused.
     """
     plans = plan_stages(stages)
     for line in plan_lines(plans):
@@ -111,17 +102,17 @@ def run_stages(stages: Sequence[tuple[str, StageConfig]], side_by_side: SideBySi
     for job, group in itertools.groupby(unfinished, key=lambda plan: plan.job):
         configs = [plan.config for plan in group]
         if job == "train":
-            train_side_by_side(configs, side_by_side)
+            train_side_by_side(configs, at_once=at_once, gpu_share=gpu_share)
             continue
         for config in configs:
             run_logged(job, config, run_stage)
 
 
-def train_side_by_side(configs: Sequence[TrainConfig], side_by_side: SideBySide) -> None:
+def train_side_by_side(configs: Sequence[TrainConfig], *, at_once: int, gpu_share: float) -> None:
     from raygr.train.stage import train, train_all  # torch and Ray, which plans do without
 
-    placed = partial(train, at_once=side_by_side.at_once, gpu_share=side_by_side.gpu_share)
-    train_all(lambda config: run_logged("train", config, placed), configs, side_by_side.at_once)
+    placed = partial(train, at_once=at_once, gpu_share=gpu_share)
+    train_all(lambda config: run_logged("train", config, placed), configs, at_once)
 
 
 def run_logged(job: str, config: StageConfig, run: Callable[[Any], runs.Run]) -> None:

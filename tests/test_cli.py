@@ -1,4 +1,4 @@
-"""What the command line says of errors, and the exit code of each."""
+"""Messages and exit codes of errors on the command line."""
 
 import importlib.metadata
 import subprocess
@@ -16,7 +16,7 @@ from raygr.train import stage
 
 
 def wrapped(cause: Exception) -> Exception:
-    """As Ray raises it in the driver: a kind of both, whose text is a traceback of another process."""
+    """The error as Ray raises it in the driver: of both classes, with the traceback of another process as text."""
     text = "ray::Map()\n" + "  File engine.py, line 1\n" * 200
     return RayTaskError("map", text, cause, proctitle="ray::Map", pid=1, ip="127.0.0.1").as_instanceof_cause()
 
@@ -26,7 +26,7 @@ CAUSED = "\n\nThe above exception was the direct cause of the following exceptio
 
 
 def of_user_code(*errors: str) -> Exception:
-    """As Ray Data raises what a function of ours raised, which does not travel: its text alone does."""
+    """The error that Ray Data raises for an error of our function: it carries only the text of that error."""
     place, last = (
         "\x1b[36mray::Map()\x1b[39m (pid=7)\n",
         "ray.exceptions.UserCodeException: UDF failed.\nTo change retries",
@@ -36,7 +36,7 @@ def of_user_code(*errors: str) -> Exception:
 
 
 def of_an_actor(error: str) -> Exception:
-    """That failed to start."""
+    """The error of an actor that failed to start."""
     return ActorDiedError(RayTaskError("init", f"ray::Engine.__init__()\n{FRAME * 50}{error}", KeyError("rope")))
 
 

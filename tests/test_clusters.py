@@ -1,4 +1,4 @@
-"""Two nodes on this machine, one of which is lost: scoring and training finish with the rows that they have without.
+"""One of two nodes on this machine is lost: scoring and training finish with the rows of a run without loss.
 
 Each cluster lives in a process, a folder and a HOME of its own beside whatever other Rays run here.
 """
@@ -117,7 +117,7 @@ def folder() -> Iterator[Path]:
 
 
 def run_on_two_nodes(folder: Path, script: str, *, config: dict, head_cpus: int, other_cpus: int) -> str:
-    """Runs the script in a process of its own, which starts and ends the cluster; all that it printed."""
+    """Runs the script in its own process, which starts and ends the cluster; returns all that it printed."""
     constants = f"HEAD_CPUS, OTHER_CPUS = {head_cpus}, {other_cpus}\nCONFIG = {config!r}\n"
     file = folder / "on_two_nodes.py"
     file.write_text(constants + textwrap.dedent(START) + textwrap.dedent(script))
@@ -127,7 +127,7 @@ def run_on_two_nodes(folder: Path, script: str, *, config: dict, head_cpus: int,
         "HOME": str(folder),
         "RAYGR_CACHE": str(cache_folder()),
         "RAY_AUTH_MODE": "disabled",
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",  # nobody: else the dashboard of another Ray here is asked
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",  # no other Ray's dashboard
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy machine may take longer than the usual minute
         "RAY_enable_worker_prestart": "0",  # idle workers only take time to start
         "OMP_NUM_THREADS": "1",
@@ -161,7 +161,7 @@ def test_scoring_goes_on_when_a_node_is_lost(folder: Path, tokenizer):
     assert rows.select(["subject_id", "ratings"]).sort_by("subject_id").equals(expected.sort_by("subject_id"))
     by_node = sorted(len(list(node.iterdir())) for node in (folder / "scores" / "nodes").iterdir())
     assert len(by_node) == 2 and by_node[0] >= 1
-    assert by_node[1] > ITEMS // BATCH // 2  # the node that was left did the rest
+    assert by_node[1] > ITEMS // BATCH // 2  # the remaining node did the rest
     # an actor on each: two threads is what the smaller node has, and no core of the driver's by number
     assert {file.read_text() for file in (folder / "scores" / "threads").iterdir()} == {"2 nobind"}
 
@@ -185,7 +185,7 @@ def test_training_goes_on_when_a_node_is_lost_and_another_comes(folder: Path):
 
 
 def straight_losses(config: TrainConfig) -> list[float]:
-    """Of the same training without Ray, in this process."""
+    """Losses of the same training without Ray, in this process."""
     import torch
 
     from raygr.models.workers import Share

@@ -42,7 +42,7 @@ def test_overrides_win_over_the_file(tmp_path):
 
 
 def configurations() -> set[type]:
-    """All dataclasses that settings are checked by, those inside others too."""
+    """All dataclasses that check settings, including nested ones."""
     found, left = set(), [*COMMANDS.values()]
     while left:
         kind = left.pop()
@@ -54,7 +54,7 @@ def configurations() -> set[type]:
 
 
 def without_null(kind: object) -> object:
-    """A field's type, whether it may be left open or not."""
+    """A field's type without `None`."""
     parts = typing.get_args(kind)
     kept = [one for one in parts if one is not type(None)]
     return functools.reduce(operator.or_, kept) if len(kept) < len(parts) else kind
@@ -128,7 +128,7 @@ def test_the_home_folder_is_known_in_every_path_and_relative_ones_are_absolute(j
 
 
 def home_paths(value: object) -> list[str]:
-    """The texts that begin with ~/ anywhere in JSON."""
+    """All texts in a JSON value that begin with ~/."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     own = [value] if isinstance(value, str) and value.startswith("~/") else []
     return own + [path for one in inside for path in home_paths(one)]
@@ -170,7 +170,7 @@ def test_words_in_place_of_paths_stay_words():
 
 
 def test_paths_inside_a_job_stay_relative(monkeypatch):
-    """The job's folder is another one each time that it is submitted."""
+    """Each submission of a job has another folder."""
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     config = load_config(TrainConfig, None, ["output=s3://b/t", "data=configs/p", "item_scores=/s"])
     assert (config.output, config.data, config.item_scores) == ("s3://b/t", "configs/p", "/s")
@@ -321,7 +321,7 @@ def test_shared_settings_fit_every_run_that_they_are_merged_into():
 
 
 def literals_of(kind) -> set[str]:
-    """Every text that a field of `kind` takes."""
+    """Every text that a field of `kind` accepts."""
     found = set()
     for one in typing.get_args(kind):
         found |= {one} if isinstance(one, str) else literals_of(one)
@@ -329,7 +329,7 @@ def literals_of(kind) -> set[str]:
 
 
 def test_no_other_value_is_a_word_that_yaml_reads_as_something_else():
-    """Such as no, on, null: the field would refuse its own documented value."""
+    """Words such as no, on and null would make a field refuse its own documented value."""
     for config in [*STAGES.values(), PipelineConfig, RequestConfig]:
         for name, kind in typing.get_type_hints(config, include_extras=True).items():
             unlike = {word for word in literals_of(kind) if yaml.safe_load(word) != word}

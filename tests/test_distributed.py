@@ -1,4 +1,4 @@
-"""What a training worker does to its process, and the room that workers are given."""
+"""Effects of a training worker on its process, and the resources that workers get."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(way: str) -> int:
-    """Of 24 tensors of 64 MiB, each freed before the next."""
+    """Page faults of 24 tensors of 64 MiB, each freed before the next."""
     done = subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True, timeout=120, check=True)
     return int(done.stdout)
 
@@ -44,7 +44,7 @@ def test_freed_memory_is_used_again_without_the_kernel():
 
 
 def test_ctrl_c_ends_a_training_as_an_interrupt(monkeypatch):
-    """Ray Train's own handler ends the process with code 1 and no word, where it is left to register itself."""
+    """Ray Train's own handler would end the process with code 1 and without a message."""
     ended = threading.Event()
     monkeypatch.setattr(distributed.ray, "shutdown", ended.set)
 
@@ -131,7 +131,7 @@ def test_runs_at_once_that_do_not_fit_are_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_a_worker_computes_on_what_it_reserved(local_ray, tmp_path):
-    """And not on all of the node's cores, which others may have reserved."""
+    """The worker does not use all of the node's cores, because other processes may have reserved them."""
 
     def loop(settings: dict) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""README.md and docs/: commands are valid, what is named exists, the tree is whole, one folder has one content."""
+"""README.md and docs/: commands are valid, named things exist, the tree is complete, a folder has one content."""
 
 import argparse
 import ast
@@ -83,7 +83,7 @@ def commands_of(path: Path) -> list[Command]:
 
 
 def block_commands(page: str, block: str, *, whole: bool) -> list[Command]:
-    """Variables of the shell stand for the first value that a loop or an `export` gives them."""
+    """Replaces shell variables by the first value that a loop or an `export` gives them."""
     values = dict(re.findall(r"\b(?:for|export) (\w+)(?: in |=)([\w./-]+)", block))
     found = []
     for line in block.replace("\\\n", " ").splitlines():
@@ -110,7 +110,7 @@ def simple_command(line: str) -> list[str]:
 
 
 class Flags(argparse.ArgumentParser):
-    """Raises in place of ending the process."""
+    """A parser that raises an error in place of ending the process."""
 
     def error(self, message: str) -> None:
         raise ValueError(message)
@@ -123,13 +123,13 @@ def parsed_flags(command: Command) -> argparse.Namespace:
 
 
 def has_own_file(command: Command) -> bool:
-    """Whether --config is a file of the reader's, which is not here."""
+    """Whether --config names a file of the reader, which the checkout lacks."""
     file = parsed_flags(command).config
     return file is not None and not file.startswith("configs/")
 
 
 def config_of(command: Command) -> Any:
-    """Its checked configuration, without what a file of the reader's would say."""
+    """The checked configuration of a command, without the settings of a reader's own file."""
     parsed = parsed_flags(command)
     kind, (file, settings) = KINDS[command.stage], config_source(command.stage, parsed)
     return load_config(kind, None if has_own_file(command) else file, settings)
@@ -219,7 +219,7 @@ def test_yaml_blocks_are_valid(tmp_path):
 
 
 def test_python_blocks_import_and_call_what_exists():
-    """Imports are made; a call of an imported function has arguments that it takes."""
+    """Imports succeed, and each call of an imported function fits its parameters."""
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     blocks = [block for text in texts for language, block in FENCED.findall(text) if language == "python"]
     assert len(blocks) > 2
@@ -236,7 +236,7 @@ def test_python_blocks_import_and_call_what_exists():
 
 
 def test_a_block_is_a_command_or_says_its_language():
-    """So that no command escapes the checks above under another name."""
+    """Without this, a command in another language's block would escape the checks above."""
     for page in PAGES:
         for language, block in FENCED.findall(page.read_text(encoding="utf-8")):
             assert language in ("", "yaml", "python", "text", "bibtex"), f"{page}: {language}"
@@ -379,7 +379,7 @@ def test_messages_in_the_faq_are_those_of_the_code():
 
 
 def test_shape_letters_are_in_the_legend():
-    """Of names such as `scores_IA`; what a letter means in one module is that module's docstring."""
+    """The letters are suffixes of names such as `scores_IA`. Docstrings define letters of a single module."""
     legend = set(re.findall(r"\| ([A-Z]) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8")))
     letters: dict[str, str] = {}
     for path in (ROOT / "raygr").rglob("*.py"):
@@ -410,7 +410,7 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
 
 
 def test_what_is_written_to_one_folder_is_one_thing():
-    """Else whoever runs both gets a refusal, or a figure of other data than its page says."""
+    """Otherwise a reader who runs both gets a refusal, or a figure of other data than the page says."""
     shipped = [(str(path.relative_to(ROOT)), config) for path in CONFIGS for config in shipped_stages(path)]
     commands = [command for path in PAGES for command in commands_of(path) if command.stage == "prepare"]
     named = [(str(command), config_of(command)) for command in commands if "configs/" in " ".join(command.words)]

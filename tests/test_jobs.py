@@ -34,7 +34,7 @@ class Head(NamedTuple):
     environment: dict[str, str]
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess:
-        """One command of the `ray` command line, from the checkout as docs/cluster.md says."""
+        """Runs one command of the `ray` command line from the checkout, as docs/cluster.md says."""
         command = [RAY, *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=BOUND, env=self.environment, cwd=CHECKOUT

@@ -1,4 +1,4 @@
-"""What a pipeline says before it starts: states of stages, reasons of refusals, prompts and tokens of LLM stages."""
+"""The plan of a pipeline: states of stages, reasons of refusals, prompts and tokens of LLM stages."""
 
 import json
 import re
@@ -178,7 +178,7 @@ def test_an_input_that_nobody_makes_is_refused(tmp_path: Path):
 
 
 def stage_of(job: str, folder: Path, field: str, value: Any) -> dict[str, Any]:
-    """A stage whose inputs are there, but for one field."""
+    """A stage whose inputs exist, except for one field."""
     there = {name: f"{folder}/{name}.csv" for name in ("items", "users")}
     for path in there.values():
         Path(path).write_text("id,pace\nx,1\n")

@@ -1,4 +1,4 @@
-"""Which Ray a stage runs on, and what of Ray's own a job's log holds."""
+"""The Ray that a stage runs on, and the lines of Ray in a job's log."""
 
 import os
 import re
@@ -23,14 +23,14 @@ stages:
 
 @pytest.fixture
 def started(monkeypatch) -> list[dict]:
-    """The arguments of each call of ray.init, of which none has any effect."""
+    """The arguments of each call of ray.init, which is replaced and has no effect."""
     calls: list[dict] = []
     monkeypatch.setattr(ray_setup.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray_setup.ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray_setup.ray, "init", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(ray_setup, "quiet_logs", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set by the user")  # both are put back behind the test
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set by the user")  # the fixture restores both after the test
     monkeypatch.setenv("RAY_AUTH_TOKEN", "set by the user")
     return calls
 

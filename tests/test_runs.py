@@ -1,6 +1,6 @@
 """Run folders: unfinished until run.json, resumed with the same configuration only, never overwritten.
 
-Nobody's files are removed: a run starts in an empty folder, and two processes never work in one.
+No file of others is removed: a run starts in an empty folder, and two processes never work in one folder.
 """
 
 import dataclasses
@@ -173,7 +173,7 @@ def test_a_resumed_run_removes_its_parts_and_nothing_else(tmp_path):
     runs.remove_parts(run, "items")  # nothing there is no error
 
 
-def test_hidden_files_are_in_nobodys_way(tmp_path):
+def test_hidden_files_do_not_block_a_run(tmp_path):
     (tmp_path / ".gitkeep").write_text("")
     runs.start_run(str(tmp_path), job="train", config=Settings())
     assert (tmp_path / ".gitkeep").exists()
@@ -183,7 +183,11 @@ def test_an_own_store_inside_the_output_is_no_input(tmp_path):
     config = ScoreConfig(
         output=f"{tmp_path}/s", data=f"{tmp_path}/p", subjects="items", aspects="a", store=f"{tmp_path}/s/store"
     )
-    runs.start_run(config.output, job="score", config=config)
+    run = runs.start_run(config.output, job="score", config=config)
+    assert run.path == config.output and run.config["store"] == config.store
+    inside = dataclasses.replace(config, output=f"{tmp_path}/t", data=f"{tmp_path}/t/p")
+    with pytest.raises(runs.RunError, match=r"data: .*/t/p lies inside the output .*/t: choose another"):
+        runs.start_run(inside.output, job="score", config=inside)
 
 
 # --- again, otherwise, aside ---------------------------------------------------------------------
@@ -282,7 +286,7 @@ def test_where_nothing_can_be_locked_a_holder_that_renews_no_more_is_gone(holder
 
 
 def written_before(folder: Path, *, output: str, data: str) -> None:
-    """A train run of a raygr that recorded paths as they were typed."""
+    """A train run of an earlier version, which recorded paths as they were typed."""
     config = to_jsonable_python(TrainConfig(output=output, data=data)) | {"output": output, "data": data}
     inputs = {data: files.fingerprint(f"{folder}/p")}
     for file in ("run.json", "started.json"):

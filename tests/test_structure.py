@@ -1,6 +1,7 @@
-"""The plan of the house (docs/architecture.md), read from the sources: folders, imports, names."""
+"""The rules of docs/architecture.md, checked on the sources: folders, imports, names."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -18,11 +19,12 @@ ROOT = sorted(path.stem for path in FILES if path.parent == PACKAGE)
 COMPOSERS = ["pipeline", "reproduce", "cli"]  # each above those before it
 SHARED = {"models", "data", "metrics"}
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+LITTLE_WORDS = {"a", "an", "and", "in", "of", "or", "that", "the", "to", "too"}
 REPEATED = {"config", "stage", "loop", "losses", "metrics"}
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names, those of a `from package import module` whole."""
+    """Dotted names of imported modules; `from package import module` gives `package.module`."""
     names = set()
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
@@ -33,7 +35,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def part_of(path: Path) -> str:
-    """A folder, or a file of the root."""
+    """The part of the package that a module belongs to: a folder, or a file of the root."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -112,13 +114,72 @@ def test_a_helper_of_three_lines_has_two_callers():
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and not node.decorator_list and node.name != "main"
         if lines_of_body(node) <= 3 and uses[node.name] <= 1 and node.name not in used_outside
-        if node.name in called or not uses[node.name]  # not one that is handed over as a value
+        if node.name in called or not uses[node.name]  # a function that is passed as a value does not count
     ]
     assert not offences, "\n".join(offences)
 
 
+def shape_legend() -> dict[str, str]:
+    """Meaning of each shape letter, from the table of docs/architecture.md."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([A-Z]) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a letter has two rows"
+    return dict(rows)
+
+
+def explained_letters(docstring: str) -> list[tuple[str, str]]:
+    """Letters with the words that explain them, from the first `Shape letters:` to the end of that sentence."""
+    found = re.search(r"Shape(?:s| letters?| suffix(?:es)?)\b:?(.*?)(?:\.(?=\s|$)|$)", docstring, re.DOTALL)
+    if not found:
+        return []
+    parts = re.split(r"(?:^|[\s,:;])`?([A-Z])`?(?: (?:and|or) `?[A-Z]`?)?\s(?=[a-z])", found[1])
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def words_of(text: str) -> set[str]:
+    return {word for word in re.findall(r"[\w.]+", text.lower()) if word not in LITTLE_WORDS}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if ast.get_docstring(TREES[path])], ids=str)
+def test_module_docstrings_explain_shape_letters_in_the_words_of_the_legend(path: Path):
+    legend = shape_legend()
+    for letter, words in explained_letters(ast.get_docstring(TREES[path])):
+        assert words_of(words) <= words_of(legend[letter]), f"{path}: {letter} is {words!r}, not {legend[letter]!r}"
+
+
+def test_shape_suffixes_consist_of_letters_of_the_legend():
+    """A suffix may also hold digits: dimensions of that size."""
+    legend, used = shape_legend(), set()
+    for path in FILES:
+        for name in bound_names(TREES[path]):
+            found = re.fullmatch(r"[a-z]\w*_([A-Z0-9]*[A-Z][A-Z0-9]*)", name)
+            letters = set(found[1]) - set("0123456789") if found else set()
+            assert letters <= set(legend), f"{path}: {name}"
+            used |= letters
+    assert used == set(legend), "the legend explains letters that no suffix has"
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ("Scores. Shape letters: `B` histories,\n`C` candidates: the pool. More.", ["B", "C"]),
+        ("Shapes: U shoppers, I films.", ["U", "I"]),
+        ("Shape suffixes: `Q` levels 1..10, B or U users. Ratings are 1..10.", ["Q", "B"]),
+        ("A sentence on `B` alone.", []),
+    ],
+)
+def test_letters_are_found_in_all_forms(docstring: str, expected: list[str]):
+    assert [letter for letter, _ in explained_letters(docstring)] == expected
+
+
+def bound_names(tree: ast.AST) -> set[str]:
+    """Names of variables, parameters and fields."""
+    names = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return names | set(mentioned_names(tree))
+
+
 def mentioned_names(tree: ast.AST) -> list[str]:
-    """Names that are read, also behind a dot; neither definitions nor imports."""
+    """Names that are read, also after a dot; definitions and imports do not count."""
     names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
     return names + [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
 

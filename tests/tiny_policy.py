@@ -121,8 +121,8 @@ def toy_examples(
                 user_id=f"u{user}",
                 prompt_ids=(20, 21, 22, 23, *[70 + user] * (1 + user % 3), *[40 + kind] * (kinds > 1), 24, 25),
                 candidate_C=np.array([target, *others]),
-                judged_K=judged,
-                liked_K=np.array([False, False, True]),
+                judged_N=judged,
+                liked_N=np.array([False, False, True]),
                 teacher_A=np.array([7.5, 2.0]),
             )
         )

@@ -48,10 +48,23 @@ LISTS = {
     "ranked": {"recall": 0.2, "ndcg": 0.1, "mmr": 0.3, "intra_list_diversity": 0.4},
     "reranked": {"recall": 0.1, "ndcg": 0.05, "mmr": 0.35, "intra_list_diversity": 0.6},
 }
+RUN_METRICS: dict[str, Any] = {  # metrics.json of a base model
+    "protocol": {},
+    "shares": None,
+    "best_epoch": 1,
+    "epochs": 2,
+    "parameters": 1,
+    "seconds_per_epoch": 2.0,
+    "warnings": [],
+    "validation": {},
+    "test": {},
+    "cold": {"below": 5},
+    "lists": LISTS,
+}
 
 
 def cycles(users: int, items: int, length: int) -> list[list[int]]:
-    """Histories that walk the items in a cycle; user u starts at item u + 1."""
+    """Histories that go through the items in a cycle; user u starts at item u + 1."""
     return [[(user + step) % items + 1 for step in range(length)] for user in range(users)]
 
 

@@ -1,8 +1,8 @@
 """Popularity and chance, the references of every comparison, computed from the prepared interactions without training.
 
 Popularity ranks items by their train interactions, under the run's own protocol and tie rule. Chance is the mean of the
-metrics over all orders of the candidates. Shape suffixes: `E` targets, `B` targets of a batch, `I` items, `U` users,
-`C` candidates, `N` pairs of a target and an item that its user has seen.
+metrics over all orders of the candidates. Shape letters: `E` targets, `B` targets of a batch, `I` items, `U` users,
+`C` candidates, `N` interactions.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,8 @@ def popularity_ranks(
 
     New items have no train interactions and share the last ranks.
     """
-    candidates, targets, items_N = candidates_of(name), ranked_targets(found, new, name, ranking), found.item_N
+    candidates, targets = candidates_of(name), ranked_targets(found, new, name, ranking)
+    items_N = torch.from_numpy(found.item_N)
     sampled = candidates.endswith("-100")
     candidates_UC = read_candidates(run, candidates) if sampled else None
     first, end = ranked_items(candidates, found.items, found.new_items)
@@ -70,13 +71,13 @@ def popularity_ranks(
     sorted_I = np.sort(count_I)
     parts = []
     for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
-        target_B = targets.items(torch.from_numpy(items_N), example_B).numpy()
+        target_B = targets.items(items_N, example_B).numpy()
         if candidates_UC is None:
             # seen items are left out, unless users may interact with an item again
             seen_by_B = example_B[:0] if found.repeats else example_B
-            row_P, seen_P = (one.numpy() for one in seen_pairs(torch.from_numpy(items_N), targets, seen_by_B, new))
-            is_ranked_P = (seen_P > first) & (seen_P <= end)
-            seen = row_P[is_ranked_P], seen_P[is_ranked_P] - first
+            row_N, seen_N = (one.numpy() for one in seen_pairs(items_N, targets, seen_by_B, new))
+            is_ranked_N = (seen_N > first) & (seen_N <= end)
+            seen = row_N[is_ranked_N], seen_N[is_ranked_N] - first
             parts.append(catalogue_ranks(target_B - first, *seen, count_I, sorted_I))
         else:
             others_BC = candidates_UC[targets.user_E[example_B].numpy()]

@@ -3,8 +3,8 @@
 Each arm is compared with its base arm on the test part. Gains have intervals over users and runs (metrics/gains.py) and
 are computed from unrounded means. Popularity and chance are added as two further arms. P-values of the primary metric
 are corrected by Holm's method, over the arms that one table shows: those of one ranking and of either all or the
-cold-start targets. An arm and a base that were evaluated under different protocols are refused. Shape suffixes: `M`
-metrics, `R` runs of an arm, `U` users.
+cold-start targets. An arm and a base that were evaluated under different protocols are refused. Shape letters: `M`
+metrics, `Z` runs of an arm, `U` users.
 """
 
 import dataclasses
@@ -228,37 +228,37 @@ def target_results(
     record = TargetResults(len(user_E), len(np.unique(user_E)), None, None)
     if not record.targets:
         return record
-    arm_MRU = metric_array(found[0], METRICS)
+    arm_MZU = metric_array(found[0], METRICS)
     record.metrics = {
-        metric: MetricMeans(float(values_R.mean()), values_R.tolist())
-        for metric, values_R in zip(METRICS, arm_MRU.mean(axis=2), strict=True)
+        metric: MetricMeans(float(values_Z.mean()), values_Z.tolist())
+        for metric, values_Z in zip(METRICS, arm_MZU.mean(axis=2), strict=True)
     }
     if base:
         # popularity and chance have no seed and are paired with any runs
         paired = not arm[0].config or [run.config["seed"] for run in arm] == [run.config["seed"] for run in base]
-        record.against_base = gain_records(arm_MRU, metric_array(found[1], METRICS), paired=paired)
+        record.against_base = gain_records(arm_MZU, metric_array(found[1], METRICS), paired=paired)
     return record
 
 
 def metric_array(rankings: list[Ranking], metrics: Iterable[str]) -> np.ndarray:
-    """(M, R, U): each metric of each run's ranking, by user."""
+    """(M, Z, U): each metric of each run's ranking, by user."""
     return np.stack([np.stack([user_values(ranking, metric) for ranking in rankings]) for metric in metrics])
 
 
-def gain_records(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> Gains:
+def gain_records(arm_MZU: np.ndarray, base_MZU: np.ndarray, *, paired: bool) -> Gains:
     """Each metric's gain. Each run's own is over the base's run of the same seed; unpaired, over the base's mean."""
     if paired:
-        arm_MRU = np.broadcast_to(arm_MRU, base_MRU.shape)
-    arm_MR, base_MR = arm_MRU.mean(axis=2), base_MRU.mean(axis=2)
-    beside_MR = base_MR if paired else np.broadcast_to(base_MR.mean(axis=1)[:, None], arm_MR.shape)
-    found = gains(arm_MRU, base_MRU, paired=paired)
+        arm_MZU = np.broadcast_to(arm_MZU, base_MZU.shape)
+    arm_MZ, base_MZ = arm_MZU.mean(axis=2), base_MZU.mean(axis=2)
+    beside_MZ = base_MZ if paired else np.broadcast_to(base_MZ.mean(axis=1)[:, None], arm_MZ.shape)
+    found = gains(arm_MZU, base_MZU, paired=paired)
     return {
         metric: ArmGain(
             **vars(gain),
             p_holm=None,
-            per_run=[100 * (one / base - 1) if base else None for one, base in zip(arm_R, base_R, strict=True)],
+            per_run=[100 * (one / base - 1) if base else None for one, base in zip(arm_Z, base_Z, strict=True)],
         )
-        for metric, gain, arm_R, base_R in zip(METRICS, found, arm_MR.tolist(), beside_MR.tolist(), strict=True)
+        for metric, gain, arm_Z, base_Z in zip(METRICS, found, arm_MZ.tolist(), beside_MZ.tolist(), strict=True)
     }
 
 
@@ -321,7 +321,7 @@ def reference_gains(arm: list[ComparedRun], reference: ComparedRun, primary: str
     """The arm's gain over the reference in the primary metric, by ranking."""
     found = {}
     for name, ranking in reference.rankings.items():
-        arm_MRU = metric_array([run.rankings[name] for run in arm], [primary])
-        beside_MRU = np.broadcast_to(metric_array([ranking], [primary]), arm_MRU.shape)
-        [found[name]] = gains(arm_MRU, beside_MRU, paired=True)
+        arm_MZU = metric_array([run.rankings[name] for run in arm], [primary])
+        beside_MZU = np.broadcast_to(metric_array([ranking], [primary]), arm_MZU.shape)
+        [found[name]] = gains(arm_MZU, beside_MZU, paired=True)
     return found

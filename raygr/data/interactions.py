@@ -1,6 +1,6 @@
 """Reads the interactions of a prepare run as flat arrays, checked against schema.py.
 
-Shape suffix: `N` interactions.
+Shape letter: `N` interactions.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """User vectors from item scores and the user's ratings, without an LLM.
 
-Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects.
+Shape letters: `N` interactions, `U` users, `I` items, `A` aspects.
 """
 
 import numpy as np

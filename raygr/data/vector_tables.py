@@ -1,6 +1,6 @@
 """Reads tables of id -> vector: a score run (SCORE_SCHEMA), or own vectors as CSV, Parquet or `.npy`.
 
-Shape suffixes: `S` subjects of the table, `I` items of the data, `A` aspects.
+Shape letters: `S` subjects, `I` items, `A` aspects.
 """
 
 import csv

@@ -10,7 +10,7 @@ measured with every aspect of the history at the catalogue's mean.
 Scores are forecasts where possible: an item that a user has interacted with is scored after the history before that
 interaction, an unseen item after the whole history.
 
-Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` items at once, `R` rated interactions.
+Shape letters: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
 """
 
 from collections.abc import Sequence
@@ -314,8 +314,8 @@ def user_values(values: Values, found: Interactions, user: int, item: int) -> np
         return np.full(len(values.aspects), np.nan)
     is_rated_N = ~np.isnan(rating_N)
     liked_N = rating_N >= rating_N[is_rated_N].mean() if is_rated_N.any() else ~is_rated_N
-    liked_KA = values.items_IA[items_N[liked_N] - 1]
-    return liked_KA[~np.isnan(liked_KA).any(axis=1)].mean(axis=0)
+    liked_NA = values.items_IA[items_N[liked_N] - 1]
+    return liked_NA[~np.isnan(liked_NA).any(axis=1)].mean(axis=0)
 
 
 # --- the choice of item and users ---------------------------------------------------------------
@@ -362,12 +362,12 @@ def widest_item(found: Interactions, allowed_N: np.ndarray) -> tuple[int, float]
 
 def picked_case(found: Interactions, allowed_N: np.ndarray, item: int, users: Sequence[int], *, chosen: str) -> Case:
     """The item with the given users, or with those who rated it highest and lowest."""
-    at_R = np.flatnonzero(allowed_N & (found.item_N == item))
-    rating_R = found.rating_N[at_R]
-    high = int(rating_R.argmax())
-    low = int(rating_R.argmin()) if np.ptp(rating_R) > 0 else len(at_R) - 1
-    raters = list(dict.fromkeys(found.user_N[at_R[[high, low]]].tolist()))
-    return Case(item, list(users) or raters, f"{chosen} ({rating_R[high]:g} and {rating_R[low]:g})")
+    at_N = np.flatnonzero(allowed_N & (found.item_N == item))
+    rating_N = found.rating_N[at_N]
+    high = int(rating_N.argmax())
+    low = int(rating_N.argmin()) if np.ptp(rating_N) > 0 else len(at_N) - 1
+    raters = list(dict.fromkeys(found.user_N[at_N[[high, low]]].tolist()))
+    return Case(item, list(users) or raters, f"{chosen} ({rating_N[high]:g} and {rating_N[low]:g})")
 
 
 # --- words --------------------------------------------------------------------------------------

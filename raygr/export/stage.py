@@ -2,7 +2,7 @@
 
 Writes `item_vectors` and `user_vectors`, each as VECTOR rows in Parquet, as `.npy` (float32, one row per vector) and as
 `.ids.txt` (one id per row of the `.npy`). The product of a user vector and an item vector is the model's score, so any
-vector index ranks like the model. User vectors are the states after whole histories. Shape suffixes: `D` width.
+vector index ranks like the model. User vectors are the states after whole histories. Shape letters: `D` width.
 """
 
 import logging

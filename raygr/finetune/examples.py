@@ -3,7 +3,7 @@
 All inputs are checked here. A user's train part is cut `keep_out` interactions before its end: the prompt holds reviews
 before the cut, and the reward uses interactions after it. Validation and test interactions serve one purpose, to keep a
 user's own items out of the candidates.
-Shape suffixes: N interactions, U users, I items, A aspects, C candidates, K judged items, S subjects of a score file.
+Shape letters: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates, `S` subjects.
 """
 
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ class TuningExample(NamedTuple):
     """The chat prompt up to the start of the answer, with the reviews before the cut."""
     candidate_C: np.ndarray
     """The target (the last train interaction) first, then items that are not the user's own, drawn uniformly."""
-    judged_K: np.ndarray
+    judged_N: np.ndarray
     """Train interactions kept out of the prompt, the target last."""
-    liked_K: np.ndarray
+    liked_N: np.ndarray
     """Whether the user's rating of a judged item reaches the threshold."""
     teacher_A: np.ndarray | None
     """The teacher's ratings on 1..10; None where the teacher lacks a rating of this user."""
@@ -118,8 +118,8 @@ def load_tuning_data(config: FinetuneConfig) -> TuningData:
             user_id=str(user_ids_U[user]),
             prompt_ids=prompts[user],
             candidate_C=draw_candidates(config, histories, user),
-            judged_K=histories.data.item_N[judged] - 1,
-            liked_K=histories.liked_N[judged],
+            judged_N=histories.data.item_N[judged] - 1,
+            liked_N=histories.liked_N[judged],
             teacher_A=teacher_A,
         )
 
@@ -168,7 +168,7 @@ def choose_users(config: FinetuneConfig, histories: CutHistories) -> TuningUsers
     is_split_U = np.ones(users, bool)
     if config.task == "classification":
         liked_U = [histories.liked_N[histories.judged(user)] for user in range(users)]
-        is_split_U = np.array([liked_K.any() and not liked_K.all() for liked_K in liked_U])
+        is_split_U = np.array([liked_N.any() and not liked_N.all() for liked_N in liked_U])
     order_U = np.random.default_rng(config.seed).permutation(users)
     pool = round(config.held_out_fraction * users)
     held_out, train = (part[(is_long_U & is_split_U)[part]] for part in (order_U[:pool], order_U[pool:]))

@@ -3,7 +3,7 @@
 `tune` is the whole loop; the functions below it are its parts, and losses.py holds the paper's equations.
 All random numbers come from (seed, step, user). So two workers do the same as one, a checkpoint needs no state of a
 random generator, and a resumed run equals an uninterrupted one.
-Shape suffixes: B or U users, G completions of one user, A aspects, T places, V vocabulary.
+Shape letters: `B` users of a batch, `U` users, `G` completions, `A` aspects, `T` tokens, `V` vocabulary.
 """
 
 import logging

@@ -7,8 +7,8 @@ rating of 1 is conditioned on not being a `0`, because the `0` belongs to the ra
 ratings that were read plus the large lambda times (6). None was read: cross-entropy to a teacher's answer alone.
 Every update is on policy: there is no ratio, no clipping, no second pass over the same rollouts, and advantages are not
 divided by their standard deviation.
-Shape suffixes: B prompts, G completions of each, R rows (completions, then target answers), A aspects, T places of a
-row, V vocabulary, L the levels 1..10, K chosen tokens.
+Shape letters: `B` prompts, `G` completions, `R` completions, then target answers, `A` aspects, `T` tokens,
+`V` vocabulary, `Q` levels 1..10. `X` is a number of chosen tokens.
 """
 
 from collections.abc import Sequence
@@ -64,13 +64,13 @@ def slots_loss(
     """
     ratings_BGA = rollouts.ratings_BGA.long()
     answer = answer_log_probs(logits_BGTV, rollouts.rows, ratings_BGA, template)
-    policy_BGAL = (answer.rating_BRAL / weights.temperature).log_softmax(dim=-1)
-    chosen_BGA = policy_BGAL.gather(-1, (ratings_BGA - 1)[..., None])[..., 0]
+    policy_BGAQ = (answer.rating_BRAQ / weights.temperature).log_softmax(dim=-1)
+    chosen_BGA = policy_BGAQ.gather(-1, (ratings_BGA - 1)[..., None])[..., 0]
     zero_B = torch.zeros(len(chosen_BGA), device=chosen_BGA.device)
     divergence_B = zero_B + float("nan")
     if reference_BGTV is not None:
         reference = answer_log_probs(reference_BGTV, rollouts.rows, ratings_BGA, template)
-        log_p, log_q = answer.rating_BRAL.log_softmax(-1), reference.rating_BRAL.log_softmax(-1)
+        log_p, log_q = answer.rating_BRAQ.log_softmax(-1), reference.rating_BRAQ.log_softmax(-1)
         divergence_B = kl_divergence(log_p, log_q).mean((1, 2))
     return LossParts(
         value=-(advantage_BGA.float() * chosen_BGA).mean(dim=(1, 2)),
@@ -79,7 +79,7 @@ def slots_loss(
         teacher=zero_B,
         kl=weights.kl * divergence_B if weights.kl else zero_B,
         divergence=divergence_B.detach(),
-        entropy=-(policy_BGAL.exp() * policy_BGAL).sum(-1).mean((1, 2)).detach(),
+        entropy=-(policy_BGAQ.exp() * policy_BGAQ).sum(-1).mean((1, 2)).detach(),
     )
 
 
@@ -153,45 +153,45 @@ def mean_of_kept(values_BGT: Tensor, kept_BGT: Tensor) -> Tensor:
 
 
 class LogProbsAt(torch.autograd.Function):
-    """log softmax at K tokens of every place: (..., V) logits and (..., K) token ids -> (..., K).
+    """log softmax at chosen tokens of every place: (..., V) logits and (..., X) token ids -> (..., X).
 
     The backward pass writes the gradient of the logits, the largest tensor of all, once instead of once per use.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, token_NK: Tensor) -> Tensor:
-        total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
-        ctx.save_for_backward(logits_NV, total_N1, token_NK)
-        return logits_NV.gather(-1, token_NK) - total_N1
+    def forward(ctx: Any, logits_TV: Tensor, token_TX: Tensor) -> Tensor:
+        total_T1 = logits_TV.logsumexp(dim=-1, keepdim=True)
+        ctx.save_for_backward(logits_TV, total_T1, token_TX)
+        return logits_TV.gather(-1, token_TX) - total_T1
 
     @staticmethod
-    def backward(ctx: Any, gradient_NK: Tensor) -> tuple[Tensor, None]:
-        logits_NV, total_N1, token_NK = ctx.saved_tensors
-        gradient_NV = torch.sub(logits_NV, total_N1).exp_().mul_(-gradient_NK.sum(-1, keepdim=True))
-        return gradient_NV.scatter_add_(-1, token_NK, gradient_NK), None
+    def backward(ctx: Any, gradient_TX: Tensor) -> tuple[Tensor, None]:
+        logits_TV, total_T1, token_TX = ctx.saved_tensors
+        gradient_TV = torch.sub(logits_TV, total_T1).exp_().mul_(-gradient_TX.sum(-1, keepdim=True))
+        return gradient_TV.scatter_add_(-1, token_TX, gradient_TX), None
 
 
 def token_log_probs(logits_BRTV: Tensor, rows: TokenRows, others: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """log P of every token, (B, R, T), and of `others` at every place, (B, R, T, K).
+    """log P of every token, (B, R, T), and of `others` at every place, (B, R, T, X).
 
     A token follows the last kept token before it. Of two neighbouring places at least one must be kept, except at the
     end of a row.
     """
     next_BRT = pad(rows.ids_BRT[..., 1:], (0, 1))
-    others_BRTK = torch.tensor(others, dtype=torch.long, device=next_BRT.device).expand(*next_BRT.shape, -1)
-    log_probs_BRTK = LogProbsAt.apply(
-        logits_BRTV, torch.cat([rows.ids_BRT[..., None], next_BRT[..., None], others_BRTK], -1)
+    others_BRTX = torch.tensor(others, dtype=torch.long, device=next_BRT.device).expand(*next_BRT.shape, -1)
+    log_probs_BRTX = LogProbsAt.apply(
+        logits_BRTV, torch.cat([rows.ids_BRT[..., None], next_BRT[..., None], others_BRTX], -1)
     )
     # the logits at place t follow the token at place t - 1; those at place 0 follow the prompt
     is_behind_kept_BRT = pad(rows.kept_BRT[..., :-1], (1, 0), value=True)
-    earlier_BRT = pad(log_probs_BRTK[..., :-1, 1], (1, 0))
-    return torch.where(is_behind_kept_BRT, log_probs_BRTK[..., 0], earlier_BRT), log_probs_BRTK[..., 2:]
+    earlier_BRT = pad(log_probs_BRTX[..., :-1, 1], (1, 0))
+    return torch.where(is_behind_kept_BRT, log_probs_BRTX[..., 0], earlier_BRT), log_probs_BRTX[..., 2:]
 
 
 class AnswerLogProbs(NamedTuple):
     """Log-probabilities of rows in the layout of `slots`."""
 
-    rating_BRAL: Tensor  # log P(1..10) at every slot, not normalised to the ten
+    rating_BRAQ: Tensor  # log P(1..10) at every slot, not normalised to the ten
     template_BRT: Tensor  # of template tokens; 0 at ratings
 
 
@@ -206,21 +206,21 @@ def answer_log_probs(
     is_template_T = torch.zeros(rows.ids_BRT.shape[2], dtype=torch.bool, device=first_A.device)
     is_template_T[: template.places] = torch.as_tensor(template.is_template())
     ratings = template.ratings
-    log_probs_BRT, digits_BRTK = token_log_probs(logits_BRTV, rows, [*ratings.digits, ratings.ten[-1]])
-    log_probs_BRT, slot_BRAK = log_probs_BRT * is_template_T, digits_BRTK[:, :, first_A]
+    log_probs_BRT, digits_BRTX = token_log_probs(logits_BRTV, rows, [*ratings.digits, ratings.ten[-1]])
+    log_probs_BRT, slot_BRAX = log_probs_BRT * is_template_T, digits_BRTX[:, :, first_A]
     if not ratings.ten_is_split:
-        return AnswerLogProbs(slot_BRAK, log_probs_BRT)
-    zero_BRA = digits_BRTK[:, :, first_A + 1, 9]
+        return AnswerLogProbs(slot_BRAX, log_probs_BRT)
+    zero_BRA = digits_BRTX[:, :, first_A + 1, 9]
     other_BRA = log_complement(
         zero_BRA, zero_or_other(logits_BRTV.detach()[:, :, first_A + 1], ratings.ten[1])[1][..., 0]
     )
-    one_BRA = slot_BRAK[..., 0]
-    rating_BRAL = torch.cat(
-        [(one_BRA + other_BRA)[..., None], slot_BRAK[..., 1:9], (one_BRA + zero_BRA)[..., None]], -1
+    one_BRA = slot_BRAX[..., 0]
+    rating_BRAQ = torch.cat(
+        [(one_BRA + other_BRA)[..., None], slot_BRAX[..., 1:9], (one_BRA + zero_BRA)[..., None]], -1
     )
     no_zero_BRT = torch.zeros_like(log_probs_BRT)
     no_zero_BRT[:, :, first_A + 2] = torch.where(ratings_BRA == 1, other_BRA, 0.0)
-    return AnswerLogProbs(rating_BRAL, log_probs_BRT - no_zero_BRT)
+    return AnswerLogProbs(rating_BRAQ, log_probs_BRT - no_zero_BRT)
 
 
 def log_complement(log_p: Tensor, value: Tensor) -> Tensor:
@@ -253,13 +253,13 @@ def format_loss(answer: AnswerLogProbs, template: AnswerTemplate) -> Tensor:
 
 def soft_ratings(ratings_A: Tensor) -> Tensor:
     """Weights of the levels 1..10 whose mean is the rating, (..., 10): 7.3 is 0.7 of 7 and 0.3 of 8."""
-    level_L = torch.arange(1, 11, device=ratings_A.device)
-    return (1 - (ratings_A[..., None] - level_L).abs()).clamp(min=0).float()
+    level_Q = torch.arange(1, 11, device=ratings_A.device)
+    return (1 - (ratings_A[..., None] - level_Q).abs()).clamp(min=0).float()
 
 
 def teacher_loss(answer: AnswerLogProbs, teacher_BRA: Tensor, template: AnswerTemplate) -> Tensor:
     """Cross-entropy of every row to a teacher's answer, (B, R); ratings and template have the same weight."""
-    rating_BR = -(soft_ratings(teacher_BRA) * answer.rating_BRAL).sum(-1).mean(dim=2)
+    rating_BR = -(soft_ratings(teacher_BRA) * answer.rating_BRAQ).sum(-1).mean(dim=2)
     return rating_BR + format_loss(answer, template)
 
 

@@ -1,7 +1,8 @@
 """The task that rewards ratings of users, held-out metrics, and the figures that are logged per step.
 
 Whatever the task is, MRR is that of the target among its candidates, and AUC that of the items kept out of the prompt.
-Shape suffixes: B or U users, G completions of one user, A aspects, I items, C candidates, K judged items, M metrics.
+Shape letters: `B` users of a batch, `U` users, `G` completions, `A` aspects, `I` items, `C` candidates, `M` metrics,
+`N` interactions.
 Ratings and rewards are float64 on the CPU.
 """
 
@@ -131,7 +132,7 @@ def candidate_items(task: TuningTask, example: TuningExample) -> tuple[Tensor, T
 
 
 def liked_items(task: TuningTask, example: TuningExample) -> tuple[Tensor, Tensor]:
-    return task.items_IA[example.judged_K], torch.as_tensor(example.liked_K)
+    return task.items_IA[example.judged_N], torch.as_tensor(example.liked_N)
 
 
 def reward_of(task: TuningTask, example: TuningExample) -> Reward:
@@ -154,11 +155,11 @@ def reward_of(task: TuningTask, example: TuningExample) -> Reward:
     return checked
 
 
-def moments(ratings_NA: Tensor) -> Tensor:
+def moments(ratings_XA: Tensor) -> Tensor:
     """Number, sum and sum of squares of the ratings per aspect, (3, A); NaN counts as no rating."""
-    read_NA = ~ratings_NA.isnan()
-    known_NA = ratings_NA.nan_to_num(nan=0.0)
-    return torch.stack([read_NA.sum(0).double(), known_NA.sum(0), (known_NA**2).sum(0)])
+    read_XA = ~ratings_XA.isnan()
+    known_XA = ratings_XA.nan_to_num(nan=0.0)
+    return torch.stack([read_XA.sum(0).double(), known_XA.sum(0), (known_XA**2).sum(0)])
 
 
 def normalisation_from(task: TuningTask, moments_3A: Tensor) -> Normalisation:

@@ -4,7 +4,6 @@ The prompts are prefilled once, with gradients. Ratings in slots are sampled aft
 their loss needs no further pass. Free completions are sampled without gradients, and the pass of their loss continues
 from the prefill. Dropout and gradient checkpointing exclude this reuse: the loss then prefills again, and its pass
 covers all completions.
-Shape suffixes as in sampling.py and losses.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -184,8 +183,8 @@ def likeliest_ratings(policy: Policy, examples: Sequence[TuningExample]) -> Tens
     with autocast(policy):
         prompts = prefill_prompts(policy, examples)
         if policy.config.rollouts == "slots":
-            probabilities_BAL = sample_slots(policy.model, prompts, policy.template).probabilities_BGAL[:, 0]
-            return probabilities_BAL.double() @ torch.arange(1.0, 11, dtype=torch.float64, device=policy.device)
+            probabilities_BAQ = sample_slots(policy.model, prompts, policy.template).probabilities_BGAQ[:, 0]
+            return probabilities_BAQ.double() @ torch.arange(1.0, 11, dtype=torch.float64, device=policy.device)
         texts = sample_free(policy.model, prompts, policy.template)
     return free_rollouts(policy.tokenizer, texts, policy.names, policy.template, policy.device).ratings_BGA[:, 0]
 

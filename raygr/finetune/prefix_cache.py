@@ -6,8 +6,8 @@ nothing is copied per completion, and gradients flow through the prefill. The la
 completion: its logits predict the first completion token, and the prompts themselves need no logits.
 
 A place is an index in a padded row. A position is a token's position id, which counts only the tokens that are seen.
-Shape suffixes: B prompts, R completions of each, T places of a completion, P places of a prompt, V vocabulary;
-N places of all completions of a prompt, R * T; K places in the KV cache.
+Shape letters: `B` prompts, `R` completions, `T` tokens of a completion, `P` places in the KV cache: of a prompt first,
+`V` vocabulary. `X` is all places that are fed at once: R * T for completions.
 """
 
 from collections.abc import Sequence
@@ -78,16 +78,16 @@ def prefill(model: PeftModel, prompts: Sequence[tuple[int, ...]]) -> PromptCache
     cache = DynamicCache()
     if shared:
         forward(model, torch.tensor([shared], device=device), cache)
-    rest_BN, real_BN = padded([ids[len(shared) :] for ids in known], device)
-    visible_BP = torch.cat([torch.ones(len(prompts), len(shared), dtype=torch.bool, device=device), real_BN], dim=1)
+    rest_BX, real_BX = padded([ids[len(shared) :] for ids in known], device)
+    visible_BP = torch.cat([torch.ones(len(prompts), len(shared), dtype=torch.bool, device=device), real_BX], dim=1)
     whole = (len(prompts), -1, -1, -1)
     keys_values = [(keys.expand(whole), values.expand(whole)) for keys, values in cached_states(cache)]
-    if rest_BN.shape[1]:
+    if rest_BX.shape[1]:
         cache = continued(keys_values)
         position_BP = positions(visible_BP)
-        position_BN = position_BP[:, len(shared) :]
-        mask = layer_masks(model, causal_mask(visible_BP, rest_BN.shape[1]), position_BN, position_BP)
-        forward(model, rest_BN, cache, mask, position_BN)
+        position_BX = position_BP[:, len(shared) :]
+        mask = layer_masks(model, causal_mask(visible_BP, rest_BX.shape[1]), position_BX, position_BP)
+        forward(model, rest_BX, cache, mask, position_BX)
         keys_values = cached_states(cache)
     last_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
     return PromptCache(keys_values, visible_BP, visible_BP.sum(1), last_B)
@@ -108,13 +108,13 @@ def common_beginning(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def forward(
-    model: PeftModel, ids_BN: Tensor, cache: Cache, mask: LayerMasks | None = None, position_BN: Tensor | None = None
+    model: PeftModel, ids_BX: Tensor, cache: Cache, mask: LayerMasks | None = None, position_BX: Tensor | None = None
 ) -> None:
     """Extends the KV cache; logits are computed for one place, the fewest that a model allows."""
     model.get_base_model()(
-        input_ids=ids_BN,
+        input_ids=ids_BX,
         attention_mask=mask,
-        position_ids=position_BN,
+        position_ids=position_BX,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
@@ -132,8 +132,8 @@ def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 def causal_mask(visible_BP: Tensor, queries: int) -> Tensor:
     """What the last places of P see, (B, queries, P); padding sees itself, so that no row is empty."""
     places = torch.arange(visible_BP.shape[1], device=visible_BP.device)
-    earlier_NP = places <= places[-queries:, None]
-    return (earlier_NP & visible_BP[:, None]) | (places == places[-queries:, None])
+    earlier_XP = places <= places[-queries:, None]
+    return (earlier_XP & visible_BP[:, None]) | (places == places[-queries:, None])
 
 
 def positions(visible_BP: Tensor) -> Tensor:
@@ -146,18 +146,18 @@ def layer_kinds(model: PeftModel) -> set[str]:
     return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
-def layer_masks(model: PeftModel, mask_BNK: Tensor, position_BN: Tensor, position_BK: Tensor) -> LayerMasks:
+def layer_masks(model: PeftModel, mask_BXP: Tensor, position_BX: Tensor, position_BP: Tensor) -> LayerMasks:
     """The mask in the form that transformers' models take; sliding windows hide positions further back.
 
-    `position_BN` are the positions of the places that see, `position_BK` those of the places that are seen.
+    `position_BX` are the positions of the places that see, `position_BP` those of the places that are seen.
     """
     # not every configuration has `sliding_window`
     kinds, window = layer_kinds(model), getattr(model.config.get_text_config(), "sliding_window", None)
     if window is None or kinds == {FULL}:
-        return mask_BNK[:, None]
-    near_BNK = position_BN[:, :, None] - position_BK[:, None] < window
-    windowed = (mask_BNK & near_BNK)[:, None]
-    return {FULL: mask_BNK[:, None], WINDOW: windowed} if kinds else windowed
+        return mask_BXP[:, None]
+    near_BXP = position_BX[:, :, None] - position_BP[:, None] < window
+    windowed = (mask_BXP & near_BXP)[:, None]
+    return {FULL: mask_BXP[:, None], WINDOW: windowed} if kinds else windowed
 
 
 def continued(keys_values: list[tuple[Tensor, Tensor]]) -> DynamicCache:
@@ -212,11 +212,11 @@ def packed_logits(model: PeftModel, prompts: Sequence[tuple[int, ...]], rows: To
     mask[:, p:, :p] = visible_BP[:, None]
     mask[:, p:, p:] = own_mask(inputs)
     position_BRT = visible_BP.sum(1)[:, None, None] + places_before(inputs.kept_BRT)
-    position_BK = torch.cat([positions(visible_BP), position_BRT.flatten(1)], dim=1)
+    position_BX = torch.cat([positions(visible_BP), position_BRT.flatten(1)], dim=1)
     output = model.get_base_model()(
         input_ids=torch.cat([ids_BP, inputs.ids_BRT.flatten(1)], dim=1),
-        attention_mask=layer_masks(model, mask, position_BK, position_BK),
-        position_ids=position_BK,
+        attention_mask=layer_masks(model, mask, position_BX, position_BX),
+        position_ids=position_BX,
         use_cache=False,
         logits_to_keep=torch.arange(p, p + r * t, device=ids_BP.device),
     )
@@ -263,35 +263,35 @@ class Decoding:
             layers: list[Any] = [DecodingLayer(keys, values, rows * room) for keys, values in prompts.keys_values]
             self.cache = Cache(layers=layers)
         self.length_BR = prompts.length_B[:, None].repeat(1, rows)
-        self.seen_BRK = prompts.visible_BP[:, None].expand(-1, rows, -1)  # which places in the cache each row sees
-        self.position_BK = positions(prompts.visible_BP)
+        self.seen_BRP = prompts.visible_BP[:, None].expand(-1, rows, -1)  # which places in the cache each row sees
+        self.position_BP = positions(prompts.visible_BP)
 
-    def feed(self, ids_BRS: Tensor, kept_BRS: Tensor, wanted: int) -> Tensor:
-        """Logits after the last `wanted` of the S new places of every row, (B, R, wanted, V) in fp32."""
-        b, r, s = ids_BRS.shape
-        own_BNN = own_mask(TokenRows(ids_BRS, kept_BRS))
-        mask = torch.cat([self.seen_BRK.repeat_interleave(s, dim=1), own_BNN], dim=2)
-        place_RS = torch.arange(r * s, device=ids_BRS.device).view(r, s)
-        position_BN = (self.length_BR[:, :, None] + places_before(kept_BRS)).flatten(1)
-        self.position_BK = torch.cat([self.position_BK, position_BN], dim=1)
+    def feed(self, ids_BRT: Tensor, kept_BRT: Tensor, wanted: int) -> Tensor:
+        """Logits after the last `wanted` of the T new places of every row, (B, R, wanted, V) in fp32."""
+        b, r, s = ids_BRT.shape
+        own_BXX = own_mask(TokenRows(ids_BRT, kept_BRT))
+        mask = torch.cat([self.seen_BRP.repeat_interleave(s, dim=1), own_BXX], dim=2)
+        place_RT = torch.arange(r * s, device=ids_BRT.device).view(r, s)
+        position_BX = (self.length_BR[:, :, None] + places_before(kept_BRT)).flatten(1)
+        self.position_BP = torch.cat([self.position_BP, position_BX], dim=1)
         output = self.model.get_base_model()(
-            input_ids=ids_BRS.flatten(1),
-            attention_mask=layer_masks(self.model, mask, position_BN, self.position_BK),
-            position_ids=position_BN,
+            input_ids=ids_BRT.flatten(1),
+            attention_mask=layer_masks(self.model, mask, position_BX, self.position_BP),
+            position_ids=position_BX,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=place_RS[:, s - wanted :].flatten(),
+            logits_to_keep=place_RT[:, s - wanted :].flatten(),
         )
-        same_RR = torch.eye(r, dtype=torch.bool, device=ids_BRS.device)
-        new_BRN = (kept_BRS[:, None] & same_RR[None, :, :, None]).flatten(2)
-        self.seen_BRK = torch.cat([self.seen_BRK, new_BRN], dim=2)
-        self.length_BR = self.length_BR + kept_BRS.sum(2)
+        same_RR = torch.eye(r, dtype=torch.bool, device=ids_BRT.device)
+        new_BRX = (kept_BRT[:, None] & same_RR[None, :, :, None]).flatten(2)
+        self.seen_BRP = torch.cat([self.seen_BRP, new_BRX], dim=2)
+        self.length_BR = self.length_BR + kept_BRT.sum(2)
         return output.logits.view(b, r, wanted, -1).float()
 
     def drop_last(self, dropped_BR: Tensor, fed_places: int) -> None:
         """Hides the last of the places just fed in these rows, where it was only a probe."""
         r = dropped_BR.shape[1]
-        last_R = self.seen_BRK.shape[2] - (r - 1 - torch.arange(r, device=dropped_BR.device)) * fed_places - 1
+        last_R = self.seen_BRP.shape[2] - (r - 1 - torch.arange(r, device=dropped_BR.device)) * fed_places - 1
         row_R = torch.arange(r, device=dropped_BR.device)
-        self.seen_BRK[:, row_R, last_R] &= ~dropped_BR
+        self.seen_BRP[:, row_R, last_R] &= ~dropped_BR
         self.length_BR = self.length_BR - dropped_BR.long()

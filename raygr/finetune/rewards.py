@@ -1,7 +1,7 @@
 """Rewards, advantages, and format marks of completions.
 
 `Reward` describes a reward function, the configured ones and a user's own. This module needs numpy and torch alone.
-Shape suffixes: B users, G completions of one user, A aspects, C items, T tokens.
+Shape letters: `B` users of a batch, `G` completions, `A` aspects, `C` candidates, `T` tokens.
 """
 
 import re
@@ -38,11 +38,11 @@ class Normalisation:
     user_std: tuple[float, ...] = ()
 
 
-def standardised(values_NA: Tensor, mean_A: Sequence[float], std_A: Sequence[float]) -> Tensor:
+def standardised(values_XA: Tensor, mean_A: Sequence[float], std_A: Sequence[float]) -> Tensor:
     """z-scores per aspect; 0 where a value is missing (NaN) or the aspect has no spread."""
-    mean, std = (torch.as_tensor(values, dtype=values_NA.dtype, device=values_NA.device) for values in (mean_A, std_A))
-    scaled_NA = torch.where(std > 1e-6, (values_NA - mean) / std.clamp(min=1e-6), 0.0)
-    return scaled_NA.nan_to_num(nan=0.0)
+    mean, std = (torch.as_tensor(values, dtype=values_XA.dtype, device=values_XA.device) for values in (mean_A, std_A))
+    scaled_XA = torch.where(std > 1e-6, (values_XA - mean) / std.clamp(min=1e-6), 0.0)
+    return scaled_XA.nan_to_num(nan=0.0)
 
 
 def similarity(user_GA: Tensor, items_CA: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ def log_prob(user_GA: Tensor, items_CA: Tensor, relevant_C: Tensor) -> Tensor:
 def auc(user_GA: Tensor, items_CA: Tensor, relevant_C: Tensor) -> Tensor:
     """2 AUC - 1 over pairs of a liked and another item; a tie counts half. NaN where all or none are liked."""
     scores_GC = similarity(user_GA, items_CA)
-    difference_GPN = scores_GC[:, relevant_C, None] - scores_GC[:, None, ~relevant_C]
-    return difference_GPN.sign().mean(dim=(1, 2))
+    difference_GCC = scores_GC[:, relevant_C, None] - scores_GC[:, None, ~relevant_C]
+    return difference_GCC.sign().mean(dim=(1, 2))
 
 
 def accuracy(user_GA: Tensor, items_CA: Tensor, relevant_C: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ slots  The answer's template is fixed and only the ratings are sampled, among 1.
 free   Text is sampled token by token up to the end-of-turn token; answer_format.py reads the ratings from it.
 
 The caller draws the uniform random numbers per user, so a sample does not depend on the other users of the batch.
-Shape suffixes: B prompts, G completions of each, R rows (completions or target answers), A aspects, T places of a row,
-V vocabulary, L the levels 1..10. Ratings are 1..10, NaN where none was read.
+Shape letters: `B` prompts, `G` completions, `R` completions or target answers, `A` aspects, `T` tokens, `V` vocabulary,
+`Q` levels 1..10. Ratings are 1..10, NaN where none was read.
 """
 
 from collections.abc import Sequence
@@ -136,29 +136,29 @@ def last_tokens(template: AnswerTemplate, ratings: Tensor) -> Tensor:
     return table[ratings.long() - 1]
 
 
-def rating_log_probs(logits_NV: Tensor, behind_one_NV: Tensor | None, tokens: RatingTokens) -> Tensor:
+def rating_log_probs(logits_TV: Tensor, behind_one_TV: Tensor | None, tokens: RatingTokens) -> Tensor:
     """log P(1..10) where a rating is expected, (..., 10), not normalised to the ten.
 
-    `behind_one_NV`: the logits after a `1` in the rating's place; needed where `10` is two tokens.
+    `behind_one_TV`: the logits after a `1` in the rating's place; needed where `10` is two tokens.
     """
-    total_N1 = logits_NV.logsumexp(-1, keepdim=True)
-    if behind_one_NV is None:
-        return logits_NV[..., [*tokens.digits, tokens.ten[0]]] - total_N1
-    digit_N9 = logits_NV[..., list(tokens.digits)] - total_N1
-    zero_N1, other_N1 = zero_or_other(behind_one_NV, tokens.ten[1])
-    one_N1 = digit_N9[..., :1]
-    return torch.cat([one_N1 + other_N1, digit_N9[..., 1:], one_N1 + zero_N1], dim=-1)
+    total_T1 = logits_TV.logsumexp(-1, keepdim=True)
+    if behind_one_TV is None:
+        return logits_TV[..., [*tokens.digits, tokens.ten[0]]] - total_T1
+    digit_T9 = logits_TV[..., list(tokens.digits)] - total_T1
+    zero_T1, other_T1 = zero_or_other(behind_one_TV, tokens.ten[1])
+    one_T1 = digit_T9[..., :1]
+    return torch.cat([one_T1 + other_T1, digit_T9[..., 1:], one_T1 + zero_T1], dim=-1)
 
 
-def zero_or_other(logits_NV: Tensor, zero: int) -> tuple[Tensor, Tensor]:
+def zero_or_other(logits_TV: Tensor, zero: int) -> tuple[Tensor, Tensor]:
     """log P('0') and log P(not '0'), (..., 1) each, exact where either probability is close to one."""
-    zero_N1 = logits_NV[..., zero, None]
+    zero_T1 = logits_TV[..., zero, None]
     # by slices: a copy of the logits with one of them masked would double the largest tensor
-    below_N1 = logits_NV[..., :zero].logsumexp(-1, keepdim=True)
-    above_N1 = logits_NV[..., zero + 1 :].logsumexp(-1, keepdim=True)
-    other_N1 = torch.logaddexp(below_N1, above_N1)
-    total_N1 = torch.logaddexp(zero_N1, other_N1)
-    return zero_N1 - total_N1, other_N1 - total_N1
+    below_T1 = logits_TV[..., :zero].logsumexp(-1, keepdim=True)
+    above_T1 = logits_TV[..., zero + 1 :].logsumexp(-1, keepdim=True)
+    other_T1 = torch.logaddexp(below_T1, above_T1)
+    total_T1 = torch.logaddexp(zero_T1, other_T1)
+    return zero_T1 - total_T1, other_T1 - total_T1
 
 
 def choose(log_probs: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:
@@ -176,7 +176,7 @@ class SampledRatings(NamedTuple):
     """Ratings sampled in slots, and the probabilities of 1..10 at temperature 1."""
 
     ratings_BGA: Tensor
-    probabilities_BGAL: Tensor  # L: the levels 1..10
+    probabilities_BGAQ: Tensor
     logits_BGTV: Tensor | None
     """The same as `completion_logits` of these answers; None where gradients are disabled."""
 
@@ -198,19 +198,19 @@ def sample_slots(
     ratings, probabilities = [], []
     for place, piece in enumerate(template.pieces):
         tail = torch.tensor([*piece, *template.ratings.ten[:1]] if split else piece, device=device)
-        ids_BGS = torch.cat([carried_BG1, tail.expand(b, g, -1)], dim=2)
-        kept_BGS = torch.cat([kept_BG1.to(device), torch.ones_like(ids_BGS[..., 1:], dtype=torch.bool)], dim=2)
-        logits.append(decoding.feed(ids_BGS, kept_BGS, ids_BGS.shape[2] if torch.is_grad_enabled() else width))
-        slot_BGWV = logits[-1][:, :, -width:].detach()
-        log_probs_BGL = rating_log_probs(slot_BGWV[:, :, 0], slot_BGWV[:, :, 1] if split else None, template.ratings)
+        ids_BGT = torch.cat([carried_BG1, tail.expand(b, g, -1)], dim=2)
+        kept_BGT = torch.cat([kept_BG1.to(device), torch.ones_like(ids_BGT[..., 1:], dtype=torch.bool)], dim=2)
+        logits.append(decoding.feed(ids_BGT, kept_BGT, ids_BGT.shape[2] if torch.is_grad_enabled() else width))
+        slot_BGXV = logits[-1][:, :, -width:].detach()
+        log_probs_BGQ = rating_log_probs(slot_BGXV[:, :, 0], slot_BGXV[:, :, 1] if split else None, template.ratings)
         uniform_BG = None if uniform_BGA is None else uniform_BGA[..., place]
-        rating_BG = choose(log_probs_BGL, uniform_BG, temperature) + 1
+        rating_BG = choose(log_probs_BGQ, uniform_BG, temperature) + 1
         carried_BG1, kept_BG1 = last_tokens(template, rating_BG)[..., None], torch.ones_like(carried_BG1) > 0
         if split:
-            decoding.drop_last((rating_BG != 1) & (rating_BG != 10), ids_BGS.shape[2])
+            decoding.drop_last((rating_BG != 1) & (rating_BG != 10), ids_BGT.shape[2])
             kept_BG1 = (rating_BG != 1)[..., None]
         ratings.append(rating_BG)
-        probabilities.append(log_probs_BGL.softmax(-1))
+        probabilities.append(log_probs_BGQ.softmax(-1))
     logits_BGTV = None
     if torch.is_grad_enabled():
         logits.append(decoding.feed(carried_BG1, kept_BG1, wanted=1))  # the logits of the ending

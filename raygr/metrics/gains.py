@@ -21,7 +21,7 @@ Where runs differ by no more than the residual, the coverage is up to .98, becau
 two apart. One run does not show how a repetition would differ: its interval is over users alone, without a p-value.
 Intervals of few users (below about 30) assume a nearly normal mean, which skewed metrics do not have there.
 
-Shape suffixes: `M` metrics, `R` runs of an arm, `U` users.
+Shape letters: `M` metrics, `Z` runs of an arm, `U` users.
 """
 
 import math
@@ -64,19 +64,19 @@ class Component(NamedTuple):
         return Component(self.variance[m], np.broadcast_to(self.freedom, self.variance.shape)[m])
 
 
-def gains(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> list[Gain]:
+def gains(arm_MZU: np.ndarray, base_MZU: np.ndarray, *, paired: bool) -> list[Gain]:
     """The gain of `arm` over `base` on the same users, for each metric; metrics are in [0, 1].
 
     `paired`: run r of both arms had the same seed. Otherwise the runs are independent, and their numbers may differ.
     An arm without training (popularity) is paired: repeat it for each run of the base.
     """
-    arm_M, base_M = arm_MRU.mean(axis=(1, 2)), base_MRU.mean(axis=(1, 2))
-    found = components(arm_MRU, base_MRU, paired=paired)
+    arm_M, base_M = arm_MZU.mean(axis=(1, 2)), base_MZU.mean(axis=(1, 2))
+    found = components(arm_MZU, base_MZU, paired=paired)
     half_M = half_width(found, 1 - CONFIDENCE)
     # of log(arm) - log(base), because a ratio's interval is lopsided and ends at -100%
     arm_unit_M, base_unit_M = (np.where(mean_M > 0, mean_M, 1.0)[:, None, None] for mean_M in (arm_M, base_M))
-    log_half_M = half_width(components(arm_MRU / arm_unit_M, base_MRU / base_unit_M, paired=paired), 1 - CONFIDENCE)
-    has_runs = min(arm_MRU.shape[1], base_MRU.shape[1]) > 1
+    log_half_M = half_width(components(arm_MZU / arm_unit_M, base_MZU / base_unit_M, paired=paired), 1 - CONFIDENCE)
+    has_runs = min(arm_MZU.shape[1], base_MZU.shape[1]) > 1
     made = []
     for m, (arm, base) in enumerate(zip(arm_M.tolist(), base_M.tolist(), strict=True)):
         p = two_sided_p(arm - base, [one.of_metric(m) for one in found])
@@ -96,16 +96,16 @@ def gains(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> list[Ga
     return made
 
 
-def components(arm_MRU: np.ndarray, base_MRU: np.ndarray, *, paired: bool) -> list[Component]:
+def components(arm_MZU: np.ndarray, base_MZU: np.ndarray, *, paired: bool) -> list[Component]:
     """Parts of the variance of `mean(arm) - mean(base)`: of users, and of runs if both arms have two or more runs."""
-    users_MU = arm_MRU.mean(axis=1) - base_MRU.mean(axis=1)
+    users_MU = arm_MZU.mean(axis=1) - base_MZU.mean(axis=1)
     users = users_MU.shape[1]
     if users == 1:
         return [Component(np.full(len(users_MU), np.nan), 1)]
     whole_M = users_MU.var(axis=1, ddof=1) / users
-    if min(arm_MRU.shape[1], base_MRU.shape[1]) == 1:
+    if min(arm_MZU.shape[1], base_MZU.shape[1]) == 1:
         return [Component(whole_M, users - 1)]
-    trained = [arm_MRU - base_MRU] if paired else [arm_MRU, base_MRU]
+    trained = [arm_MZU - base_MZU] if paired else [arm_MZU, base_MZU]
     runs = [Component(one.mean(axis=2).var(axis=1, ddof=1) / one.shape[1], one.shape[1] - 1) for one in trained]
     own_M = np.maximum(whole_M - sum(residual_variance(one) for one in trained), 0.0)
     return [Component(own_M, users - 1), runs[0] if paired else merged(*runs)]
@@ -119,12 +119,12 @@ def merged(one: Component, other: Component) -> Component:
     return Component(total, np.where(each > 0, total**2 / np.where(each > 0, each, 1.0), least))
 
 
-def residual_variance(values_MRU: np.ndarray) -> np.ndarray:
+def residual_variance(values_MZU: np.ndarray) -> np.ndarray:
     """(M,): the part of a mean's variance that neither users nor runs explain, such as ranks that training moves."""
-    _, runs, users = values_MRU.shape
-    rest_MRU = values_MRU - values_MRU.mean(axis=1, keepdims=True)
-    rest_MRU -= rest_MRU.mean(axis=2, keepdims=True)
-    return (rest_MRU**2).sum(axis=(1, 2)) / ((users - 1) * (runs - 1)) / (users * runs)
+    _, runs, users = values_MZU.shape
+    rest_MZU = values_MZU - values_MZU.mean(axis=1, keepdims=True)
+    rest_MZU -= rest_MZU.mean(axis=2, keepdims=True)
+    return (rest_MZU**2).sum(axis=(1, 2)) / ((users - 1) * (runs - 1)) / (users * runs)
 
 
 def half_width(found: list[Component], level: float) -> np.ndarray:

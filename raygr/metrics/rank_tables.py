@@ -2,7 +2,7 @@
 
 The ranking `full` holds the last test target of each user, ranked in the whole catalogue; `full, every target` holds
 all test targets. Names of targets with new items end in `, new targets`.
-Shape suffixes: `E` targets, `U` users.
+Shape letters: `E` examples: targets to rank.
 """
 
 from typing import Any, NamedTuple

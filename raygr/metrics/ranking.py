@@ -2,7 +2,7 @@
 
 Rank of the target = 1 + items with a greater score + half the other items with the same score: constant scores put
 every target in the middle. Metrics are averaged over a user's targets first and then over users, so every user has the
-same weight. Shape suffixes: `B` and `E` targets, `I` items, `C` candidates, `U` users.
+same weight. Shape letters: `B` targets of a batch, `E` targets, `I` items, `C` candidates.
 """
 
 import numpy as np

@@ -5,7 +5,7 @@ as wide, and a head (linear, GELU, layer norm) before the tied table. Left out: 
 a score is <state, item> here and exported vectors must reproduce it (the bias of the layer norm, times the item, can
 express the same); the segment row; and the initial standard deviation of 0.02, which suits widths of 768: torch's
 default follows the width and learned the synthetic sequences of the tests faster.
-Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
+Shape letters: `B` histories, `L` history length, `D` width, `H` heads, `I` items.
 """
 
 import torch

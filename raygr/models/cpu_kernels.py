@@ -4,8 +4,8 @@ The gains are those of `python benchmarks/cpu_kernels.py` (one thread, width 64,
 other work, 2026-11-27); docs/results/speed.md has whole epochs. `dropout` and the two attentions take torch's own
 functions on other devices and outside training. The two tiled sums keep no scores, so they also bound the memory on a
 GPU.
-Shape suffixes: `B` histories in batch, `H` heads, `L` history length, `K` width of a head, `N` histories times heads
-in the attention and positions in the tiled sums, `D` width, `I` items.
+Shape letters: `B` histories, `H` heads, `L` history length, `D` width: in the attention that of a head, `I` items,
+`N` interactions that a loss predicts. `X` is histories times heads.
 """
 
 import math
@@ -51,66 +51,66 @@ class Dropout(torch.autograd.Function):
         return upstream * ctx.saved_tensors[0], None
 
 
-def causal_attention(query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, rate: float, training: bool) -> Tensor:
-    """Attends to the same and all earlier positions, with dropout of the weights: (B, H, L, K).
+def causal_attention(query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, rate: float, training: bool) -> Tensor:
+    """Attends to the same and all earlier positions, with dropout of the weights: (B, H, L, D).
 
     1.5 times as fast as torch's `scaled_dot_product_attention` with dropout, at 32 histories of 50 and 2 heads of 32.
     """
-    if query_BHLK.device.type != "cpu" or not training or rate == 0:
+    if query_BHLD.device.type != "cpu" or not training or rate == 0:
         attend = nn.functional.scaled_dot_product_attention
-        return attend(query_BHLK, key_BHLK, value_BHLK, dropout_p=rate if training else 0.0, is_causal=True)
-    length = query_BHLK.shape[2]
+        return attend(query_BHLD, key_BHLD, value_BHLD, dropout_p=rate if training else 0.0, is_causal=True)
+    length = query_BHLD.shape[2]
     later_1LL = torch.full((1, length, length), -math.inf).triu(1)
-    return DroppedAttention.apply(query_BHLK, key_BHLK, value_BHLK, later_1LL, rate)
+    return DroppedAttention.apply(query_BHLD, key_BHLD, value_BHLD, later_1LL, rate)
 
 
 def bidirectional_attention(
-    query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, length_B: Tensor, rate: float, training: bool
+    query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, length_B: Tensor, rate: float, training: bool
 ) -> Tensor:
-    """Attends to the first `length_B` positions, with dropout of the weights: (B, H, L, K); gains as above."""
-    step_L = torch.arange(query_BHLK.shape[2], device=length_B.device)
+    """Attends to the first `length_B` positions, with dropout of the weights: (B, H, L, D); gains as above."""
+    step_L = torch.arange(query_BHLD.shape[2], device=length_B.device)
     is_key_B11L = step_L < length_B[:, None, None, None]
-    if query_BHLK.device.type != "cpu" or not training or rate == 0:
+    if query_BHLD.device.type != "cpu" or not training or rate == 0:
         attend = nn.functional.scaled_dot_product_attention
-        return attend(query_BHLK, key_BHLK, value_BHLK, attn_mask=is_key_B11L, dropout_p=rate if training else 0.0)
+        return attend(query_BHLD, key_BHLD, value_BHLD, attn_mask=is_key_B11L, dropout_p=rate if training else 0.0)
     outside_B1L = torch.zeros(is_key_B11L.shape).masked_fill_(~is_key_B11L, -math.inf)[:, 0]
-    outside_N1L = outside_B1L.repeat_interleave(query_BHLK.shape[1], dim=0)
-    return DroppedAttention.apply(query_BHLK, key_BHLK, value_BHLK, outside_N1L, rate)
+    outside_X1L = outside_B1L.repeat_interleave(query_BHLD.shape[1], dim=0)
+    return DroppedAttention.apply(query_BHLD, key_BHLD, value_BHLD, outside_X1L, rate)
 
 
 class DroppedAttention(torch.autograd.Function):
-    """dropout(softmax(query key^T / sqrt(K) + bias)) value, (B, H, L, K). No row of the bias may be all -inf.
+    """dropout(softmax(query key^T / sqrt(D) + bias)) value, (B, H, L, D). No row of the bias may be all -inf.
 
     It keeps the weights before and after their dropout for the backward pass.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, bias: Tensor, rate: float
+        ctx: Any, query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, bias: Tensor, rate: float
     ) -> Tensor:
-        query_NLK, key_NLK, value_NLK = (part.flatten(0, 1) for part in (query_BHLK, key_BHLK, value_BHLK))
-        scale = 1 / math.sqrt(query_NLK.shape[2])
-        weight_NLL = torch.baddbmm(bias, query_NLK, key_NLK.transpose(1, 2), alpha=scale).softmax(2)
-        dropped_NLL = weight_NLL * kept_factors(weight_NLL.shape, rate)
-        mixed_NLK = torch.bmm(dropped_NLL, value_NLK)
-        ctx.save_for_backward(query_NLK, key_NLK, value_NLK, weight_NLL, dropped_NLL, mixed_NLK)
-        return mixed_NLK.view(query_BHLK.shape)
+        query_XLD, key_XLD, value_XLD = (part.flatten(0, 1) for part in (query_BHLD, key_BHLD, value_BHLD))
+        scale = 1 / math.sqrt(query_XLD.shape[2])
+        weight_XLL = torch.baddbmm(bias, query_XLD, key_XLD.transpose(1, 2), alpha=scale).softmax(2)
+        dropped_XLL = weight_XLL * kept_factors(weight_XLL.shape, rate)
+        mixed_XLD = torch.bmm(dropped_XLL, value_XLD)
+        ctx.save_for_backward(query_XLD, key_XLD, value_XLD, weight_XLL, dropped_XLL, mixed_XLD)
+        return mixed_XLD.view(query_BHLD.shape)
 
     @staticmethod
-    def backward(ctx: Any, upstream_BHLK: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query_NLK, key_NLK, value_NLK, weight_NLL, dropped_NLL, mixed_NLK = ctx.saved_tensors
-        shape, upstream_NLK = upstream_BHLK.shape, upstream_BHLK.flatten(0, 1)
+    def backward(ctx: Any, upstream_BHLD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query_XLD, key_XLD, value_XLD, weight_XLL, dropped_XLL, mixed_XLD = ctx.saved_tensors
+        shape, upstream_XLD = upstream_BHLD.shape, upstream_BHLD.flatten(0, 1)
         # gradient of a softmax: weight * (g - sum(weight * g)), with g the gradient of a weight. Here g is the dropout
         # factor times upstream @ value, so weight * g = dropped * (upstream @ value), and its sum is upstream @ mixed
         # (as in FlashAttention).
-        sum_NL1 = (upstream_NLK * mixed_NLK).sum(2, keepdim=True)
-        grad_NLL = torch.bmm(upstream_NLK, value_NLK.transpose(1, 2)).mul_(dropped_NLL)
-        grad_NLL.addcmul_(weight_NLL, sum_NL1, value=-1)
-        scale = 1 / math.sqrt(query_NLK.shape[2])
-        query_grad_NLK = torch.bmm(grad_NLL, key_NLK).mul_(scale)
-        key_grad_NLK = torch.bmm(grad_NLL.transpose(1, 2), query_NLK).mul_(scale)
-        value_grad_NLK = torch.bmm(dropped_NLL.transpose(1, 2), upstream_NLK)
-        return query_grad_NLK.view(shape), key_grad_NLK.view(shape), value_grad_NLK.view(shape), None, None
+        sum_XL1 = (upstream_XLD * mixed_XLD).sum(2, keepdim=True)
+        grad_XLL = torch.bmm(upstream_XLD, value_XLD.transpose(1, 2)).mul_(dropped_XLL)
+        grad_XLL.addcmul_(weight_XLL, sum_XL1, value=-1)
+        scale = 1 / math.sqrt(query_XLD.shape[2])
+        query_grad_XLD = torch.bmm(grad_XLL, key_XLD).mul_(scale)
+        key_grad_XLD = torch.bmm(grad_XLL.transpose(1, 2), query_XLD).mul_(scale)
+        value_grad_XLD = torch.bmm(dropped_XLL.transpose(1, 2), upstream_XLD)
+        return query_grad_XLD.view(shape), key_grad_XLD.view(shape), value_grad_XLD.view(shape), None, None
 
 
 class TiledCrossEntropy(torch.autograd.Function):

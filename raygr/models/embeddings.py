@@ -3,8 +3,8 @@
 The encoder's input and the output share one table. The table has no padding row: `padded` puts a constant zero row
 before it, so item_index 0 has neither a guided part nor a gradient.
 
-Shape suffixes: `I` items, `D` total width, `A` aspects, `F` features of all aspects (A, or 10 levels each),
-`G` guided dimensions (A for `concat`, D for `add`), `B` histories, `L` history length, `C` candidates, `U` users.
+Shape letters: `I` items, `D` width, `A` aspects, `F` features of all aspects, `B` histories, `L` history length,
+`C` candidates, `U` users. A guided vector is as wide as its aspects with `concat`, as the item table with `add`.
 """
 
 import math
@@ -112,16 +112,16 @@ class RefinedEmbedding(nn.Module):
         features_IF = soft_levels(scores_IA) if levels else standardise(scores_IA)[0]
         self.register_buffer("features_IF", torch.as_tensor(features_IF, dtype=torch.float32))
         if self.fusion.form == "add":
-            self.item_map_FG = nn.Parameter(torch.randn(features_IF.shape[1], self.width) * MAP_STD)
+            self.item_map_FD = nn.Parameter(torch.randn(features_IF.shape[1], self.width) * MAP_STD)
         else:
-            self.item_map_FG, self.item_bias_G = self.guided_map(learned=self.fusion.linear_map)
+            self.item_map_FD, self.item_bias_D = self.guided_map(learned=self.fusion.linear_map)
 
     def add_user_side(self, users_UA: np.ndarray) -> None:
         self.register_buffer("users_UA", torch.as_tensor(users_UA, dtype=torch.float32))
         if self.fusion.form == "add":
-            self.user_map_AG = nn.Parameter(torch.zeros(self.aspects, self.width))
+            self.user_map_AD = nn.Parameter(torch.zeros(self.aspects, self.width))
         else:
-            self.user_map_AG, self.user_bias_G = self.guided_map(learned=self.fusion.linear_map)
+            self.user_map_AD, self.user_bias_D = self.guided_map(learned=self.fusion.linear_map)
         if self.fusion.user_side == "concat":
             self.to_base_width = nn.Linear(self.width, self.base_width)
 
@@ -132,7 +132,7 @@ class RefinedEmbedding(nn.Module):
         return nn.Parameter(scaling_AA, requires_grad=learned), nn.Parameter(bias_A, requires_grad=learned)
 
     def widened(self, guided: Tensor) -> Tensor:
-        """Pads (..., G) to (..., D): with `concat` the learned dimensions are 0."""
+        """Pads guided vectors to the width of the table, (..., D): with `concat` the learned dimensions are 0."""
         return nn.functional.pad(guided, (self.width - guided.shape[-1], 0))
 
     def item_rows(self, item_J: Tensor | None = None, is_kept_J: Tensor | None = None) -> Tensor:
@@ -148,20 +148,20 @@ class RefinedEmbedding(nn.Module):
         if not self.aspects:
             return base_ID
         features_IF = self.features_IF if item_J is None else self.features_IF[item_J - 1]
-        guided_IG = self.fusion.weight * (features_IF @ self.item_map_FG)
+        guided_ID = self.fusion.weight * (features_IF @ self.item_map_FD)
         if self.fusion.form == "add":
-            return base_ID + guided_IG
-        return torch.cat([base_ID, guided_IG + self.fusion.weight * self.item_bias_G], dim=1)
+            return base_ID + guided_ID
+        return torch.cat([base_ID, guided_ID + self.fusion.weight * self.item_bias_D], dim=1)
 
     def item_parts(self, item_C: Tensor) -> Tensor:
         """The contribution of each aspect to the embedding of items, (C, A, D). `item_C` is item_index, 1..I."""
-        features_CAK = self.features_IF[item_C - 1].unflatten(1, (self.aspects, -1))
-        map_AKG = self.item_map_FG.unflatten(0, (self.aspects, -1))
-        return self.widened(self.fusion.weight * torch.einsum("cak,akg->cag", features_CAK, map_AKG))
+        features_CAX = self.features_IF[item_C - 1].unflatten(1, (self.aspects, -1))
+        map_AXD = self.item_map_FD.unflatten(0, (self.aspects, -1))
+        return self.widened(self.fusion.weight * torch.einsum("cax,axd->cad", features_CAX, map_AXD))
 
     def user_parts(self, guided_BA: Tensor) -> Tensor:
         """The contribution of each aspect of the user to the state, (B, A, D)."""
-        return self.widened(self.fusion.weight * guided_BA[:, :, None] * self.user_map_AG)
+        return self.widened(self.fusion.weight * guided_BA[:, :, None] * self.user_map_AD)
 
     def tuned_users(self, guided_BA: Tensor, user_B: Tensor) -> Tensor:
         """The users' standardised vectors plus what training added, (B, A); `guided_BA` itself where they are frozen.
@@ -177,14 +177,14 @@ class RefinedEmbedding(nn.Module):
             return encoder
         if self.fusion.user_side == "concat":
             encoder = nn.functional.pad(self.to_base_width(encoder), (0, self.guided_width))
-        return encoder if self.fusion.form == "add" else encoder + self.widened(self.fusion.weight * self.user_bias_G)
+        return encoder if self.fusion.form == "add" else encoder + self.widened(self.fusion.weight * self.user_bias_D)
 
     def refined_state(self, encoder_BLD: Tensor, guided_BA: Tensor | None) -> Tensor:
         """(9b): the encoder's output joined with the user's guided vector at every position, (B, L, D)."""
         state_BLD = self.encoder_part(encoder_BLD)
         if not self.has_user_side or guided_BA is None:
             return state_BLD
-        return state_BLD + self.widened(self.fusion.weight * (guided_BA @ self.user_map_AG))[:, None]
+        return state_BLD + self.widened(self.fusion.weight * (guided_BA @ self.user_map_AD))[:, None]
 
     def split_score(self, encoder_BD: Tensor, guided_BA: Tensor | None, item_C: Tensor) -> ScoreParts:
         """Splits <state, item> into a base part and one term per aspect, which explain a recommendation.
@@ -228,8 +228,8 @@ class RefinedEmbedding(nn.Module):
         """Item rows without the contribution of aspects, (I, D): learned dimensions and the bias of (8a)."""
         if self.fusion.form == "add":
             return self.base_ID
-        bias_G = self.fusion.weight * self.item_bias_G
-        return torch.cat([self.base_ID, bias_G.expand(len(self.base_ID), -1)], dim=1)
+        bias_D = self.fusion.weight * self.item_bias_D
+        return torch.cat([self.base_ID, bias_D.expand(len(self.base_ID), -1)], dim=1)
 
 
 def variance_shares(parts: dict[str, Tensor]) -> dict[str, float]:

@@ -5,7 +5,7 @@ item tables are tied, as in the constrained embedding of the second paper; input
 width, as in SASRec. A history is one session. Training takes all of its positions at once, with the gradient through
 the whole length; or, with `session_parallel` and as published, one step at a time beside the sessions of other lanes,
 with the hidden state passed from batch to batch. Left out: several layers, momentum.
-Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` hidden width, `I` items.
+Shape letters: `B` histories, `L` history length, `D` width: of the hidden state too, `I` items.
 """
 
 import math
@@ -32,27 +32,27 @@ class GRU4Rec(nn.Module):
         return self.states_after(rows_ID, history_BL, None)[0]
 
     def next_states(
-        self, rows_ID: Tensor, item_BL: Tensor, goes_on_B: Tensor, before_BH: Tensor | None
+        self, rows_ID: Tensor, item_BL: Tensor, goes_on_B: Tensor, before_BD: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """States (B, L, D) after the next items of sessions, and the hidden state (B, H).
+        """States (B, L, D) after the next items of sessions, and the hidden state (B, D).
 
-        `before_BH` is the hidden state after the last batch, None for the first one. A row that does not go on begins
+        `before_BD` is the hidden state after the last batch, None for the first one. A row that does not go on begins
         anew. The hidden state is detached: no gradient reaches back into the last batch.
         """
-        if before_BH is None:
-            before_BH = torch.zeros(len(item_BL), self.gru.hidden_size, device=rows_ID.device)
-        state_BLD, after_BH = self.states_after(rows_ID, item_BL, torch.where(goes_on_B[:, None], before_BH, 0.0))
-        return state_BLD, after_BH.detach()
+        if before_BD is None:
+            before_BD = torch.zeros(len(item_BL), self.gru.hidden_size, device=rows_ID.device)
+        state_BLD, after_BD = self.states_after(rows_ID, item_BL, torch.where(goes_on_B[:, None], before_BD, 0.0))
+        return state_BLD, after_BD.detach()
 
-    def states_after(self, rows_ID: Tensor, item_BL: Tensor, before_BH: Tensor | None) -> tuple[Tensor, Tensor]:
-        """States (B, L, D) at each item and the last hidden state (B, H).
+    def states_after(self, rows_ID: Tensor, item_BL: Tensor, before_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """States (B, L, D) at each item and the last hidden state (B, D).
 
-        `before_BH` is the hidden state before the items; None for zeros.
+        `before_BD` is the hidden state before the items; None for zeros.
         """
         items_BLD = nn.functional.embedding(item_BL, padded(rows_ID)) * math.sqrt(self.embedding.width)
-        first_1BH = None if before_BH is None else before_BH[None]
-        hidden_BLH, last_1BH = self.gru(dropout(items_BLD, self.input_dropout, training=self.training), first_1BH)
-        return self.to_width(dropout(hidden_BLH, self.dropout, training=self.training)), last_1BH[0]
+        first_1BD = None if before_BD is None else before_BD[None]
+        hidden_BLD, last_1BD = self.gru(dropout(items_BLD, self.input_dropout, training=self.training), first_1BD)
+        return self.to_width(dropout(hidden_BLD, self.dropout, training=self.training)), last_1BD[0]
 
     def encode(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
         """The encoder's state after the whole history, (B, D)."""

@@ -1,7 +1,7 @@
 """Scores of a trained model: the one way from histories to item scores.
 
 Evaluation, recommendation, export and explanation use these functions. Put the model in eval mode first.
-Shape suffixes: `B` histories, `L` history length, `I` items, `D` width, `A` aspects.
+Shape letters: `B` histories, `L` history length, `I` items, `D` width, `A` aspects.
 """
 
 from typing import NamedTuple

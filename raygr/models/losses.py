@@ -6,8 +6,8 @@ sampled form and the published BCE with one negative (Kang and McAuley 2018) tak
 other histories at the same step are negatives, as in a session-parallel batch, and the whole batch shares further ones.
 Unlike there, a user's own items are never negatives (see negatives.py); a position whose user has no other item counts
 0. `rows_ID` may hold the rows of a batch's items only: ids are then places in these rows.
-Shape suffixes: `N` positions in the loss, `L` steps, `B` own histories, `M` all histories of the batch, `K` shared
-negatives, `J` all negatives of a position, `D` width, `I` items.
+Shape letters: `N` interactions that a loss predicts, `L` steps, `B` histories, `W` histories of all workers,
+`K` negatives that a batch shares, `C` candidates: the negatives (after the target), `D` width, `I` items.
 """
 
 from typing import Literal, NamedTuple
@@ -57,18 +57,21 @@ def sampled_cross_entropy(
     def tile_loss(part: slice, state_ND: Tensor, target_ND: Tensor, negative_KD: Tensor) -> Tensor:
         target_score_N1 = (state_ND * target_ND).sum(1, keepdim=True)
         others_NK = (state_ND @ negative_KD.T - log_expected_K).masked_fill(is_owned_NK[part], -torch.inf)
-        scores_NJ = torch.cat([target_score_N1, others_NK], dim=1)
-        return (scores_NJ.logsumexp(1) - target_score_N1[:, 0]).sum()
+        scores_NC = torch.cat([target_score_N1, others_NK], dim=1)
+        return (scores_NC.logsumexp(1) - target_score_N1[:, 0]).sum()
 
     rows = (rows_ID[target_N - 1].float(), rows_ID[negative_K - 1].float())
     tile = positions_at_once(state_ND, 1 + len(negative_K))
     return InTiles.apply(tile_loss, tile, 2, state_ND.float(), *rows)
 
 
+Activation = Literal["linear", "tanh", "elu-0.5"]
+
+
 class StepNegatives(NamedTuple):
     """The negatives that a batch offers; 0 where a history has no target at a step."""
 
-    batch_LM: Tensor
+    batch_LW: Tensor
     """The target of every history at the step, those of this worker included."""
     shared_K: Tensor
     owned: OwnedPairs
@@ -78,7 +81,7 @@ class PairLoss(NamedTuple):
     """A loss that compares the target's score with the scores of its negatives."""
 
     kind: Literal["top1", "bpr", "bpr_max"]
-    activation: Literal["linear", "tanh", "elu-0.5"] = "linear"
+    activation: Activation = "linear"
     """Applied to every score, inside the loss only."""
     score_penalty: float = 0.0
     """bpr_max only: the weight of the squared scores (bpreg)."""
@@ -91,63 +94,64 @@ def step_loss(
     rows_B = state_LBD.shape[1]
     shared_is_owned_BK = is_owned(negatives.owned, rows_B, negatives.shared_K)
 
-    def tile_loss(part: slice, state_LBD: Tensor, target_LBD: Tensor, batch_LMD: Tensor, shared_KD: Tensor) -> Tensor:
+    def tile_loss(part: slice, state_LBD: Tensor, target_LBD: Tensor, batch_LWD: Tensor, shared_KD: Tensor) -> Tensor:
         target_score_LB = (state_LBD * target_LBD).sum(2)
-        in_batch_LBM = state_LBD @ batch_LMD.transpose(1, 2)
-        scores_LBJ = torch.cat([in_batch_LBM, state_LBD @ shared_KD.T], dim=2)
-        item_LM = negatives.batch_LM[part]
-        batch_is_owned_LBM = is_owned(negatives.owned, rows_B, item_LM.flatten()).unflatten(1, item_LM.shape)
-        batch_is_owned_LBM = batch_is_owned_LBM.transpose(0, 1)
-        is_owned_LBJ = torch.cat([batch_is_owned_LBM, shared_is_owned_BK.expand(len(state_LBD), -1, -1)], dim=2)
-        batch_is_target_LBM = negatives.batch_LM[part][:, None] == target_LB[part][:, :, None]
+        in_batch_LBW = state_LBD @ batch_LWD.transpose(1, 2)
+        scores_LBC = torch.cat([in_batch_LBW, state_LBD @ shared_KD.T], dim=2)
+        item_LW = negatives.batch_LW[part]
+        batch_is_owned_LBW = is_owned(negatives.owned, rows_B, item_LW.flatten()).unflatten(1, item_LW.shape)
+        batch_is_owned_LBW = batch_is_owned_LBW.transpose(0, 1)
+        is_owned_LBC = torch.cat([batch_is_owned_LBW, shared_is_owned_BK.expand(len(state_LBD), -1, -1)], dim=2)
+        batch_is_target_LBW = negatives.batch_LW[part][:, None] == target_LB[part][:, :, None]
         shared_is_target_LBK = negatives.shared_K == target_LB[part][:, :, None]
         # the target is never a negative, although nothing counts as owned in data with repeat purchases
-        is_spared_LBJ = is_owned_LBJ | torch.cat([batch_is_target_LBM, shared_is_target_LBK], dim=2)
+        is_spared_LBC = is_owned_LBC | torch.cat([batch_is_target_LBW, shared_is_target_LBK], dim=2)
         kept_LB = target_LB[part] > 0
-        return pair_losses(loss, target_score_LB[kept_LB], scores_LBJ[kept_LB], ~is_spared_LBJ[kept_LB]).sum()
+        return pair_losses(loss, target_score_LB[kept_LB], scores_LBC[kept_LB], ~is_spared_LBC[kept_LB]).sum()
 
     table_ID = padded(rows_ID.float())
-    rows = (table_ID[target_LB], table_ID[negatives.batch_LM], table_ID[negatives.shared_K])
-    scores = negatives.batch_LM.shape[1] + len(negatives.shared_K)
+    rows = (table_ID[target_LB], table_ID[negatives.batch_LW], table_ID[negatives.shared_K])
+    scores = negatives.batch_LW.shape[1] + len(negatives.shared_K)
     steps = max(1, positions_at_once(state_LBD, scores) // rows_B)
     return InTiles.apply(tile_loss, steps, 3, state_LBD.float(), *rows)
 
 
-def pair_losses(loss: PairLoss, target_N: Tensor, others_NJ: Tensor, is_negative_NJ: Tensor) -> Tensor:
-    """The loss of each target score against the marked scores of `others_NJ`, (N,); 0 where none is marked."""
-    target_N1, others_NJ = activated(target_N, loss.activation)[:, None], activated(others_NJ, loss.activation)
+def pair_losses(loss: PairLoss, target_N: Tensor, others_NC: Tensor, is_negative_NC: Tensor) -> Tensor:
+    """The loss of each target score against the marked scores of `others_NC`, (N,); 0 where none is marked."""
+    target_N1, others_NC = activated(target_N, loss.activation)[:, None], activated(others_NC, loss.activation)
     match loss.kind:
         case "top1":
-            return mean_over((others_NJ - target_N1).sigmoid() + others_NJ.square().sigmoid(), is_negative_NJ)
+            return mean_over((others_NC - target_N1).sigmoid() + others_NC.square().sigmoid(), is_negative_NC)
         case "bpr":
-            return mean_over(-torch.nn.functional.logsigmoid(target_N1 - others_NJ), is_negative_NJ)
+            return mean_over(-torch.nn.functional.logsigmoid(target_N1 - others_NC), is_negative_NC)
         case "bpr_max":
-            return bpr_max(target_N1, others_NJ, is_negative_NJ, loss.score_penalty)
+            return bpr_max(target_N1, others_NC, is_negative_NC, loss.score_penalty)
 
 
-def activated(scores: Tensor, activation: str) -> Tensor:
+def activated(scores: Tensor, activation: Activation) -> Tensor:
     match activation:
+        case "linear":
+            return scores
         case "tanh":
             return scores.tanh()
         case "elu-0.5":
             return torch.nn.functional.elu(scores, alpha=0.5)
-    return scores
 
 
-def mean_over(values_NJ: Tensor, is_negative_NJ: Tensor) -> Tensor:
-    return (values_NJ * is_negative_NJ).sum(1) / is_negative_NJ.sum(1).clamp(min=1)
+def mean_over(values_NC: Tensor, is_negative_NC: Tensor) -> Tensor:
+    return (values_NC * is_negative_NC).sum(1) / is_negative_NC.sum(1).clamp(min=1)
 
 
-def bpr_max(target_N1: Tensor, others_NJ: Tensor, is_negative_NJ: Tensor, score_penalty: float) -> Tensor:
+def bpr_max(target_N1: Tensor, others_NC: Tensor, is_negative_NC: Tensor, score_penalty: float) -> Tensor:
     """-log sum_j s_j sigmoid(target - r_j) + penalty * sum_j s_j r_j^2, s the softmax of the negatives r.
 
     Computed in logarithms. The gradient flows through s too, as published.
     """
-    has_any_N1 = is_negative_NJ.any(1, keepdim=True)
+    has_any_N1 = is_negative_NC.any(1, keepdim=True)
     # a row of only -inf has no softmax: it keeps its scores, and its loss is set to 0 at the end
-    log_weight_NJ = others_NJ.masked_fill(~is_negative_NJ & has_any_N1, -torch.inf).log_softmax(1)
-    log_sigmoid_NJ = torch.nn.functional.logsigmoid(target_N1 - others_NJ)
-    loss_N = -(log_weight_NJ + log_sigmoid_NJ).logsumexp(1)
+    log_weight_NC = others_NC.masked_fill(~is_negative_NC & has_any_N1, -torch.inf).log_softmax(1)
+    log_sigmoid_NC = torch.nn.functional.logsigmoid(target_N1 - others_NC)
+    loss_N = -(log_weight_NC + log_sigmoid_NC).logsumexp(1)
     if score_penalty:
-        loss_N = loss_N + score_penalty * (log_weight_NJ.exp() * others_NJ.square()).sum(1)
+        loss_N = loss_N + score_penalty * (log_weight_NC.exp() * others_NC.square()).sum(1)
     return loss_N.masked_fill(~has_any_N1[:, 0], 0.0)

@@ -2,8 +2,9 @@
 
 A user's train items, the target among them, are never negatives. In data that keep repeat purchases nothing counts as
 owned, and only the target is no negative. Held-out items may be drawn: sparing them would tell the model which they
-are. Shape suffixes: `N` positions in the loss, `B` histories, `K` shared negatives, `I` items, `J` items of a batch,
-`U` users, `P` owned (user, item) pairs.
+are.
+Shape letters: `N` interactions, `B` histories, `K` negatives that a batch shares, `I` items, `J` items that a batch
+touches, `U` users, `O` owned pairs.
 """
 
 from typing import NamedTuple
@@ -16,9 +17,9 @@ from torch import Tensor
 class OwnedItems(NamedTuple):
     """Every user's distinct train items, for sampling around them."""
 
-    item_P: Tensor
+    item_O: Tensor
     """item_index, sorted by (user, item)."""
-    free_before_P: Tensor
+    free_before_O: Tensor
     """Per owned item: user * (I + 1) + the number of items below it that the user does not own. Sorted."""
     offset_U: Tensor
     count_U: Tensor
@@ -28,19 +29,19 @@ class OwnedItems(NamedTuple):
 class OwnedPairs(NamedTuple):
     """The train items of a batch's users, as (row of the batch, item) pairs."""
 
-    row_P: Tensor
-    item_P: Tensor
+    row_O: Tensor
+    item_O: Tensor
 
 
 def owned_items(user_N: np.ndarray, item_N: np.ndarray, *, users: int, items: int) -> OwnedItems:
     """Groups (user_index, item_index) pairs by user; pairs may repeat."""
-    pair_P = np.unique(user_N.astype(np.int64) * (items + 1) + item_N)
-    user_P, item_P = np.divmod(pair_P, items + 1)
-    count_U = np.bincount(user_P, minlength=users)
+    pair_O = np.unique(user_N.astype(np.int64) * (items + 1) + item_N)
+    user_O, item_O = np.divmod(pair_O, items + 1)
+    count_U = np.bincount(user_O, minlength=users)
     offset_U = np.cumsum(count_U) - count_U
-    owned_below_P = np.arange(len(pair_P)) - offset_U[user_P]
-    free_before_P = user_P * (items + 1) + (item_P - 1 - owned_below_P)
-    columns = [torch.from_numpy(column) for column in (item_P, free_before_P, offset_U, count_U)]
+    owned_below_O = np.arange(len(pair_O)) - offset_U[user_O]
+    free_before_O = user_O * (items + 1) + (item_O - 1 - owned_below_O)
+    columns = [torch.from_numpy(column) for column in (item_O, free_before_O, offset_U, count_U)]
     return OwnedItems(columns[0], columns[1], columns[2], columns[3], items)
 
 
@@ -52,24 +53,24 @@ def sample_negatives(owned: OwnedItems, user_N: Tensor, *, generator: torch.Gene
     free_N = owned.items - owned.count_U[user_N]
     drawn_N = (torch.rand(len(user_N), generator=generator, dtype=torch.float64) * free_N).long()
     key_N = user_N * (owned.items + 1) + drawn_N
-    skipped_N = torch.searchsorted(owned.free_before_P, key_N, right=True) - owned.offset_U[user_N]
+    skipped_N = torch.searchsorted(owned.free_before_O, key_N, right=True) - owned.offset_U[user_N]
     return torch.where(free_N > 0, drawn_N + skipped_N + 1, 0)
 
 
 def owned_pairs(owned: OwnedItems, user_B: Tensor, item_J: Tensor) -> OwnedPairs:
     """Pairs of the train items that are among the sorted `item_J`, each as its place there, from 1."""
     count_B = owned.count_U[user_B]
-    row_P = torch.repeat_interleave(torch.arange(len(user_B)), count_B)
-    step_P = torch.arange(len(row_P)) - (count_B.cumsum(0) - count_B)[row_P]
-    item_P = owned.item_P[owned.offset_U[user_B][row_P] + step_P]
-    is_there_P, place_P = places(item_J, item_P)
-    return OwnedPairs(row_P[is_there_P], place_P[is_there_P] + 1)
+    row_O = torch.repeat_interleave(torch.arange(len(user_B)), count_B)
+    step_O = torch.arange(len(row_O)) - (count_B.cumsum(0) - count_B)[row_O]
+    item_O = owned.item_O[owned.offset_U[user_B][row_O] + step_O]
+    is_there_O, place_O = places(item_J, item_O)
+    return OwnedPairs(row_O[is_there_O], place_O[is_there_O] + 1)
 
 
-def places(sorted_J: Tensor, value_P: Tensor) -> tuple[Tensor, Tensor]:
+def places(sorted_J: Tensor, value_O: Tensor) -> tuple[Tensor, Tensor]:
     """Tells whether each value is among the sorted ones, and the place where it is or would be."""
-    place_P = torch.searchsorted(sorted_J, value_P).clamp(max=len(sorted_J) - 1)
-    return sorted_J[place_P] == value_P, place_P
+    place_O = torch.searchsorted(sorted_J, value_O).clamp(max=len(sorted_J) - 1)
+    return sorted_J[place_O] == value_O, place_O
 
 
 def is_owned(owned: OwnedPairs, rows: int, item_K: Tensor) -> Tensor:
@@ -80,9 +81,9 @@ def is_owned(owned: OwnedPairs, rows: int, item_K: Tensor) -> Tensor:
     if not len(item_K):
         return torch.zeros(rows, 0, dtype=torch.bool, device=item_K.device)
     distinct_J, place_K = item_K.unique(return_inverse=True)
-    is_asked_P, place_P = places(distinct_J, owned.item_P)
+    is_asked_O, place_O = places(distinct_J, owned.item_O)
     is_owned_BJ = (distinct_J == 0).expand(rows, -1).clone()
-    is_owned_BJ[owned.row_P[is_asked_P], place_P[is_asked_P]] = True
+    is_owned_BJ[owned.row_O[is_asked_O], place_O[is_asked_O]] = True
     return is_owned_BJ[:, place_K]
 
 

@@ -2,7 +2,7 @@
 
 The published block has its layer norm before both halves. Here the norm applies to queries, keys and values alike:
 the original code normalises the queries only, which modern ports correct. Left out: the L2 penalty on embeddings.
-Shape suffixes: `B` histories in batch, `L` history length, `D` width, `H` heads, `I` items.
+Shape letters: `B` histories, `L` history length, `D` width, `H` heads, `I` items.
 """
 
 import math

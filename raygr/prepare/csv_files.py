@@ -158,9 +158,10 @@ def cut_rows(
         used = start_of_open_row(buffer)
     block = buffer[:used]
     table = parse_rows(block, grammar, places)
-    lines = int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE)) + (block[-1:] not in (b"\n", b""))
-    lone_returns = b"\r" in block and block.count(b"\r") != block.count(b"\r\n")
-    if table is not None and (lone_returns or table.num_rows != lines):  # line ends inside quotes
+    if table is not None and (
+        block.count(b"\n") + (block[-1:] not in (b"\n", b"")) != table.num_rows
+        or block.count(b"\r") != block.count(b"\r\n")
+    ):  # line ends inside quotes
         orderly = orderly_end(buffer, grammar)
         if orderly is None or (final and orderly < len(buffer)) or swallows_rows(buffer[:orderly], grammar):
             table = None

@@ -5,8 +5,8 @@
     recommender.recommend(["I3", "I250", "I41"], n=5)      # after a history, oldest item first
 
 Items of the history are never recommended, unless the data keep repeat purchases (`keep_duplicate: all`). Somebody who
-is no user of the data has no guided vector; the average of all users takes its place. Shape suffixes: `B` histories,
-`L` history length, `I` items, `U` users, `D` width, `N` items of a list, `C` candidates.
+is no user of the data has no guided vector; the average of all users takes its place. Shape letters: `B` histories,
+`L` history length, `I` items, `U` users, `D` width, `Y` places of a list, `C` candidates.
 """
 
 import dataclasses
@@ -77,8 +77,8 @@ class Recommender:
         `mmr_weight` re-ranks by maximal marginal relevance. ValueError names unknown ids.
         """
         histories = self.of_users([who]) if isinstance(who, str) else self.of_items([who])
-        lists, score_BN = self.lists(histories, n, mmr_weight=mmr_weight)
-        found = zip(lists.place_BN[0].tolist(), lists.relevance_BN[0].tolist(), score_BN[0].tolist(), strict=True)
+        lists, score_BY = self.lists(histories, n, mmr_weight=mmr_weight)
+        found = zip(lists.place_BY[0].tolist(), lists.relevance_BY[0].tolist(), score_BY[0].tolist(), strict=True)
         return [Recommendation(str(self.item_ids_I[i]), score) for i, relevance, score in found if relevance > -np.inf]
 
     def of_users(self, user_ids: Sequence[str]) -> Histories:
@@ -105,14 +105,14 @@ class Recommender:
 
     @torch.inference_mode()
     def lists(self, histories: Histories, n: int, *, mmr_weight: float | None = None) -> tuple[Lists, Tensor]:
-        """The best items after each history, and their scores (B, N)."""
+        """The best items after each history, and their scores (B, Y)."""
         scores_BI = score_items(self.model, self.rows_ID, self.encoded(histories)).float()
         relevance_BI = scaled_relevance(scores_BI, *self.left_out(histories))
         if mmr_weight is None:
             lists = top_lists(relevance_BI, n)
         else:
             lists = mmr_lists(relevance_BI, self.unit_ID, weight=mmr_weight, length=n)
-        return lists, scores_BI.gather(1, lists.place_BN)
+        return lists, scores_BI.gather(1, lists.place_BY)
 
     @torch.inference_mode()
     def states(self, histories: Histories) -> Tensor:

@@ -225,13 +225,13 @@ def recommendations(recommender: Recommender, batch: pa.Table, *, n: int, mmr_we
     items = batch["items"].combine_chunks()
     length_B = items.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     histories = Histories(items.flatten().to_numpy().astype(np.int64), length_B, batch["user_index"].to_numpy())
-    lists, score_BN = recommender.lists(histories, n, mmr_weight=mmr_weight)
-    is_there_BN = (lists.relevance_BN > -torch.inf).cpu().numpy()
-    row_K, rank_K = np.nonzero(is_there_BN)
+    lists, score_BY = recommender.lists(histories, n, mmr_weight=mmr_weight)
+    is_there_BY = (lists.relevance_BY > -torch.inf).cpu().numpy()
+    row_X, rank_X = np.nonzero(is_there_BY)
     columns: dict[str, Any] = {
-        "subject_id": batch["subject_id"].take(pa.array(row_K)),
-        "rank": rank_K + 1,
-        "item_id": recommender.item_ids_I[lists.place_BN.cpu().numpy()[is_there_BN]],
-        "score": score_BN.cpu().numpy()[is_there_BN],
+        "subject_id": batch["subject_id"].take(pa.array(row_X)),
+        "rank": rank_X + 1,
+        "item_id": recommender.item_ids_I[lists.place_BY.cpu().numpy()[is_there_BY]],
+        "score": score_BY.cpu().numpy()[is_there_BY],
     }
     return pa.table(columns).cast(RECOMMENDATION_SCHEMA)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from raygr import files, runs
 from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
-from raygr.pipeline import SideBySide, check_plan, plan_stages, run_stages
+from raygr.pipeline import check_plan, plan_stages, run_stages
 from raygr.report.charts import save_figure
 from raygr.reproduce.config import TABLES, ReproduceConfig
 from raygr.reproduce.experiments import Arm, arms_of, source_stages, table_arms, trainings_of, twins_of, with_sources
@@ -45,7 +45,7 @@ def reproduce(config: ReproduceConfig) -> runs.Run:
         *(("train", train) for train in trainings),
         *(("compare", compare) for compare in compared),
     ]
-    run_stages(jobs, SideBySide(config.at_once, config.gpu_share))
+    run_stages(jobs, at_once=config.at_once, gpu_share=config.gpu_share)
     comparison, *of_twins = [read_comparison(compare.output) for compare in compared]
     write_experiment(run, Experiment(made, arms, paper, comparison, of_twins[0] if twins else None))
     counts = {"arms": len({arm.name for arm in arms}), "train_runs": len(trainings)}

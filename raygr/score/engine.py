@@ -12,8 +12,8 @@ generate  One completion per prompt, free or forced into the format, with log-pr
           position. Where `10` is two tokens, a second request asks for P('0' | '1').
 
 vLLM runs inside the actor's process, so a killed actor leaves no engine process behind; with `tensor_parallel_size`
-above one it needs processes of its own. Shape suffixes: `S` subjects, `A` aspects, `T` tokens of a completion, `L` the
-ratings 1..10 or their tokens, `X` any rows.
+above one it needs processes of its own. Shape letters: `S` subjects, `A` aspects, `T` tokens of a completion,
+`Q` levels 1..10.
 """
 
 import dataclasses
@@ -142,14 +142,14 @@ class ScoringEngine:
             sampling = self.sampling(max_tokens=1, logprob_token_ids=self.rating_ids)
         outputs = self.run(requests, [sampling] * len(requests))
         counts.add(outputs)
-        logprobs_XTL = np.array([self.rating_logprobs(output) for output in outputs])
-        probabilities_XL = rating_probabilities(logprobs_XTL[:, 0], self.zero_after_one(logprobs_XTL[:, -1]))
-        probabilities_SAL = probabilities_XL.reshape(len(prompts), len(tails), 10)
-        return [StoredScore.from_probabilities(probabilities_AL) for probabilities_AL in probabilities_SAL]
+        logprobs_XTQ = np.array([self.rating_logprobs(output) for output in outputs])
+        probabilities_XQ = rating_probabilities(logprobs_XTQ[:, 0], self.zero_after_one(logprobs_XTQ[:, -1]))
+        probabilities_SAQ = probabilities_XQ.reshape(len(prompts), len(tails), 10)
+        return [StoredScore.from_probabilities(probabilities_AQ) for probabilities_AQ in probabilities_SAQ]
 
-    def zero_after_one(self, logprobs_XL: np.ndarray) -> np.ndarray | None:
+    def zero_after_one(self, logprobs_XQ: np.ndarray) -> np.ndarray | None:
         """log P('0' | '1') at positions behind a `1`; None where `10` is one token."""
-        return logprobs_XL[:, 9] if self.settings.rating_tokens.ten_is_split else None
+        return logprobs_XQ[:, 9] if self.settings.rating_tokens.ten_is_split else None
 
     # --- generate ------------------------------------------------------------------------------
 
@@ -194,9 +194,9 @@ class ScoringEngine:
         ]
         if slots:
             logprobs = [self.rating_logprobs(output) for output in outputs]
-            at_slots_XL = np.array([logprobs[subject][token] for subject, _, token in slots])
+            at_slots_XQ = np.array([logprobs[subject][token] for subject, _, token in slots])
             zero_X = self.follow_up(prompts, outputs, slots, counts)
-            means_X = rating_probabilities(at_slots_XL, zero_X) @ np.arange(1, 11)
+            means_X = rating_probabilities(at_slots_XQ, zero_X) @ np.arange(1, 11)
             for (subject, aspect, _), mean in zip(slots, means_X, strict=True):
                 expected[subject][aspect] = float(mean)
         return [tuple(row) for row in expected]
@@ -242,14 +242,14 @@ class ScoringEngine:
         return self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=self.lora)
 
 
-def rating_probabilities(logprobs_XL: np.ndarray, zero_after_one_X: np.ndarray | None) -> np.ndarray:
+def rating_probabilities(logprobs_XQ: np.ndarray, zero_after_one_X: np.ndarray | None) -> np.ndarray:
     """P(1..10), shape (X, 10), from the log-probabilities of ten rating tokens.
 
     Where `10` is one token, the columns are the ratings 1..10. Where the tokenizer splits it, `zero_after_one_X` holds
     log P('0' | '1'), the tenth column is not used, and P(1) = P('1') (1 - P('0' | '1')), P(10) = P('1') P('0' | '1').
     Probabilities are normalised over the ten ratings; NaN where the log-probabilities are NaN.
     """
-    logprobs = np.array(logprobs_XL, dtype=np.float64)
+    logprobs = np.array(logprobs_XQ, dtype=np.float64)
     if zero_after_one_X is not None:
         zero = np.minimum(np.asarray(zero_after_one_X, dtype=np.float64), 0.0)
         logprobs[:, 9] = logprobs[:, 0] + zero  # log P(10)

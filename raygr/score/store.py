@@ -61,13 +61,13 @@ class StoredScore:
     completion: str
 
     @classmethod
-    def from_probabilities(cls, probabilities_AL: np.ndarray) -> "StoredScore":
+    def from_probabilities(cls, probabilities_AQ: np.ndarray) -> "StoredScore":
         """Most probable and expected rating of each aspect from P(1..10), shape (A, 10)."""
-        finite_A = np.isfinite(probabilities_AL).all(axis=1)
-        expected_A = probabilities_AL @ np.arange(1, 11)
+        finite_A = np.isfinite(probabilities_AQ).all(axis=1)
+        expected_A = probabilities_AQ @ np.arange(1, 11)
         return cls(
             ratings=tuple(
-                int(p.argmax()) + 1 if ok else None for p, ok in zip(probabilities_AL, finite_A, strict=True)
+                int(p.argmax()) + 1 if ok else None for p, ok in zip(probabilities_AQ, finite_A, strict=True)
             ),
             expected=tuple(float(e) if ok else None for e, ok in zip(expected_A, finite_A, strict=True)),
             reason=OK if finite_A.all() else NOT_FINITE,

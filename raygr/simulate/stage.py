@@ -6,7 +6,7 @@ positive control: aspects matter here by construction, which is not certain in r
 
 The next film of a shopper is drawn without repeats. Its weight depends on popularity (a power law of the film's rank),
 on the distance to the last two films in the aspects, and on the shopper's hidden tastes, most of which are zero.
-Shapes: U shoppers, I films, A aspects, N films of the longest history.
+Shape letters: `U` users, `I` items, `A` aspects, `L` history length.
 """
 
 import csv
@@ -56,9 +56,9 @@ class Films(NamedTuple):
 class Purchases(NamedTuple):
     """Films and ratings (1..5) of each shopper in order; entries from `lengths_U` on are unused."""
 
-    films_UN: np.ndarray
-    ratings_UN: np.ndarray
-    times_UN: np.ndarray  # milliseconds since 1970, strictly increasing along a row
+    films_UL: np.ndarray
+    ratings_UL: np.ndarray
+    times_UL: np.ndarray  # milliseconds since 1970, strictly increasing along a row
     lengths_U: np.ndarray
 
 
@@ -123,12 +123,12 @@ def draw_purchases(films: Films, tastes_UA: np.ndarray, *, generator: np.random.
     levels_IA = standardise(films.scores_IA)[0]
     fit_UI = tastes_UA @ levels_IA.T
     popularity_I = draw_popularity(len(films.ids), generator=generator)
-    films_UN = draw_films(popularity_I + TASTE_WEIGHT * fit_UI, levels_IA, generator=generator)
-    liking_UN = np.take_along_axis(fit_UI, films_UN, axis=1)
-    noise_UN = RATING_NOISE * generator.standard_normal(films_UN.shape)
-    ratings_UN = np.clip(np.rint(RATING_CENTRE + liking_UN + noise_UN), 1, 5).astype(int)
+    films_UL = draw_films(popularity_I + TASTE_WEIGHT * fit_UI, levels_IA, generator=generator)
+    liking_UL = np.take_along_axis(fit_UI, films_UL, axis=1)
+    noise_UL = RATING_NOISE * generator.standard_normal(films_UL.shape)
+    ratings_UL = np.clip(np.rint(RATING_CENTRE + liking_UL + noise_UL), 1, 5).astype(int)
     lengths_U = generator.integers(SHORTEST, LONGEST + 1, size=shoppers)
-    return Purchases(films_UN, ratings_UN, draw_times(shoppers, generator=generator), lengths_U)
+    return Purchases(films_UL, ratings_UL, draw_times(shoppers, generator=generator), lengths_U)
 
 
 def draw_popularity(films: int, *, generator: np.random.Generator) -> np.ndarray:
@@ -138,24 +138,24 @@ def draw_popularity(films: int, *, generator: np.random.Generator) -> np.ndarray
 
 
 def draw_films(fixed_UI: np.ndarray, levels_IA: np.ndarray, *, generator: np.random.Generator) -> np.ndarray:
-    """(U, N) film numbers, drawn without repeats from the softmax of the fixed term plus nearness.
+    """(U, L) film numbers, drawn without repeats from the softmax of the fixed term plus nearness.
 
     The argmax of logits plus Gumbel noise is a draw from their softmax, so one argmax serves all shoppers.
     """
     fixed_UI, everyone_U = fixed_UI.copy(), np.arange(len(fixed_UI))
-    chosen_UN = np.zeros((len(fixed_UI), LONGEST), dtype=int)
+    chosen_UL = np.zeros((len(fixed_UI), LONGEST), dtype=int)
     for step in range(LONGEST):
-        logits_UI = fixed_UI + NEARNESS_WEIGHT * nearness(levels_IA, chosen_UN[:, max(0, step - 2) : step])
-        chosen_UN[:, step] = (logits_UI + generator.gumbel(size=logits_UI.shape)).argmax(axis=1)
-        fixed_UI[everyone_U, chosen_UN[:, step]] = -np.inf
-    return chosen_UN
+        logits_UI = fixed_UI + NEARNESS_WEIGHT * nearness(levels_IA, chosen_UL[:, max(0, step - 2) : step])
+        chosen_UL[:, step] = (logits_UI + generator.gumbel(size=logits_UI.shape)).argmax(axis=1)
+        fixed_UI[everyone_U, chosen_UL[:, step]] = -np.inf
+    return chosen_UL
 
 
-def nearness(levels_IA: np.ndarray, recent_UK: np.ndarray) -> np.ndarray:
-    """(U, I) closeness of each film to the mean of the last K (0 to 2) films, standardised per shopper; 0 if K is 0."""
-    if recent_UK.shape[1] == 0:
-        return np.zeros((len(recent_UK), len(levels_IA)))
-    centre_UA = levels_IA[recent_UK].mean(axis=1)
+def nearness(levels_IA: np.ndarray, recent_UX: np.ndarray) -> np.ndarray:
+    """(U, I) closeness of each film to the mean of the last 0 to 2 films, standardised per shopper; 0 without any."""
+    if recent_UX.shape[1] == 0:
+        return np.zeros((len(recent_UX), len(levels_IA)))
+    centre_UA = levels_IA[recent_UX].mean(axis=1)
     # The negative squared distance without the term that is constant per shopper, which does not change a softmax.
     closeness_UI = 2 * centre_UA @ levels_IA.T - (levels_IA**2).sum(axis=1)
     return standardise(closeness_UI.T)[0].T
@@ -163,9 +163,9 @@ def nearness(levels_IA: np.ndarray, recent_UK: np.ndarray) -> np.ndarray:
 
 def draw_times(shoppers: int, *, generator: np.random.Generator) -> np.ndarray:
     start_U1 = generator.uniform(0, START_DAYS, (shoppers, 1))
-    days_UN = start_U1 + generator.exponential(GAP_DAYS, (shoppers, LONGEST)).cumsum(axis=1)
+    days_UL = start_U1 + generator.exponential(GAP_DAYS, (shoppers, LONGEST)).cumsum(axis=1)
     # One millisecond per position keeps the order even if a gap rounds to zero.
-    return FIRST_DAY_MS + (days_UN * DAY_MS).astype(np.int64) + np.arange(LONGEST)
+    return FIRST_DAY_MS + (days_UL * DAY_MS).astype(np.int64) + np.arange(LONGEST)
 
 
 def review_records(
@@ -175,7 +175,7 @@ def review_records(
     levels_IA = standardise(films.scores_IA)[0]
     for user, taste_A in enumerate(tastes_UA):
         for position in range(purchases.lengths_U[user]):
-            film, rating = purchases.films_UN[user, position], int(purchases.ratings_UN[user, position])
+            film, rating = purchases.films_UL[user, position], int(purchases.ratings_UL[user, position])
             yield {
                 "rating": float(rating),
                 "title": choice(TITLES[rating], generator=generator),
@@ -184,7 +184,7 @@ def review_records(
                 "asin": films.ids[film],
                 "parent_asin": films.ids[film],
                 "user_id": user_id(user),
-                "timestamp": int(purchases.times_UN[user, position]),
+                "timestamp": int(purchases.times_UL[user, position]),
                 "helpful_vote": int(generator.poisson(0.5)),
                 "verified_purchase": True,
             }

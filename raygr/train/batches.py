@@ -1,8 +1,8 @@
 """Flat interaction arrays -> padded batches, by tensor indexing.
 
 All interactions lie in one array sorted by (user, position); a history is a window of this array. Histories are padded
-on the right, where a causal encoder never looks. Shape suffixes: `N` interactions, `E` examples or targets of a part,
-`B` those of a batch, `L` history length, `U` users, `W` users with a target to learn, `T` steps of session lanes.
+on the right, where a causal encoder never looks. Shape letters: `N` interactions, `E` examples, `B` rows of a batch,
+`L` history length, or steps of session lanes, `U` users.
 """
 
 from typing import NamedTuple
@@ -87,16 +87,16 @@ def training_windows(
     first_U = np.searchsorted(user_N, np.arange(len(prompt_U)))
     last_U = first_U + np.bincount(user_N[is_train_N], minlength=len(prompt_U)) - 1  # the train part comes first
     before_U = first_U + np.maximum(prompt_U, 1) - 1  # the one before the first target
-    user_W = np.flatnonzero(before_U < last_U)
-    first_W, last_W, before_W = first_U[user_W], last_U[user_W], before_U[user_W]
-    end_W = np.minimum(last_W, np.maximum(first_W + max_history, before_W + step))  # of the first window
-    at_E = np.repeat(np.arange(len(user_W)), 1 - (end_W - last_W) // step)
+    user_X = np.flatnonzero(before_U < last_U)
+    first_X, last_X, before_X = first_U[user_X], last_U[user_X], before_U[user_X]
+    end_X = np.minimum(last_X, np.maximum(first_X + max_history, before_X + step))  # of the first window
+    at_E = np.repeat(np.arange(len(user_X)), 1 - (end_X - last_X) // step)
     place_E = np.arange(len(at_E)) - np.searchsorted(at_E, at_E)
-    end_E = np.minimum(end_W[at_E] + place_E * step, last_W[at_E])
-    before_E = np.where(place_E > 0, end_W[at_E] + (place_E - 1) * step, before_W[at_E])
-    start_E = np.maximum(first_W[at_E], end_E - max_history)
-    columns = (user_W[at_E], start_E, end_E - start_E, np.maximum(before_E, start_E) + 1)
-    learnable = int((last_W - before_W).sum())
+    end_E = np.minimum(end_X[at_E] + place_E * step, last_X[at_E])
+    before_E = np.where(place_E > 0, end_X[at_E] + (place_E - 1) * step, before_X[at_E])
+    start_E = np.maximum(first_X[at_E], end_E - max_history)
+    columns = (user_X[at_E], start_E, end_E - start_E, np.maximum(before_E, start_E) + 1)
+    learnable = int((last_X - before_X).sum())
     user, start, length, first = (torch.from_numpy(column.astype(np.int64)) for column in columns)
     return Windows(user, start, length, first, learnable)
 
@@ -236,7 +236,7 @@ def epoch_batches(examples: int, *, batch_size: int, seed: int, epoch: int) -> l
 
 
 def session_lanes(length_E: Tensor, *, lanes: int, seed: int, epoch: int) -> Tensor:
-    """The sessions of an epoch in random order, one after another in lanes of about equal length, (T, B, 2).
+    """The sessions of an epoch in random order, one after another in lanes of about equal length, (L, B, 2).
 
     Row t is one session-parallel batch (Hidasi et al. 2016): the example of each lane and the step in it, -1 after the
     lane's end. A lane's next session follows at once, so lanes differ at their ends only.
@@ -248,10 +248,10 @@ def session_lanes(length_E: Tensor, *, lanes: int, seed: int, epoch: int) -> Ten
     first_of_lane_E = before_E[torch.searchsorted(lane_E, lane_E)]
     session_N = torch.repeat_interleave(torch.arange(len(length_E)), length_E)
     row_N = torch.arange(len(session_N)) - first_of_lane_E[session_N]
-    found_TB2 = torch.full((int(row_N.max()) + 1, lanes, 2), -1)
+    found_LB2 = torch.full((int(row_N.max()) + 1, lanes, 2), -1)
     step_N = torch.arange(len(session_N)) - before_E[session_N]
-    found_TB2[row_N, lane_E[session_N]] = torch.stack([order_E[session_N], step_N], dim=1)
-    return found_TB2
+    found_LB2[row_N, lane_E[session_N]] = torch.stack([order_E[session_N], step_N], dim=1)
+    return found_LB2
 
 
 def seen_pairs(

@@ -1,11 +1,10 @@
 """Evaluation of a model during and after training: ranks of targets, shares of the score, and recommended lists.
 
-The model scores items as models/inference.py says. Shape suffixes: `E` targets of a part, `B` those of a batch,
-`I` items, `D` width, `N` items of a list.
+The model scores items as models/inference.py says. Shape letters: `E` targets, `B` targets of a batch,
+`I` items, `D` width, `Y` places of a list.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from raygr.metrics.z_scores import standardise
 from raygr.models.inference import UserStates, base_parts, encode_users, relative_change, score_items
 from raygr.schema import CALIBRATED, TEST
 from raygr.train.batches import Targets, history_batch, is_last_of_user, ranked_items, seen_pairs
+from raygr.train.run_metrics import ListFigures
 from raygr.train.state import Training
 
 TARGETS_AT_ONCE = 256  # 256 x 30,000 items x 4 bytes = 31 MB of scores
@@ -125,7 +125,7 @@ def base_moved(training: Training) -> float | None:
 
 
 @torch.inference_mode()
-def list_metrics(training: Training) -> dict[str, Any]:
+def list_metrics(training: Training) -> ListFigures:
     """Mean metrics of the test users' top-N lists: `ranked` by score, and `reranked` by MMR.
 
     Each list is made before the user's last test target.
@@ -150,7 +150,7 @@ def list_metrics(training: Training) -> dict[str, Any]:
         name: {key: torch.cat([one[key] for one in parts]).mean().item() for key in parts[0]}
         for name, parts in found.items()
     }
-    return {"length": config.list_length, "mmr_weight": config.mmr_weight, "scores": config.list_scores, **means}
+    return ListFigures(config.list_length, config.mmr_weight, config.list_scores, **means)
 
 
 def list_space(training: Training) -> Tensor:
@@ -163,14 +163,14 @@ def list_space(training: Training) -> Tensor:
 
 def metrics_of_lists(lists: Lists, target_B: Tensor, unit_ID: Tensor, *, weight: float) -> dict[str, Tensor]:
     """One value per user, (B,) each. Recall and NDCG take the whole list."""
-    similarity_BNN = list_similarity(lists, unit_ID)
-    is_target_BN = (lists.place_BN + 1 == target_B[:, None]) & (lists.relevance_BN > -torch.inf)
-    is_hit_B = is_target_BN.any(1)
-    length = lists.place_BN.shape[1]
-    rank_B = torch.where(is_hit_B, is_target_BN.int().argmax(1) + 1, length + 1)
+    similarity_BYY = list_similarity(lists, unit_ID)
+    is_target_BY = (lists.place_BY + 1 == target_B[:, None]) & (lists.relevance_BY > -torch.inf)
+    is_hit_B = is_target_BY.any(1)
+    length = lists.place_BY.shape[1]
+    rank_B = torch.where(is_hit_B, is_target_BY.int().argmax(1) + 1, length + 1)
     return {
         "recall": is_hit_B.double(),
         "ndcg": torch.from_numpy(metric_values(f"ndcg_at_{length}", rank_B.cpu().numpy())),
-        "mmr": list_mmr(lists.relevance_BN, similarity_BNN, weight=weight),
-        "intra_list_diversity": intra_list_diversity(lists.relevance_BN, similarity_BNN),
+        "mmr": list_mmr(lists.relevance_BY, similarity_BYY, weight=weight),
+        "intra_list_diversity": intra_list_diversity(lists.relevance_BY, similarity_BYY),
     }

@@ -1,6 +1,6 @@
 """A prepare run and its scores -> the arrays that training and evaluation use. All checks are here.
 
-Shape suffixes: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
+Shape letters: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
 """
 
 import dataclasses

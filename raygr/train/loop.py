@@ -1,7 +1,7 @@
 """The training loop, top down: batch, loss, backward, step, evaluation, early stopping, checkpoint.
 
 It takes plain arguments and needs no Ray, and torch.distributed only where there are several workers. A resumed run
-equals an uninterrupted one: see state.py. Shape suffixes as in batches.py and losses.py.
+equals an uninterrupted one: see state.py.
 """
 
 import logging
@@ -39,7 +39,7 @@ def training_rounds(training: Training) -> Iterator[None]:
         epoch, started = progress.epoch, time.perf_counter()
         draws = epoch_draws(config.seed, epoch, share.rank)
         torch.manual_seed(draws.dropout_seed)
-        training.session_BH = None
+        training.session_BD = None
         training.model.train()
         contents = epoch_contents(config, inputs, epoch)
         total, positions = torch.zeros((), device=training.device), 0
@@ -82,7 +82,7 @@ def accumulate_gradients(training: Training, whole: WholeBatch) -> Tensor:
         whole = renumbered(whole, inputs.items)
     total = torch.zeros((), device=training.device)
     for part in passes(training, worker_part(whole.batch, *share)):
-        loss, training.session_BH = summed_loss(config, inputs, model, whole, part, training.session_BH)
+        loss, training.session_BD = summed_loss(config, inputs, model, whole, part, training.session_BD)
         training.scaler.scale(loss / max(1, whole.positions())).backward()
         total += loss.detach()
     join_rows(model.embedding, whole.item_J)

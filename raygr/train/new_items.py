@@ -1,7 +1,7 @@
 """The place of new items in the whole catalogue: an offset of their scores, chosen without looking at the test.
 
 Training does not know new items: they have the highest item_index and no learned part, so their scores are not
-comparable with those of other items. Shape suffixes: `B` targets, `I` items, `D` width, `K` first places of a list.
+comparable with those of other items. Shape letters: `B` rows of a batch, `I` items, `D` width, `Y` places of a list.
 """
 
 import numpy as np
@@ -52,10 +52,10 @@ def calibrated_offset(training: Training) -> float:
 
 
 def missing_scores(scores_BI: Tensor, hidden_BI: Tensor) -> Tensor:
-    """What the n-th best hidden item needs to be among the first places with n - 1 hidden ones before it, (B, K).
+    """What the n-th best hidden item needs to be among the first places with n - 1 hidden ones before it, (B, Y).
 
-    An offset brings as many hidden items into the first K places as there are needs below it.
+    An offset brings as many hidden items into the first places as there are needs below it.
     """
     places = min(PLACES, scores_BI.shape[1], hidden_BI.shape[1])
-    best_BK, hidden_BK = (one.topk(places, dim=1).values for one in (scores_BI, hidden_BI))
-    return best_BK.flip(1) - hidden_BK
+    best_BY, hidden_BY = (one.topk(places, dim=1).values for one in (scores_BI, hidden_BI))
+    return best_BY.flip(1) - hidden_BY

@@ -2,11 +2,10 @@
 
 ranks.parquet (RANK rows), candidates.parquet (CANDIDATE rows, if a set was sampled), the files of serving.py, and
 metrics.json: protocol, shares, training figures, the metrics of each part and ranking and of cold-start targets, and
-the diversity of recommended lists. Shape suffixes: `E` targets of a part, `U` users, `C` candidates.
+the diversity of recommended lists. Shape letters: `E` targets, `U` users, `C` candidates.
 """
 
 import logging
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +34,7 @@ from raygr.train.evaluate import base_moved, list_metrics, score_shares, target_
 from raygr.train.inputs import Inputs
 from raygr.train.loop import CHOSEN_BY
 from raygr.train.new_items import calibrated_offset
+from raygr.train.run_metrics import NewItemFigures, RunMetrics
 from raygr.train.serving import write_serving
 from raygr.train.state import Training
 
@@ -65,19 +65,11 @@ def write_outputs(training: Training) -> None:
     if inputs.candidates:
         files.write_table(candidate_table(inputs.candidates), files.join(config.output, CANDIDATES))
     write_serving(config, inputs, training.best_weights)
-    metrics = run_metrics(training) | part_metrics(table, config.targets, config.cold_below)
-    if inputs.new_items:
-        metrics[NEW] = {"items": inputs.new_items, "offset": offset} | new_metrics(table)
-    metrics["lists"] = list_metrics(training)
-    rankings = read_rankings(table, part=TEST, targets=config.targets)
-    rankings |= read_rankings(table, part=NEW, targets=("new",))
-    metrics["warnings"] += chance_warnings(
-        rankings, items=inputs.items, new_items=inputs.new_items, repeats=inputs.repeats
-    )
-    for text in metrics["warnings"]:
+    metrics = run_metrics(training, table, offset)
+    for text in metrics.warnings:
         logger.warning("%s", text)
     files.write_json(metrics, files.join(config.output, METRICS))
-    logger.info("test NDCG@10 %s", {name: round(found[CHOSEN_BY], 4) for name, found in metrics[TEST].items()})
+    logger.info("test NDCG@10 %s", {name: round(found[CHOSEN_BY], 4) for name, found in metrics.test.items()})
 
 
 def rank_table(inputs: Inputs, part: str, candidate_set: str, rank_E: np.ndarray) -> pa.Table:
@@ -110,40 +102,42 @@ def candidate_table(candidates: dict[str, Tensor]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def part_metrics(ranks: pa.Table, targets: tuple[str, ...], cold_below: int) -> dict[str, Any]:
-    """Metrics by part and ranking, and under `cold` those of test targets with few train interactions."""
-    test = read_rankings(ranks, part=TEST, targets=targets)
-    validation = read_rankings(ranks, part=VALIDATION, targets=("last",))
-    return {
-        VALIDATION: {name: ranking_metrics(ranking) for name, ranking in validation.items()},
-        TEST: {name: ranking_metrics(ranking) for name, ranking in test.items()},
-        "cold": {"below": cold_below, **{name: cold_metrics(ranking, cold_below) for name, ranking in test.items()}},
-    }
+def new_item_figures(inputs: Inputs, rankings: dict[str, Ranking], offset: float) -> NewItemFigures | None:
+    if not inputs.new_items:
+        return None
+    metrics = {candidates_of(name): found for name, one in rankings.items() if (found := ranking_metrics(one))}
+    targets = inputs.targets[NEW]
+    return NewItemFigures(inputs.new_items, len(targets.user_E), len(targets.user_E.unique()), offset, metrics)
 
 
-def new_metrics(ranks: pa.Table) -> dict[str, Any]:
-    """Counts of the targets with new items, and their metrics by candidate set."""
-    rankings = read_rankings(ranks, part=NEW, targets=("new",))
-    user_E = next(iter(rankings.values())).user_E
-    metrics = {candidates_of(name): ranking_metrics(ranking) for name, ranking in rankings.items()}
-    return {"targets": len(user_E), "users": len(np.unique(user_E)), "metrics": metrics}
-
-
-def run_metrics(training: Training) -> dict[str, Any]:
-    """metrics.json without the metrics of parts and lists."""
-    inputs, progress = training.inputs, training.progress
+def run_metrics(training: Training, ranks: pa.Table, offset: float) -> RunMetrics:
+    """metrics.json of a training with these RANK rows; `offset` is that of CALIBRATED."""
+    inputs, progress, config = training.inputs, training.progress, training.config
     shares = score_shares(training)
     seconds = [line["seconds"] for line in progress.lines]
-    return {
-        "protocol": inputs.protocol,
-        "shares": shares,
-        "base_moved": base_moved(training),
-        "best_epoch": progress.best_epoch,
-        "epochs": progress.epoch,
-        "parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
-        "seconds_per_epoch": sum(seconds) / len(seconds),
-        "warnings": inputs.warnings + share_warnings(inputs, shares),
-    }
+    test = read_rankings(ranks, part=TEST, targets=config.targets)
+    validation = read_rankings(ranks, part=VALIDATION, targets=("last",))
+    new = read_rankings(ranks, part=NEW, targets=("new",))
+    below = config.cold_below
+    return RunMetrics(
+        protocol=inputs.protocol,
+        shares=shares,
+        base_moved=base_moved(training),
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        parameters=sum(p.numel() for p in training.model.parameters() if p.requires_grad),
+        seconds_per_epoch=sum(seconds) / len(seconds),
+        warnings=[
+            *inputs.warnings,
+            *share_warnings(inputs, shares),
+            *chance_warnings(test | new, items=inputs.items, new_items=inputs.new_items, repeats=inputs.repeats),
+        ],
+        validation={name: ranking_metrics(ranking) for name, ranking in validation.items()},
+        test={name: found for name, ranking in test.items() if (found := ranking_metrics(ranking))},
+        cold={"below": below, **{name: cold_metrics(ranking, below) for name, ranking in test.items()}},
+        lists=list_metrics(training),
+        new=new_item_figures(inputs, new, offset),
+    )
 
 
 def chance_warnings(test: dict[str, Ranking], *, items: int, new_items: int = 0, repeats: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""metrics.json of a train run, as the stages after it read it; `outputs` writes it."""
+"""metrics.json of a train run: its fields and its reader; `outputs` writes it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,21 +25,41 @@ class ListFigures:
 
 
 @dataclass
+class NewItemFigures:
+    """Metrics of the targets with new items."""
+
+    items: int
+    targets: int
+    users: int
+    offset: float
+    """What the candidate set `whole-calibrated` adds to the scores of new items."""
+    metrics: dict[str, dict[str, float]]
+    """By candidate set: means over users."""
+
+
+@dataclass(kw_only=True)
 class RunMetrics:
-    """The part of metrics.json that later stages need; `outputs.py` writes more."""
+    """metrics.json; its keys have the order of these fields."""
 
     protocol: dict[str, Any]
     shares: dict[str, float] | None
     """Shares of the scores' spread: base part, encoder and user side; None for base models."""
+    base_moved: float | None = None
+    """None for base models, and for runs of versions that did not measure it."""
     best_epoch: int
     epochs: int
     """Trained epochs."""
     parameters: int
-    lists: ListFigures
+    seconds_per_epoch: float
+    warnings: list[str]
+    validation: dict[str, dict[str, float] | None]
+    """By ranking: means over users of the validation targets; None without targets."""
     test: dict[str, dict[str, float]]
-    """By ranking: means over users of the test targets."""
-    base_moved: float | None = None
-    """None for base models, and for runs of versions that did not measure it."""
+    cold: dict[str, Any]
+    """`below`: the number of train interactions that cold-start targets stay below; and by ranking their metrics."""
+    lists: ListFigures
+    new: NewItemFigures | None = None
+    """None on data without new items."""
 
 
 def read_metrics(run: str) -> RunMetrics:

@@ -49,7 +49,7 @@ class Training:
     """Shared negatives are drawn by it: see negatives.popularity_sums."""
     best_weights: dict[str, Tensor]
     progress: Progress = field(default_factory=Progress)
-    session_BH: Tensor | None = None
+    session_BD: Tensor | None = None
     """`session_parallel`: GRU4Rec's hidden state of each lane after the last batch. An epoch begins without one."""
 
 

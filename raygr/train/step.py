@@ -1,10 +1,10 @@
 """One training step: the batch of a model, and its summed loss. Differences between models are here only.
 
 Every worker builds the whole batch from ids, so that masks and negatives do not depend on the number of workers, and
-then takes its part. Shape suffixes as in losses.py and batches.py; `J` items that a batch touches, `A` aspects.
+then takes its part. Shape letters: `J` items that a batch touches, `K` negatives, `A` aspects.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -145,11 +145,11 @@ def summed_loss(
     model: SequenceModel,
     whole: WholeBatch,
     own: Batch,
-    session_BH: Tensor | None = None,
+    session_BD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The summed fp32 loss of the positions of `own`, and the hidden state after them.
 
-    `own` is a part of the whole batch. `session_BH` is the hidden state of the lanes before the batch. Both hidden
+    `own` is a part of the whole batch. `session_BD` is the hidden state of the lanes before the batch. Both hidden
     states are None without `session_parallel`.
     """
     device = model.embedding.base_ID.device
@@ -159,7 +159,7 @@ def summed_loss(
         history_BL = own.history_BL.to(device)
         if config.session_parallel:
             assert isinstance(model, GRU4Rec) and own.goes_on_B is not None
-            encoder_BLD, session_BH = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BH)
+            encoder_BLD, session_BD = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BD)
         else:
             encoder_BLD = model(rows_ID, history_BL, own.length_B.to(device))
         guided_BA = None
@@ -167,17 +167,26 @@ def summed_loss(
             known_BA = inputs.user_vectors.training_UA[own.user_B.numpy()].astype(np.float32)
             guided_BA = model.embedding.tuned_users(torch.from_numpy(known_BA).to(device), own.user_B.to(device))
         state_BLD = model.embedding.refined_state(encoder_BLD, guided_BA)
-    loss_of = pairwise_loss if config.loss in ("top1", "bpr", "bpr_max") else pointwise_loss
-    return loss_of(config, inputs, state_BLD, rows_ID, whole, own), session_BH
+    match config.loss:
+        case "cross_entropy" | "sampled_cross_entropy" | "bce" as kind:
+            return pointwise_loss(kind, inputs, state_BLD, rows_ID, whole, own), session_BD
+        case "top1" | "bpr" | "bpr_max" as kind:
+            loss = PairLoss(kind, config.final_activation, config.score_penalty)
+            return pairwise_loss(loss, inputs, state_BLD, rows_ID, whole, own), session_BD
 
 
 def pointwise_loss(
-    config: TrainConfig, inputs: Inputs, state_BLD: Tensor, rows_ID: Tensor, whole: WholeBatch, own: Batch
+    kind: Literal["cross_entropy", "sampled_cross_entropy", "bce"],
+    inputs: Inputs,
+    state_BLD: Tensor,
+    rows_ID: Tensor,
+    whole: WholeBatch,
+    own: Batch,
 ) -> Tensor:
     """A cross-entropy, full or sampled, or BCE of the positions in the loss, packed."""
     device = rows_ID.device
     state_ND, target_N = state_BLD[own.in_loss_BL.to(device)], own.target_BL[own.in_loss_BL].to(device)
-    match config.loss:
+    match kind:
         case "cross_entropy":
             return cross_entropy(state_ND, rows_ID[: inputs.items - inputs.new_items], target_N)
         case "sampled_cross_entropy":
@@ -188,12 +197,12 @@ def pointwise_loss(
             # the target is never a negative, although nothing counts as owned in data with repeat purchases
             is_spared_NK = is_owned_BK[own.in_loss_BL.nonzero()[:, 0].to(device)] | (negative_K == target_N[:, None])
             return sampled_cross_entropy(state_ND, rows_ID, target_N, negative_K, is_spared_NK, expected_K=expected_K)
-        case _:  # bce
+        case "bce":
             return bce(state_ND, rows_ID, target_N, own.negative_BL[own.in_loss_BL].to(device))
 
 
 def pairwise_loss(
-    config: TrainConfig, inputs: Inputs, state_BLD: Tensor, rows_ID: Tensor, whole: WholeBatch, own: Batch
+    loss: PairLoss, inputs: Inputs, state_BLD: Tensor, rows_ID: Tensor, whole: WholeBatch, own: Batch
 ) -> Tensor:
     """TOP1, BPR or BPR-max; negatives are the targets of all histories at the same step and the shared items."""
     device, steps = rows_ID.device, state_BLD.shape[1]
@@ -203,8 +212,6 @@ def pairwise_loss(
     negatives = StepNegatives(
         whole.batch.target_BL[:, :steps].T.contiguous().to(device),
         whole.shared_K.to(device),
-        OwnedPairs(pairs.row_P.to(device), pairs.item_P.to(device)),
+        OwnedPairs(pairs.row_O.to(device), pairs.item_O.to(device)),
     )
-    assert config.loss in ("top1", "bpr", "bpr_max")
-    loss = PairLoss(config.loss, config.final_activation, config.score_penalty)
     return step_loss(loss, state_BLD.transpose(0, 1), rows_ID, target_BL.T.to(device), negatives)

@@ -3,8 +3,7 @@
 Each item has the prompt that scoring uses (Table 9). The system prompt, which all items share, is computed once. The
 last hidden states of the item's own tokens are averaged, and the means of all items are reduced to their principal
 components. `vectors.parquet` {item_id, pc1 .. pcK} can be used as `item_scores`. Items without any text have no row.
-Shape suffixes: `B` items of a batch, `L` tokens of their longest text, `P` tokens of the prefix, `I` items, `D` hidden
-size, `K` components.
+Shape letters: `P` tokens of the prefix, `T` tokens of a text, `D` width, `A` components in place of aspects.
 """
 
 import logging
@@ -41,8 +40,8 @@ class Text(NamedTuple):
 class Components(NamedTuple):
     """Principal components of the rows of a matrix."""
 
-    scores_IK: np.ndarray
-    explained_K: np.ndarray
+    scores_IA: np.ndarray
+    explained_A: np.ndarray
     """Share of the variance per component, largest first."""
 
 
@@ -60,13 +59,13 @@ def vectors(config: VectorsConfig) -> runs.Run:
     run = runs.start_run(config.output, job="vectors", config=config, inputs=used)
     ids, means_ID, empty = item_means(model, encoder, config)
     found = principal_components(means_ID, config.width)
-    columns = {f"pc{place}": column for place, column in enumerate(found.scores_IK.T, start=1)}
+    columns = {f"pc{place}": column for place, column in enumerate(found.scores_IA.T, start=1)}
     files.write_table(pa.table({"item_id": ids, **columns}), run.file(VECTORS))
     log_rows("items", read=len(ids) + empty, kept=len(ids), dropped={"without_text": empty})
-    counts = {"items": len(ids), "without_text": empty, "explained": found.explained_K.tolist()}
+    counts = {"items": len(ids), "without_text": empty, "explained": found.explained_A.tolist()}
     runs.finish_run(run, inputs=used, counts=counts)
     logger.info(
-        "%d items as %d components, %.0f%% of the variance", len(ids), config.width, 100 * sum(found.explained_K)
+        "%d items as %d components, %.0f%% of the variance", len(ids), config.width, 100 * sum(found.explained_A)
     )
     return run
 
@@ -117,21 +116,21 @@ def mean_states(
     Texts are padded at their end, which the tokens of a causal model do not attend to.
     """
     longest, known = max(map(len, token_ids)), prefix[0][0].shape[2]
-    ids_BL = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids], device=model.device)
+    ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids], device=model.device)
     length_B1 = torch.tensor([[len(ids)] for ids in token_ids], device=model.device)
-    is_real_BL = torch.arange(longest, device=model.device) < length_B1
+    is_real_BT = torch.arange(longest, device=model.device) < length_B1
     cache = DynamicCache()
     for number, (keys, values) in enumerate(prefix):
         size = (len(token_ids), -1, -1, -1)
         cache.update(keys.expand(size), values.expand(size), number)
-    states_BLD = model(
-        input_ids=ids_BL,
-        attention_mask=torch.cat([is_real_BL.new_ones(len(token_ids), known), is_real_BL], dim=1).long(),
-        position_ids=(known + torch.arange(longest, device=model.device)).expand_as(ids_BL),
+    states_BTD = model(
+        input_ids=ids_BT,
+        attention_mask=torch.cat([is_real_BT.new_ones(len(token_ids), known), is_real_BT], dim=1).long(),
+        position_ids=(known + torch.arange(longest, device=model.device)).expand_as(ids_BT),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    total_BD = (states_BLD.float() * is_real_BL[:, :, None]).sum(1)
+    total_BD = (states_BTD.float() * is_real_BT[:, :, None]).sum(1)
     return (total_BD / length_B1).cpu().numpy()
 
 
@@ -139,7 +138,7 @@ def principal_components(rows_ID: np.ndarray, width: int) -> Components:
     """The first `width` components; signs make each largest loading positive, so that runs agree."""
     centred_ID = rows_ID.astype(np.float64) - rows_ID.mean(axis=0, dtype=np.float64)
     variances, axes_DD = np.linalg.eigh(centred_ID.T @ centred_ID)
-    axes_DK = axes_DD[:, ::-1][:, :width]
-    largest_K = np.abs(axes_DK).argmax(axis=0)
-    axes_DK = axes_DK * np.sign(axes_DK[largest_K, np.arange(width)])
-    return Components(centred_ID @ axes_DK, variances[::-1][:width] / variances.sum())
+    axes_DA = axes_DD[:, ::-1][:, :width]
+    largest_A = np.abs(axes_DA).argmax(axis=0)
+    axes_DA = axes_DA * np.sign(axes_DA[largest_A, np.arange(width)])
+    return Components(centred_ID @ axes_DA, variances[::-1][:width] / variances.sum())

@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/finetune.py; its sides are only run as a whole."""
+"""The arithmetic of benchmarks/finetune.py. No test runs the compared programs."""
 
 import argparse
 import importlib.util

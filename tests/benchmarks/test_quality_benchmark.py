@@ -1,4 +1,4 @@
-"""The table of benchmarks/quality.py and the configurations that it names; its runs take hours."""
+"""The table of benchmarks/quality.py and the configurations that it names. No test makes its runs of hours."""
 
 import importlib.util
 from pathlib import Path

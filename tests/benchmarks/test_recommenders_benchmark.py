@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/recommenders.py; its sides are only run as a whole."""
+"""The arithmetic of benchmarks/recommenders.py. No test runs the compared programs."""
 
 import argparse
 import importlib.util

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from pydantic_core import to_jsonable_python
-from toy_data import LISTS, write_prepared
+from toy_data import RUN_METRICS, write_prepared
 
 from raygr import files, runs
 from raygr.compare.comparison import read_comparison
@@ -53,8 +53,7 @@ def write_train_run(
     }
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     shares = {"base": 0.9, "encoder_guided": 0.1, "user_guided": 0.0} if config.item_scores else None
-    record = {"protocol": protocol, "shares": shares, "parameters": 100, "lists": LISTS}
-    record |= {"best_epoch": 1, "epochs": 2, "test": {}}
+    record = RUN_METRICS | {"protocol": protocol, "shares": shares, "parameters": 100}
     files.write_json(record, run.file(METRICS))
     runs.finish_run(run, inputs=[], counts={})
     return str(folder)
@@ -80,7 +79,7 @@ def two_arms(tmp_path: Path) -> CompareConfig:
 
 
 def test_gain_by_hand(two_arms: CompareConfig):
-    """MRR (1/2 + 1/4) / 2 against (1 + 1/4) / 2: + 0.25, + 66.7%."""
+    """MRR rises from (1/2 + 1/4) / 2 to (1 + 1/4) / 2: by 0.25 or 66.7%."""
     run = compare(two_arms)
     found = files.read_json(run.file("comparison.json"))
     assert found["protocol"] == PROTOCOL and found["base"] == "base"
@@ -174,7 +173,7 @@ def test_each_runs_own_gain_is_beside_the_run_of_its_seed(tmp_path: Path):
     )
 
 
-def test_a_gain_over_nothing_is_no_percentage(tmp_path: Path):
+def test_a_gain_over_a_base_of_0_is_no_percentage(tmp_path: Path):
     """Recall@1 of 0 against 1/2: in the tables as a difference, in the CSV 0 percent."""
     base, other = (write_train_run(tmp_path / name, ranks) for name, ranks in (("base", [2, 9]), ("other", [1, 9])))
     run = compare(settings(tmp_path, base=[base], other=[other]))
@@ -186,8 +185,8 @@ def test_a_gain_over_nothing_is_no_percentage(tmp_path: Path):
     assert gain["relative"] is None and gain["per_run"] == [None]
 
 
-def test_nothing_over_nothing_is_said_in_words(tmp_path: Path):
-    """A table of zeros read `+0.0% [+0.0, +0.0]`, as if the arms had been found equal."""
+def test_a_gain_of_0_over_0_is_reported_in_words(tmp_path: Path):
+    """Such a table once read `+0.0% [+0.0, +0.0]`, as if the comparison had found the arms equal."""
     base, other = (write_train_run(tmp_path / name, [90, 70, 80], counts=[1, 2, 3]) for name in ("base", "other"))
     compare(settings(tmp_path, base=[base], other=[other]))
     text = Path(tmp_path / "compare/table.md").read_text(encoding="utf-8")
@@ -195,7 +194,7 @@ def test_nothing_over_nothing_is_said_in_words(tmp_path: Path):
     assert text.count("0.0000 0 in both") == 4  # NDCG@10 and Recall@10, of all targets and of the cold ones
 
 
-def test_one_run_is_said_to_speak_of_users_only(tmp_path: Path):
+def test_an_interval_of_one_run_is_reported_as_over_users_only(tmp_path: Path):
     base, other = (
         write_train_run(tmp_path / name, ranks) for name, ranks in (("base", [2, 4, 3]), ("other", [1, 4, 5]))
     )
@@ -210,15 +209,18 @@ def test_arms_of_unequal_seeds_are_compared_without_pairs(tmp_path: Path):
     base = [write_train_run(tmp_path / f"base-{s}", [2, 4, 3 + s], seed=s) for s in (0, 1, 2)]
     other = [write_train_run(tmp_path / f"other-{s}", [1, 4, 2 + s], seed=s) for s in (5, 6)]
     gain = compared(settings(tmp_path, base=base, other=other))["arms"]["other"]["against_base"]["full"]["mrr"]
-    arm_R, base_R = [(1 + 1 / 4 + 1 / r) / 3 for r in (7, 8)], [(1 / 2 + 1 / 4 + 1 / r) / 3 for r in (3, 4, 5)]
-    assert gain["per_run"] == pytest.approx([100 * (one / np.mean(base_R) - 1) for one in arm_R])
-    assert gain["difference"] == pytest.approx(np.mean(arm_R) - np.mean(base_R))
+    arm_Z, base_Z = [(1 + 1 / 4 + 1 / r) / 3 for r in (7, 8)], [(1 / 2 + 1 / 4 + 1 / r) / 3 for r in (3, 4, 5)]
+    assert gain["per_run"] == pytest.approx([100 * (one / np.mean(base_Z) - 1) for one in arm_Z])
+    assert gain["difference"] == pytest.approx(np.mean(arm_Z) - np.mean(base_Z))
     assert gain["low"] < gain["difference"] < gain["high"]
     assert 0 < gain["p"] < 1
 
 
 def test_p_values_of_the_primary_metric_are_corrected_over_the_arms(tmp_path: Path):
-    """Holm by hand: the k-th smallest of m times m - k + 1, never falling, never above 1. No other metric is."""
+    """Holm by hand: the k-th smallest of m p-values times m - k + 1, never falling, never above 1.
+
+    No other metric is corrected.
+    """
     generator = np.random.default_rng(0)
     arms = {
         name: [
@@ -244,7 +246,7 @@ HISTORIES = [[1, 2, 3, 5], [1, 2, 4, 6], [1, 3, 2, 4], [2, 1, 6, 3]]  # the last
 
 
 def on_data(tmp_path: Path, name: str, ranks: list[float], *, seed: int = 0, sampled: bool = False) -> str:
-    """A train run whose data is there, with two candidates per user where `sampled`."""
+    """A train run whose data exists, with two candidates per user if `sampled`."""
     data = str(tmp_path / "data")
     if not runs.is_finished(data):
         write_prepared(tmp_path / "data", HISTORIES, items=8)
@@ -263,7 +265,7 @@ def on_data(tmp_path: Path, name: str, ranks: list[float], *, seed: int = 0, sam
 
 
 def test_popularity_and_chance_by_hand(tmp_path: Path):
-    """Five items are unseen. Users 0 to 2: targets nobody bought; item 3 of user 3 is the only one that was."""
+    """Five items are unseen. Nobody bought the targets of users 0 to 2; the target of user 3, item 3, was bought."""
     run = on_data(tmp_path, "base", [1, 2, 3, 4])
     found = compared(settings(tmp_path, base=[run]))
     popularity, chance = found["arms"]["popularity"], found["arms"]["chance"]
@@ -292,8 +294,8 @@ def test_popularity_and_chance_rank_sampled_candidates_too(tmp_path: Path):
 
 @settings_of_hypothesis(max_examples=50, deadline=None)
 @given(st.data())
-def test_popularity_among_the_catalogue_is_the_rank_of_every_ranking(data: st.DataObject):
-    """Against `full_ranks`, with ties, items seen twice and a target that was seen before."""
+def test_popularity_over_the_catalogue_has_the_ranks_of_full_ranks(data: st.DataObject):
+    """The inputs have ties, items seen twice and a target that was seen before."""
     count_I = np.array(data.draw(st.lists(st.integers(0, 3), min_size=2, max_size=12)))
     item = st.integers(1, len(count_I))
     target_B = np.array(data.draw(st.lists(item, min_size=1, max_size=4)))
@@ -306,8 +308,8 @@ def test_popularity_among_the_catalogue_is_the_rank_of_every_ranking(data: st.Da
     assert among_B.tolist() == [len(some | {target}) for some, target in zip(unseen, target_B.tolist(), strict=True)]
 
 
-def test_an_arm_next_to_chance_is_said_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """The last of five in every run: NDCG@10 of 1 / log2(6), chance has .5897."""
+def test_an_arm_next_to_chance_is_reported_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """The target is the last of five in every run: NDCG@10 is 1 / log2(6), and chance has .5897."""
     arms = {
         name: [on_data(tmp_path, f"{name}-{s}", ranks, seed=s) for s in (0, 1)]
         for name, ranks in (("base", [1, 1, 1, 1.0]), ("worse", [5, 5, 5, 5.0]), ("unsure", [1, 5, 2, 5.0]))

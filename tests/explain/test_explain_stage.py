@@ -40,7 +40,7 @@ CONCAT = {"fusion": "concat", "base_width": 7, "guided_weight": 2.0}  # 7 + 3 as
 
 
 def trained(folder: Path, **changes: Any) -> str:
-    """A finished train run of a model with random weights, but learned maps that matter."""
+    """A finished train run of a model with random weights, whose learned maps are not 0."""
     data = str(folder / "prepare")
     if not runs.is_finished(data):
         write_prepared(folder / "prepare", HISTORIES, items=ITEMS, ratings=RATINGS)
@@ -102,7 +102,7 @@ def summed(user: UserExplanation) -> float:
 
 
 def check_adds_up(recommender: Recommender) -> list[UserExplanation]:
-    """A test, a train and no interaction: item 6 of the history of user 0 (test), 4 (train), and an unseen one."""
+    """Checks three items for user 0: item 6 (test interaction), item 4 (train interaction) and an unseen item."""
     found = []
     for user, at in ((0, LENGTH - 1), (1, 4), (2, None)):
         history = HISTORIES[user] if at is None else HISTORIES[user][:at]
@@ -159,17 +159,17 @@ def test_terms_worked_by_hand(recommender: Recommender):
         expected = 0.0
         for level in range(1, 11):
             weight = max(0.0, 1 - abs(SCORES_IA[item - 1, aspect] - level) / 2)
-            expected += weight * float(state_D @ weights["embedding.item_map_FG"][10 * aspect + level - 1])
+            expected += weight * float(state_D @ weights["embedding.item_map_FD"][10 * aspect + level - 1])
         assert term.encoder_term == pytest.approx(expected, rel=1e-4, abs=1e-6)
-        pull_D = embedding.users_UA[user, aspect] * weights["embedding.user_map_AG"][aspect]
+        pull_D = embedding.users_UA[user, aspect] * weights["embedding.user_map_AD"][aspect]
         assert term.user_term == pytest.approx(float(pull_D @ rows_ID[item - 1]), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {**CONCAT, **PROFILE}, {"model": "bert4rec"}], ids=["add", "concat", "bert4rec"]
 )
-def test_the_base_part_hangs_on_what_the_encoder_reads(folder: Path, changes: dict):
-    """Worked without the split: states of a history of rows with the catalogue's mean aspects, times learned rows."""
+def test_the_base_part_depends_on_what_the_encoder_reads(folder: Path, changes: dict):
+    """Expected, without the split: states of a history with the catalogue's mean aspects, times learned rows."""
     recommender = load_recommender(trained(folder, **changes))
     model, history = recommender.model, HISTORIES[3][:6][-WINDOW:]
     embedding = model.embedding

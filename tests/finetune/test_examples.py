@@ -63,9 +63,9 @@ def test_a_prompt_holds_the_reviews_before_the_cut_and_no_other(toy: Path):
         assert shown == set(own[:5])
         assert [int(at) for at in re.findall(rf"words of u{example.user_index} at (\d)", text)] == [0, 1, 2, 3, 4]
         assert text.endswith("<|im_start|>assistant\n")
-        assert (example.judged_K + 1).tolist() == own[5:8]
+        assert (example.judged_N + 1).tolist() == own[5:8]
         assert example.candidate_C[0] + 1 == own[7]
-        assert not shown & set((example.judged_K + 1).tolist())
+        assert not shown & set((example.judged_N + 1).tolist())
         assert not set((example.candidate_C[1:] + 1).tolist()) & set(own)
         assert len(set(example.candidate_C.tolist())) == 11
 
@@ -80,7 +80,7 @@ def test_what_happens_behind_the_cut_changes_no_prompt_and_no_teacher(tmp_path: 
     for one, other in zip(*(inputs.train + inputs.held_out for inputs in found), strict=True):
         assert one.prompt_ids == other.prompt_ids
         np.testing.assert_array_equal(one.teacher_A, other.teacher_A)
-        assert one.liked_K.tolist() != other.liked_K.tolist()
+        assert one.liked_N.tolist() != other.liked_N.tolist()
 
 
 def test_users_are_drawn_by_seed_and_held_out_for_every_task_alike(toy: Path):

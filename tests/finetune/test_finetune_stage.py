@@ -181,7 +181,7 @@ def test_only_a_fresh_adapter_can_be_untouched(toy: Path, caplog, changes: dict,
     assert len(caplog.records) == is_untouched
 
 
-def test_two_workers_of_ray_do_as_one(toy: Path, tiny_model: str, local_ray: Any):
+def test_two_ray_workers_get_the_result_of_one(toy: Path, tiny_model: str, local_ray: Any):
     config = settings(toy, tiny_model, epochs=1, workers=2, teacher="profile", warm_start_epochs=1)
     run = finetune(config)
     alone = finished(config)

@@ -49,7 +49,7 @@ def test_ones_own_reward_outside_its_contract_is_refused(values, message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_ones_own_reward_is_held_to_it_in_the_credit_of_aspects_too():
+def test_ones_own_reward_is_checked_in_the_credit_of_aspects_too():
     def undefined_at_the_mean(user_GA, items_CA, relevant_C):
         """NaN for the rows in which an aspect has the others' mean."""
         return user_GA[:, 0] / 4 if user_GA[0, 0] == 1.0 else torch.full((len(user_GA),), float("nan"))
@@ -60,7 +60,7 @@ def test_ones_own_reward_is_held_to_it_in_the_credit_of_aspects_too():
 
 
 def test_metrics_of_answers_that_nobody_gave_ask_for_no_reward():
-    """The common answer and the centred ones may be zeros, for which a reward need not be defined."""
+    """The common answer and the centred answers may be zeros, for which a reward need not be defined."""
 
     def cosine(user_GA, items_CA, relevant_C):
         asked.append(user_GA.tolist())

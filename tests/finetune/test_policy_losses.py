@@ -78,7 +78,7 @@ def test_ratings_and_template_make_up_the_whole_answers_probability(answer):
     rows = slots_rows(answer, RATINGS_BGA)
     logits = shared_logits(model, rows, packed=False)
     parts = answer_log_probs(logits, rows, RATINGS_BGA, answer)
-    rating_BR = parts.rating_BRAL.gather(-1, (RATINGS_BGA - 1)[..., None]).sum((2, 3))
+    rating_BR = parts.rating_BRAQ.gather(-1, (RATINGS_BGA - 1)[..., None]).sum((2, 3))
     whole_BR = (token_log_probs(logits, rows)[0] * rows.kept_BRT).sum(2)
     torch.testing.assert_close(rating_BR + parts.template_BRT.sum(2), whole_BR, rtol=1e-4, atol=1e-4)
 
@@ -144,7 +144,7 @@ def expected_reward(model, temperature: float) -> torch.Tensor:
     """Expected reward of one prompt, by enumerating all 100 answers."""
     rows = slots_rows(SPLIT, all_answers())
     logits = completion_logits(model, prefill(model, PROMPTS[:1]), rows)
-    log_probs = (answer_log_probs(logits, rows, all_answers(), SPLIT).rating_BRAL / temperature).log_softmax(-1)
+    log_probs = (answer_log_probs(logits, rows, all_answers(), SPLIT).rating_BRAQ / temperature).log_softmax(-1)
     chosen = log_probs.gather(-1, (all_answers() - 1)[..., None])[..., 0].sum(2)
     return (chosen.exp() * reward_of(all_answers())).sum()
 
@@ -156,7 +156,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward_by_finite_difference
     rollouts = slots_rollouts(SPLIT, all_answers())
     logits = completion_logits(model, prefill(model, PROMPTS[:1]), rollouts.rows).double()
     with torch.no_grad():
-        ratings = answer_log_probs(logits, rollouts.rows, all_answers(), SPLIT).rating_BRAL / temperature
+        ratings = answer_log_probs(logits, rollouts.rows, all_answers(), SPLIT).rating_BRAQ / temperature
         probability = ratings.log_softmax(-1).gather(-1, (all_answers() - 1)[..., None])[..., 0].sum(2).exp()
     assert probability.sum().item() == pytest.approx(1, abs=1e-5)
     # the mean over samples becomes a sum over all answers, weighted by their probabilities
@@ -265,7 +265,7 @@ def test_free_losses_take_the_three_cases():
     advantage = (1 - (-1 - 1) / 2, -1 - (1 - 1) / 2)
     expected = (advantage[0] * own_nll + advantage[1] * second_nll).item() / 3
     assert parts.format_reward.item() == pytest.approx(expected, rel=1e-4)
-    soft = 0.5 * target.rating_BRAL[0, 1, 0, [6, 7]].sum() + target.rating_BRAL[0, 1, 1, 1]
+    soft = 0.5 * target.rating_BRAQ[0, 1, 0, [6, 7]].sum() + target.rating_BRAQ[0, 1, 1, 1]
     assert parts.teacher.item() == pytest.approx((nll[1] - soft / 2).item() / 3, rel=1e-4)
 
 
@@ -315,6 +315,6 @@ def test_free_and_slots_give_an_answer_the_same_probability():
     slots = answer_log_probs(
         completion_logits(model, prefill(model, PROMPTS[:1]), rows), rows, torch.tensor([[[1, 10]]]), answer
     )
-    assert free_one.item() == pytest.approx(slots.rating_BRAL[0, 0, 0, 0].item(), rel=1e-4)
-    assert sampled[aspect == 1].sum().item() == pytest.approx(slots.rating_BRAL[0, 0, 1, 9].item(), rel=1e-4)
+    assert free_one.item() == pytest.approx(slots.rating_BRAQ[0, 0, 0, 0].item(), rel=1e-4)
+    assert sampled[aspect == 1].sum().item() == pytest.approx(slots.rating_BRAQ[0, 0, 1, 9].item(), rel=1e-4)
     assert (sampled - no_zero)[aspect == -1].sum().item() == pytest.approx(slots.template_BRT.sum().item(), rel=1e-4)

@@ -70,7 +70,7 @@ def test_the_advantage_leaves_the_own_reward_out():
     assert leave_one_out_advantage(torch.tensor([1.0])).tolist() == [0.0]
 
 
-def test_an_aspects_credit_is_what_the_others_mean_in_its_place_loses():
+def test_an_aspects_credit_is_the_loss_when_the_others_mean_replaces_it():
     credit = aspect_credit(USERS_GA, ITEMS_CA, FIRST_C, reciprocal_rank)
     assert credit.shape == (4, 2)
     for g in range(4):

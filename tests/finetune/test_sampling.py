@@ -111,7 +111,7 @@ def test_slots_are_sampled_from_the_probabilities_of_whole_forward_passes(answer
                 before = tuple(slots.ratings_BGA[b, g, :a].tolist())
                 log_probs = naive_rating_log_probs(model, prompt, answer, before)
                 expected = np.exp(log_probs) / np.exp(log_probs).sum()
-                np.testing.assert_allclose(slots.probabilities_BGAL[b, g, a].numpy(), expected, rtol=1e-4, atol=1e-7)
+                np.testing.assert_allclose(slots.probabilities_BGAQ[b, g, a].numpy(), expected, rtol=1e-4, atol=1e-7)
                 drawn = np.searchsorted(expected.cumsum(), uniform_BGA[b, g, a].item()) + 1
                 assert slots.ratings_BGA[b, g, a] == drawn
 

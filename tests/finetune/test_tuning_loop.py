@@ -87,7 +87,7 @@ def without_times(lines: list[dict]) -> list[dict]:
 
 
 def saved_checkpoints(tuning: Tuning) -> list[io.BytesIO]:
-    """A checkpoint wherever the loop may be interrupted."""
+    """Saves a checkpoint at every place where the loop may be interrupted."""
     files = []
     for is_checkpoint in tune(tuning):
         if is_checkpoint:
@@ -169,7 +169,7 @@ def two_workers(rank: int, folder: str, meeting: str, results) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_do_as_one(folder, tmp_path):
+def test_two_workers_get_the_result_of_one(folder, tmp_path):
     results = str(tmp_path / "results.pt")
     torch.multiprocessing.spawn(two_workers, (folder, str(tmp_path / "meeting"), results), nprocs=2)
     two = torch.load(results, weights_only=True)
@@ -213,7 +213,7 @@ def rise(folder: str, *, reward, seed: int) -> tuple[float, float]:
 def test_the_mean_reward_rises_and_does_not_with_shuffled_rewards(folder):
     rises, errors = np.array([rise(folder, reward=log_prob, seed=seed) for seed in range(3)]).T
     assert (rises > 3 * errors).all()
-    # chance moves one run by a large part of what can be learned: more seeds
+    # chance moves one run by a large part of what can be learned, so the test takes several seeds
     shuffled, noise = np.array([rise(folder, reward=mixed_up(log_prob), seed=seed) for seed in range(6)]).T
     assert shuffled.mean() < 0.25 * rises.mean()
     assert (shuffled > 3 * noise).sum() <= 2

@@ -23,7 +23,7 @@ def example(user: int, target: int) -> TuningExample:
     """A user who likes the target and does not like the other of two items."""
     rows = np.array([target, 1 - target])
     liked = np.array([True, False])
-    return TuningExample(user, f"u{user}", (1, 2), candidate_C=rows, judged_K=rows, liked_K=liked, teacher_A=None)
+    return TuningExample(user, f"u{user}", (1, 2), candidate_C=rows, judged_N=rows, liked_N=liked, teacher_A=None)
 
 
 def metrics_of(examples: list[TuningExample], ratings_UA: list[list[float]]) -> dict[str, dict]:
@@ -79,4 +79,4 @@ def test_personal_metrics_are_of_the_spread_that_there_is():
     normalisation = Normalisation(task.item_mean, task.item_std, (5.5, 5.5), (2.0, 2.0))
     metrics = evaluation_record(user_metrics(task, normalisation, examples, ratings))["metrics"]
     assert (metrics["personal_mrr"], metrics["personal_auc"]) == (1.0, 1.0)
-    assert metrics["mrr"] == 0.75  # divided by 2 both, the first aspect has too little weight
+    assert metrics["mrr"] == 0.75  # if both were divided by 2, the first aspect would have too little weight

@@ -45,47 +45,47 @@ def test_relevance_is_the_score_on_0_to_1_over_unseen_items():
 def test_mmr_by_hand():
     """Weight .5, after item 0: item 1 has .45 - .5 = -.05, item 2 .25 - 0, item 3 0 + .5. Then 2: .25 - 0."""
     unit_ID = unit_rows(VECTORS)
-    assert mmr_lists(RELEVANCE, unit_ID, weight=0.5, length=4).place_BN.tolist() == [[0, 3, 2, 1]]
+    assert mmr_lists(RELEVANCE, unit_ID, weight=0.5, length=4).place_BY.tolist() == [[0, 3, 2, 1]]
     # weight .8, after 0: item 1 .72 - .2 = .52, item 2 .4, item 3 0 + .2
-    assert mmr_lists(RELEVANCE, unit_ID, weight=0.8, length=3).place_BN.tolist() == [[0, 1, 2]]
+    assert mmr_lists(RELEVANCE, unit_ID, weight=0.8, length=3).place_BY.tolist() == [[0, 1, 2]]
 
 
 def test_weight_1_keeps_the_recommenders_order():
     relevance_BI = torch.rand(6, 40, generator=torch.Generator().manual_seed(0))
     unit_ID = unit_rows(torch.randn(40, 5, generator=torch.Generator().manual_seed(1)))
     found = mmr_lists(relevance_BI, unit_ID, weight=1.0, length=10)
-    assert torch.equal(found.place_BN, top_lists(relevance_BI, 10).place_BN)
-    assert torch.equal(found.relevance_BN, relevance_BI.gather(1, found.place_BN))
+    assert torch.equal(found.place_BY, top_lists(relevance_BI, 10).place_BY)
+    assert torch.equal(found.relevance_BY, relevance_BI.gather(1, found.place_BY))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.7, 1.0])
 def test_vectorised_choice_equals_a_plain_loop(weight: float):
     generator = torch.Generator().manual_seed(3)
-    relevance_BP = torch.rand(8, 15, generator=generator)
-    unit_BPD = torch.nn.functional.normalize(torch.randn(8, 15, 4, generator=generator), dim=2)
-    similarity_BPP = unit_BPD @ unit_BPD.transpose(1, 2)
-    found = mmr_order(relevance_BP, similarity_BPP, weight=weight, length=7).tolist()
+    relevance_BC = torch.rand(8, 15, generator=generator)
+    unit_BCD = torch.nn.functional.normalize(torch.randn(8, 15, 4, generator=generator), dim=2)
+    similarity_BCC = unit_BCD @ unit_BCD.transpose(1, 2)
+    found = mmr_order(relevance_BC, similarity_BCC, weight=weight, length=7).tolist()
     for row in range(8):
-        assert found[row] == naive_order(relevance_BP[row].tolist(), similarity_BPP[row].tolist(), weight, 7)
+        assert found[row] == naive_order(relevance_BC[row].tolist(), similarity_BCC[row].tolist(), weight, 7)
 
 
 def test_seen_items_come_only_after_all_others(monkeypatch: pytest.MonkeyPatch):
-    """Even at weight 0, where an opposite vector would make a seen item the most welcome."""
+    """This holds even at weight 0, where a seen item with an opposite vector would be chosen first."""
     relevance_BI = torch.tensor([[1.0, 0.9, 0.5, -math.inf]])
     found = mmr_lists(relevance_BI, unit_rows(VECTORS), weight=0.0, length=4)
-    assert found.place_BN.tolist()[0][3] == 3 and found.relevance_BN[0, 3] == -math.inf
-    assert sorted(found.place_BN[0].tolist()) == [0, 1, 2, 3]
+    assert found.place_BY.tolist()[0][3] == 3 and found.relevance_BY[0, 3] == -math.inf
+    assert sorted(found.place_BY[0].tolist()) == [0, 1, 2, 3]
     monkeypatch.setattr(diversity, "POOL", 2)
-    assert mmr_lists(RELEVANCE, unit_rows(VECTORS), weight=0.0, length=2).place_BN.tolist() == [[0, 1]]
+    assert mmr_lists(RELEVANCE, unit_rows(VECTORS), weight=0.0, length=2).place_BY.tolist() == [[0, 1]]
 
 
 def test_list_metrics_by_hand():
     """The list 0, 1, 2 with relevance 1, .9, .5 and weight .6; cosines 1, 0, 0 of the three pairs."""
     lists = Lists(torch.tensor([[0, 1, 2]]), RELEVANCE[:, :3])
-    similarity_BNN = list_similarity(lists, unit_rows(VECTORS))
+    similarity_BYY = list_similarity(lists, unit_rows(VECTORS))
     expected = (0.6 * 1 + (0.6 * 0.9 - 0.4 * 1) + 0.6 * 0.5) / 3
-    assert list_mmr(lists.relevance_BN, similarity_BNN, weight=0.6).item() == pytest.approx(expected)
-    assert intra_list_diversity(lists.relevance_BN, similarity_BNN).item() == pytest.approx((0 + 1 + 1) / 3)
+    assert list_mmr(lists.relevance_BY, similarity_BYY, weight=0.6).item() == pytest.approx(expected)
+    assert intra_list_diversity(lists.relevance_BY, similarity_BYY).item() == pytest.approx((0 + 1 + 1) / 3)
 
 
 def test_places_that_could_not_be_filled_count_in_no_metric():
@@ -93,7 +93,7 @@ def test_places_that_could_not_be_filled_count_in_no_metric():
     short = Lists(torch.tensor([[0, 2, 3]]), torch.tensor([[1.0, 0.5, -math.inf]]))
     unit_ID = unit_rows(VECTORS)
     for metric in (lambda r, s: list_mmr(r, s, weight=0.5), intra_list_diversity):
-        found, expected = (metric(x.relevance_BN, list_similarity(x, unit_ID)) for x in (short, whole))
+        found, expected = (metric(x.relevance_BY, list_similarity(x, unit_ID)) for x in (short, whole))
         torch.testing.assert_close(found, expected)
 
 
@@ -103,8 +103,8 @@ def test_re_ranking_trades_relevance_for_diversity():
     diversities, relevances = [], []
     for weight in (1.0, 0.6, 0.2):
         lists = mmr_lists(relevance_BI, unit_ID, weight=weight, length=10)
-        diversities.append(intra_list_diversity(lists.relevance_BN, list_similarity(lists, unit_ID)).mean().item())
-        relevances.append(lists.relevance_BN.mean().item())
+        diversities.append(intra_list_diversity(lists.relevance_BY, list_similarity(lists, unit_ID)).mean().item())
+        relevances.append(lists.relevance_BY.mean().item())
     assert diversities == sorted(diversities) and relevances == sorted(relevances, reverse=True)
     assert diversities[2] > diversities[0] + 0.05
 

@@ -27,7 +27,7 @@ NONE = torch.zeros(0, dtype=torch.int64)
 
 
 def naive_rank(scores: list[float], target: int, excluded: set[int]) -> float:
-    """One target among items 1..I by plain loops."""
+    """Rank of one target among items 1..I by plain loops."""
     greater = equal = 0
     for item, score in enumerate(scores, start=1):
         if item != target and item not in excluded:
@@ -154,7 +154,7 @@ def test_a_metric_equals_torchmetrics_at_any_rank(rank: int, items: int):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=10), st.sampled_from(METRICS))
 def test_chance_is_the_mean_over_all_ranks(among: list[int], metric: str):
-    """And constant scores have the mean of those ranks."""
+    """Constant scores have the mean of those ranks, too."""
     expected = [metric_values(metric, np.arange(1, m + 1)).mean() for m in among]
     assert chance_values(metric, np.array(among)) == pytest.approx(expected)
     constant = full_ranks(torch.zeros(1, among[0]), torch.tensor([1]), NONE, NONE).item()

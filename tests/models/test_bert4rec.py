@@ -1,4 +1,4 @@
-"""BERT4Rec: sees both sides, is blind to padding, asks with a [MASK] within the same maximum length."""
+"""BERT4Rec reads both sides, ignores padding, and predicts at a [MASK] within the same maximum length."""
 
 import math
 
@@ -66,13 +66,13 @@ def test_the_last_step_of_a_history_has_the_last_position():
 
 @pytest.mark.parametrize("form", ["concat", "add"])
 def test_the_mask_has_no_guided_part(form: str):
-    """A history of nothing but [MASK] knows no scores: other ones change no state, while an item's scores do."""
+    """The state of a history of [MASK] alone does not depend on the scores; the state of an item does."""
     models = []
     for seed in (0, 1):
         model = small_model(fusion=Fusion(form), scores_IA=random_scores(12, 2, seed=seed))
         with torch.no_grad():
             if form == "add":
-                model.embedding.item_map_FG += torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+                model.embedding.item_map_FD += torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
         models.append(model)
     first, second = models
     assert torch.equal(states(first, [[MASK, MASK]]), states(second, [[MASK, MASK]]))

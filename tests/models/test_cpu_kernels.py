@@ -47,7 +47,7 @@ def test_dropped_attention_has_the_mean_of_the_undropped():
 
 
 def composed(query: Tensor, key: Tensor, value: Tensor, is_seen: Tensor, factors: Tensor) -> Tensor:
-    """Attention as autograd takes it apart."""
+    """Attention composed of torch's own operations."""
     logits = (query @ key.transpose(2, 3)) / math.sqrt(query.shape[3])
     return (logits.masked_fill(~is_seen, -math.inf).softmax(3) * factors) @ value
 

@@ -24,7 +24,7 @@ FORMS = [
 
 
 def stirred(fusion: Fusion, *, base_width: int = 8, users: bool = True) -> RefinedEmbedding:
-    """With every learned number away from its start, so that no term is 0 by accident."""
+    """A refined embedding with every learned number moved from its start, so that no term is 0 by accident."""
     torch.manual_seed(0)
     users_UA = USERS_UA if users else None
     embedding = RefinedEmbedding(ITEMS, base_width, fusion=fusion, scores_IA=SCORES_IA, users_UA=users_UA)
@@ -36,7 +36,7 @@ def stirred(fusion: Fusion, *, base_width: int = 8, users: bool = True) -> Refin
 
 
 def test_what_is_there_is_standardised_and_what_is_missing_is_0():
-    """2 of 20 items have a score: its spread is 1, not that of 18 means and two scores."""
+    """2 of 20 items have a score. Their spread is 1; filling the other 18 with the mean would change it."""
     scores_IA = np.full((20, 1), np.nan)
     scores_IA[[3, 8], 0] = [2.0, 8.0]
     values_IA, flat_A = standardise(scores_IA)
@@ -76,7 +76,7 @@ def test_concat_holds_the_scaled_scores_unlearned():
 def test_add_starts_as_the_base_model_and_keeps_the_width():
     embedding = RefinedEmbedding(ITEMS, 8, fusion=Fusion("add"), scores_IA=SCORES_IA)
     assert embedding.width == 8
-    assert embedding.item_map_FG.shape == (ASPECTS * 10, 8)
+    assert embedding.item_map_FD.shape == (ASPECTS * 10, 8)
     assert torch.equal(embedding.item_rows(), embedding.base_ID)
 
 

@@ -1,4 +1,4 @@
-"""GRU4Rec: causal, blind to padding, equal to a GRU written out by hand."""
+"""GRU4Rec is causal, ignores padding, and equals a GRU written out by hand."""
 
 import math
 
@@ -71,10 +71,10 @@ def test_sessions_side_by_side_have_the_states_of_each_alone():
     model = small_model(hidden_width=5)
     rows_ID = model.embedding.item_rows()
     steps = [([1, 4], [False, False]), ([2, 5], [True, True]), ([3, 6], [True, False]), ([9, 7], [False, True])]
-    found, hidden_BH = [], None
+    found, hidden_BD = [], None
     for items, goes_on in steps:
-        state_BLD, hidden_BH = model.next_states(
-            rows_ID, torch.tensor(items)[:, None], torch.tensor(goes_on), hidden_BH
+        state_BLD, hidden_BD = model.next_states(
+            rows_ID, torch.tensor(items)[:, None], torch.tensor(goes_on), hidden_BD
         )
         found.append(state_BLD[:, 0])
     first, second = torch.stack([step[0] for step in found]), torch.stack([step[1] for step in found])
@@ -86,6 +86,6 @@ def test_sessions_side_by_side_have_the_states_of_each_alone():
 def test_no_gradient_reaches_back_into_the_step_before():
     model = small_model()
     rows_ID = model.embedding.item_rows()
-    _, hidden_BH = model.next_states(rows_ID, torch.tensor([[1]]), torch.tensor([False]), None)
-    model.next_states(rows_ID, torch.tensor([[2]]), torch.tensor([True]), hidden_BH)[0].sum().backward()
+    _, hidden_BD = model.next_states(rows_ID, torch.tensor([[1]]), torch.tensor([False]), None)
+    model.next_states(rows_ID, torch.tensor([[2]]), torch.tensor([True]), hidden_BD)[0].sum().backward()
     assert (model.embedding.base_ID.grad.abs().sum(1) > 0).nonzero()[:, 0].tolist() == [1]

@@ -88,9 +88,9 @@ def sigmoid(x: float) -> float:
 
 def pair_loss(kind: str, target: float, others: list[float], **settings) -> float:
     """Of one position; a negative of None is no negative."""
-    is_negative_NJ = torch.tensor([[other is not None for other in others]])
-    others_NJ = torch.tensor([[7.0 if other is None else other for other in others]])
-    return pair_losses(PairLoss(kind, **settings), torch.tensor([target]), others_NJ, is_negative_NJ).item()
+    is_negative_NC = torch.tensor([[other is not None for other in others]])
+    others_NC = torch.tensor([[7.0 if other is None else other for other in others]])
+    return pair_losses(PairLoss(kind, **settings), torch.tensor([target]), others_NC, is_negative_NC).item()
 
 
 def test_top1_by_hand():
@@ -123,7 +123,7 @@ def test_bpr_max_of_scores_beyond_the_range_of_exp():
 
 
 def test_equal_scores_start_where_the_formulas_say():
-    """Trap 4: these are the values that a collapsed loss stays at."""
+    """A collapsed training stays at these values of the loss."""
     assert pair_loss("bpr", 0.3, [0.3] * 5) == pytest.approx(math.log(2), rel=1e-6)
     assert pair_loss("bpr_max", 0.3, [0.3] * 5) == pytest.approx(math.log(2), rel=1e-6)
     assert pair_loss("top1", 0.0, [0.0] * 5) == pytest.approx(1.0, rel=1e-6)
@@ -145,14 +145,14 @@ def test_final_activation_by_hand():
 
 @pytest.mark.parametrize("kind", ["top1", "bpr", "bpr_max"])
 def test_a_position_without_any_negative_counts_nothing_and_has_no_gradient(kind: str):
-    target_N, others_NJ = torch.zeros(2, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
-    is_negative_NJ = torch.tensor([[False] * 3, [True, False, True]])
-    losses_N = pair_losses(PairLoss(kind, score_penalty=1.0), target_N, others_NJ, is_negative_NJ)
+    target_N, others_NC = torch.zeros(2, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
+    is_negative_NC = torch.tensor([[False] * 3, [True, False, True]])
+    losses_N = pair_losses(PairLoss(kind, score_penalty=1.0), target_N, others_NC, is_negative_NC)
     losses_N.sum().backward()
     assert losses_N[0] == 0 < losses_N[1]
     assert target_N.grad[0] == 0 != target_N.grad[1]
-    assert others_NJ.grad[0].tolist() == [0, 0, 0] and others_NJ.grad[1, 1] == 0
-    assert others_NJ.grad.isfinite().all()
+    assert others_NC.grad[0].tolist() == [0, 0, 0] and others_NC.grad[1, 1] == 0
+    assert others_NC.grad.isfinite().all()
 
 
 def step_loss_by_loops(
@@ -164,20 +164,20 @@ def step_loss_by_loops(
     *rest,
 ) -> torch.Tensor:
     """Position by position, with lists."""
-    batch_LM, shared_K = rest
+    batch_LW, shared_K = rest
     total = torch.zeros(())
     for step, targets_B in enumerate(target_LB.tolist()):
         for row, target in enumerate(targets_B):
             if not target:
                 continue
             others = [
-                item for item in [*batch_LM[step].tolist(), *shared_K.tolist()] if item and item not in owned[row]
+                item for item in [*batch_LW[step].tolist(), *shared_K.tolist()] if item and item not in owned[row]
             ]
             score_I = rows_ID @ state_LBD[step, row]
             if others:
-                others_1J = score_I[torch.tensor(others) - 1][None]
+                others_1C = score_I[torch.tensor(others) - 1][None]
                 total = (
-                    total + pair_losses(loss, score_I[target - 1][None], others_1J, torch.ones(1, len(others)) > 0)[0]
+                    total + pair_losses(loss, score_I[target - 1][None], others_1C, torch.ones(1, len(others)) > 0)[0]
                 )
     return total
 
@@ -188,7 +188,7 @@ def test_step_loss_and_its_gradients_equal_plain_loops(kind: str, tile: int, mon
     """Two own histories of three; no padding, no own item and no target is among the negatives."""
     monkeypatch.setattr(cpu_kernels, "POSITIONS_AT_ONCE", tile)
     histories = [{1, 2, 3}, {2, 4, 5, 6}, {1, 7}]
-    batch_LM = torch.tensor([[1, 4, 7], [2, 5, 1], [3, 6, 0], [0, 2, 0]])
+    batch_LW = torch.tensor([[1, 4, 7], [2, 5, 1], [3, 6, 0], [0, 2, 0]])
     target_LB = torch.tensor([[1, 0], [2, 5], [3, 6], [0, 2]])  # the first target of the second is not in the loss
     shared_K = torch.tensor([8, 4, 1, 8])
     user_N = np.concatenate([np.full(len(items), user) for user, items in enumerate(histories)])
@@ -197,9 +197,9 @@ def test_step_loss_and_its_gradients_equal_plain_loops(kind: str, tile: int, mon
     state_LBD = torch.randn(4, 2, 5, generator=generator, requires_grad=True)
     rows_ID = torch.randn(9, 5, generator=generator, requires_grad=True)
     loss = PairLoss(kind, "elu-0.5", 0.7)
-    negatives = StepNegatives(batch_LM, shared_K, owned_pairs(table, torch.tensor([0, 1]), torch.arange(1, 10)))
+    negatives = StepNegatives(batch_LW, shared_K, owned_pairs(table, torch.tensor([0, 1]), torch.arange(1, 10)))
     ours = step_loss(loss, state_LBD, rows_ID, target_LB, negatives)
-    plain = step_loss_by_loops(loss, state_LBD, rows_ID, target_LB, histories, batch_LM, shared_K)
+    plain = step_loss_by_loops(loss, state_LBD, rows_ID, target_LB, histories, batch_LW, shared_K)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     pairs = zip(*(torch.autograd.grad(0.3 * one, (state_LBD, rows_ID)) for one in (ours, plain)), strict=True)
     for our_grad, plain_grad in pairs:
@@ -241,7 +241,7 @@ def test_the_sampled_loss_by_hand():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_sampled_gradients_are_on_average_those_of_the_full_softmax(alpha: float):
-    """Train counts from 1 to 64: without the correction the gradient of the popular would be far too large.
+    """Train counts from 1 to 64: without the correction the gradient of popular items would be far too large.
 
     Scores 0 and a target of 1/8 of the whole by hand: the full gradient of each other item is 1/8 of the state.
     """
@@ -260,7 +260,7 @@ def test_sampled_gradients_are_on_average_those_of_the_full_softmax(alpha: float
 
 
 def test_a_user_who_has_every_item_has_no_negative_and_counts_nothing():
-    """User 0 has all three; user 1 has all but item 2, which is therefore the only one drawn."""
+    """User 0 has all three items. User 1 has all but item 2, so every negative is item 2."""
     table = owned_items(np.array([0, 0, 0, 1, 1]), np.array([1, 2, 3, 1, 3]), users=3, items=3)
     user_N = torch.tensor([0, 1, 0, 1])
     negative_N = sample_negatives(table, user_N, generator=torch.Generator().manual_seed(0))

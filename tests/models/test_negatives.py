@@ -37,7 +37,7 @@ def test_expected_counts_by_hand():
 
 
 def test_owned_pairs_mark_the_users_items_and_the_padding():
-    """Of items 1 to 3 by their places; then of items 2 and 3 alone, which are places 1 and 2."""
+    """First for items 1 to 3 at their own places; then for items 2 and 3 alone, at places 1 and 2."""
     table = owned_items(np.array([0, 0, 0, 2]), np.array([3, 1, 3, 2]), users=3, items=3)
     user_B, asked_K = torch.tensor([2, 0, 1]), torch.tensor([3, 0, 1, 2, 3])
     pairs = owned_pairs(table, user_B, torch.tensor([1, 2, 3]))

@@ -1,4 +1,4 @@
-"""SASRec: causal, blind to padding, equal to an attention written out by hand."""
+"""SASRec is causal, ignores padding, and equals an attention written out by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Sums over workers, with a stand-in for torch's all_reduce: two workers that hold the same."""
+"""Sums over workers, with a stand-in for torch's all_reduce: two workers that hold the same values."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def write_lines(path: Path, rows: list[dict]) -> str:
 
 
 def loose(tmp_path: Path, **settings) -> PrepareConfig:
-    """A configuration that drops nothing unless `settings` say so."""
+    """A configuration that drops nothing, except as `settings` say."""
     defaults = {"min_user_interactions": 1, "min_item_interactions": 1, "output": str(tmp_path / "run")}
     return PrepareConfig(**{**defaults, **settings})
 

@@ -52,7 +52,7 @@ HISTORIES = walks(USERS, ITEMS, LENGTH, seed=7)
 
 
 def trained(folder: Path, *, user_ids: list[str] | None = None, **changes: Any) -> str:
-    """A finished train run of a model with random weights, but learned maps that matter."""
+    """A finished train run of a model with random weights, whose learned maps are not 0."""
     write_prepared(folder / "prepare", HISTORIES, items=ITEMS, user_ids=user_ids)
     scores_IA = random_scores(ITEMS, 2, seed=3)
     path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ["a", "b"])
@@ -82,7 +82,7 @@ def recommender(run: str) -> Recommender:
 
 
 def naive_scores(recommender: Recommender, history: list[int], guided_A: torch.Tensor) -> torch.Tensor:
-    """Of items 1..I after one history alone, from the model's parts."""
+    """Scores of items 1..I after one history alone, from the model's parts."""
     model, window = recommender.model, history[-6:]
     with torch.inference_mode():
         rows_ID = model.embedding.item_rows()
@@ -109,7 +109,7 @@ def test_a_given_history_gets_the_average_users_list(recommender: Recommender):
     expected = naive_list(naive_scores(recommender, history, torch.zeros(2)), history, 5)
     assert [one.item_id for one in recommender.recommend(["i3", "i17", "i8"], n=5)] == expected
     own = [one.item_id for one in recommender.recommend([f"i{item}" for item in HISTORIES[2]], n=5)]
-    assert own != [one.item_id for one in recommender.recommend("u2", n=5)]  # who has a vector of his own
+    assert own != [one.item_id for one in recommender.recommend("u2", n=5)]  # the user that has a vector
 
 
 def test_nothing_seen_comes_back_and_a_list_ends_with_the_catalogue(recommender: Recommender):
@@ -125,8 +125,8 @@ def test_mmr_weight_1_keeps_the_order_and_less_makes_lists_diverse(recommender: 
     assert diverse[0] == plain[0] and diverse != plain
 
     def closeness(items: list[str]) -> float:
-        unit_ND = recommender.unit_ID[[int(item[1:]) - 1 for item in items]]
-        return float((unit_ND @ unit_ND.T).mean())
+        unit_YD = recommender.unit_ID[[int(item[1:]) - 1 for item in items]]
+        return float((unit_YD @ unit_YD.T).mean())
 
     assert closeness(diverse) < closeness(plain)
 
@@ -153,7 +153,7 @@ def test_changed_or_lost_data_are_refused(tmp_path: Path):
 
 
 def test_a_moved_run_serves_from_anywhere_without_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Trained by relative paths, moved, read from another working directory, with data and scores removed."""
+    """A run with relative paths is moved, and read from another working directory without data and scores."""
     monkeypatch.chdir(tmp_path)
     path = trained(Path())
     before = load_recommender(path)
@@ -211,7 +211,7 @@ def test_every_model_is_served_and_its_exported_vectors_rank_as_it_does(tmp_path
         ids = [one.item_id for one in recommender.recommend(f"u{user}", n=7)]
         assert ids == naive_list(scores_I, HISTORIES[user], 7)
         assert ids == naive_list(torch.from_numpy(items_ID.astype(float) @ users_UD[user]), HISTORIES[user], 7)
-    assert len(recommender.recommend(["i3", "i17", "i8"], n=5)) == 5  # somebody who is no user of the data
+    assert len(recommender.recommend(["i3", "i17", "i8"], n=5)) == 5  # an id that is no user of the data
 
 
 def test_a_batch_has_the_rows_of_its_histories_alone(run: str, recommender: Recommender):
@@ -408,7 +408,7 @@ def test_subjects_with_a_part_have_their_lists_whatever_the_size_of_the_batches(
     assert [part["row"].to_pylist() for part in contiguous(left.slice(1, 4))] == [[1], [5, 6, 7]]
 
 
-def test_who_has_no_item_left_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_users_without_an_item_left_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     rows = {"subject_id": ["a", "a"], "rank": [1, 2], "item_id": ["x", "y"], "score": [1.0, 0.5]}
     files.write_table(pa.table(rows), str(tmp_path / "r" / "part-0.parquet"))
@@ -429,7 +429,7 @@ def test_nobody_to_recommend_to_is_refused(run: str, tmp_path: Path):
 
 
 def test_trained_runs_are_compared(run: str, tmp_path: Path):
-    """What training writes is what compare reads: a run of random weights against the same weights."""
+    """Compare reads what training writes: a run of random weights is compared with a run of the same weights."""
     arms = {"base": (run,), "same": (run,)}
     found = compare(CompareConfig(output=str(tmp_path / "compare"), arms=arms))
     comparison = files.read_json(found.file("comparison.json"))

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pydantic_core import to_jsonable_python
-from toy_data import LISTS, cycles, random_scores, write_csv, write_prepared
+from toy_data import RUN_METRICS, cycles, random_scores, write_csv, write_prepared
 
 from raygr import cli, files, runs
 from raygr.config import ConfigError, check_config, load_config
@@ -52,7 +52,7 @@ def stand_in_train(config: TrainConfig) -> runs.Run:
     columns = dict(zip(RANK_SCHEMA.names, zip(*rows, strict=True), strict=True))
     files.write_table(pa.table(columns).cast(RANK_SCHEMA), run.file(RANKS))
     protocol = {"split": "leave_one_out", "candidates": list(config.candidates), "data": "abc"}
-    record = {"protocol": protocol, "shares": None, "parameters": 100, "lists": LISTS, "best_epoch": 3, "epochs": 4}
+    record = RUN_METRICS | {"protocol": protocol, "parameters": 100, "best_epoch": 3, "epochs": 4}
     record["test"] = {}
     files.write_json(record, run.file(METRICS))
     counts = {"interactions": 24, "items": ITEMS, "test_targets": 2}
@@ -214,7 +214,7 @@ def test_a_named_list_of_aspects_is_what_guided_widths_count(tmp_path: Path):
 
 
 def open_settings(folder: Path, experiment: str, **changes: Any) -> ReproduceConfig:
-    """Everything is left to the paper's stages."""
+    """A configuration that leaves every result to the paper's stages."""
     stages = {
         "prepare": "prepare.yaml",
         "item_scores": "score.yaml",
@@ -352,7 +352,7 @@ def test_further_arms_stand_beside_the_papers_and_beside_their_twins(tmp_path: P
 
 
 def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two meet: neither ends before the other has begun."""
+    """Two runs wait for each other: neither ends before the other has started."""
     meeting, placed = threading.Barrier(2, timeout=20), []
 
     def train(config: TrainConfig, **placement: Any) -> runs.Run:
@@ -381,7 +381,7 @@ def test_after_a_failed_run_no_other_begins(tmp_path: Path, monkeypatch: pytest.
         reproduce(settings(tmp_path, at_once=2, seeds=tuple(range(50))))
     assert len(begun) < 50
     monkeypatch.setattr("raygr.train.stage.train", lambda config, **placement: stand_in_train(config))
-    reproduce(settings(tmp_path, seeds=tuple(range(50))))  # gone on with, one at a time
+    reproduce(settings(tmp_path, seeds=tuple(range(50))))  # the interrupted run continues, one run at a time
 
 
 def test_base_widths_are_ratios_to_the_refined_arm(tmp_path: Path, trained: list[str]):
@@ -448,7 +448,7 @@ def test_the_experiments_files_are_found_from_every_folder(tmp_path: Path, monke
     assert config.paper == f"{ROOT}/configs/paper/table-3.csv"
     assert all(Path(file).is_file() for file in [*config.recommenders.values(), *config.stage_files.values()])
     assert (config.data, config.output) == (f"{tmp_path.parent}/p", f"{tmp_path}/outputs/paper/table-3")
-    monkeypatch.setattr(files, "CHECKOUT", tmp_path)  # as where raygr was installed without it
+    monkeypatch.setattr(files, "CHECKOUT", tmp_path)  # as if raygr had been installed without it
     assert cli.main(["reproduce", "table-3"]) == 2
     said = capsys.readouterr().err
     assert "configs/paper/table-3.yaml: not there; it is part of raygr's checkout: run in it, or give --config" in said

@@ -3,6 +3,7 @@
 import math
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -124,7 +125,7 @@ def test_free_text_is_asked_without_a_format_and_read_by_the_rules(vllm, tmp_pat
 
 @pytest.mark.parametrize("mode", ["generate", "generate-free"])
 def test_every_prompt_draws_for_itself_whatever_its_batch_and_place(vllm, tmp_path, mode):
-    """With one seed for all requests, every subject had the same draw."""
+    """An earlier version used one seed for all requests, so every subject had the same draw."""
 
     def seeds(prompts: list[str], seed: int = 3) -> dict[str, int]:
         engine = ScoringEngine(engine_settings(mode=mode, seed=seed), ScoreStore(str(tmp_path)))
@@ -169,7 +170,7 @@ def test_a_prompt_that_the_engine_refuses_fails_alone(vllm, tmp_path):
     }  # fmt: skip
     assert rows["c"]["completion"] == "The decoder prompt (length 160) is longer than 99"
     assert rows["c"]["ratings"] == [None, None] and rows["a"]["ratings"] == [7, 7]
-    assert actor.store.known() == {"a", "b", "d"}  # the next run asks the others again
+    assert actor.store.known() == {"a", "b", "d"}  # the next run asks the other prompts again
 
 
 def test_without_vllm_scoring_says_so_before_ray_starts(tmp_path, monkeypatch, tokenizer):
@@ -183,7 +184,7 @@ def test_without_vllm_scoring_says_so_before_ray_starts(tmp_path, monkeypatch, t
 
 
 def test_a_merged_model_is_gone_once_it_is_loaded(vllm, tmp_path, monkeypatch):
-    """Otherwise a killed actor leaves half a gigabyte in /tmp."""
+    """A model that stays would leave half a gigabyte in /tmp after a killed actor."""
     folder = tempfile.TemporaryDirectory(dir=tmp_path)
     read = []
 
@@ -220,5 +221,11 @@ def test_actors_that_would_wait_for_ever_are_refused_with_the_numbers(nodes, ask
 
 
 def test_actors_that_fit_are_not_refused():
-    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", actors=3, tensor_parallel_size=2)
-    stage.check_room(config, [Node(2, 4), Node(2, 2)], on_gpu=True)
+    """Nodes with 4 and 2 GPUs have room for three actors of 2 GPUs."""
+    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", tensor_parallel_size=2)
+    accepted = []
+    for actors in (1, 2, 3, 4):
+        with suppress(ConfigError):
+            stage.check_room(replace(config, actors=actors), [Node(3, 4), Node(2, 2)], on_gpu=True)
+            accepted.append(actors)
+    assert accepted == [1, 2, 3]

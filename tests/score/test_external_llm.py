@@ -62,7 +62,7 @@ def test_a_request_is_one_line_for_every_reader(tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_file_of_an_earlier_export_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The third file of a paid batch is left, while the first two have been moved away."""
+    """Only the third file of a paid batch is still in the folder; the first two were moved away."""
     monkeypatch.setattr("raygr.score.external_llm.request_lines", lambda *given: iter(["a\n", "b\n", "c\n"]))
     (tmp_path / "p-3.jsonl").write_text("paid for")
     with pytest.raises(runs.RunError, match=r"p-3\.jsonl exists already"):
@@ -247,7 +247,7 @@ def test_another_llm_needs_free_text(changes: dict[str, Any]):
 
 
 def test_another_llm_needs_a_name(tmp_path: Path):
-    """Otherwise its answers would be stored and shown as those of `llm`."""
+    """Without a name, the answers would be stored and shown as those of `llm`."""
     from raygr.score.stage import export_prompts, score
 
     data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)

@@ -182,7 +182,7 @@ def test_slots_are_sampled_from_the_probabilities_of_plain_passes(name):
     for b, g, a in np.ndindex(2, 2, 2):
         before = tuple(slots.ratings_BGA[b, g, :a].tolist())
         expected = np.exp(naive_rating_log_probs(model, prompts[b], answer, before))
-        np.testing.assert_allclose(slots.probabilities_BGAL[b, g, a], expected / expected.sum(), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(slots.probabilities_BGAQ[b, g, a], expected / expected.sum(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -197,7 +197,14 @@ def test_free_completions_end_at_every_end_that_the_model_has(name):
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "gemma3"])
 def test_a_model_whose_passes_can_share_a_prompt_is_taken(name):
-    check_passes(toy_config(), family_policy(name), short_prompts()[0])
+    """The check compares passes under two kinds of attention without the adapter, and restores both afterwards."""
+    model, prompt = family_policy(name), short_prompts()[0]
+    with torch.no_grad():
+        before = model(torch.tensor([prompt]), use_cache=False).logits
+        check_passes(toy_config(), model, prompt)
+        after = model(torch.tensor([prompt]), use_cache=False).logits
+    assert model.get_base_model().config._attn_implementation == register_attention()
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
 
 
 TINY = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}

@@ -1,4 +1,4 @@
-"""The score store has one row per hash after retries and sharing: the best answer, of equals the last."""
+"""After retries and sharing, the score store has one row per hash: the best answer, or the last of equal ones."""
 
 import os
 import time

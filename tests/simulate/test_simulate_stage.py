@@ -119,17 +119,17 @@ def test_shoppers_choose_and_like_what_fits_their_tastes(films):
     tastes_UA = draw_tastes(300, 12, generator=generator)
     purchases = draw_purchases(films, tastes_UA, generator=generator)
     fit_UI = tastes_UA @ standardise(films.scores_IA)[0].T
-    first_fit_U = np.take_along_axis(fit_UI, purchases.films_UN[:, :10], axis=1).mean(axis=1)
+    first_fit_U = np.take_along_axis(fit_UI, purchases.films_UL[:, :10], axis=1).mean(axis=1)
     assert first_fit_U.mean() > 0.4  # chance is 0
-    liking_UN = np.take_along_axis(fit_UI, purchases.films_UN, axis=1)
-    assert np.corrcoef(liking_UN.ravel(), purchases.ratings_UN.ravel())[0, 1] > 0.5
+    liking_UL = np.take_along_axis(fit_UI, purchases.films_UL, axis=1)
+    assert np.corrcoef(liking_UL.ravel(), purchases.ratings_UL.ravel())[0, 1] > 0.5
 
 
 def test_popular_films_are_bought_more_often(films):
     tastes_UA = draw_tastes(300, 12, generator=np.random.default_rng(2))
     popularity_I = draw_popularity(60, generator=np.random.default_rng(5))  # the first draw of the purchases below
-    first_UN = draw_purchases(films, tastes_UA, generator=np.random.default_rng(5)).films_UN[:, :5]
-    counts_I = np.bincount(first_UN.ravel(), minlength=60)
+    first_UL = draw_purchases(films, tastes_UA, generator=np.random.default_rng(5)).films_UL[:, :5]
+    counts_I = np.bincount(first_UL.ravel(), minlength=60)
     assert np.corrcoef(popularity_I, counts_I)[0, 1] > 0.5
 
 

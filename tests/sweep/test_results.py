@@ -1,4 +1,4 @@
-"""Validation chooses, failures are told, and the figure shows each searched name."""
+"""Validation chooses, failures are reported, and the figure shows each searched name."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from toy_data import LISTS
+from toy_data import RUN_METRICS
 from toy_sweep import settings, write_toy
 
 from raygr import files, runs
@@ -23,7 +23,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def ended(config: SweepConfig, validations: list[float | None], tests: list[float]) -> list[Ended]:
-    """A trial per point; its train run reached that validation NDCG@10, and did not end where that is None."""
+    """One trial per point, whose train run reached the given validation NDCG@10; None is a run that did not end."""
     runs.start_run(config.output, job="sweep", config=config)
     trials = []
     for number, (point, best) in enumerate(zip(search_points(config), validations, strict=True)):
@@ -37,15 +37,15 @@ def ended(config: SweepConfig, validations: list[float | None], tests: list[floa
         files.write_text("".join(json.dumps(line) + "\n" for line in lines), run.file("epochs.jsonl"))
         if best is not None:
             test = {"full": metrics | {"ndcg_at_10": tests[number]}}
-            record = {"protocol": {}, "shares": None, "parameters": 1, "lists": LISTS, "best_epoch": 2, "epochs": 3}
-            files.write_json(record | {"test": test}, run.file("metrics.json"))
+            record = RUN_METRICS | {"best_epoch": 2, "epochs": 3, "test": test}
+            files.write_json(record, run.file("metrics.json"))
             runs.finish_run(run, inputs=[], counts={})
         trials.append(Ended(path, point, None))
     return trials
 
 
 def test_validation_chooses_and_no_other_test_metric_is_read(toy: Path):
-    """Seed means of validation .45 and .5; the first has the better test metrics, and they lie unreadable."""
+    """Validation means are .45 and .5. The first has better test metrics, in files that cannot be read."""
     config = settings(toy, {"guided_weight": [1, 2], "seed": [0, 1]})
     trials = ended(config, [0.6, 0.3, 0.5, 0.5], tests=[0.9, 0.9, 0.1, 0.3])
     for number in (0, 1):
@@ -69,7 +69,7 @@ def test_validation_chooses_and_no_other_test_metric_is_read(toy: Path):
 
 
 def test_a_configuration_with_fewer_finished_runs_is_not_chosen_for_its_luck(toy: Path):
-    """Of the second only the run that went well was not stopped early."""
+    """All runs of the second configuration but one good run were stopped early."""
     config = settings(toy, {"guided_weight": [1, 2], "seed": [0, 1]})
     trials = ended(config, [0.4, 0.5, 0.8, None], tests=[0.1] * 4)
     rows = [trial_result(config, trial) for trial in trials]
@@ -80,7 +80,7 @@ def test_a_configuration_with_fewer_finished_runs_is_not_chosen_for_its_luck(toy
 
 
 def test_a_configuration_is_not_chosen_for_being_tried_more_often(toy: Path):
-    """TPE proposed the first twice with one seed; the second, tried once, is better."""
+    """TPE proposed the first configuration twice with one seed. The second, which was tried once, is better."""
     config = settings(toy, {"guided_weight": [1, 2, 3]})
     trials = ended(config, [0.4, 0.5, 0.3], tests=[0.1] * 3)
     rows = [trial_result(config, trial) for trial in trials]

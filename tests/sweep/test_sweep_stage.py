@@ -1,4 +1,4 @@
-"""Trials fit their cluster, run, stop early, fail, and go on after a kill."""
+"""Trials fit their cluster, run, stop early, fail, and resume after a kill."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def test_tpe_and_mlflow_say_what_to_install(toy: Path, monkeypatch):
 
 
 def has_resources(monkeypatch, resources: dict) -> None:
-    """A Ray of one node."""
+    """The resources of a Ray with one node."""
     monkeypatch.setattr(stage.ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr(stage.ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
 
@@ -89,7 +89,7 @@ def test_a_trial_that_can_never_be_placed_is_refused(toy, monkeypatch, resources
 
 
 def test_tpe_suggests_points_of_the_space(toy: Path):
-    """Best are two aspects and a rate of 1e-3: later suggestions crowd there."""
+    """Two aspects and a rate of 1e-3 are best, so later suggestions lie near them."""
     pytest.importorskip("optuna")
     space = {"guided_dimension": [2, 4, ["pace", "length"]], "learning_rate": {"low": 1e-5, "high": 1.0, "log": True}}
     config = settings(toy, space, search="tpe", trials=40)
@@ -108,7 +108,7 @@ def test_tpe_suggests_points_of_the_space(toy: Path):
 
 @pytest.mark.slow
 def test_trials_finish_stop_early_and_fail_beside_each_other(toy: Path, local_ray: Any):
-    """On two CPUs, so that the last trial needs those of the one that was stopped and the one that failed."""
+    """There are two CPUs, so the last trial needs the CPUs of the stopped and the failed trial."""
     space = {"learning_rate": [0.01, 1e-12, 1e30, 0.02]}
     early = {"stop_early": True, "grace_epochs": 3, "max_failures": 1}
     config = settings(toy, space, train={"epochs": 30, "patience": 30}, **early)
@@ -204,7 +204,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_two_trials_share_a_gpu_at_the_same_time(tmp_path: Path):
-    """Placement alone, in a Ray that is told of a GPU: torch would want a real one."""
+    """This tests placement alone, in a Ray with a declared GPU, because torch would need a real one."""
     (tmp_path / "trials.py").write_text(GPU_TRIALS)
     command = [sys.executable, str(tmp_path / "trials.py"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

@@ -75,7 +75,7 @@ histories = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20), st.intege
 
 @given(histories, st.integers(2, 12))
 def test_every_train_target_behind_the_prompt_is_learned_once(users: list[tuple[int, int, int]], max_history: int):
-    """Of (train interactions, prompt, held-out ones); no window reaches another user or a held-out interaction."""
+    """Users are (train, prompt, held-out) counts. No window reaches another user or a held-out interaction."""
     user_N = np.repeat(np.arange(len(users)), [train + held_out for train, _, held_out in users])
     is_train_N = np.concatenate([np.arange(train + held_out) < train for train, _, held_out in users])
     prompt_U = np.array([prompt for _, prompt, _ in users])
@@ -98,7 +98,7 @@ def test_every_train_target_behind_the_prompt_is_learned_once(users: list[tuple[
 
 @given(st.integers(2, 40), st.integers(0, 20), st.integers(2, 12), st.integers(0, 100))
 def test_masks_hide_each_target_in_one_window(train: int, prompt: int, limit: int, seed: int):
-    """Items are their own places, so that a target is known by its number."""
+    """Each item's index equals its place, so the index identifies the target."""
     windows = training_windows(
         np.zeros(train, np.int64), np.full(train, True), max_history=limit, prompt_U=np.array([prompt])
     )
@@ -150,7 +150,7 @@ def test_the_last_interaction_of_a_part_is_its_target():
 
 
 def test_every_interaction_of_a_part_as_a_target():
-    """Each after all that came before it, earlier ones of its part among them; the first of user 1 has no history."""
+    """The history is all that came before the target, also in its part. User 1's first target has none."""
     user_N, is_test_N = np.array([0, 0, 0, 1, 1]), np.array([False, True, True, True, True])
     targets = evaluation_targets(user_N, is_test_N, max_history=10, every=True)
     assert targets.user_E.tolist() == [0, 0, 1]

@@ -54,7 +54,7 @@ def test_repeated_purchases_are_one_item_of_the_hundred_that_must_be_left():
 @settings(deadline=None, max_examples=40)
 @given(st.integers(100, 400), st.lists(st.floats(0, 1), min_size=1, max_size=8), st.integers(0, 3), st.booleans())
 def test_no_repeats_and_none_of_the_users_own(items: int, owned: list[float], seed: int, popular: bool):
-    """Users with anything from no item to all but a hundred, and weights that leave most items to be drawn last."""
+    """Users have from no item to all but a hundred. Weights leave most items to be drawn last."""
     generator = np.random.default_rng(seed)
     own = [generator.permutation(items)[: int(share * (items - 100))] + 1 for share in owned]
     user_N = np.repeat(np.arange(len(own)), [len(one) for one in own])

@@ -167,7 +167,7 @@ def test_the_offset_gives_hidden_items_their_share_of_the_lists(tmp_path: Path):
     training = begun(tmp_path, epochs=1)
     list(training_rounds(training))
     with torch.no_grad():
-        training.model.embedding.item_map_FG.normal_(std=0.02)
+        training.model.embedding.item_map_FD.normal_(std=0.02)
     offset = calibrated_offset(training)
     embedding, group_I = training.model.embedding, np.random.default_rng(0).permutation(KNOWN) % 4
     rows_ID = embedding.item_rows()
@@ -200,7 +200,7 @@ def test_item_dropout_hides_the_learned_rows_of_a_batch(tmp_path: Path):
     embedding = begun(tmp_path).model.embedding
     is_kept_I = torch.arange(ITEMS) % 2 == 0
     with torch.no_grad():
-        embedding.item_map_FG.normal_()
+        embedding.item_map_FD.normal_()
         guided_ID = embedding.item_rows() - embedding.base_ID
         rows_ID = embedding.item_rows(None, is_kept_I)
     assert torch.equal(rows_ID[is_kept_I], embedding.item_rows()[is_kept_I])

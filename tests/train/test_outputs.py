@@ -1,4 +1,4 @@
-"""What a run folder holds after training: ranks of every target against a plain loop, candidates, metrics."""
+"""The files of a trained run: ranks of every target against a plain loop, candidates, metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from raygr.schema import CANDIDATE_SCHEMA, RANK_SCHEMA
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
 from raygr.train.outputs import chance_warnings, write_outputs
+from raygr.train.run_metrics import read_metrics
 from raygr.train.state import Training, start_training
 
 torch.set_num_threads(1)
@@ -43,7 +44,7 @@ def written(training: Training) -> tuple[Any, dict[str, Any]]:
 
 
 def scores_after(training: Training, history: list[int]) -> torch.Tensor:
-    """Of items 1..I, by one history alone."""
+    """Scores of items 1..I after one history alone."""
     training.model.eval()
     window = history[-WINDOW:]
     with torch.inference_mode():
@@ -102,6 +103,21 @@ def test_sampled_candidates_are_stored_and_stamped(tmp_path: Path):
     assert stamps[0] == load_inputs(TrainConfig(**vars(training.config) | {"seed": 5})).protocol
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_metrics_json_is_what_its_reader_would_write(tmp_path: Path, scored: bool):
+    """Every key has a field, in the order that the file has always had, and equal values give equal bytes."""
+    rows = {f"i{place}": row.tolist() for place, row in enumerate(random_scores(ITEMS, 3, seed=2), start=1)}
+    scores = {"item_scores": str(write_csv(tmp_path / "scores.csv", rows, list("abc")))} if scored else {}
+    training = begun(tmp_path, candidates=("full",), targets=("last", "every"), **scores)
+    _, metrics = written(training)
+    expected = "protocol shares base_moved best_epoch epochs parameters seconds_per_epoch warnings validation test cold"
+    assert list(metrics) == [*expected.split(), "lists", "new"]
+    assert list(metrics["lists"]) == ["length", "mmr_weight", "scores", "ranked", "reranked"]
+    assert (metrics["shares"] is None, metrics["base_moved"] is None) == (not scored, not scored)
+    files.write_json(read_metrics(training.config.output), str(tmp_path / "again.json"))
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "train/metrics.json").read_bytes()
+
+
 def test_a_run_at_or_below_chance_is_said_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Equal scores put every target in the middle, where NDCG@10 is 0."""
     training = begun(tmp_path, candidates=("full", "uniform-100"))
@@ -135,16 +151,16 @@ def test_one_ranking_is_one_row_a_user_and_no_candidates_are_written(tmp_path: P
     assert list(metrics["test"]) == ["full"] and "candidate_sets" not in metrics["protocol"]
 
 
-def naive_lists(training: Training, vectors_IK: np.ndarray) -> dict[str, float]:
+def naive_lists(training: Training, vectors_IA: np.ndarray) -> dict[str, float]:
     """Means over users of the model's top 10, by plain loops, in the given space."""
-    unit_IK = vectors_IK / np.linalg.norm(vectors_IK, axis=1, keepdims=True)
+    unit_IA = vectors_IA / np.linalg.norm(vectors_IA, axis=1, keepdims=True)
     hits, diversities, mmrs = [], [], []
     for history in HISTORIES:
         scores = scores_after(training, history[:-1]).tolist()
         left = [item for item in range(1, ITEMS + 1) if item not in history[:-1]]
         low, high = min(scores[item - 1] for item in left), max(scores[item - 1] for item in left)
         top = sorted(left, key=lambda item: -scores[item - 1])[:10]
-        cosine = unit_IK[[item - 1 for item in top]] @ unit_IK[[item - 1 for item in top]].T
+        cosine = unit_IA[[item - 1 for item in top]] @ unit_IA[[item - 1 for item in top]].T
         hits.append(history[-1] in top)
         diversities.append(np.mean([1 - cosine[i, j] for i in range(10) for j in range(i)]))
         redundancy = [max(cosine[i, :i], default=0.0) for i in range(10)]
@@ -160,10 +176,10 @@ def test_lists_are_those_of_a_plain_loop_in_the_models_space_or_the_scores(tmp_p
     guided = begun(tmp_path / "guided", mmr_weight=0.7, list_scores=path)
     standardised_IA = (scores_IA - scores_IA.mean(0)) / scores_IA.std(0)
     spaces = [(own, own.model.embedding.base_ID.detach().numpy()), (guided, standardised_IA)]
-    for training, vectors_IK in spaces:
+    for training, vectors_IA in spaces:
         lists = written(training)[1]["lists"]
         assert (lists["length"], lists["mmr_weight"]) == (10, 0.7)
-        expected = naive_lists(training, vectors_IK)
+        expected = naive_lists(training, vectors_IA)
         assert {name: lists["ranked"][name] for name in expected} == pytest.approx(expected, abs=1e-5)
         assert lists["reranked"]["intra_list_diversity"] > lists["ranked"]["intra_list_diversity"]
         assert lists["reranked"]["mmr"] > lists["ranked"]["mmr"]

@@ -91,7 +91,7 @@ def one_epoch(training: Training) -> None:
 
 
 def stirred(training: Training) -> Training:
-    """With every learned number away from its start, so that no term is 0 by accident."""
+    """The training with every learned number moved from its start, so that no term is 0 by accident."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in training.model.parameters():
@@ -118,7 +118,7 @@ def test_learns_nothing_where_there_is_nothing_to_learn(tmp_path: Path, changes:
 
 
 def test_bpr_max_leaves_its_starting_value_and_scores_differ(toy: Path):
-    """Trap 4: collapsed, the loss stays at log 2 and all items score alike."""
+    """In a collapsed training the loss stays at log 2 and all items have the same score."""
     changes = RECOMMENDERS["gru4rec plus"] | {"score_penalty": 0.0}
     training = finished(settings(toy, epochs=15, evaluate_every=5, **changes))
     losses = [line["loss"] for line in training.progress.lines]
@@ -149,7 +149,7 @@ def test_the_score_splits_exactly(toy: Path, changes: dict[str, Any], fusion: di
 
 @EVERY
 def test_a_resumed_training_equals_the_straight_one(toy: Path, changes: dict[str, Any]):
-    """With the warm-up and the falling rate, whose place must be found again."""
+    """The resumed training must find its place in the warm-up and the falling rate again."""
     changes = guided(toy) | changes | {"schedule": "linear", "warmup_steps": 2, "dropout": 0.2}
     config = settings(toy, train_user_guided=True, max_grad_norm=1.0, **changes)
     straight = finished(config)
@@ -167,7 +167,7 @@ def test_a_resumed_training_equals_the_straight_one(toy: Path, changes: dict[str
 
 
 def gradient(config: TrainConfig, share: Share) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Of a batch of eight, a step in mid-session; what this worker adds where all_reduce is left out."""
+    """Gradient of a batch of eight at a step in mid-session; without all_reduce, the share of this worker."""
     training = stirred(begun(config, share))
     draws = epoch_draws(config.seed, 1, share.rank)
     contents = epoch_contents(config, training.inputs, 1)
@@ -208,7 +208,7 @@ def test_after_the_prompt_only_later_interactions_are_learned(toy: Path, changes
 @EVERY
 @pytest.mark.parametrize("known", ["all", "after_prompt"])
 def test_user_vectors_are_trained_only_where_asked(toy: Path, changes: dict[str, Any], known: str):
-    """They start at the scores, so nothing changes before the first step."""
+    """Trained user vectors start at the scores, so nothing differs before the first step."""
     concat = guided(toy, user_guided_train=known, fusion="concat", base_width=14)
     frozen, tuned = (begun(settings(toy, **concat, **changes, train_user_guided=on)) for on in (False, True))
     targets, rows_ID = tuned.inputs.targets["test"], tuned.model.embedding.item_rows()
@@ -227,7 +227,7 @@ SAMPLED = {"loss": "sampled_cross_entropy", "negatives": 16}
 
 
 def learned_in_an_epoch(config: TrainConfig) -> list[tuple[int, int]]:
-    """(user, item) of every target in the loss."""
+    """Pairs (user, item) of every target in the loss."""
     inputs, draws = load_inputs(config), epoch_draws(0, 1, 0)
     pairs = []
     for content in epoch_contents(config, inputs, 1):
@@ -240,7 +240,7 @@ def learned_in_an_epoch(config: TrainConfig) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", ["gru4rec", "gru4rec sessions", "gru4rec plus", "sasrec sampled"])
 @pytest.mark.parametrize("known", ["all", "after_prompt"])
 def test_histories_longer_than_a_window_are_learned_whole(toy: Path, name: str, known: str):
-    """10 train interactions in windows of 4: every one but the first, or those behind a prompt of 5, once."""
+    """10 train interactions in windows of 4: each but the first, or each after a prompt of 5, is learned once."""
     changes = guided(toy, user_guided_train=known) | RECOMMENDERS[name]
     learned = learned_in_an_epoch(settings(toy, max_history=4, **changes))
     first = 5 if known == "after_prompt" else 1
@@ -250,7 +250,7 @@ def test_histories_longer_than_a_window_are_learned_whole(toy: Path, name: str, 
 
 
 def test_streams_of_random_numbers_do_not_move_each_other(toy: Path):
-    """Masks are the same whatever negatives are drawn, and negatives whatever is masked; no two share a seed."""
+    """Masks do not depend on the drawn negatives, nor negatives on the masks. No two streams share a seed."""
     draws = epoch_draws(0, 1, 0)
     seeds = {draws.dropout_seed, draws.masks.initial_seed(), draws.negatives.initial_seed(), *range(20)}
     assert len(seeds) == 23 and epoch_draws(0, 1, 1).dropout_seed != draws.dropout_seed
@@ -305,7 +305,7 @@ def test_sparse_rows_of_adagrad_learn_what_dense_ones_do(toy: Path):
 
 
 def test_sparse_adam_moves_a_batchs_rows_as_adam_does_at_first_and_no_others(toy: Path):
-    """Rows without a gradient yet stand still in both; then only Adam moves them on."""
+    """Rows that never had a gradient do not move in either. After a first gradient, only Adam keeps moving them."""
     moved = {}
     for optimizer in ("adam", "sparse_adam"):
         config = settings(toy, optimizer=optimizer, batch_size=2, loss="sampled_cross_entropy", negatives=1)
@@ -385,7 +385,7 @@ def test_weight_decay_is_for_matrices_only(toy: Path):
 
 
 def test_gradients_are_clipped_to_the_norm(toy: Path):
-    """With a rate that no step can follow, Adagrad's first step shows the gradient's own size in its sums."""
+    """Adagrad's sums after the first step show the size of the gradient, whatever the rate is."""
     config = settings(toy, model="gru4rec", optimizer="adagrad", max_grad_norm=1e-3, batch_size=20)
     training = begun(config)
     one_epoch(training)

@@ -1,4 +1,4 @@
-"""`keep_duplicate: all`: what a user has had is a target, negative, candidate and recommendation like anything else."""
+"""`keep_duplicate: all`: an item that a user has had can be target, negative, candidate and recommendation."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toy_data import LISTS, interaction_arrays, write_prepared
+from toy_data import RUN_METRICS, interaction_arrays, write_prepared
 
 from raygr import runs
 from raygr.compare.references import popularity_ranks
@@ -36,7 +36,7 @@ from raygr.train.step import epoch_draws, renumbered, summed_loss, whole_batch
 torch.set_num_threads(1)
 
 ITEMS = 130
-# bought again and again: each user's last two are items that it had before
+# repeated purchases: each user's last two items are items that the user had before
 HISTORIES = [[1, 2, 3, 1, 2, 1], [4, 5, 4, 6, 5, 4], [7, 7, 7, 7, 7], [8, 9, 10, 11, 12]]
 
 
@@ -102,8 +102,7 @@ def test_the_protocol_says_so_and_is_not_compared_with_filtered_runs(training: T
     stamps = training.inputs.protocol, filtered.protocol
     assert [stamp["seen"] for stamp in stamps] == ["ranked", "filtered"]
     one, other = (
-        ComparedRun(str(n), {}, RunMetrics(stamp, None, 1, 1, 1, lists=LISTS, test={}), {})
-        for n, stamp in enumerate(stamps)
+        ComparedRun(str(n), {}, RunMetrics(**RUN_METRICS | {"protocol": stamp}), {}) for n, stamp in enumerate(stamps)
     )
     with pytest.raises(ConfigError, match="seen"):
         check_protocol(one, other)
@@ -146,7 +145,7 @@ def test_negatives_are_anything_but_the_target(tmp_path: Path, monkeypatch: pyte
 def test_pairwise_negatives_are_anything_but_the_target(training: Training):
     state_LBD, rows_ID = torch.ones(1, 2, 1), torch.tensor([[1.0], [2.0], [3.0]])
     owned = owned_pairs(training.inputs.owned, torch.arange(2), torch.tensor([1, 2, 3]))
-    assert len(owned.item_P) == 0  # nothing is owned
+    assert len(owned.item_O) == 0  # nothing is owned
     negatives = StepNegatives(torch.tensor([[1, 2]]), torch.tensor([1, 2, 3]), owned)
     found = step_loss(PairLoss("bpr"), state_LBD, rows_ID, torch.tensor([[1, 2]]), negatives)
     log_sigmoid = torch.nn.functional.logsigmoid
@@ -179,7 +178,7 @@ def test_popularity_and_chance_rank_what_was_seen_too(training: Training):
 
 def test_lists_hold_targets_that_the_user_has_had(tmp_path: Path):
     found = list_metrics(started(tmp_path, list_length=ITEMS))
-    assert found["ranked"]["recall"] == 1.0
+    assert found.ranked["recall"] == 1.0
 
 
 def test_candidates_of_the_fine_tune_hold_what_came_before_the_cut():

@@ -1,4 +1,4 @@
-"""Rows in = rows out + rows left out by reason, said on the console."""
+"""The console says: rows read = rows kept + rows left out by reason."""
 
 from pathlib import Path
 

@@ -173,7 +173,7 @@ def test_user_scores_that_know_a_held_out_interaction_are_refused(toy: Path):
 
 
 def test_user_scores_of_other_data_are_refused(toy: Path):
-    """Positions alone do not tell: the other split may have shown the prompt what is to be predicted here."""
+    """Positions alone do not show this: a prompt of another split may hold interactions that are predicted here."""
     write_prepared(toy / "other", cycles(20, ITEMS, 14), items=ITEMS)
     with pytest.raises(ConfigError, match=r"scored from other data than .*/prepare"):
         load_inputs(llm_settings(toy, user_run(toy, cutoff=9, data="other")))
@@ -190,7 +190,7 @@ def test_a_score_run_of_the_other_kind_is_refused(toy: Path):
 
 @pytest.mark.parametrize("users", [20, 15])
 def test_after_the_prompt_scored_users_are_trained_or_it_is_refused(toy: Path, users: int):
-    """Scores of whole histories would leave those users to train on that have no scores, and nobody else."""
+    """With scores of whole histories, only users without scores would be left to train on."""
     whole = user_run(toy, cutoff=9, users=users)
     with pytest.raises(ConfigError, match="nothing is left to train on after them"):
         load_inputs(llm_settings(toy, whole, user_guided_train="after_prompt"))
@@ -201,7 +201,7 @@ def test_after_the_prompt_scored_users_are_trained_or_it_is_refused(toy: Path, u
 
 
 def test_users_without_scores_are_counted_and_have_no_vector(toy: Path):
-    """5 of 20 users have none: the others are standardised among themselves."""
+    """5 of 20 users have no scores. The others are standardised without them."""
     inputs = load_inputs(llm_settings(toy, user_run(toy, cutoff=9, users=15)))
     vectors_UA = inputs.user_vectors.evaluation_UA
     assert vectors_UA[15:].tolist() == [[0, 0]] * 5
@@ -249,7 +249,7 @@ def test_a_user_side_that_decides_nothing_is_warned_of(toy: Path):
 
 
 def test_the_first_losses_are_those_of_the_golden_curve(toy: Path):
-    """A refactor must reproduce these; a change of behaviour brings new ones."""
+    """A refactor must reproduce these losses; a change of behaviour records new ones."""
     losses = [line["loss"] for line in finished(settings(toy, epochs=4)).progress.lines]
     golden = json.loads((Path(__file__).parents[1] / "golden_losses.json").read_text(encoding="utf-8"))
     assert losses == pytest.approx(golden, rel=1e-4)
@@ -335,7 +335,7 @@ def kill_worker_after_two_evaluations(history: Path, killed: list[int]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, local_ray: Any):
-    """In a folder that is named by a URI, whose checkpoints go through Arrow's wrapper of fsspec."""
+    """The folder is named by a URI, so its checkpoints go through Arrow's wrapper of fsspec."""
     config = settings(toy, epochs=20, patience=20, item_scores=str(toy / "scores.csv"))
     config = dataclasses.replace(config, output=f"file://{toy}/train")
     killed: list[int] = []

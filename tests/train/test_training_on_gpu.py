@@ -1,4 +1,4 @@
-"""What only a GPU does in the recommenders' training: fp16 autocast with a loss scaler.
+"""The part of training that needs a GPU: fp16 autocast with a loss scaler.
 
 On a machine with one: `pytest -m gpu`. No Ray is needed.
 """
@@ -27,13 +27,13 @@ def accumulate_one_batch(training: Training) -> None:
     training.model.train()
     draws = epoch_draws(0, 1, 0)
     contents = epoch_contents(training.config, training.inputs, 1)
-    content = (contents[6:] or contents)[0]  # of sessions a step that users' vectors are known for
+    content = (contents[6:] or contents)[0]  # a step of sessions whose users have vectors
     whole = whole_batch(training.config, training.inputs, content, training.popularity_I, draws)
     accumulate_gradients(training, whole)
 
 
 def first_gradient(training: Training) -> torch.Tensor:
-    """Of one batch, flat, unscaled, on the CPU."""
+    """The gradient of one batch: flat, unscaled, on the CPU."""
     accumulate_one_batch(training)
     if training.scaler.is_enabled():
         for optimizer in training.optimizers:
@@ -58,7 +58,7 @@ def test_learns_a_pattern_to_recall_1(toy: Path, name: str):  # noqa: F811
 
 @EVERY
 def test_ranks_are_those_of_the_cpu(toy: Path, changes: dict):  # noqa: F811
-    """All in one precision: evaluation runs without autocast."""
+    """Both sides have the same precision, because evaluation runs without autocast."""
     config = settings(toy, candidates=("full",), **changes)
     on_cpu, on_gpu = begun(config), begun(config, device=GPU)
     ranks = [target_ranks(training, TEST, ["full"])["full"] for training in (on_cpu, on_gpu)]

@@ -58,8 +58,8 @@ def test_means_behind_the_shared_prefix_are_those_of_one_pass_per_item(tokenizer
     for row, text in enumerate(texts):
         ids = torch.tensor([[*encoder.shared, *text]])
         with torch.inference_mode():
-            states_LD = model(input_ids=ids).last_hidden_state[0, len(encoder.shared) :]
-        np.testing.assert_allclose(together[row], states_LD.mean(0).numpy(), rtol=1e-4, atol=1e-5)
+            states_TD = model(input_ids=ids).last_hidden_state[0, len(encoder.shared) :]
+        np.testing.assert_allclose(together[row], states_TD.mean(0).numpy(), rtol=1e-4, atol=1e-5)
         alone = mean_states(model, prefilled(model, encoder.shared), [text])
         np.testing.assert_allclose(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
@@ -69,9 +69,9 @@ def test_components_are_those_of_the_svd():
     found = principal_components(rows_ID, 3)
     _, singular, axes = np.linalg.svd(rows_ID - rows_ID.mean(0), full_matrices=False)
     expected = (rows_ID - rows_ID.mean(0)) @ axes[:3].T
-    np.testing.assert_allclose(np.abs(found.scores_IK), np.abs(expected), rtol=1e-8, atol=1e-8)
-    np.testing.assert_allclose(found.explained_K, singular[:3] ** 2 / (singular**2).sum(), rtol=1e-8)
-    np.testing.assert_allclose(principal_components(rows_ID[::-1], 3).scores_IK[::-1], found.scores_IK, atol=1e-8)
+    np.testing.assert_allclose(np.abs(found.scores_IA), np.abs(expected), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found.explained_A, singular[:3] ** 2 / (singular**2).sum(), rtol=1e-8)
+    np.testing.assert_allclose(principal_components(rows_ID[::-1], 3).scores_IA[::-1], found.scores_IA, atol=1e-8)
 
 
 def test_the_stage_writes_what_training_takes(folder: Path, monkeypatch: pytest.MonkeyPatch):
