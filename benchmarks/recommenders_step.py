@@ -83,6 +83,8 @@ def made_up_inputs(items: int, *, histories: int):
     prompt_U, is_train_N = np.zeros(histories, np.int64), np.full(len(user_N), True)
     return Inputs(
         items=items,
+        new=None,
+        new_items=0,
         items_N=torch.from_numpy(item_N),
         first_U=np.arange(histories + 1) * (HISTORY + 1),
         windows=training_windows(user_N, is_train_N, max_history=HISTORY, prompt_U=prompt_U),

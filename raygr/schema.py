@@ -10,11 +10,17 @@ import pyarrow as pa
 PADDING_INDEX = 0
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+NEW = "new"  # the part of targets with new items, in the files of a train run
+# Candidate sets on data with new items: the new items alone, or the whole catalogue with new items as the model scores
+# them, or moved by the calibrated offset.
+NEW_ITEMS, WHOLE, CALIBRATED = "new-items", "whole", "whole-calibrated"
 
 # A prepare run: items/ and reviews/ are folders of Parquet parts (they hold text and are streamed);
 # interactions.parquet and users.parquet hold ids and numbers only and fit in memory.
 ITEMS, REVIEWS, INTERACTIONS, USERS = "items", "reviews", "interactions.parquet", "users.parquet"
 STATISTICS = "statistics.json"
+# Only with new items: their interactions, which are in none of the other files. New items have the highest item_index.
+NEW_INTERACTIONS = "new_interactions.parquet"
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -50,6 +56,15 @@ INTERACTION_SCHEMA = pa.schema(  # sorted by (user_index, position)
         ("rating", pa.float32()),  # null for implicit data
         ("timestamp", pa.int64()),
         ("split", pa.string()),
+    ]
+)
+NEW_INTERACTION_SCHEMA = pa.schema(  # sorted by user_index and time
+    [
+        ("user_index", pa.int32()),
+        ("item_index", pa.int32()),
+        ("position", pa.int32()),  # number of the user's interactions with other items before it: the history
+        ("rating", pa.float32()),  # null for implicit data
+        ("timestamp", pa.int64()),
     ]
 )
 USER_SCHEMA = pa.schema(
@@ -90,8 +105,8 @@ RANK_SCHEMA = pa.schema(  # one row per (target, candidate set); validation has 
         ("user_index", pa.int32()),
         ("position", pa.int32()),  # of the target in the user's history
         ("last", pa.bool_()),  # whether it is the user's last target of the part
-        ("part", pa.string()),  # validation or test
-        ("candidates", pa.string()),  # full, uniform-100 or popularity-100
+        ("part", pa.string()),  # validation, test or new
+        ("candidates", pa.string()),  # full, uniform-100, popularity-100, new-items, whole or whole-calibrated
         ("target", pa.int32()),  # item_index
         ("rank", pa.float32()),  # 1 is best; ties share the mean rank
         ("target_train_count", pa.int32()),  # train interactions of the target: the cold-start bucket

@@ -13,6 +13,8 @@ from raygr.schema import (
     INTERACTIONS,
     ITEM_SCHEMA,
     ITEMS,
+    NEW_INTERACTION_SCHEMA,
+    NEW_INTERACTIONS,
     REVIEW_SCHEMA,
     REVIEWS,
     SCORE_SCHEMA,
@@ -81,18 +83,26 @@ def write_prepared(
     tests: int = 1,
     keep_duplicate: str = "first",
     user_ids: list[str] | None = None,
+    new: list[tuple[int, int, int]] | None = None,
+    **settings: Any,
 ) -> str:
     """Writes a prepare run; the last `tests` interactions of each user are test, the one before them validation.
 
+    `new` holds (user_index, item_index, position) of the interactions with new items, the last ones of the catalogue.
+
     item_id is "i" + item_index; user_id is "u" + user_index unless `user_ids` are given.
     """
-    config = {"split": "leave_one_out", "rating_range": [1, 5], "keep_duplicate": keep_duplicate}
+    config = {"split": "leave_one_out", "rating_range": [1, 5], "keep_duplicate": keep_duplicate} | settings
     run = runs.start_run(str(folder), job="prepare", config=config)
     rows = [
         row
         for user, history in enumerate(histories)
         for row in user_rows(user, history, (ratings or {0: None})[user if ratings else 0], tests)
     ]
+    if new:
+        new_rows = [(user, item, position, None, position) for user, item, position in new]
+        new_table = typed(list(zip(*new_rows, strict=True)), NEW_INTERACTION_SCHEMA)
+        files.write_table(new_table, run.file(NEW_INTERACTIONS))
     columns = list(zip(*rows, strict=True))
     files.write_table(typed(columns, INTERACTION_SCHEMA), run.file(INTERACTIONS))
     texts = [(*row, "", f"words of u{row[0]} at {row[2]}") for row in rows]

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import torch
 
 from raygr import files, runs
-from raygr.data.interactions import Interactions, read_ids, read_interactions
-from raygr.metrics.rank_tables import Ranking, candidates_of
+from raygr.data.interactions import Interactions, NewTargets, read_ids, read_interactions, read_new_targets
+from raygr.metrics.rank_tables import NEW_TARGETS, Ranking, candidates_of
 from raygr.metrics.ranking import candidate_ranks, full_ranks, mean_ranks
 from raygr.schema import CANDIDATES, ITEMS, TRAIN, USERS
 from raygr.simulate.truth import RECENT, ShopTruth, read_truth, true_logits
-from raygr.train.batches import Targets, seen_pairs
+from raygr.train.batches import Targets, new_item_targets, ranked_items, seen_pairs, with_new_before
 
 POPULARITY, CHANCE = "popularity", "chance"
 TRUTH, TASTELESS = "truth", "truth without tastes"
@@ -43,21 +43,19 @@ def reference_rankings(
     References are popularity and chance, and, for a simulate run `shop`, the truth with and without tastes. `run` is
     the train run of these rankings; sampled candidates are read from it.
     """
-    found = read_interactions(data)
+    found, new = read_interactions(data), read_new_targets(data)
     train_count_I = np.bincount(found.item_N[found.split_N == TRAIN] - 1, minlength=found.items)
     made: dict[str, dict[str, Ranking]] = {POPULARITY: {}, CHANCE: {}}
     if shop:
         made |= {TRUTH: {}, TASTELESS: {}}
         truth = read_truth(shop, user_ids_U=read_ids(data, USERS, "user"), item_ids_I=read_ids(data, ITEMS, "item"))
     for name, ranking in rankings.items():
-        candidates = candidates_of(name)
-        candidates_UC = None if candidates == "full" else read_candidates(run, candidates)
-        rank_E, among_E = popularity_ranks(found, ranking, train_count_I, candidates_UC)
+        rank_E, among_E = popularity_ranks(run, found, new, name, ranking, train_count_I)
         made[POPULARITY][name] = ranking._replace(rank_E=rank_E)
         made[CHANCE][name] = ranking._replace(rank_E=(among_E + 1) / 2, among_E=among_E)
         if shop:
             for reference, tastes in ((TRUTH, True), (TASTELESS, False)):
-                rank_E = truth_ranks(found, ranking, truth, candidates_UC, tastes=tastes)
+                rank_E = truth_ranks(run, found, name, ranking, truth, tastes=tastes)
                 made[reference][name] = ranking._replace(rank_E=rank_E)
     return made
 
@@ -71,22 +69,29 @@ def read_candidates(run: str, name: str) -> np.ndarray:
 
 
 def popularity_ranks(
-    found: Interactions, ranking: Ranking, train_count_I: np.ndarray, candidates_UC: np.ndarray | None
+    run: str, found: Interactions, new: NewTargets | None, name: str, ranking: Ranking, train_count_I: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each target's rank by train interactions, and the number of items in the ranking with the target: (E,) each.
 
-    The ranking is over the whole catalogue if `candidates_UC` is None.
+    New items have no train interactions and share the last ranks.
     """
-    targets, items_N = ranked_targets(found, ranking), torch.from_numpy(found.item_N)
-    sorted_I = np.sort(train_count_I)
+    candidates, targets = candidates_of(name), ranked_targets(found, new, name, ranking)
+    items_N = torch.from_numpy(found.item_N)
+    sampled = candidates.endswith("-100")
+    candidates_UC = read_candidates(run, candidates) if sampled else None
+    first, end = ranked_items(candidates, found.items, found.new_items)
+    count_I = train_count_I[first:end]
+    sorted_I = np.sort(count_I)
     parts = []
     for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
-        target_B = items_N[targets.target_at_E[example_B]].numpy()
+        target_B = targets.items(items_N, example_B).numpy()
         if candidates_UC is None:
             # seen items are left out, unless users may interact with an item again
             seen_by_B = example_B[:0] if found.repeats else example_B
-            row_N, seen_N = (column.numpy() for column in seen_pairs(items_N, targets, seen_by_B))
-            parts.append(catalogue_ranks(target_B, row_N, seen_N, train_count_I, sorted_I))
+            row_N, seen_N = (one.numpy() for one in seen_pairs(items_N, targets, seen_by_B, new))
+            is_ranked_N = (seen_N > first) & (seen_N <= end)
+            seen = row_N[is_ranked_N], seen_N[is_ranked_N] - first
+            parts.append(catalogue_ranks(target_B - first, *seen, count_I, sorted_I))
         else:
             others_BC = candidates_UC[targets.user_E[example_B]]
             counts = (torch.from_numpy(train_count_I[items - 1]) for items in (others_BC, target_B[:, None]))
@@ -96,11 +101,12 @@ def popularity_ranks(
 
 
 def truth_ranks(
-    found: Interactions, ranking: Ranking, truth: ShopTruth, candidates_UC: np.ndarray | None, *, tastes: bool
+    run: str, found: Interactions, name: str, ranking: Ranking, truth: ShopTruth, *, tastes: bool
 ) -> np.ndarray:
-    """Each target's rank by the shoppers' own choice model, (E,); over the whole catalogue without `candidates_UC`."""
-    targets, items_N = ranked_targets(found, ranking), torch.from_numpy(found.item_N)
-    parts = []
+    """Each target's rank by the shoppers' own choice model, (E,). The data have no new items (`check_truth`)."""
+    candidates, targets = candidates_of(name), ranked_targets(found, None, name, ranking)
+    items_N, parts = torch.from_numpy(found.item_N), []
+    candidates_UC = None if candidates == "full" else read_candidates(run, candidates)
     for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
         user_B, at_B = targets.user_E[example_B], targets.target_at_E[example_B]
         # Where only one interaction is before the target, it stands for all recent ones: their mean is the same.
@@ -114,11 +120,14 @@ def truth_ranks(
     return torch.cat(parts).double().numpy()
 
 
-def ranked_targets(found: Interactions, ranking: Ranking) -> Targets:
-    """The targets of a ranking, each with all interactions of the user before it."""
+def ranked_targets(found: Interactions, new: NewTargets | None, name: str, ranking: Ranking) -> Targets:
+    """The targets of a ranking; those with new items are in the order of the prepare run, as the ranks are."""
+    if new is not None and name.endswith(NEW_TARGETS):
+        return new_item_targets(new, found.user_N, max_history=1)
     user_E, position_E = (column.astype(np.int64) for column in (ranking.user_E, ranking.position_E))
     first_E = np.searchsorted(found.user_N, user_E)
-    return Targets(*map(torch.from_numpy, (user_E, first_E, position_E, first_E, first_E + position_E)))
+    targets = Targets(*map(torch.from_numpy, (user_E, first_E, position_E, first_E, first_E + position_E)))
+    return targets if new is None else with_new_before(targets, new)
 
 
 def catalogue_ranks(

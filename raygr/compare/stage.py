@@ -28,7 +28,7 @@ from raygr.config import ConfigError
 from raygr.metrics.gains import Gain, WayShare, gains, way_shares
 from raygr.metrics.rank_tables import Ranking, count_edges, counted_ranking, read_rankings, user_values
 from raygr.metrics.ranking import METRICS
-from raygr.schema import COMPARISON, RANKS, TEST
+from raygr.schema import COMPARISON, NEW, RANKS, TEST
 from raygr.simulate.truth import check_truth
 from raygr.train.config import TrainConfig
 from raygr.train.run_metrics import RunMetrics, read_metrics
@@ -118,6 +118,7 @@ def read_train_run(path: str) -> ComparedRun:
     config = runs.read_run(path, job="train").config
     ranks = files.read_table(files.join(path, RANKS))
     rankings = read_rankings(ranks, part=TEST, targets=tuple(config["targets"]))
+    rankings |= read_rankings(ranks, part=NEW, targets=("new",))
     return ComparedRun(path, config, read_metrics(path), rankings)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from raygr import files, runs
-from raygr.schema import INTERACTIONS, ITEMS, TEST, TRAIN, USERS, VALIDATION
+from raygr.schema import INTERACTIONS, ITEMS, NEW_INTERACTIONS, TEST, TRAIN, USERS, VALIDATION
 
 
 class Interactions(NamedTuple):
@@ -24,6 +24,17 @@ class Interactions(NamedTuple):
     items: int
     repeats: bool = False
     """Repeat purchases were kept, so a target may be an item that the user had before."""
+    new_items: int = 0
+    """Number of items, the last ones, that no interaction here has: see `read_new_targets`."""
+
+
+class NewTargets(NamedTuple):
+    """N interactions with new items, sorted by user and time."""
+
+    user_N: np.ndarray
+    item_N: np.ndarray
+    position_N: np.ndarray
+    """The number of the user's other interactions before it."""
 
 
 def read_interactions(data: str) -> Interactions:
@@ -36,9 +47,21 @@ def read_interactions(data: str) -> Interactions:
     users = files.read_table(files.join(data, USERS), ["user_index"]).num_rows
     split_N = table["split"].to_numpy().astype(str)
     repeats = runs.read_run(data, job="prepare").config.get("keep_duplicate") == "all"
-    found = Interactions(user_N, item_N, rating_N, split_N, users, items, repeats)
+    new = read_new_targets(data)
+    new_items = 0 if new is None else len(np.unique(new.item_N))
+    found = Interactions(user_N, item_N, rating_N, split_N, users, items, repeats, new_items)
     check_interactions(found, position_N, data)
     return found
+
+
+def read_new_targets(data: str) -> NewTargets | None:
+    """The interactions with new items of the prepare run at `data`; None where it has no new items."""
+    path = files.join(data, NEW_INTERACTIONS)
+    if not files.exists(path):
+        return None
+    names = ("user_index", "item_index", "position")
+    table = files.read_table(path, list(names))
+    return NewTargets(*(table[name].to_numpy().astype(np.int64) for name in names))
 
 
 def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -> None:
@@ -52,6 +75,7 @@ def check_interactions(found: Interactions, position_N: np.ndarray, data: str) -
     problems = {
         "no rows": not len(found.user_N),
         f"an item_index outside 1..{found.items} in row {', '.join(map(str, first_outside))}": is_outside_N.any(),
+        "a new item in a history": (found.item_N > found.items - found.new_items).any(),
         "a user_index outside 0..users-1": ((found.user_N < 0) | (found.user_N >= found.users)).any(),
         "rows not sorted by user_index and position": not is_sorted,
         "a split that is not train, validation or test": not np.isin(found.split_N, order).all(),

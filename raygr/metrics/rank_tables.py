@@ -1,7 +1,7 @@
 """RANK rows -> one ranking per candidate set and choice of targets, and its metrics.
 
 The ranking `full` holds the last test target of each user, ranked in the whole catalogue; `full, every target` holds
-all test targets.
+all test targets. Names of targets with new items end in `, new targets`.
 Shape letters: `E` examples: targets to rank.
 """
 
@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from raygr.metrics.ranking import METRICS, chance_values, metric_values, user_means
 
 EVERY = ", every target"
+NEW_TARGETS = ", new targets"
+SUFFIXES = {"last": "", "every": EVERY, "new": NEW_TARGETS}
 
 
 class Ranking(NamedTuple):
@@ -30,11 +32,14 @@ class Ranking(NamedTuple):
 
 def candidates_of(name: str) -> str:
     """The candidate set in a ranking's name."""
-    return name.removesuffix(EVERY)
+    return name.removesuffix(EVERY).removesuffix(NEW_TARGETS)
 
 
 def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> dict[str, Ranking]:
-    """Rankings of one part of the RANK rows, by name. `targets` holds `last`, `every` or both."""
+    """Rankings of one part of the RANK rows, by name. `targets` holds `last`, `every` or both.
+
+    `new` stands for every target of the part of new items.
+    """
     rows = ranks.filter(pc.field("part") == part).sort_by([("user_index", "ascending"), ("position", "ascending")])
     found = {}
     for candidates in rows["candidates"].unique().to_pylist():
@@ -42,7 +47,7 @@ def read_rankings(ranks: pa.Table, *, part: str, targets: tuple[str, ...]) -> di
         for which in targets:
             chosen = ranked.filter(pc.field("last")) if which == "last" else ranked
             columns = (chosen[name].to_numpy() for name in ("user_index", "position", "rank", "target_train_count"))
-            found[candidates if which == "last" else f"{candidates}{EVERY}"] = Ranking(*columns)
+            found[f"{candidates}{SUFFIXES[which]}"] = Ranking(*columns)
     return found
 
 

@@ -146,12 +146,13 @@ class RefinedEmbedding(nn.Module):
         """Pads guided vectors to the width of the table, (..., D): with `concat` the learned dimensions are 0."""
         return nn.functional.pad(guided, (self.width - guided.shape[-1], 0))
 
-    def item_rows(self, item_J: Tensor | None = None) -> Tensor:
+    def item_rows(self, item_J: Tensor | None = None, is_kept_J: Tensor | None = None) -> Tensor:
         """The rows whose products with a user's vector are scores, of items 1..I or of `item_J`, (J, D).
 
-        They are (9a); with a guided user state the standardised scores follow, (J, D + A).
+        They are (9a); with a guided user state the standardised scores follow, (J, D + A). Rows that are not marked in
+        `is_kept_J` have no learned part; None keeps all.
         """
-        rows_JD = self.input_rows(item_J)
+        rows_JD = self.input_rows(item_J, is_kept_J)
         return rows_JD if self.state is None else torch.cat([rows_JD, self.standard_rows(item_J)], dim=1)
 
     def standard_rows(self, item_J: Tensor | None = None) -> Tensor:
@@ -162,11 +163,13 @@ class RefinedEmbedding(nn.Module):
         """The encoder's table: `item_rows` without the columns of the guided user state, and a zero row before them."""
         return padded(rows_JD[:, : self.width])
 
-    def input_rows(self, item_J: Tensor | None = None) -> Tensor:
+    def input_rows(self, item_J: Tensor | None = None, is_kept_J: Tensor | None = None) -> Tensor:
         """(9a): the refined embeddings of items 1..I, (I, D), or of `item_J` only, (J, D)."""
         base_ID: Tensor = self.base_ID
         if item_J is not None:
             base_ID = nn.functional.embedding(item_J - 1, base_ID, sparse=self.sparse)
+        if is_kept_J is not None:
+            base_ID = base_ID * is_kept_J[:, None]
         if not self.aspects or self.fusion.form == "none":
             return base_ID
         features_IF = self.features_IF if item_J is None else self.features_IF[item_J - 1]

@@ -1,12 +1,12 @@
 """Settings of `raygr prepare`."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place, RawFiles
+from raygr.config import STRICT, Place, RawFiles, refuse
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -50,8 +50,17 @@ class PrepareConfig:
     last_interactions: int | None = Field(default=None, ge=3)
     """Number of newest interactions kept per user, before the filter; null keeps all interactions."""
     split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    test_interactions: int = Field(default=1, ge=1)
+    """`leave_one_out`: number of last interactions of each user that are test; the one before them is validation. 1 is
+    the published split. A user always keeps one train interaction, so a short history has fewer test interactions. More
+    than one needs `targets: [every]` in `raygr train`, which ranks each of them after all interactions before it."""
     temporal_quantile: float = Field(default=0.9, gt=0, lt=1)
     """`temporal`: interactions after this quantile of all times are test, and the tenth before it is validation."""
+    new_items: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the items that training must not know: no interaction with them is train, validation or test. They are
+    ranked as new items, each after the user's other interactions before it."""
+    new_items_by: Literal["seed", "time"] = "seed"
+    """How new items are chosen: at random with `seed`, or the items whose first interaction is newest."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     allow_broken_files: bool = False
     """Continue without the unreadable rest of damaged files, such as an incomplete download."""
@@ -64,3 +73,13 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.rating_range is None:
             object.__setattr__(self, "rating_range", (0.5 if self.format == "movielens" else 1.0, 5.0))
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        unused = {
+            "on split: temporal": ("test_interactions",) if self.split == "temporal" else (),
+            "without new_items": () if self.new_items else ("new_items_by",),
+        }
+        by_order = self.new_items_by == "time" and self.timestamps == "position"
+        refuse(self, unused, {"new_items_by: time needs times, but timestamps: position has only an order": by_order})
+        return self

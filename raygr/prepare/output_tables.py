@@ -12,7 +12,7 @@ from raygr.prepare.metadata import TEXT_NAMES
 from raygr.prepare.reviews import REVIEW_TEXTS
 from raygr.prepare.selection import Kept
 from raygr.prepare.two_passes import filled
-from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
+from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, NEW_INTERACTION_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
 
 COUNTS = ("written", "text_cut", "text_repaired", "without_text")
 
@@ -51,6 +51,12 @@ def interactions(kept: Kept) -> pa.Table:
     """INTERACTION_SCHEMA of all kept interactions."""
     rows = kept_rows(kept).append_column("split", part_names(kept.part))
     return rows.select(INTERACTION_SCHEMA.names).cast(INTERACTION_SCHEMA)
+
+
+def new_interactions(kept: Kept) -> pa.Table:
+    """NEW_INTERACTION_SCHEMA of all interactions with new items."""
+    columns = kept.new._asdict() | {"rating": pa.array(kept.new.rating, mask=np.isnan(kept.new.rating))}
+    return pa.table(columns).cast(NEW_INTERACTION_SCHEMA)
 
 
 def review_part(rows: pa.Table, texts: pa.Table, limit: int) -> Part:

@@ -16,13 +16,28 @@ logger = logging.getLogger(__name__)
 
 
 def kept_counts(
-    everything: ScannedInteractions, kept: Kept, dropped: Mapping[str, Dropped], tally: Tally
+    everything: ScannedInteractions,
+    kept: Kept,
+    dropped: Mapping[str, Dropped],
+    tally: Tally,
+    config: PrepareConfig,
 ) -> dict[str, Any]:
     """The counts of reviews, users and reviewed items, read, kept and dropped by reason, and of each part."""
     record = tally.record()
     record["by_reason"] |= {reason: one.interactions for reason, one in dropped.items() if one.interactions}
     users_with = {part: len(np.unique(kept.user_index[kept.part == part])) for part in (TRAIN_PART, TEST_PART)}
     sizes = np.bincount(kept.part, minlength=len(PARTS)).tolist()
+    tests = np.bincount(kept.user_index[kept.part == TEST_PART], minlength=len(kept.user_ids))
+    new: dict[str, Any] = {}
+    if config.new_items:
+        record["by_reason"]["with_new_items"] = len(kept.new.user_index)
+        new["new_items"] = {
+            "items": kept.new_items,
+            "interactions": len(kept.new.user_index),
+            "without_history": int((kept.new.position == 0).sum()),
+        }
+    if config.test_interactions > 1:
+        new["users_with_fewer_tests"] = int(((tests > 0) & (tests < config.test_interactions)).sum())
     return {
         "reviews": {"kept": len(kept.row), **record},
         "users": {
@@ -37,6 +52,7 @@ def kept_counts(
             "by_reason": {reason: one.items for reason, one in dropped.items() if one.items},
         },
         "interactions": dict(zip(PARTS, sizes, strict=True)),
+        **new,
     }
 
 
@@ -51,6 +67,12 @@ def log_counts(counts: Mapping[str, Any], config: PrepareConfig) -> None:
     for name in ("users", "reviewed_items"):
         one = counts[name]
         log_rows(name.replace("_", " "), read=one["read"], kept=one["kept"], dropped=one["by_reason"])
+    new = counts.get("new_items")
+    if new:
+        logger.info(
+            "new items: %d, with %d interactions that are in no other part; %d of them have no history before them",
+            *new.values(),
+        )
     described = items["kept"] - items["without_metadata"]
     if config.metadata:
         log_rows("rows of metadata", read=items["read"], kept=described, dropped=items["by_reason"])
@@ -60,6 +82,10 @@ def log_counts(counts: Mapping[str, Any], config: PrepareConfig) -> None:
         "%d of %d items have no title or text": (items["without_text"], items["kept"]),
         "%d of %d users have no train interaction": (users["no_train"], users["kept"]),
         "%d of %d users have no test interaction": (users["no_test"], users["kept"]),
+        f"%d of %d users have fewer than {config.test_interactions} test interactions": (
+            counts.get("users_with_fewer_tests", 0),
+            users["kept"] - users["no_test"],
+        ),
         repaired.format("reviews"): (reviews["text_repaired"], reviews["kept"]),
         repaired.format("items"): (items["text_repaired"], items["kept"]),
         "%d review texts were cut to %d characters": (reviews["text_cut"], config.max_text_chars),

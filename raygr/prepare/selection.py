@@ -177,9 +177,22 @@ def passes(steps: Sequence[tuple[np.ndarray, int]], *, repeat: bool) -> np.ndarr
     return mask
 
 
+class NewInteractions(NamedTuple):
+    """Interactions with new items, sorted by user and time; empty without new items."""
+
+    user_index: np.ndarray
+    item_index: np.ndarray
+    position: np.ndarray  # number of the user's other interactions before it
+    rating: np.ndarray
+    timestamp: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """The final N interactions of U users and I items, sorted by user and position."""
+    """The final N interactions of U users and I items, sorted by user and position.
+
+    Items are numbered in the order of their ids, new items after all others.
+    """
 
     user_index: np.ndarray  # 0..U-1
     item_index: np.ndarray  # 1..I
@@ -191,32 +204,88 @@ class Kept:
     row: np.ndarray
     user_ids: pa.Array  # (U,)
     item_ids: pa.Array  # (I,)
+    new: NewInteractions
+    new_items: int
 
 
-def assign(data: ScannedInteractions, config: PrepareConfig) -> Kept:
-    """Adds indexes, positions and the split to the reduced interactions; InputError if the test part is empty."""
-    users, user_index = np.unique(data.user, return_inverse=True)
-    items, item_place = np.unique(data.item, return_inverse=True)
+def new_item_mask(data: ScannedInteractions, config: PrepareConfig) -> np.ndarray:
+    """Mask of the interactions with new items; InputError if the share is below one item."""
+    items, first = np.unique(data.item, return_index=True)
+    count = round(config.new_items * len(items))
+    if not config.new_items:
+        return np.zeros(len(data), bool)
+    if not 0 < count < len(items):
+        raise InputError(f"new_items={config.new_items} makes {count} of {len(items)} items new: choose another share")
+    if config.new_items_by == "time":
+        chosen = items[np.argsort(first)[-count:]]  # interactions are in chronological order
+    else:
+        chosen = np.random.default_rng([config.seed, 1]).choice(items, count, replace=False)
+    return np.isin(data.item, chosen)
+
+
+def set_aside(data: ScannedInteractions, config: PrepareConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the interactions with new items, and of those that are dropped: of users who have only new items.
+
+    The minimum counts hold before. Other items keep all their interactions, so the k-core still holds for them.
+    """
+    is_new = new_item_mask(data, config)
+    known = np.bincount(data.user[~is_new], minlength=len(data.user_ids))
+    return is_new, known[data.user] == 0
+
+
+def assign(data: ScannedInteractions, config: PrepareConfig) -> tuple[Kept, Dropped]:
+    """Adds indexes, positions, the split and new items to the reduced interactions.
+
+    Also returns what new items drop. InputError if the test part is empty.
+    """
+    is_new, is_dropped = set_aside(data, config)
+    before, known, new = sizes(data), data.take(~is_new), data.take(is_new & ~is_dropped)
+    dropped = Dropped(*(b - a for b, a in zip(before, sizes(data.take(~is_dropped)), strict=True)))
+    users, user_index = np.unique(known.user, return_inverse=True)
+    items, item_place = np.unique(known.item, return_inverse=True)
+    new_items, new_place = np.unique(new.item, return_inverse=True)
     position, length = positions(user_index, len(users))
-    part = split(data.timestamp, position, length, config)
+    part = split(known.timestamp, position, length, config)
     order = np.argsort(user_index, kind="stable")
-    return Kept(
+    kept = Kept(
         user_index=user_index[order].astype(np.int32),
         item_index=(item_place[order] + 1).astype(np.int32),
         position=position[order].astype(np.int32),
-        rating=data.rating[order],
-        timestamp=data.timestamp[order],
+        rating=known.rating[order],
+        timestamp=known.timestamp[order],
         part=part[order],
-        file=data.file[order],
-        row=data.row[order],
+        file=known.file[order],
+        row=known.row[order],
         user_ids=data.user_ids.take(pa.array(users)),
-        item_ids=data.item_ids.take(pa.array(items)),
+        item_ids=data.item_ids.take(pa.array(np.concatenate([items, new_items]))),
+        new=new_interactions(data, is_new, is_dropped, users, new_place + len(items) + 1),
+        new_items=len(new_items),
     )
+    return kept, dropped
+
+
+def new_interactions(
+    data: ScannedInteractions, is_new: np.ndarray, is_dropped: np.ndarray, users: np.ndarray, item_index: np.ndarray
+) -> NewInteractions:
+    """Interactions with new items that are not dropped, whose items are `item_index`; `users` are sorted."""
+    kept = data.take(~is_dropped)
+    is_new = is_new[~is_dropped]
+    by_user = np.argsort(kept.user, kind="stable")
+    known = ~is_new[by_user]
+    before = np.cumsum(known) - known  # known interactions before each one, of earlier users too
+    start = before[np.searchsorted(kept.user[by_user], kept.user[by_user])]
+    position = np.empty(len(kept), np.int32)
+    position[by_user] = before - start
+    new = kept.take(is_new)
+    user_index = np.searchsorted(users, new.user)
+    columns = (user_index, item_index, position[is_new], new.rating, new.timestamp)
+    order = np.argsort(user_index, kind="stable")
+    return NewInteractions(*(column[order] for column in columns))
 
 
 def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, config: PrepareConfig) -> np.ndarray:
     if config.split == "leave_one_out":
-        part = splits.leave_one_out(position, length)
+        part = splits.leave_one_out(position, length, config.test_interactions)
         hint = "keep users with three or more interactions (min_user_interactions)"
     elif config.timestamps == "position":
         files = ", ".join(config.reviews)

@@ -12,13 +12,16 @@ TRAIN_PART, VALIDATION_PART, TEST_PART = range(3)
 MIN_SPLIT_INTERACTIONS = 3
 
 
-def leave_one_out(position: np.ndarray, history_length: np.ndarray) -> np.ndarray:
-    """The last interaction of a user is test, the one before it validation; users below three have train only.
+def leave_one_out(position: np.ndarray, history_length: np.ndarray, tests: int = 1) -> np.ndarray:
+    """The last `tests` interactions of a user are test, the one before them validation, the others train.
 
-    `position`, from 0, and `history_length` describe each of the N interactions; the parts are (N,) int8.
+    Every user keeps a train and a validation interaction, so one with fewer than `tests` + 2 interactions has fewer
+    test interactions, and one with fewer than three has train interactions only. `position`, from 0, and
+    `history_length` describe each of the N interactions; the parts are (N,) int8.
     """
     left = history_length - 1 - position
-    part = np.select([left == 0, left == 1], [TEST_PART, VALIDATION_PART], default=TRAIN_PART).astype(np.int8)
+    test = np.clip(history_length - MIN_SPLIT_INTERACTIONS + 1, 0, tests)
+    part = np.select([left < test, left == test], [TEST_PART, VALIDATION_PART], default=TRAIN_PART).astype(np.int8)
     part[history_length < MIN_SPLIT_INTERACTIONS] = TRAIN_PART
     return part
 

@@ -31,7 +31,7 @@ from raygr.prepare.raw_files import error_text, expand_files
 from raygr.prepare.selection import Kept
 from raygr.ray_setup import connect
 from raygr.runs import Run, finish_run, remove_parts, start_run
-from raygr.schema import INTERACTIONS, ITEMS, REVIEWS, STATISTICS, USERS
+from raygr.schema import INTERACTIONS, ITEMS, NEW_INTERACTIONS, REVIEWS, STATISTICS, USERS
 
 PART_BYTES = 64 << 20
 PART_ROWS = 500_000
@@ -54,6 +54,8 @@ def prepare(config: PrepareConfig) -> Run:
     kept, counts = keep_interactions(review_files, config)
     described, counts["items"] = match_metadata(kept, metadata_files, config)
     write_table(output_tables.interactions(kept), run.file(INTERACTIONS))
+    if config.new_items:
+        write_table(output_tables.new_interactions(kept), run.file(NEW_INTERACTIONS))
     write_table(output_tables.users(kept), run.file(USERS))
     # Second pass: texts.
     counts["reviews"] |= write_reviews(kept, review_files, run, config)
@@ -75,8 +77,8 @@ def keep_interactions(files: list[str], config: PrepareConfig) -> tuple[Kept, di
     logger.log(logging.WARNING if len(tally.time_forms) > 1 else logging.INFO, "reviews: %s", tally.times())
     everything = selection.from_scan(scan)
     reduced, dropped = selection.reduce(everything, config)
-    kept = selection.assign(reduced, config)
-    return kept, run_counts.kept_counts(everything, kept, dropped, tally)
+    kept, dropped["only_new_items"] = selection.assign(reduced, config)
+    return kept, run_counts.kept_counts(everything, kept, dropped, tally, config)
 
 
 def match_metadata(kept: Kept, files: list[str], config: PrepareConfig) -> tuple[pa.Table, dict[str, Any]]:

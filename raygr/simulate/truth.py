@@ -38,7 +38,12 @@ def check_truth(shop: str, data: str) -> None:
     """ConfigError unless `data` was prepared from the reviews of the simulate run `shop`, which holds its truth."""
     if not files.exists(files.join(shop, POPULARITY)):
         raise ConfigError(f"truth: {shop} holds no {POPULARITY}: an earlier version made it; simulate again")
-    if files.fingerprint(files.join(shop, REVIEWS)) not in runs.read_run(data, job="prepare").inputs.values():
+    prepared = runs.read_run(data, job="prepare")
+    if prepared.config.get("new_items"):
+        raise ConfigError(
+            f"truth: {data} keeps new items out of histories, so the last films before a target are unknown"
+        )
+    if files.fingerprint(files.join(shop, REVIEWS)) not in prepared.inputs.values():
         raise ConfigError(f"truth: {data} was not prepared from the {REVIEWS} of {shop}: name the shop of this data")
 
 

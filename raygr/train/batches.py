@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raygr.data.interactions import NewTargets
+from raygr.schema import NEW_ITEMS
+
 NEW_SHARE = 0.5  # of a window's length: targets that no earlier window has; those before are context
 
 
@@ -44,6 +47,15 @@ class Targets(NamedTuple):
     first_seen_E: Tensor
     """The user's first interaction. The items from there to the target are the seen ones."""
     target_at_E: Tensor
+    """The place of the target, or of a new item where it would be: right after its history."""
+    new_item_E: Tensor | None = None
+    """item_index of targets with new items, which are not in the flat array; None for all others."""
+    new_before_E: Tensor | None = None
+    """The end of the interactions with new items that came before the target, among all of these; None without any."""
+
+    def items(self, items_N: Tensor, example_B: Tensor) -> Tensor:
+        """item_index of some targets; `items_N` is the flat array."""
+        return items_N[self.target_at_E[example_B]] if self.new_item_E is None else self.new_item_E[example_B]
 
 
 class Batch(NamedTuple):
@@ -101,6 +113,24 @@ def evaluation_targets(user_N: np.ndarray, is_part_N: np.ndarray, *, max_history
     start_E = np.maximum(first_E, at_E - max_history)
     columns = (user_N[at_E], start_E, at_E - start_E, first_E, at_E)
     return Targets(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+
+
+def new_item_targets(new: NewTargets, user_N: np.ndarray, *, max_history: int) -> Targets:
+    """The interactions with new items that have a history before them; `user_N` is of the flat array."""
+    at_E = np.flatnonzero(new.position_N > 0)
+    user_E, position_E = new.user_N[at_E], new.position_N[at_E]
+    first_E = np.searchsorted(user_N, user_E)
+    length_E = np.minimum(position_E, max_history)
+    columns = (user_E, first_E + position_E - length_E, length_E, first_E, first_E + position_E, new.item_N[at_E], at_E)
+    return Targets(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
+
+
+def with_new_before(targets: Targets, new: NewTargets) -> Targets:
+    """Targets of the flat array with `new_before_E`: the user's interactions with new items that came earlier."""
+    longest = 1 + max(int(new.position_N.max(initial=0)), int((targets.target_at_E - targets.first_seen_E).max()))
+    key_E = targets.user_E.numpy() * longest + (targets.target_at_E - targets.first_seen_E).numpy()
+    before_E = np.searchsorted(new.user_N * longest + new.position_N, key_E, side="right")
+    return targets._replace(new_before_E=torch.from_numpy(before_E))
 
 
 def is_last_of_user(user_E: np.ndarray) -> np.ndarray:
@@ -241,9 +271,30 @@ def session_lanes(length_E: Tensor, *, lanes: int, seed: int, epoch: int) -> Ten
     return found_LB2
 
 
-def seen_pairs(items_N: Tensor, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(row in the batch, item_index) pairs of all items that came before the target."""
-    first_B, count_B = targets.first_seen_E[example_B], (targets.target_at_E - targets.first_seen_E)[example_B]
-    row_N = torch.repeat_interleave(torch.arange(len(example_B)), count_B)
+def seen_pairs(
+    items_N: Tensor, targets: Targets, example_B: Tensor, new: NewTargets | None = None
+) -> tuple[Tensor, Tensor]:
+    """(row in the batch, item_index) pairs of all items that came before the target, of `new` only with it."""
+    found = [pairs_between(items_N, targets.first_seen_E[example_B], targets.target_at_E[example_B])]
+    if new is not None and targets.new_before_E is not None:
+        first_B = torch.searchsorted(torch.from_numpy(new.user_N), targets.user_E[example_B])
+        found.append(pairs_between(torch.from_numpy(new.item_N), first_B, targets.new_before_E[example_B]))
+    row_N, item_N = (torch.cat(column) for column in zip(*found, strict=True))
+    return row_N, item_N
+
+
+def ranked_items(candidates: str, items: int, new_items: int) -> tuple[int, int]:
+    """The first place and the end of the items that are ranked, in a catalogue whose last items are new.
+
+    `candidates` is full (without new items), NEW_ITEMS, WHOLE or CALIBRATED.
+    """
+    known = items - new_items
+    return known if candidates == NEW_ITEMS else 0, known if candidates == "full" else items
+
+
+def pairs_between(items_N: Tensor, first_B: Tensor, end_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, item_index) pairs of the items from `first_B` to before `end_B` of an array."""
+    count_B = end_B - first_B
+    row_N = torch.repeat_interleave(torch.arange(len(first_B)), count_B)
     step_N = torch.arange(len(row_N)) - torch.repeat_interleave(count_B.cumsum(0) - count_B, count_B)
     return row_N, items_N[first_B[row_N] + step_N]

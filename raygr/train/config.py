@@ -11,7 +11,7 @@ from raygr.config import STRICT, InputFile, ItemVectors, Place, PrepareRun, RayU
 USER_FIELDS = ("user_side", "user_control", "user_guided_train", "train_user_guided", "prompt_fraction")
 GUIDED_FIELDS = (
     "fusion", "add_map", "linear_map", "guided_weight", "control", "aspect_names", "user_scores", "user_score_run",
-    "user_table",
+    "user_table", "item_dropout",
 )  # fmt: skip
 MODEL_FIELDS = {
     ("gru4rec",): ("hidden_width", "input_dropout", "session_parallel"),
@@ -73,6 +73,9 @@ class TrainConfig:
     """lambda of (9a, 9b)."""
     base_width: int = Field(default=60, ge=1)
     """Learned dimensions; `concat` adds one per aspect to it, `add` does not."""
+    item_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the items whose learned row is 0 in a training batch, drawn anew for each. The guided part then learns
+    to stand for an item alone, which new items need."""
 
     model: Literal["gru4rec", "sasrec", "bert4rec"] = "sasrec"
     """GRU4Rec+ is gru4rec with `loss: bpr_max` and additional `negatives`."""

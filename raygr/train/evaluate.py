@@ -22,8 +22,15 @@ from raygr.metrics.diversity import (
 from raygr.metrics.ranking import candidate_ranks, full_ranks, metric_values
 from raygr.metrics.z_scores import standardise
 from raygr.models.inference import UserStates, base_parts, encode_users, relative_change, score_items
-from raygr.schema import TEST
-from raygr.train.batches import Targets, history_batch, is_last_of_user, rating_batch, seen_pairs
+from raygr.schema import CALIBRATED, TEST
+from raygr.train.batches import (
+    Targets,
+    history_batch,
+    is_last_of_user,
+    ranked_items,
+    rating_batch,
+    seen_pairs,
+)
 from raygr.train.run_metrics import ListFigures
 from raygr.train.state import Training
 
@@ -45,18 +52,27 @@ def item_scores(training: Training, targets: Targets, example_B: Tensor, rows_ID
 
 
 def left_out(training: Training, targets: Targets, example_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(row in the batch, item_index) pairs that are not ranked: the seen items, or none in data with repeats."""
+    """(row in the batch, item_index) pairs that are not ranked: the seen items, or none in data with repeats.
+
+    New items that the user had before count as seen, although no history holds them.
+    """
     inputs, device = training.inputs, training.device
-    pairs = seen_pairs(inputs.items_N, targets, example_B[:0] if inputs.repeats else example_B)
-    return pairs[0].to(device), pairs[1].to(device)
+    example_B = example_B[:0] if inputs.repeats else example_B
+    row_N, item_N = seen_pairs(inputs.items_N, targets, example_B, inputs.new)
+    return row_N.to(device), item_N.to(device)
 
 
 # --- ranks ---------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def target_ranks(training: Training, part: str, candidate_sets: Sequence[str]) -> dict[str, Tensor]:
-    """The rank of every target of the part in each candidate set, (E,). The workers share the targets."""
+def target_ranks(
+    training: Training, part: str, candidate_sets: Sequence[str], offset: float = 0.0
+) -> dict[str, Tensor]:
+    """The rank of every target of the part in each candidate set, (E,). The workers share the targets.
+
+    `offset` is added to the scores of new items in the candidate set CALIBRATED.
+    """
     training.model.eval()
     targets, share = training.inputs.targets[part], training.share
     ranks = {name: torch.zeros(len(targets.user_E)) for name in candidate_sets}
@@ -64,20 +80,27 @@ def target_ranks(training: Training, part: str, candidate_sets: Sequence[str]) -
     for example_B in torch.arange(share.rank, len(targets.user_E), share.workers).split(TARGETS_AT_ONCE):
         scores_BI = item_scores(training, targets, example_B, rows_ID)
         for name, rank_E in ranks.items():
-            rank_E[example_B] = batch_ranks(training, targets, example_B, scores_BI, candidate_set=name).cpu()
+            rank_E[example_B] = batch_ranks(training, targets, example_B, scores_BI, name, offset).cpu()
     # the sum gathers: every worker left the other workers' targets at 0
     return {name: share.total(rank_E.to(training.device)).cpu() for name, rank_E in ranks.items()}
 
 
 def batch_ranks(
-    training: Training, targets: Targets, example_B: Tensor, scores_BI: Tensor, *, candidate_set: str
+    training: Training, targets: Targets, example_B: Tensor, scores_BI: Tensor, candidate_set: str, offset: float
 ) -> Tensor:
     inputs, device = training.inputs, training.device
-    target_B = inputs.items_N[targets.target_at_E[example_B]].to(device)
-    if candidate_set == "full":
-        return full_ranks(scores_BI, target_B, *left_out(training, targets, example_B))
-    candidates_BC = inputs.candidates[candidate_set][targets.user_E[example_B]].long().to(device)
-    return candidate_ranks(scores_BI, target_B, candidates_BC)
+    target_B = targets.items(inputs.items_N, example_B).to(device)
+    if candidate_set in inputs.candidates:
+        candidates_BC = inputs.candidates[candidate_set][targets.user_E[example_B]].long().to(device)
+        return candidate_ranks(scores_BI, target_B, candidates_BC)
+    first, end = ranked_items(candidate_set, inputs.items, inputs.new_items)
+    if candidate_set == CALIBRATED:
+        known = inputs.items - inputs.new_items
+        scores_BI = torch.cat([scores_BI[:, :known], scores_BI[:, known:] + offset], dim=1)
+    row_N, item_N = left_out(training, targets, example_B)
+    is_ranked_N = (item_N > first) & (item_N <= end)
+    seen = row_N[is_ranked_N], item_N[is_ranked_N] - first
+    return full_ranks(scores_BI[:, first:end], target_B - first, *seen)
 
 
 # --- parts of the score --------------------------------------------------------------------------
@@ -117,16 +140,18 @@ def list_metrics(training: Training) -> ListFigures:
     """
     training.model.eval()
     config, targets = training.config, training.inputs.targets[TEST]
-    rows_ID, unit_ID = training.model.embedding.item_rows(), list_space(training)
+    rows_ID, known = training.model.embedding.item_rows(), training.inputs.items - training.inputs.new_items
+    unit_ID = list_space(training)[:known]
     found: dict[str, list[dict[str, Tensor]]] = {"ranked": [], "reranked": []}
     last_E = torch.from_numpy(is_last_of_user(targets.user_E.numpy())).nonzero()[:, 0]
     for example_B in last_E.split(TARGETS_AT_ONCE):
-        relevance_BI = scaled_relevance(
-            item_scores(training, targets, example_B, rows_ID).float(), *left_out(training, targets, example_B)
-        )
+        scores_BI = item_scores(training, targets, example_B, rows_ID)[:, :known].float()
+        row_N, item_N = left_out(training, targets, example_B)
+        is_known_N = item_N <= known
+        relevance_BI = scaled_relevance(scores_BI, row_N[is_known_N], item_N[is_known_N])
         ranked = top_lists(relevance_BI, config.list_length)
         reranked = mmr_lists(relevance_BI, unit_ID, weight=config.mmr_weight, length=config.list_length)
-        target_B = training.inputs.items_N[targets.target_at_E[example_B]].to(training.device)
+        target_B = targets.items(training.inputs.items_N, example_B).to(training.device)
         for name, lists in (("ranked", ranked), ("reranked", reranked)):
             found[name].append(metrics_of_lists(lists, target_B, unit_ID, weight=config.mmr_weight))
     means = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raygr import files, runs
 from raygr.config import ConfigError
-from raygr.data.interactions import Interactions, read_ids, read_interactions
+from raygr.data.interactions import Interactions, NewTargets, read_ids, read_interactions, read_new_targets
 from raygr.data.user_profiles import prompt_lengths, user_profiles
 from raygr.data.vector_tables import (
     AlignedScores,
@@ -29,8 +29,15 @@ from raygr.data.vector_tables import (
 from raygr.metrics.ranking import AVERAGE, TIE_RULE
 from raygr.metrics.z_scores import standardise, standardised_like
 from raygr.models.negatives import OwnedItems, owned_items
-from raygr.schema import ITEMS, TEST, TRAIN, USERS, VALIDATION
-from raygr.train.batches import Targets, Windows, evaluation_targets, training_windows
+from raygr.schema import ITEMS, NEW, TEST, TRAIN, USERS, VALIDATION
+from raygr.train.batches import (
+    Targets,
+    Windows,
+    evaluation_targets,
+    new_item_targets,
+    training_windows,
+    with_new_before,
+)
 from raygr.train.candidates import candidate_weights, sample_candidates
 from raygr.train.config import TrainConfig
 
@@ -53,6 +60,10 @@ class Inputs(NamedTuple):
     """Everything that one training reads. Every worker holds all of it (ids and numbers only)."""
 
     items: int
+    new: NewTargets | None
+    """Interactions with new items, also those without a history; None on data without new items."""
+    new_items: int
+    """Number of items, the last ones, that training does not know; they are ranked as new items only."""
     items_N: Tensor
     rating_N: Tensor
     """NaN where an interaction has no rating."""
@@ -62,7 +73,7 @@ class Inputs(NamedTuple):
     """The first interaction of each user, and as one more entry the end of the last user."""
     windows: Windows
     targets: dict[str, Targets]
-    """By part: validation and test."""
+    """By part: validation and test, and new on data with new items."""
     repeats: bool
     """Repeat purchases were kept: items of the history may be targets, and are ranked and drawn like any other."""
     owned: OwnedItems
@@ -95,15 +106,25 @@ def load_inputs(config: TrainConfig) -> Inputs:
         part: evaluation_targets(data.user_N, data.split_N == part, max_history=config.max_history, every=every[part])
         for part in (VALIDATION, TEST)
     }
+    new = read_new_targets(config.data)
+    if new is not None:
+        targets = {part: with_new_before(found, new) for part, found in targets.items()}
+        targets[NEW] = new_item_targets(new, data.user_N, max_history=config.max_history)
+        sampled = ", ".join(name for name in config.candidates if name != "full")
+        if sampled:
+            raise ConfigError(f"{config.data} has new items, which {sampled} would draw: set candidates: [full]")
     check_examples(config, windows, targets)
     train_count_I = np.bincount(data.item_N[is_train_N] - 1, minlength=data.items)
     candidates = sampled_sets(config, data, train_count_I)
     list_scores_IA = None
     if config.list_scores is not None:
         list_scores_IA = read_list_scores(config, config.list_scores, read_ids(config.data, ITEMS, "item"))
+    known = data.items - data.new_items  # new items are no negatives
     is_owned_N = is_train_N & (not data.repeats)  # with repeats the train items compete with the target
     return Inputs(
         items=data.items,
+        new=new,
+        new_items=data.new_items,
         items_N=torch.from_numpy(data.item_N),
         rating_N=torch.tensor(data.rating_N, dtype=torch.float32),
         rating_deviation=rating_deviation(data.rating_N[is_train_N]),
@@ -111,7 +132,7 @@ def load_inputs(config: TrainConfig) -> Inputs:
         windows=windows,
         targets=targets,
         repeats=data.repeats,
-        owned=owned_items(data.user_N[is_owned_N], data.item_N[is_owned_N], users=data.users, items=data.items),
+        owned=owned_items(data.user_N[is_owned_N], data.item_N[is_owned_N], users=data.users, items=known),
         candidates=candidates,
         train_count_I=train_count_I,
         scores=scores,
@@ -145,8 +166,13 @@ def protocol_stamp(
 ) -> dict[str, Any]:
     """The evaluation protocol; runs with the same stamp may be compared."""
     drawn = {name: hashlib.sha256(items_UC.numpy().tobytes()).hexdigest()[:12] for name, items_UC in candidates.items()}
+    kept = {name: prepared.config.get(name) for name in ("test_interactions", "new_items", "new_items_by")}
+    if not kept["new_items"]:
+        kept |= {"new_items": None, "new_items_by": None}
     return {
         "split": prepared.config["split"],
+        # 1 is the published leave-one-out, whose stamp stays as it was before the setting
+        **{name: value for name, value in kept.items() if value not in (None, 1)},
         "targets": sorted(config.targets),
         "average": AVERAGE,
         "candidates": sorted(config.candidates),

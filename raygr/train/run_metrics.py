@@ -24,6 +24,19 @@ class ListFigures:
     """Of the lists after maximal marginal relevance (MMR)."""
 
 
+@dataclass
+class NewItemFigures:
+    """Metrics of the targets with new items."""
+
+    items: int
+    targets: int
+    users: int
+    offset: float
+    """What the candidate set `whole-calibrated` adds to the scores of new items."""
+    metrics: dict[str, dict[str, float]]
+    """By candidate set: means over users."""
+
+
 @dataclass(kw_only=True)
 class RunMetrics:
     """metrics.json; its keys have the order of these fields."""
@@ -45,6 +58,8 @@ class RunMetrics:
     cold: dict[str, Any]
     """`below`: the number of train interactions that cold-start targets stay below; and by ranking their metrics."""
     lists: ListFigures
+    new: NewItemFigures | None = None
+    """None on data without new items."""
 
 
 def read_metrics(run: str) -> RunMetrics:

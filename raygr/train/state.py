@@ -65,9 +65,12 @@ def start_training(config: TrainConfig, inputs: Inputs, device: torch.device, sh
         users_UA=inputs.user_vectors.evaluation_UA if inputs.user_vectors else None,
         rating_deviation=inputs.rating_deviation,
     ).to(device)
+    known = inputs.items - inputs.new_items
+    with torch.no_grad():
+        model.embedding.base_ID[known:] = 0  # new items have no learned part, and the loss gives them no gradient
     optimizers = build_optimizers(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    popularity_I = popularity_sums(inputs.train_count_I, config.negative_alpha)
+    popularity_I = popularity_sums(inputs.train_count_I[:known], config.negative_alpha)
     return Training(config, inputs, share, device, model, optimizers, scaler, popularity_I, copied_weights(model))
 
 

@@ -44,6 +44,8 @@ class Draws(NamedTuple):
     masks: torch.Generator
     """Like `negatives`, the same on all workers."""
     negatives: torch.Generator
+    items: torch.Generator
+    """Like `negatives`: of `item_dropout`."""
 
 
 class WholeBatch(NamedTuple):
@@ -54,6 +56,8 @@ class WholeBatch(NamedTuple):
     """Negatives that all positions share."""
     expected_K: Tensor
     """The expected number of draws of each."""
+    is_kept_J: Tensor | None = None
+    """Marks items whose learned row is not dropped, of all items or of `item_J`; None without `item_dropout`."""
     item_J: Tensor | None = None
     """The sorted items that the batch touches: its ids are places in them, from 1. None: its ids are item_index."""
 
@@ -66,7 +70,10 @@ def epoch_draws(seed: int, epoch: int, rank: int) -> Draws:
     """The streams depend on (seed, epoch), the dropout seed also on the worker's rank, which must be below 1,007."""
     first = (seed * 100_003 + epoch) * 1_009
     return Draws(
-        first + rank, torch.Generator().manual_seed(first + 1_008), torch.Generator().manual_seed(first + 1_007)
+        first + rank,
+        torch.Generator().manual_seed(first + 1_008),
+        torch.Generator().manual_seed(first + 1_007),
+        torch.Generator().manual_seed(-first - 1),
     )
 
 
@@ -97,7 +104,10 @@ def whole_batch(config: TrainConfig, inputs: Inputs, content: Tensor, popularity
     if config.loss == "bce":
         batch.negative_BL[batch.in_loss_BL] = one_negative_each(inputs, batch, draws.negatives)
     shared_K = shared_negatives(popularity_I, config.negatives, generator=draws.negatives)
-    return WholeBatch(batch, shared_K, expected_counts(popularity_I, shared_K))
+    is_kept_J = None
+    if config.item_dropout:
+        is_kept_J = torch.rand(inputs.items, generator=draws.items) >= config.item_dropout
+    return WholeBatch(batch, shared_K, expected_counts(popularity_I, shared_K), is_kept_J)
 
 
 def one_negative_each(inputs: Inputs, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -107,7 +117,8 @@ def one_negative_each(inputs: Inputs, batch: Batch, generator: torch.Generator) 
     # repeat purchases: any item but the target, so each position is treated as a user who owns the target only
     target_N = batch.target_BL[batch.in_loss_BL]
     place_N = torch.arange(len(target_N))
-    owned = owned_items(place_N.numpy(), target_N.numpy(), users=len(target_N), items=inputs.items)
+    known = inputs.items - inputs.new_items
+    owned = owned_items(place_N.numpy(), target_N.numpy(), users=len(target_N), items=known)
     return sample_negatives(owned, place_N, generator=generator)
 
 
@@ -123,7 +134,8 @@ def renumbered(whole: WholeBatch, items: int) -> WholeBatch:
     *parts, shared_K = [torch.searchsorted(item_J, column, right=True) + (column > items) for column in columns]
     history_BL, target_BL, negative_BL = parts
     batch = batch._replace(history_BL=history_BL, target_BL=target_BL, negative_BL=negative_BL)
-    return WholeBatch(batch, shared_K, whole.expected_K, item_J)
+    is_kept_J = None if whole.is_kept_J is None else whole.is_kept_J[item_J - 1]
+    return WholeBatch(batch, shared_K, whole.expected_K, is_kept_J, item_J)
 
 
 # --- loss ----------------------------------------------------------------------------------------
@@ -144,8 +156,8 @@ def summed_loss(
     """
     embedding = model.embedding
     device = embedding.base_ID.device
-    item_J = None if whole.item_J is None else whole.item_J.to(device)
-    rows_ID = embedding.item_rows(item_J)
+    item_J, is_kept_J = (None if one is None else one.to(device) for one in (whole.item_J, whole.is_kept_J))
+    rows_ID = embedding.item_rows(item_J, is_kept_J)
     with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
         history_BL = own.history_BL.to(device)
         if config.session_parallel:
@@ -184,7 +196,7 @@ def pointwise_loss(
     state_ND, target_N = state_BLD[own.in_loss_BL.to(device)], own.target_BL[own.in_loss_BL].to(device)
     match kind:
         case "cross_entropy":
-            return cross_entropy(state_ND, rows_ID, target_N)
+            return cross_entropy(state_ND, rows_ID[: inputs.items - inputs.new_items], target_N)
         case "sampled_cross_entropy":
             assert whole.item_J is not None
             pairs = owned_pairs(inputs.owned, own.user_B, whole.item_J)

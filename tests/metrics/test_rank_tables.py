@@ -5,8 +5,12 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy.stats
 
+from raygr.metrics.gains import gains
 from raygr.metrics.rank_tables import (
+    Ranking,
+    candidates_of,
     cold_metrics,
     count_edges,
     counted_ranking,
@@ -92,3 +96,28 @@ def test_a_group_by_train_count_holds_both_its_ends_but_not_the_next_groups_leas
     [_, every] = read_rankings(ranks(), part="test", targets=("last", "every")).values()
     kept = counted_ranking(every, least=9, below=50)
     assert list(zip(kept.rank_E, kept.train_count_E, strict=True)) == [(1.0, 9), (20.0, 10)]
+
+
+def test_an_interval_over_several_targets_is_over_users():
+    """The t interval of the users' mean differences; five targets per user make it narrower than one."""
+    generator, users = np.random.default_rng(0), 60
+    halves = []
+    for targets in (1, 5):
+        user_E = np.repeat(np.arange(users), targets)
+        arm, base = (generator.integers(1, 40, len(user_E)).astype(float) for _ in range(2))
+        rankings = [Ranking(user_E, np.arange(len(user_E)), rank_E, user_E) for rank_E in (arm, base)]
+        values_2U = np.stack([user_values(ranking, "mrr") for ranking in rankings])
+        [gain] = gains(values_2U[:1, None], values_2U[1:, None], paired=True)
+        by_user_U = ((1 / arm - 1 / base).reshape(users, targets)).mean(axis=1)
+        half = scipy.stats.t.ppf(0.975, users - 1) * by_user_U.std(ddof=1) / np.sqrt(users)
+        assert (gain.low, gain.high) == pytest.approx((by_user_U.mean() - half, by_user_U.mean() + half))
+        halves.append(half)
+    assert halves[1] < 0.7 * halves[0]
+
+
+def test_targets_with_new_items_have_names_of_their_own():
+    rows = [*ROWS, (3, 4, False, "new", "new-items", 21, 2.0, 0), (3, 4, True, "new", "new-items", 22, 4.0, 0)]
+    found = read_rankings(ranks(rows), part="new", targets=("new",))
+    assert list(found) == ["new-items, new targets"] and candidates_of("new-items, new targets") == "new-items"
+    assert user_values(found["new-items, new targets"], "mrr") == pytest.approx([(1 / 2 + 1 / 4) / 2])
+    assert list(read_rankings(ranks(rows), part="test", targets=("last",))) == ["full"]

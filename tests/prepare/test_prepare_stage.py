@@ -195,7 +195,7 @@ def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(local_ra
 
 def test_metadata_that_match_little_are_warned_of(caplog):
     reduced, _ = reduce(from_scan(random_scan(200)), loose(Path("x"), reviews=["x"]))
-    kept = selection.assign(reduced, loose(Path("x"), reviews=["x"]))
+    kept, _ = selection.assign(reduced, loose(Path("x"), reviews=["x"]))
     items = kept.item_ids.to_pylist()
     stage.check_matched(kept, pa.chunked_array([pa.array(items)]), matched=len(items))
     assert not caplog.text

@@ -120,7 +120,7 @@ def test_of_each_user_and_item_the_first_the_last_or_all_stay(rows, keep):
 def test_histories_are_in_time_and_input_order_and_the_last_is_the_test(rows, keep):
     rows = [*rows, *((0, item, 3) for item in range(3))]  # a user with a test part: without any it is refused
     reduced, _ = reduce(scanned(rows), configured(keep_duplicate=keep))
-    kept = assign(reduced, configured(keep_duplicate=keep))
+    kept, _ = assign(reduced, configured(keep_duplicate=keep))
     assert len(kept.row) == len(reduced)
     cutoffs = user_cutoffs(kept)["cutoff_position"].to_pylist()
     for user, history in enumerate(histories(kept)):
@@ -141,7 +141,7 @@ def test_a_temporal_split_never_trains_on_what_comes_later(rows, quantile):
     reduced, _ = reduce(scanned(later), configured())
     config = configured(split="temporal", temporal_quantile=quantile)
     try:
-        kept = assign(reduced, config)
+        kept, _ = assign(reduced, config)
     except InputError:
         assert (reduced.timestamp <= np.quantile(reduced.timestamp, quantile)).all()
         return
@@ -151,3 +151,70 @@ def test_a_temporal_split_never_trains_on_what_comes_later(rows, quantile):
     assert not len(before) or before.max() < times[2].min()
     for user in range(len(kept.user_ids)):
         assert (np.diff(kept.part[kept.user_index == user]) >= 0).all()
+
+
+def test_new_items_by_time_and_the_histories_before_them():
+    # item 5 is the newest by its first interaction; user 2 has nothing else and is dropped
+    rows = [(0, 0, 1), (0, 1, 2), (0, 5, 9), (0, 2, 10), (0, 3, 11), (1, 5, 12), (1, 0, 13), (1, 1, 14), (2, 5, 15)]
+    rows += [(3, 2, 0), (3, 3, 1)]
+    data, _ = reduce(scanned(rows), configured())
+    kept, dropped = assign(data, configured(new_items=0.2, new_items_by="time"))
+    assert [one.as_py() for one in kept.item_ids] == ["i0", "i1", "i2", "i3", "i5"] and kept.new_items == 1
+    assert [one.as_py() for one in kept.user_ids] == ["u0", "u1", "u3"]
+    assert kept.item_index.tolist() == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert kept.position.tolist() == [0, 1, 2, 3, 0, 1, 0, 1]
+    assert kept.part.tolist() == [TRAIN_PART, TRAIN_PART, VALIDATION_PART, TEST_PART, *[TRAIN_PART] * 4]
+    assert kept.new.user_index.tolist() == [0, 1] and kept.new.item_index.tolist() == [5, 5]
+    assert kept.new.position.tolist() == [2, 0] and kept.new.timestamp.tolist() == [9, 12]
+    assert dropped == (1, 1, 0)
+
+
+@MANY
+@given(ROWS, st.sampled_from([0.2, 0.5]), st.sampled_from(["seed", "time"]))
+def test_no_new_item_is_in_another_part(rows, share, by):
+    rows = [*rows, *((user, item, 3) for user in (0, 1) for item in range(6))]
+    data, _ = reduce(scanned(rows), configured())
+    try:
+        kept, dropped = assign(data, configured(new_items=share, new_items_by=by))
+    except InputError:
+        return
+    assert kept.new_items == round(share * 6)
+    assert kept.item_index.max() + kept.new_items == len(kept.item_ids) == len(np.unique(data.item)) - dropped.items
+    assert set(kept.item_index) | set(kept.new.item_index) == set(range(1, len(kept.item_ids) + 1))
+    assert len(kept.row) + len(kept.new.position) + dropped.interactions == len(data)
+    assert len(kept.user_ids) + dropped.users == len(np.unique(data.user))
+    for user, item, position, time in zip(
+        *[kept.new._asdict()[name] for name in ("user_index", "item_index", "position", "timestamp")], strict=True
+    ):
+        assert item > kept.item_index.max()
+        times = kept.timestamp[kept.user_index == user]
+        assert (times[:position] <= time).all() and (times[position:] >= time).all()
+
+
+def test_new_items_drawn_with_the_seed():
+    data, _ = reduce(scanned([(user, item, item) for user in range(3) for item in range(6)]), configured())
+    drawn = {
+        seed: tuple(assign(data, configured(new_items=0.3, seed=seed))[0].item_ids.to_pylist()[-2:])
+        for seed in range(9)
+    }
+    assert drawn[0] == tuple(assign(data, configured(new_items=0.3))[0].item_ids.to_pylist()[-2:])
+    assert len(set(drawn.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "temporal", "test_interactions": 2}, "test_interactions: no effect on split: temporal"),
+        ({"new_items_by": "time"}, "new_items_by: no effect without new_items"),
+        ({"new_items": 0.2, "new_items_by": "time", "timestamps": "position"}, "needs times"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        configured(**settings)
+
+
+def test_too_small_a_share_of_new_items_is_refused():
+    data, _ = reduce(scanned([(0, item, item) for item in range(6)]), configured())
+    with pytest.raises(InputError, match="makes 0 of 6 items new"):
+        assign(data, configured(new_items=0.01))

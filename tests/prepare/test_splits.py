@@ -19,6 +19,15 @@ def test_users_below_three_interactions_are_all_train():
     assert names(part) == ["train", "train", "train", "train", "validation", "test"]
 
 
+def test_the_last_interactions_are_test_and_short_histories_have_fewer():
+    length = np.repeat([6, 4, 3, 2], [6, 4, 3, 2])
+    position = np.concatenate([np.arange(count) for count in (6, 4, 3, 2)])
+    parts = np.split(leave_one_out(position, length, 3), [6, 10, 13])
+    letters = {TRAIN_PART: ".", VALIDATION_PART: "v", TEST_PART: "T"}
+    assert ["".join(letters[part] for part in of_user) for of_user in parts] == ["..vTTT", ".vTT", ".vT", ".."]
+    assert np.array_equal(leave_one_out(position, length, 1), leave_one_out(position, length))
+
+
 def test_temporal_split_by_hand():
     # The 0.5 quantile of 1..20 is 10.5: 11..20 are test, and of the ten others the newest one is validation.
     time = np.random.default_rng(0).permutation(np.arange(1, 21))

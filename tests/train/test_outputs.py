@@ -111,7 +111,7 @@ def test_metrics_json_is_what_its_reader_would_write(tmp_path: Path, scored: boo
     training = begun(tmp_path, candidates=("full",), targets=("last", "every"), **scores)
     _, metrics = written(training)
     expected = "protocol shares base_moved best_epoch epochs parameters seconds_per_epoch warnings validation test cold"
-    assert list(metrics) == [*expected.split(), "lists"]
+    assert list(metrics) == [*expected.split(), "lists", "new"]
     assert list(metrics["lists"]) == ["length", "mmr_weight", "scores", "ranked", "reranked"]
     assert (metrics["shares"] is None, metrics["base_moved"] is None) == (not scored, not scored)
     files.write_json(read_metrics(training.config.output), str(tmp_path / "again.json"))
@@ -133,6 +133,16 @@ def test_a_run_at_or_below_chance_is_said_in_words(tmp_path: Path, caplog: pytes
     assert metrics["warnings"][0] in caplog.text
     ranking = Ranking(*(np.array([value]) for value in (0, 3, 1, 5)))
     assert chance_warnings({"full": ranking}, items=30) == []
+
+
+def test_the_stamp_tells_several_test_interactions_apart(tmp_path: Path):
+    """The published leave-one-out keeps the stamp that it had before there were several."""
+    stamps = []
+    for place, settings in enumerate(({}, {"test_interactions": 1, "new_items": 0.0}, {"test_interactions": 3})):
+        data = write_prepared(tmp_path / str(place), HISTORIES, items=ITEMS, **settings)
+        stamps.append(load_inputs(TrainConfig(output="o", data=data)).protocol)
+    plain, one, three = ({name: value for name, value in stamp.items() if name != "data"} for stamp in stamps)
+    assert plain == one and three == plain | {"test_interactions": 3}
 
 
 def test_one_ranking_is_one_row_a_user_and_no_candidates_are_written(tmp_path: Path):

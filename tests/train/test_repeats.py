@@ -63,7 +63,7 @@ def test_prepare_keeps_every_purchase_and_the_last_one_is_the_test():
         output="o", reviews=("r",), keep_duplicate="all", min_user_interactions=2, min_item_interactions=1
     )
     reduced, dropped = reduce(from_scan(orders()), config)
-    kept = assign(reduced, config)
+    kept, _ = assign(reduced, config)
     assert len(kept.row) == sum(map(len, HISTORIES)) and dropped["duplicate"].interactions == 0
     ids = np.array([int(one.removeprefix("i")) for one in kept.item_ids.to_pylist()])
     found = [ids[kept.item_index[kept.user_index == user] - 1].tolist() for user in range(len(HISTORIES))]
@@ -170,7 +170,7 @@ def test_popularity_and_chance_rank_what_was_seen_too(training: Training):
     found = read_interactions(training.config.data)
     last = Ranking(*(np.array([value]) for value in (0, 5, 1.0, 3)))
     train_count_I = np.bincount([1] * 3 + [2] * 4, minlength=ITEMS + 1)[1:]
-    rank_E, among_E = popularity_ranks(found, last, train_count_I, None)
+    rank_E, among_E = popularity_ranks("", found, None, "full", last, train_count_I)
     assert (rank_E.tolist(), among_E.tolist()) == ([2.0], [ITEMS])
     third = {"full": last._replace(rank_E=np.array([3.0]))}  # better than chance among ten, and not among five
     assert [len(chance_warnings(third, items=10, repeats=repeats)) for repeats in (True, False)] == [0, 1]
