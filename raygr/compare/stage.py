@@ -213,7 +213,7 @@ def arm_record(
     record.runs = [run.path for run in arm]
     record.settings = {name: first.config.get(name) for name in SETTINGS}  # None where an older run lacks one
     if not first.config["item_scores"]:
-        record.settings["fusion"] = None  # a base model has nothing to fuse
+        record.settings |= {"fusion": None, "user_scores": None}  # a base model has nothing to fuse
     ranked, reranked = means([one.ranked for one in lists]), means([one.reranked for one in lists])
     record.lists = dataclasses.replace(lists[0], ranked=ranked, reranked=reranked)
     record.shares = means(shares) if shares else None

@@ -14,7 +14,7 @@ The root makes the size of a part independent of the length of the history. A sc
 do not depend on the size of the catalogue. Only items before a target enter its state, so no position knows its target.
 
 Shape suffixes: `B` histories, `L` history length, `A` aspects, `F` features made of all aspects, `J` items that a batch
-touches; `X` is the targets of one history.
+touches. X stands for the targets of one history.
 """
 
 from typing import Literal

@@ -40,9 +40,7 @@ def check_truth(shop: str, data: str) -> None:
         raise ConfigError(f"truth: {shop} holds no {POPULARITY}: an earlier version made it; simulate again")
     prepared = runs.read_run(data, job="prepare")
     if prepared.config.get("new_items"):
-        raise ConfigError(
-            f"truth: {data} keeps new items out of histories, so the last films before a target are unknown"
-        )
+        raise ConfigError(f"truth: {data} keeps new items out of histories, which the truth needs whole")
     if files.fingerprint(files.join(shop, REVIEWS)) not in prepared.inputs.values():
         raise ConfigError(f"truth: {data} was not prepared from the {REVIEWS} of {shop}: name the shop of this data")
 

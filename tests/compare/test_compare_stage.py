@@ -102,9 +102,9 @@ def test_gain_by_hand(two_arms: CompareConfig):
     assert ndcg == pytest.approx((1 + 1 / math.log2(5)) / 2)
     assert refined["settings"] == {
         "model": "sasrec",
-        "fusion": "add",
+        "fusion": "none",
         "control": "none",
-        "user_scores": "none",
+        "user_scores": "history",
         "user_control": "none",
         "base_width": 48,
         "loss": "cross_entropy",

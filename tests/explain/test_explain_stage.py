@@ -326,7 +326,7 @@ def test_what_is_wrong_is_one_line(run: str, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"item_scores": None}, "is a base model without aspects"),
+        ({"item_scores": None, "fusion": "none", "user_scores": "history"}, "is a base model without aspects"),
         ({"control": "shuffled"}, r"is a control arm \(shuffled\)"),
         (PROFILE | {"user_control": "shuffled"}, "user vectors are not those of its users"),
     ],

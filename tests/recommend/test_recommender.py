@@ -288,7 +288,7 @@ def test_some_users_in_their_order_and_histories_from_a_file(run: str, recommend
     rows = {"history_id": ["a", "b"], "item_ids": [["i3", "i4"], ["i5"]]}
     pq.write_table(pa.table(rows), tmp_path / "h.parquet")
     for name in ("h.jsonl", "h.parquet"):
-        config = RecommendConfig(output="x", train_run=run, histories=str(tmp_path / name))
+        config = RecommendConfig(output="x", train_run=run, n=2, histories=str(tmp_path / name))
         table = recommendations(recommender, read_subjects(config, read_serving(run)), config)
         assert table["subject_id"].to_pylist() == ["a", "a", "b", "b"]
         assert table["item_id"].to_pylist()[2:] == [one.item_id for one in recommender.recommend(["i5"], n=2)]

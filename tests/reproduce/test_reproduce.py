@@ -281,7 +281,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path, trained
     for changes, message in [
         ({"protocol": {"GRU4Rec": "full"}}, "protocol names no candidates for SASRec"),
         ({"refined": {"fusion": "concat", "base_widht": 17}}, "base_widht: no such field"),
-        ({"refined": {"linear_map": True}}, "linear_map: no effect on fusion: add"),
+        ({"refined": {"linear_map": True}}, "linear_map: no effect on fusion: none"),
         ({"train": {"item_scores": "a.csv"}}, "item_scores belong to reproduce"),
         ({"train": {"targets": ["every"]}}, "targets: last"),
         ({"experiment": "table-5"}, "two adapters"),
@@ -361,8 +361,8 @@ def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: py
         return stand_in_train(config)
 
     monkeypatch.setattr("raygr.train.stage.train", train)
-    monkeypatch.setattr("raygr.train.stage.connect", lambda: None)
-    monkeypatch.setattr("raygr.train.stage.check_at_once", lambda workers, at_once, threads: None)
+    monkeypatch.setattr("raygr.ray_setup.connect", lambda: None)
+    monkeypatch.setattr("raygr.distributed.check_at_once", lambda workers, at_once, threads: None)
     reproduce(settings(tmp_path, at_once=2, gpu_share=0.5))
     assert placed == [{"gpu_share": 0.5, "at_once": 2}] * 4
 
@@ -375,8 +375,8 @@ def test_after_a_failed_run_no_other_begins(tmp_path: Path, monkeypatch: pytest.
         raise ValueError("the loss is nan")
 
     monkeypatch.setattr("raygr.train.stage.train", train)
-    monkeypatch.setattr("raygr.train.stage.connect", lambda: None)
-    monkeypatch.setattr("raygr.train.stage.check_at_once", lambda workers, at_once, threads: None)
+    monkeypatch.setattr("raygr.ray_setup.connect", lambda: None)
+    monkeypatch.setattr("raygr.distributed.check_at_once", lambda workers, at_once, threads: None)
     with pytest.raises(ValueError, match="the loss is nan"):
         reproduce(settings(tmp_path, at_once=2, seeds=tuple(range(50))))
     assert len(begun) < 50

