@@ -4,10 +4,10 @@
     python benchmarks/guided_state.py games-403 --data FOLDER --models gru4rec gru4rec-plus sasrec bert4rec
     python benchmarks/guided_state.py ml-1m-1200 --data FOLDER
 
-FOLDER holds `interactions.csv.gz` (a user, an item, `position`, `rating`) and `item_scores_llm.csv`; `--users FILE` adds
-arms with a large LLM's static vectors of users. Arms at total learned width 60: base, the paper's form (concat of 48 and
-the scores, profile users by (9b)), `add` through soft levels, the guided state, and its control arm. Runs lie in
-outputs/guided-state (finished ones are skipped). Means and gains with their intervals go to
+FOLDER holds `interactions.csv.gz` (a user, an item, `position`, `rating`) and `item_scores_llm.csv`; `--users FILE`
+adds arms with a large LLM's static vectors of users. Arms at total width 60: base, the paper's form (concat of 48
+and the scores, profile users by (9b)), item scores alone, the guided state with each fusion, and its control arm. Runs
+lie in outputs/guided-state (finished ones are skipped). Means and gains with their intervals go to
 benchmarks/results/guided-state/NAME-MODEL.json, and a Markdown table to the console.
 """
 
