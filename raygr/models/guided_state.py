@@ -78,6 +78,7 @@ class GuidedState(nn.Module):
         return torch.cat(parts_BXF, dim=2) @ self.map_FA
 
     @torch.no_grad()
+    @torch.autocast("cuda", enabled=False)  # a difference of sums, which fp16 would round away
     def history_parts(
         self, scores_JA: Tensor, history_BL: Tensor, rating_BL: Tensor, counts_BXL: Tensor, is_near_BXL: Tensor
     ) -> Tensor:
