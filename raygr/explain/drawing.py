@@ -114,12 +114,15 @@ def handles(explanation: Explanation) -> list[Line2D]:
 
 
 def note(explanation: Explanation) -> str:
-    moved = " and ".join(f"{user.base_moved:.0%}" for user in explanation.users)
+    moved = [user.base_moved for user in explanation.users]
+    change = " and ".join(f"{one:.0%}" for one in moved)
     lines = [
         f"Users' values: {explanation.user_values}.",
         "Scored after the history before the user's interaction with the item, or the whole one where unseen.",
         "Thin mark: the term's average over all items.",
-        f"The base part depends on the history's aspects, too: without them it changes by {moved} of its spread.",
+        f"The base part depends on the history's aspects, too: without them it changes by {change} of its spread."
+        if any(moved)
+        else "The base part depends on no aspect.",
     ]
     if not explanation.user_side:
         lines.append("The model has no user side: it does not see the users' values.")

@@ -395,11 +395,27 @@ def sentence(title: str, user: UserExplanation) -> str:
     rating = "" if user.rating is None else f" {user.rating:g}"
     return (
         f"{user.user_id} {act} “{title}”{rating}, and the model ranks it {user.rank:g} of {user.ranked} for this user: "
-        f"{fit_words(user.terms)}; {lift_words(user.terms)}; {level_words(user.terms)}. The base part depends on "
-        "aspects too, because the encoder reads those of the history: with all of them at the catalogue's mean it "
-        f"would be {user.base_part_at_mean:.2f} instead of {user.base_part:.2f} for this item, and "
-        f"over all items it would change by {user.base_moved:.0%} of its spread."
+        f"{fit_words(user.terms)}; {lift_words(user.terms)}; {looking_words(user.terms)}{level_words(user.terms)}. "
+        f"{base_words(user)}."
     )
+
+
+def base_words(user: UserExplanation) -> str:
+    if user.base_moved == 0:  # item rows without a guided part
+        return "The base part depends on no aspect"
+    return (
+        "The base part depends on aspects too, because the encoder reads those of the history: with all of them at the "
+        f"catalogue's mean it would be {user.base_part_at_mean:.2f} instead of {user.base_part:.2f} for this item, and "
+        f"over all items it would change by {user.base_moved:.0%} of its spread"
+    )
+
+
+def looking_words(terms: tuple[AspectTerm, ...]) -> str:
+    """What the guided user state looks for most and avoids most; nothing for a model without one."""
+    most, least = max(terms, key=lambda term: term.looks_for), min(terms, key=lambda term: term.looks_for)
+    found = [f"looks for {most.aspect} most ({most.looks_for:+.2f} a deviation)"] if most.looks_for > 0 else []
+    found += [f"avoids {least.aspect} most ({least.looks_for:+.2f})"] if least.looks_for < 0 else []
+    return f"just before, the user {' and '.join(found)}; " if found else ""
 
 
 def fit_words(terms: tuple[AspectTerm, ...]) -> str:

@@ -13,7 +13,7 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 from raygr import files, runs
 from raygr.cli import main
 from raygr.explain import explanation as explain_module
-from raygr.explain.explanation import UserExplanation, explain_item
+from raygr.explain.explanation import UserExplanation, explain_item, sentence
 from raygr.models.workers import Share
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.train.config import TrainConfig
@@ -158,8 +158,21 @@ def test_a_term_of_the_guided_state_is_what_the_user_looks_for_times_the_standar
     recommender, item = load_recommender(trained(folder, **STATE)), HISTORIES[3][6]
     [found] = explain_item(recommender, f"i{item}", ["u3"]).users
     standard_A = (SCORES_IA[item - 1] - SCORES_IA.mean(0)) / SCORES_IA.std(0)
+    assert found.base_moved > 0  # `fusion: add` lets the encoder read aspects, too
     for term, standard in zip(found.terms, standard_A, strict=True):
         assert term.looks_for and term.user_term == pytest.approx(term.looks_for * standard, rel=1e-4)
+
+
+def test_the_sentence_says_what_the_user_looks_for_and_that_no_aspect_is_in_the_base_part(folder: Path):
+    recommender = load_recommender(trained(folder, **STATE, fusion="none"))
+    [found] = explain_item(recommender, f"i{HISTORIES[3][6]}", ["u3"]).users
+    assert found.base_moved == 0 and found.base_part == pytest.approx(found.base_part_at_mean, rel=1e-5)
+    looks_for = {term.aspect: term.looks_for for term in found.terms}
+    most, least = max(looks_for, key=looks_for.get), min(looks_for, key=looks_for.get)
+    said = sentence("title", found)
+    assert said.endswith("The base part depends on no aspect.")
+    assert looks_for[most] <= 0 or f"looks for {most} most ({looks_for[most]:+.2f} a deviation)" in said
+    assert looks_for[least] >= 0 or f"avoids {least} most ({looks_for[least]:+.2f})" in said
 
 
 def test_terms_worked_by_hand(recommender: Recommender):
