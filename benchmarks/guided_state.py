@@ -8,7 +8,8 @@ FOLDER holds `interactions.csv.gz` (a user, an item, `position`, `rating`) and `
 adds arms with a large LLM's static vectors of users. Arms at total width 60: base, the paper's form (concat of 48
 and the scores, profile users by (9b)), item scores alone, the guided state with each fusion, and its control arm. Runs
 lie in outputs/guided-state (finished ones are skipped). Means and gains with their intervals go to
-benchmarks/results/guided-state/NAME-MODEL.json, and a Markdown table to the console.
+benchmarks/results/guided-state/NAME-MODEL.json, a figure of gains by how often the target was bought in training to
+docs/results, and a Markdown table to the console.
 """
 
 import argparse
@@ -18,16 +19,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from raygr import files
-from raygr.compare.comparison import read_comparison
+from raygr.compare.comparison import Comparison, read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.gain_words import gain_text
 from raygr.compare.tables import markdown_rows
 from raygr.config import load_config, override
 from raygr.pipeline import run_stages
 from raygr.prepare.config import PrepareConfig
+from raygr.report.charts import BLUE, GREY, ORANGE, STYLE, save_figure
 from raygr.train.config import TrainConfig
 
+FIGURES = "docs/results/guided-state"
+DRAWN = {"guided state": BLUE, "guided state, shuffled scores": GREY, "the paper's form": ORANGE}
 OUTPUTS, RESULTS = Path("outputs/guided-state"), Path(__file__).parent / "results" / "guided-state"
 SHORT, LONG = {"max_history": 50, "dropout": 0.4}, {"max_history": 80, "dropout": 0.3}
 DATA: dict[str, dict[str, Any]] = {
@@ -137,7 +144,31 @@ def show(name: str, model: str, comparison: str) -> None:
         rows.append([arm, *cells[0], *cells[1]])
         record[arm] = {key: {"mean": metrics[key].mean, "gain": gains.get(key, None)} for key in METRICS}
     files.write_json(record, str(RESULTS / f"{name}-{model}.json"))
+    save_figure(by_train_count(found), f"{FIGURES}-{name}-{model}")
     print(f"{name}, {model}\n\n{markdown_rows(rows)}")
+
+
+def by_train_count(found: Comparison) -> Figure:
+    """Gain in NDCG@10 by how often the target was bought in training, in groups of about equally many targets."""
+    arms = {arm: one.by_train_count["full"] for arm, one in found.arms.items() if arm in DRAWN}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 3.0), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color="black", linewidth=0.8)
+        for place, (arm, groups) in enumerate(arms.items()):
+            x = [at + 0.2 * (place - (len(arms) - 1) / 2) for at in range(len(groups))]
+            y = [one.gain.difference for one in groups]
+            spans = [
+                [one.gain.difference - one.gain.low for one in groups],
+                [one.gain.high - one.gain.difference for one in groups],
+            ]
+            axes.errorbar(x, y, yerr=spans, fmt="o", markersize=4, capsize=2, color=DRAWN[arm], label=arm)
+        groups = next(iter(arms.values()))
+        axes.set_xticks(range(len(groups)), [f"{one.least} to {one.most}" for one in groups])
+        axes.set_xlabel("train interactions of the target")
+        axes.set_ylabel("gain in NDCG@10 over base")
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
 
 
 METRICS = ("ndcg_at_10", "mrr")
