@@ -38,7 +38,7 @@ quickstart: setup
 test: test-quick test-slow
 
 test-quick: setup
-	$(BIN)/python -m pytest -m "not slow and not ray"
+	$(BIN)/python -m coverage run -m pytest -m "not slow and not ray" && $(BIN)/python -m coverage report
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow or ray"
