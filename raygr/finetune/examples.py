@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 
 from raygr import files, runs
 from raygr.config import ConfigError
@@ -24,7 +23,7 @@ from raygr.finetune.sampling import AnswerTemplate, answer_template
 from raygr.metrics.z_scores import standardised_like
 from raygr.schema import ITEMS, REVIEWS, TRAIN, USERS
 from raygr.score.prompts import item_from_row
-from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings, review_of
+from raygr.score.subjects import PromptSettings, encoder_of, prompt_settings, review_of, stored_table
 
 PROFILE = "profile"
 PROFILE_MIDDLE, PROFILE_SPREAD = 5.5, 2.0  # a profile's mean and standard deviation over users, on 1..10
@@ -271,10 +270,10 @@ def user_prompts(
     """
     wanted = pa.array(users, pa.int32())
     found = pc.is_in(pc.field("user_index"), value_set=wanted) & (pc.field("split") == TRAIN)
-    reviews = read_rows(config.data, REVIEWS, REVIEW_COLUMNS, found)
+    reviews = stored_table(config.data, REVIEWS).to_table(columns=REVIEW_COLUMNS, filter=found)
     reviews = reviews.sort_by([("user_index", "ascending"), ("position", "ascending")])
     is_reviewed = pc.is_in(pc.field("item_index"), value_set=reviews["item_index"].unique())
-    item_rows = read_rows(config.data, ITEMS, ITEM_COLUMNS, is_reviewed).to_pylist()
+    item_rows = stored_table(config.data, ITEMS).to_table(columns=ITEM_COLUMNS, filter=is_reviewed).to_pylist()
     items = {row["item_index"]: item_from_row(row, config.item_rating) for row in item_rows}
     user_N = reviews["user_index"].to_numpy()
     prompts = {}
@@ -289,8 +288,3 @@ def user_prompts(
         history = [review_of(row, items[row["item_index"]]) for row in rows]
         prompts[user] = encoder_of(settings).user_prompt(history).prefix_ids
     return prompts
-
-
-def read_rows(data: str, table: str, columns: list[str], found: pc.Expression) -> pa.Table:
-    filesystem, inner = files.filesystem_of(files.join(data, table))
-    return pyarrow.dataset.dataset(inner, filesystem=filesystem).to_table(columns=columns, filter=found)
