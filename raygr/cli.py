@@ -140,7 +140,7 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
     """Return file and overrides of the stage; each experiment of the paper has a default file."""
     if stage == "recommend":
         moved = dict(one.rpartition("=")[::2] for one in parsed.steer)  # a name may hold the dots of omegaconf's paths
-        settings = {"steer": moved, "new_items": parsed.new_items}
+        settings = {"steer": moved, "new_item_scores": parsed.new_items}
         return parsed.config, [*parsed.set, *(override(name, value) for name, value in settings.items() if value)]
     if stage != "reproduce":
         return parsed.config, parsed.set

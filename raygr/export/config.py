@@ -12,7 +12,7 @@ class ExportConfig:
     output: Place
     train_run: TrainRun
     """A train run; its folder is enough, wherever it is."""
-    new_items: ItemVectors | None = None
+    new_item_scores: ItemVectors | None = None
     """Items that nobody has bought yet, to be exported too: a score run, or CSV or Parquet with the item id in the
     first column and one column per aspect of the train run."""
     new_item_offset: float | None = None

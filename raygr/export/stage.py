@@ -26,9 +26,9 @@ USERS_AT_ONCE = 1024
 def export(config: ExportConfig) -> runs.Run:
     """Exports all items and users. ValueError before anything is written where an id holds a line break."""
     recommender = load_recommender(config.train_run, new_item_offset=config.new_item_offset)
-    if config.new_items is not None:
-        recommender = recommender.with_new_items(config.new_items)
-    used = [path for path in (config.train_run, config.new_items) if path]
+    if config.new_item_scores is not None:
+        recommender = recommender.with_new_items(config.new_item_scores)
+    used = [path for path in (config.train_run, config.new_item_scores) if path]
     for ids in (recommender.item_ids_I, recommender.user_ids_U):
         check_lines(ids.tolist())
     run = runs.start_run(config.output, job="export", config=config, inputs=used)

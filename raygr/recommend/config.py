@@ -34,7 +34,7 @@ class RecommendConfig:
     steer: Mapping[str, float] = Field(default_factory=dict)
     """Aspect -> how far to move what every user looks for, as in `--steer "pace=+1"`. 1 adds to an item's score one for
     each standard deviation of the aspect. It needs a train run with `user_scores: history`."""
-    new_items: ItemVectors | None = None
+    new_item_scores: ItemVectors | None = None
     """Items that nobody has bought yet, as in `--new-items FILE`: a score run, or CSV or Parquet with the item id in
     the first column and one column per aspect of the train run. Lists and given histories may hold them."""
     new_item_offset: float | None = None

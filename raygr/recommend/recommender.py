@@ -208,14 +208,20 @@ class Recommender:
         The offset of a new item belongs to its base part.
         """
         parts = self.model.embedding.split_score(*self.encoded(histories), item_C.to(self.rows_ID.device))
-        is_new_C = item_C.to(self.rows_ID.device) > len(self.item_ids_I) - self.new_items
-        return parts._replace(base_BC=parts.base_BC + self.new_item_offset * is_new_C)
+        return parts._replace(base_BC=parts.base_BC + self.offsets()[item_C - 1])
 
     @torch.inference_mode()
     def base_parts(self, histories: Histories) -> tuple[Tensor, Tensor]:
         """The base parts of all scores, (B, I) each: with history aspects at their mean, and unchanged."""
         history_BL, length_B = self.padded(histories)
-        return base_parts(self.model, history_BL, length_B)
+        at_mean_BI, unchanged_BI = base_parts(self.model, history_BL, length_B)
+        return at_mean_BI + self.offsets(), unchanged_BI + self.offsets()
+
+    def offsets(self) -> Tensor:
+        """What is added to the score of each item, (I,): 0 for all but new ones."""
+        offset_I = torch.zeros(len(self.item_ids_I), device=self.model.embedding.base_ID.device)
+        offset_I[len(offset_I) - self.new_items :] = self.new_item_offset
+        return offset_I
 
     def steered(self, states: UserStates, steer: Mapping[str, float]) -> UserStates:
         """The states with some aspects of what the users look for moved, by the given amounts in `looks_for`'s unit.
@@ -293,9 +299,7 @@ def with_rows(recommender: Recommender) -> Recommender:
     embedding, ids_I = recommender.model.embedding, recommender.item_ids_I
     rows_ID, list_ID = embedding.item_rows().detach(), embedding.input_rows().detach()
     if recommender.new_items and recommender.new_item_offset:
-        offset_I1 = torch.zeros_like(rows_ID[:, :1])
-        offset_I1[-recommender.new_items :] = recommender.new_item_offset
-        rows_ID = torch.cat([rows_ID, offset_I1], dim=1)
+        rows_ID = torch.cat([rows_ID, recommender.offsets()[:, None]], dim=1)
     if recommender.list_scores is not None:
         vectors_IA = read_list_scores(recommender.config, recommender.list_scores, ids_I)
         list_ID = torch.from_numpy(standardise(vectors_IA)[0]).to(rows_ID.device)

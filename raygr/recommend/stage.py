@@ -42,11 +42,11 @@ def recommend(config: RecommendConfig) -> runs.Run:
     """Writes top-N lists as RECOMMENDATION rows. Errors in users or histories are raised before any work."""
     serving = read_serving(config.train_run)
     check_steer(config.steer, serving.aspects, serving.config)
-    if config.new_items is not None:
-        new = read_score_rows(config.new_items, serving.config, serving.aspects, set(serving.item_ids_I.tolist()))
+    if config.new_item_scores is not None:
+        new = read_score_rows(config.new_item_scores, serving.config, serving.aspects, set(serving.item_ids_I.tolist()))
         serving = serving._replace(item_ids_I=np.concatenate([serving.item_ids_I, new.ids_S]))
     subjects = read_subjects(config, serving)
-    given = (config.train_run, config.histories or config.users_file, config.mmr_scores, config.new_items)
+    given = (config.train_run, config.histories or config.users_file, config.mmr_scores, config.new_item_scores)
     used = [path for path in given if path]
     run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
     waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
@@ -128,7 +128,7 @@ def actor_settings(config: RecommendConfig, *, device: str) -> dict[str, Any]:
         output=files.absolute(config.output),
         train_run=files.absolute(config.train_run),
         mmr_scores=config.mmr_scores and files.absolute(config.mmr_scores),
-        new_items=config.new_items and files.absolute(config.new_items),
+        new_item_scores=config.new_item_scores and files.absolute(config.new_item_scores),
     )
     return {"config": absolute, "device": device}
 
@@ -234,8 +234,8 @@ class RecommendingActor:
         self.recommender = load_recommender(
             config.train_run, list_scores=config.mmr_scores, new_item_offset=config.new_item_offset, device=device
         )
-        if config.new_items is not None:
-            self.recommender = self.recommender.with_new_items(config.new_items)
+        if config.new_item_scores is not None:
+            self.recommender = self.recommender.with_new_items(config.new_item_scores)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         folder = files.join(self.config.output, RECOMMENDATIONS)

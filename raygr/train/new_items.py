@@ -60,4 +60,4 @@ def missing_scores(scores_BI: Tensor, hidden_BI: Tensor) -> Tensor:
     """
     places = min(PLACES, scores_BI.shape[1], hidden_BI.shape[1])
     best_BY, hidden_BY = (one.topk(places, dim=1).values for one in (scores_BI, hidden_BI))
-    return best_BY.flip(1) - hidden_BY
+    return torch.where(hidden_BY == SEEN, -SEEN, best_BY.flip(1) - hidden_BY)  # no offset brings back a seen item
