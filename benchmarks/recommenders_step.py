@@ -86,6 +86,8 @@ def made_up_inputs(items: int, *, histories: int):
         new=None,
         new_items=0,
         items_N=torch.from_numpy(item_N),
+        rating_N=torch.full((len(item_N),), torch.nan),
+        rating_deviation=1.0,
         first_U=np.arange(histories + 1) * (HISTORY + 1),
         windows=training_windows(user_N, is_train_N, max_history=HISTORY, prompt_U=prompt_U),
         targets={},

@@ -37,7 +37,7 @@ OUTPUTS, RESULTS = Path("outputs/ml-1m/users"), Path(__file__).parent / "results
 FIGURE = "docs/results/ml-1m-users"
 WHOLE = "whole"
 SIZES = ("300", "600", "1200", "2400", "6040", WHOLE)
-SCORES = {"item_scores": "datasets/ml-1m-item-scores.csv"}
+SCORES = {"item_scores": "datasets/ml-1m-item-scores.csv", "user_scores": "none"}
 ARMS: dict[str, dict[str, Any]] = {
     "base": {},
     "concat": SCORES | {"fusion": "concat", "base_width": 48},

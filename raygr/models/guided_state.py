@@ -78,28 +78,22 @@ class GuidedState(nn.Module):
         return torch.cat(parts_BXF, dim=2) @ self.map_FA
 
     @torch.no_grad()
+    @torch.autocast("cuda", enabled=False)  # a difference of sums, which fp16 would round away
     def history_parts(
         self, scores_JA: Tensor, history_BL: Tensor, rating_BL: Tensor, counts_BXL: Tensor, is_near_BXL: Tensor
     ) -> Tensor:
         """The three parts of the history side by side, (B, X, F). They hold nothing that is learned."""
-        is_seen_BL = (history_BL > 0) & (history_BL <= len(scores_JA))
-        seen_BLA = nn.functional.embedding(history_BL, nn.functional.pad(scores_JA, (0, 0, 1, 1)))
-        is_rated_BL1 = (is_seen_BL & ~rating_BL.isnan())[:, :, None].to(seen_BLA.dtype)
-        rating_BL1 = rating_BL.nan_to_num()[:, :, None] / self.rating_deviation * is_rated_BL1
-        is_seen_BL1 = is_seen_BL[:, :, None].to(seen_BLA.dtype)
-        # one product for all sums over the history
-        columns = [seen_BLA, is_rated_BL1 * seen_BLA, rating_BL1 * seen_BLA, is_seen_BL1, is_rated_BL1, rating_BL1]
-        widths = [column.shape[2] for column in columns]
-        sums_BXF = counts_BXL.to(seen_BLA.dtype) @ torch.cat(columns, dim=2)
-        all_BXA, rated_BXA, by_rating_BXA, count_BX1, ratings_BX1, total_BX1 = sums_BXF.split(widths, dim=2)
-        near_BXF = (counts_BXL & is_near_BXL).to(seen_BLA.dtype) @ torch.cat([seen_BLA, is_seen_BL1], dim=2)
-        recent_BXA, recent_BX1 = near_BXF.split([widths[0], 1], dim=2)
-        ratings_BX1 = ratings_BX1.clamp(min=1)
-        centred_BXA = by_rating_BXA - total_BX1 / ratings_BX1 * rated_BXA
-        parts = [all_BXA / root(count_BX1), centred_BXA / root(ratings_BX1), recent_BXA / root(recent_BX1)]
-        return torch.cat(parts, dim=2)
-
-
-def root(count_BX1: Tensor) -> Tensor:
-    """The root of a number of items; 1 where there are none."""
-    return count_BX1.clamp(min=1).sqrt()
+        # a column of ones counts items; padding and [MASK] have rows of zeros
+        table_JX = nn.functional.pad(nn.functional.pad(scores_JA, (0, 1), value=1.0), (0, 0, 1, 1))
+        seen_BLX = nn.functional.embedding(history_BL, table_JX)
+        is_rated_BL1, rating_BL1 = ~rating_BL.isnan()[:, :, None], rating_BL.nan_to_num()[:, :, None]
+        weighted_BLX = torch.cat(
+            [seen_BLX, is_rated_BL1 * seen_BLX, rating_BL1 / self.rating_deviation * seen_BLX], dim=2
+        )
+        all_BXF, rated_BXF, by_rating_BXF = (counts_BXL.to(seen_BLX.dtype) @ weighted_BLX).chunk(3, dim=2)
+        recent_BXF = (counts_BXL & is_near_BXL).to(seen_BLX.dtype) @ seen_BLX
+        mean_BX1 = by_rating_BXF[:, :, -1:] / rated_BXF[:, :, -1:].clamp(min=1)
+        centred_BXA = (by_rating_BXF - mean_BX1 * rated_BXF)[:, :, :-1]
+        parts = [all_BXF[:, :, :-1], centred_BXA, recent_BXF[:, :, :-1]]
+        counts = [one[:, :, -1:].clamp(min=1).sqrt() for one in (all_BXF, rated_BXF, recent_BXF)]
+        return torch.cat([part / count for part, count in zip(parts, counts, strict=True)], dim=2)

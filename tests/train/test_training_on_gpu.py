@@ -42,8 +42,14 @@ def first_gradient(training: Training) -> torch.Tensor:
 
 
 @EVERY
-@pytest.mark.parametrize("fusion", [{}, {"fusion": "add"}, {"fusion": "concat", "user_side": "concat"}], ids=str)
+@pytest.mark.parametrize(
+    "fusion",
+    [{}, {"fusion": "add"}, {"fusion": "concat", "user_side": "concat"}, {"fusion": "none", "user_scores": "history"}],
+    ids=str,
+)
 def test_a_batch_has_the_gradient_of_the_cpu(toy: Path, changes: dict, fusion: dict):  # noqa: F811
+    if "user_scores" in fusion and changes.get("session_parallel"):
+        pytest.skip("session_parallel has no histories")
     config = settings(toy, **(changes | (guided(toy, **fusion) if fusion else {})))
     on_cpu, on_gpu = first_gradient(begun(config)), first_gradient(begun(config, device=GPU))
     assert torch.linalg.vector_norm(on_gpu - on_cpu) < 0.02 * torch.linalg.vector_norm(on_cpu)

@@ -1,0 +1,146 @@
+"""Does the guided user state pay? Recommenders with and without it, and with the scores shuffled over items.
+
+    python benchmarks/guided_state.py games --data FOLDER            # 3,681 users of Amazon Video Games
+    python benchmarks/guided_state.py games-403 --data FOLDER --models gru4rec gru4rec-plus sasrec bert4rec
+    python benchmarks/guided_state.py ml-1m-1200 --data FOLDER
+
+FOLDER holds `interactions.csv.gz` (a user, an item, `position`, `rating`) and `item_scores_llm.csv`; `--users FILE`
+adds arms with a large LLM's static vectors of users. Arms at total width 60: base, the paper's form (concat of 48
+and the scores, profile users by (9b)), item scores alone, the guided state with each fusion, and its control arm. Runs
+lie in outputs/guided-state (finished ones are skipped). Means and gains with their intervals go to
+benchmarks/results/guided-state/NAME-MODEL.json, and a Markdown table to the console.
+"""
+
+import argparse
+import csv
+import gzip
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from raygr import files
+from raygr.compare.comparison import read_comparison
+from raygr.compare.config import CompareConfig
+from raygr.compare.gain_words import gain_text
+from raygr.compare.tables import markdown_rows
+from raygr.config import load_config, override
+from raygr.pipeline import run_stages
+from raygr.prepare.config import PrepareConfig
+from raygr.train.config import TrainConfig
+
+OUTPUTS, RESULTS = Path("outputs/guided-state"), Path(__file__).parent / "results" / "guided-state"
+SHORT, LONG = {"max_history": 50, "dropout": 0.4}, {"max_history": 80, "dropout": 0.3}
+DATA: dict[str, dict[str, Any]] = {
+    # users and items with at least so many interactions; `scored`: among the items that have scores
+    "games": {"scored": True, "users": 8, "items": 1, "train": SHORT},
+    "games-403": {"scored": False, "users": 20, "items": 8, "train": SHORT},
+    "games-982": {"scored": False, "users": 15, "items": 10, "train": SHORT},
+    "ml-1m-1200": {"scored": False, "users": 5, "items": 3, "sample": 1200, "last": 80, "train": LONG},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "sasrec": {"model": "sasrec"},
+    "gru4rec": {"model": "gru4rec"},
+    "gru4rec-plus": {"model": "gru4rec", "loss": "bpr_max", "negatives": 256, "final_activation": "elu-0.5"},
+    "bert4rec": {"model": "bert4rec", "mask_rate": 0.4},
+}
+CONCAT = {"fusion": "concat", "base_width": 48, "guided_weight": 2.0}
+ARMS: dict[str, dict[str, Any]] = {
+    "the paper's form": {**CONCAT, "user_scores": "profile", "user_side": "add"},
+    "concat, items alone": {**CONCAT, "user_scores": "none"},
+    "add, items alone": {"fusion": "add", "user_scores": "none"},
+    "guided state": {},
+    "guided state, shuffled scores": {"control": "shuffled"},
+    "add and guided state": {"fusion": "add"},
+    "concat and guided state": CONCAT,
+}
+USER_ARMS: dict[str, dict[str, Any]] = {
+    "LLM's users, learned weights": {"user_scores": "table"},
+    "LLM's users shuffled, learned weights": {"user_scores": "table", "user_control": "shuffled"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=DATA)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--users", type=Path, help="CSV of a large LLM's vectors of users")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["sasrec"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--threads", type=int, default=2)
+    parsed = parser.parse_args()
+    folder, scores = OUTPUTS / parsed.name, parsed.data / "item_scores_llm.csv"
+    arms = {"base": {}} | {arm: {"item_scores": str(scores.absolute())} | ARMS[arm] for arm in parsed.arms}
+    if parsed.users:
+        users = {"item_scores": str(scores.absolute()), "user_table": str(parsed.users.absolute())}
+        arms |= {arm: users | settings for arm, settings in USER_ARMS.items()}
+    run_stages([("prepare", prepare_config(parsed.name, parsed.data, scores))])
+    for model in parsed.models:
+        common = MODELS[model] | DATA[parsed.name]["train"] | {"threads": parsed.threads}
+        runs = {
+            arm: [train_config(folder, f"{model}-{arm}-{seed}", common | settings, seed) for seed in parsed.seeds]
+            for arm, settings in arms.items()
+        }
+        # seed by seed, so that a run that is cut off has whole rows
+        run_stages([("train", one) for together in zip(*runs.values(), strict=True) for one in together])
+        compared = CompareConfig(
+            output=str(folder / f"comparison-{model}-{len(arms)}-{len(parsed.seeds)}"),
+            arms={arm: tuple(one.output for one in found) for arm, found in runs.items()},
+        )
+        run_stages([("compare", compared)])
+        show(parsed.name, model, compared.output)
+
+
+def prepare_config(name: str, data: Path, scores: Path) -> PrepareConfig:
+    """Writes the interactions in question as a plain CSV, which the prepare run reads."""
+    settings, source = DATA[name], data / "interactions.csv.gz"
+    with gzip.open(source, "rt", newline="") as file:
+        header, *rows = csv.reader(file)
+    item = next(place for place, one in enumerate(header) if one in ("item_id", "movie_id"))
+    if settings["scored"]:
+        with open(scores, newline="") as file:
+            known = {row[0] for row in csv.reader(file)}
+        rows = [row for row in rows if row[item] in known]
+        most = Counter(row[header.index("user_id")] for row in rows)
+        rows = [row for row in rows if most[row[header.index("user_id")]] >= settings["users"]]
+    chosen = OUTPUTS / name / "interactions.csv"
+    chosen.parent.mkdir(parents=True, exist_ok=True)
+    if not chosen.exists():
+        with open(chosen, "w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+    given = {
+        "output": str(OUTPUTS / name / "prepare"),
+        "reviews": [str(chosen)],
+        "format": "table",
+        "timestamps": "position",
+        "columns": {"timestamp": "position", "item_id": header[item]},
+        "min_user_interactions": settings["users"],
+        "min_item_interactions": settings["items"],
+        "sample_users": settings.get("sample"),
+        "last_interactions": settings.get("last"),
+    }
+    return load_config(PrepareConfig, None, [override(key, value) for key, value in given.items()])
+
+
+def train_config(folder: Path, run: str, settings: dict[str, Any], seed: int) -> TrainConfig:
+    given = {"output": str(folder / run.replace(", ", "-").replace(" ", "-").replace("'", "")), "seed": seed}
+    given |= {"data": str(folder / "prepare"), "epochs": 200, "evaluate_every": 4, "patience": 5} | settings
+    return load_config(TrainConfig, None, [override(key, value) for key, value in given.items()])
+
+
+def show(name: str, model: str, comparison: str) -> None:
+    found = read_comparison(comparison)
+    rows, record = [["arm", "NDCG@10", "against base", "MRR", "against base"]], {}
+    for arm, one in found.arms.items():
+        metrics, gains = one.metrics["full"], (one.against_base or {}).get("full", {})
+        cells = [[f"{metrics[key].mean:.4f}", gain_text(gains[key]) if key in gains else ""] for key in METRICS]
+        rows.append([arm, *cells[0], *cells[1]])
+        record[arm] = {key: {"mean": metrics[key].mean, "gain": gains.get(key, None)} for key in METRICS}
+    files.write_json(record, str(RESULTS / f"{name}-{model}.json"))
+    print(f"{name}, {model}\n\n{markdown_rows(rows)}")
+
+
+METRICS = ("ndcg_at_10", "mrr")
+
+if __name__ == "__main__":
+    main()
