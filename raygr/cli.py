@@ -1,13 +1,12 @@
 """The command line: `raygr <stage> --config FILE --set name=value`, and the same flags for jobs/<stage>.py."""
 
 import argparse
-import json
 import logging
 import os
 import sys
 import traceback
 
-from raygr.config import ConfigError, PipelineConfig, load_config
+from raygr.config import ConfigError, PipelineConfig, load_config, override
 from raygr.files import exists, shipped
 from raygr.pipeline import make_room, pipeline, run_alone
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
@@ -75,6 +74,7 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
     if stage == "recommend":
         steer = "move what users look for, as in 'pace=+1'; repeatable"
         parser.add_argument("--steer", metavar="ASPECT=AMOUNT", action="append", default=[], help=steer)
+        parser.add_argument("--new-items", metavar="FILE", help="items nobody has bought yet: ids and scores by aspect")
     if stage == "score":
         exchange = parser.add_mutually_exclusive_group()
         exchange.add_argument("--export-prompts", metavar="FILE", help="write chat requests (JSON lines) and stop")
@@ -138,9 +138,10 @@ def in_words(error: Exception) -> tuple[str, int]:
 
 def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, list[str]]:
     """Return file and overrides of the stage; each experiment of the paper has a default file."""
-    if stage == "recommend" and parsed.steer:
+    if stage == "recommend":
         moved = dict(one.rpartition("=")[::2] for one in parsed.steer)  # a name may hold the dots of omegaconf's paths
-        return parsed.config, [*parsed.set, f"steer={json.dumps(moved)}"]
+        settings = {"steer": moved, "new_item_scores": parsed.new_items}
+        return parsed.config, [*parsed.set, *(override(name, value) for name, value in settings.items() if value)]
     if stage != "reproduce":
         return parsed.config, parsed.set
     file = parsed.config or shipped(f"configs/paper/{parsed.experiment}.yaml")

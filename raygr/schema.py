@@ -119,7 +119,12 @@ CANDIDATE_SCHEMA = pa.schema(  # one row per (user, sampled candidate set), the 
 # What a train run keeps for serving: settings and paths, and per line the ids of items and users in the order of
 # their index, with the users' whole histories.
 SERVING, SERVED_ITEMS, SERVED_USERS = "serving.json", "served_items.parquet", "served_users.parquet"
-SERVED_ITEM_SCHEMA = pa.schema([("item_id", pa.string())])
+SERVED_ITEM_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("scores", pa.list_(pa.float64())),  # as trained with, NaN where one is missing; null in base models
+    ]
+)
 SERVED_USER_SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),

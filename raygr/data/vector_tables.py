@@ -47,12 +47,17 @@ class AlignedScores(NamedTuple):
 
 
 def read_vectors(
-    path: str, *, subjects: Literal["items", "users"], column: str, aspects: tuple[str, ...] | None
+    path: str,
+    *,
+    subjects: Literal["items", "users"],
+    column: str,
+    aspects: tuple[str, ...] | None,
+    gaps: bool = False,
 ) -> Vectors:
     """The table at `path`, with `aspects` in their order, or all if None; ValueError explains what is wrong with it.
 
     A score run must hold scores of `subjects`; a file of vectors does not state its subjects. `column` names the
-    scores of a score run to read.
+    scores of a score run to read. `gaps` allows empty cells in a file; they are NaN, as in a score run.
     """
     filesystem, inner = files.filesystem_of(path)
     if not filesystem.exists(inner):
@@ -60,7 +65,7 @@ def read_vectors(
             f"{path}: no such scores: give a finished score run, or a CSV, Parquet or .npy file of ids and numbers"
         )
     is_run = filesystem.isdir(inner)
-    vectors = read_score_run(path, subjects=subjects, column=column) if is_run else read_vector_file(path)
+    vectors = read_score_run(path, subjects=subjects, column=column) if is_run else read_vector_file(path, gaps=gaps)
     return vectors if aspects is None else select_aspects(vectors, aspects, path)
 
 
@@ -98,8 +103,11 @@ def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
     return Vectors(ids_S, aspects, values_SA, cutoffs_S, times_S)
 
 
-def read_vector_file(path: str) -> Vectors:
-    """Vectors from a file: the first column is the id, the others are numbers or one list of numbers, without gaps."""
+def read_vector_file(path: str, *, gaps: bool = False) -> Vectors:
+    """Vectors from a file: the first column is the id, the others are numbers or one list of numbers.
+
+    Columns of numbers may have empty cells, which are NaN, where `gaps` is true.
+    """
     table = read_any_table(path)
     if table.num_columns < 2:
         raise ValueError(f"{path}: expected an id column and at least one numeric column")
@@ -111,7 +119,7 @@ def read_vector_file(path: str) -> Vectors:
     if len(aspects) == 1 and is_list(table.schema.field(1).type):
         values_SA = list_rows(table.column(1), f"{path}: column {aspects[0]!r}")
         return Vectors(ids_S, tuple(f"v{place}" for place in range(values_SA.shape[1])), values_SA)
-    values_SA = np.stack([numbers(table[name], f"{path}: column {name!r}") for name in aspects], axis=1)
+    values_SA = np.stack([numbers(table[name], f"{path}: column {name!r}", gaps=gaps) for name in aspects], axis=1)
     return Vectors(ids_S, tuple(aspects), values_SA)
 
 
@@ -155,15 +163,28 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def numbers(column: pa.ChunkedArray, where: str, *, width: int = 1) -> np.ndarray:
+def numbers(column: pa.ChunkedArray, where: str, *, width: int = 1, gaps: bool = False) -> np.ndarray:
     """The column as float64; `width`, the number of values per row, serves the error message."""
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise ValueError(f"{where} is {column.type}, not numeric (the first column must be the id)")
+    is_empty = gaps and pa.types.is_null(column.type)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or is_empty):
+        raise ValueError(f"{where} is {column.type}, not numeric (the first column must be the id){first_word(column)}")
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0]) // width + 1
-        raise ValueError(f"{where} has an empty or infinite value in row {row}: leave this id out")
+    is_wrong = np.isinf(values) if gaps else ~np.isfinite(values)
+    if is_wrong.any():
+        row = int(np.flatnonzero(is_wrong)[0]) // width + 1
+        raise ValueError(f"{where} has an {'' if gaps else 'empty or '}infinite value in row {row}: leave this id out")
     return values
+
+
+def first_word(column: pa.ChunkedArray) -> str:
+    """Says which row of a text column is the first that holds no number; "" for other columns."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        for row, text in enumerate(column.to_pylist(), start=1):
+            try:
+                float(text or "nan")
+            except ValueError:
+                return f": row {row} has {text!r}"
+    return ""
 
 
 def select_aspects(vectors: Vectors, aspects: tuple[str, ...], path: str) -> Vectors:

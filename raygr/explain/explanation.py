@@ -179,6 +179,8 @@ def explain_item(
     check_known([] if item_id is None else [item_id], recommender.index_of_item, "item", config.data)
     check_known(users, recommender.index_of_user, "user", config.data)
     found = read_interactions(config.data)
+    if len(recommender.item_ids_I) > found.items:
+        raise ValueError(f"{config.data} does not hold the new items of this recommender: explain one without them")
     values = read_values(recommender, found)
     columns = shown_columns(values.aspects, aspects)
     item = None if item_id is None else recommender.index_of_item[item_id]

@@ -2,7 +2,8 @@
 
 Writes `item_vectors` and `user_vectors`, each as VECTOR rows in Parquet, as `.npy` (float32, one row per vector) and as
 `.ids.txt` (one id per row of the `.npy`). The product of a user vector and an item vector is the model's score, so any
-vector index ranks like the model. User vectors are the states after whole histories. Shape letters: `D` width.
+vector index ranks like the model. User vectors are the states after whole histories. Where training did not know some
+items, the last column is their offset, and 1 in user vectors. Shape letters: `D` width.
 """
 
 import logging
@@ -24,14 +25,17 @@ USERS_AT_ONCE = 1024
 
 def export(config: ExportConfig) -> runs.Run:
     """Exports all items and users. ValueError before anything is written where an id holds a line break."""
-    recommender = load_recommender(config.train_run)
+    recommender = load_recommender(config.train_run, new_item_offset=config.new_item_offset)
+    if config.new_item_scores is not None:
+        recommender = recommender.with_new_items(config.new_item_scores)
+    used = [path for path in (config.train_run, config.new_item_scores) if path]
     for ids in (recommender.item_ids_I, recommender.user_ids_U):
         check_lines(ids.tolist())
-    run = runs.start_run(config.output, job="export", config=config)
+    run = runs.start_run(config.output, job="export", config=config, inputs=used)
     write_vectors(run, ITEM_VECTORS, recommender.item_ids_I, recommender.rows_ID.numpy())
     write_vectors(run, USER_VECTORS, recommender.user_ids_U, user_vectors(recommender))
     counts = {"items": len(recommender.item_ids_I), "users": len(recommender.user_ids_U)}
-    runs.finish_run(run, inputs=[config.train_run], counts=counts | {"width": recommender.rows_ID.shape[1]})
+    runs.finish_run(run, inputs=used, counts=counts | {"width": recommender.rows_ID.shape[1]})
     logger.info("exported %s", counts)
     return run
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raygr.metrics.z_scores import standardise
+from raygr.metrics.z_scores import standardise, standardised_like
 from raygr.models.guided_state import GuidedState, Part
 
 LEVELS = 10
@@ -51,15 +51,18 @@ def xavier_std(rows: int, width: int) -> float:
     return math.sqrt(2 / (rows + width))
 
 
-def soft_levels(scores_IA: np.ndarray) -> np.ndarray:
+def soft_levels(scores_IA: np.ndarray, catalogue_IA: np.ndarray | None = None) -> np.ndarray:
     """Triangular weights over ten levels, (I, A * 10): 1 at the score, 1/2 one level away; 0 for a missing score.
 
-    An aspect with values outside 1..10 (custom vectors, the random control) is first stretched onto 1..10.
+    An aspect with values outside 1..10 (custom vectors, the random control) is first stretched onto 1..10. The values
+    of `catalogue_IA` decide that; None takes `scores_IA`. A score beyond the scale counts as its end.
     """
-    low_A, high_A = np.nanmin(scores_IA, axis=0), np.nanmax(scores_IA, axis=0)
+    if catalogue_IA is None:
+        catalogue_IA = scores_IA
+    low_A, high_A = np.nanmin(catalogue_IA, axis=0), np.nanmax(catalogue_IA, axis=0)
     stretched_IA = 1 + (LEVELS - 1) * (scores_IA - low_A) / np.where(high_A > low_A, high_A - low_A, 1.0)
     rated_IA = np.where((low_A >= 1) & (high_A <= LEVELS), scores_IA, stretched_IA)
-    distance = np.abs(rated_IA[:, :, None] - np.arange(1, LEVELS + 1))
+    distance = np.abs(np.clip(rated_IA, 1, LEVELS)[:, :, None] - np.arange(1, LEVELS + 1))
     return np.nan_to_num(np.maximum(0.0, 1 - distance / 2), nan=0.0).reshape(len(scores_IA), -1)
 
 
@@ -120,13 +123,34 @@ class RefinedEmbedding(nn.Module):
                 self.tuning_UA = nn.Parameter(torch.zeros(users_UA.shape))
 
     def add_item_side(self, scores_IA: np.ndarray) -> None:
-        levels = self.fusion.form == "add" and self.fusion.add_map == "levels"
-        features_IF = soft_levels(scores_IA) if levels else standardise(scores_IA)[0]
-        self.register_buffer("features_IF", torch.as_tensor(features_IF, dtype=torch.float32))
+        features_IF = self.item_features(scores_IA, scores_IA)
+        self.register_buffer("features_IF", features_IF)
         if self.fusion.form == "add":
             self.item_map_FD = nn.Parameter(torch.randn(features_IF.shape[1], self.width) * MAP_STD)
         else:
             self.item_map_FD, self.item_bias_D = self.guided_map(learned=self.fusion.linear_map)
+
+    def item_features(self, scores_IA: np.ndarray, catalogue_IA: np.ndarray) -> Tensor:
+        """The features that enter (9a), on the scale of the catalogue's scores, (I, F)."""
+        levels = self.fusion.form == "add" and self.fusion.add_map == "levels"
+        both = scores_IA, catalogue_IA
+        features_IF = soft_levels(*both) if levels else standardised_like(*both)[0]
+        return torch.as_tensor(features_IF, dtype=torch.float32)
+
+    @torch.no_grad()
+    def append_items(self, scores_SA: np.ndarray, catalogue_IA: np.ndarray) -> None:
+        """Appends items without a learned part to a trained table that has item scores.
+
+        `catalogue_IA` are the scores that the table was trained with; new scores are measured on their scale.
+        """
+        device = self.base_ID.device
+        self.base_ID = nn.Parameter(nn.functional.pad(self.base_ID, (0, 0, 0, len(scores_SA))))
+        if self.fusion.form != "none":
+            new_SF = self.item_features(scores_SA, catalogue_IA).to(device)
+            self.features_IF = torch.cat([self.features_IF, new_SF])
+        if self.state is not None:
+            new_SA = torch.as_tensor(standardised_like(scores_SA, catalogue_IA)[0], dtype=torch.float32, device=device)
+            self.standard_IA = torch.cat([self.standard_IA, new_SA])
 
     def add_user_side(self) -> None:
         if self.fusion.form == "add":

@@ -34,6 +34,12 @@ class RecommendConfig:
     steer: Mapping[str, float] = Field(default_factory=dict)
     """Aspect -> how far to move what every user looks for, as in `--steer "pace=+1"`. 1 adds to an item's score one for
     each standard deviation of the aspect. It needs a train run with `user_scores: history`."""
+    new_item_scores: ItemVectors | None = None
+    """Items that nobody has bought yet, as in `--new-items FILE`: a score run, or CSV or Parquet with the item id in
+    the first column and one column per aspect of the train run. Lists and given histories may hold them."""
+    new_item_offset: float | None = None
+    """What is added to the scores of items that training did not know: null takes what training calibrated, 0 adds
+    nothing."""
     batch_size: int = Field(default=256, ge=1)
     """Histories scored at once, and in one file."""
     workers: int = Field(default=1, ge=1)

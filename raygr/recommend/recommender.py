@@ -5,26 +5,30 @@
     recommender.recommend(["I3", "I250", "I41"], n=5)      # after a history, oldest item first
     recommender.looks_for("U17")                           # {"tension level": 1.3, "pace": -0.4, ...}
     recommender.recommend("U17", steer={"pace": 1.0})      # the same, with more pace
+    wider = recommender.with_new_items({"N1": {"pace": 7, "tension level": 9}})  # items that nobody has bought yet
+    wider.recommend("U17", n=5)                            # may hold N1
 
 Items of the history are never recommended, unless the data keep repeat purchases (`keep_duplicate: all`). Somebody who
 is no user of the data has no guided vector; the average of all users takes its place. Shape letters: `B` histories,
 `L` history length, `I` items, `U` users, `D` width, `Y` places of a list, `C` candidates.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygr.data.vector_tables import named
 from raygr.metrics.diversity import Lists, mmr_lists, scaled_relevance, top_lists, unit_rows
 from raygr.metrics.ranking import full_ranks
 from raygr.metrics.z_scores import standardise
 from raygr.models.embeddings import RefinedEmbedding, ScoreParts
-from raygr.models.inference import SequenceModel, UserStates, base_parts, encode_users, score_items, user_vectors
+from raygr.models.inference import SequenceModel, UserStates, base_parts, encode_users, user_vectors
+from raygr.recommend.score_rows import NewItems, read_score_rows
 from raygr.train.batches import history_batch, rating_batch
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import read_list_scores
@@ -59,7 +63,7 @@ class Recommender:
     """With absolute paths."""
     model: SequenceModel
     rows_ID: Tensor
-    """Refined item rows, item_index 1..I."""
+    """Refined item rows, item_index 1..I. Where new items have an offset, it is the last column."""
     unit_ID: Tensor
     """Unit vectors in which re-ranked lists are diverse."""
     repeats: bool
@@ -74,6 +78,14 @@ class Recommender:
     """The first interaction of each user, and the end of the last."""
     aspects: tuple[str, ...]
     """The names of the item scores; empty for a base model."""
+    catalogue_IA: np.ndarray | None
+    """The item scores of the training, on whose scale new scores are measured; None for a base model."""
+    new_items: int
+    """Number of items, the last ones, that training did not know."""
+    new_item_offset: float
+    """What is added to the scores of new items, to make them comparable with the others."""
+    list_scores: str | None
+    """Vectors in which re-ranked lists are diverse; None for the refined item rows."""
     index_of_item: dict[str, int]
     index_of_user: dict[str, int]
 
@@ -93,6 +105,25 @@ class Recommender:
         lists, score_BY = self.lists(self.histories_of(who), n, mmr_weight=mmr_weight, steer=steer)
         found = zip(lists.place_BY[0].tolist(), lists.relevance_BY[0].tolist(), score_BY[0].tolist(), strict=True)
         return [Recommendation(str(self.item_ids_I[i]), score) for i, relevance, score in found if relevance > -np.inf]
+
+    def with_new_items(self, new_items: NewItems) -> "Recommender":
+        """A recommender whose catalogue also holds these items, which have no learned part.
+
+        `new_items` maps item ids to scores by aspect, or to scores in the order of `aspects`; or it names a score run
+        or a CSV, Parquet or `.npy` file of ids and scores. Scores are measured on the scale of the training's
+        catalogue; a missing one (NaN) adds nothing. New items may stand in histories. ValueError says what is wrong.
+        """
+        found = read_score_rows(new_items, self.config, self.aspects, self.index_of_item)
+        assert self.catalogue_IA is not None  # a base model was refused
+        model = copy.deepcopy(self.model)
+        model.embedding.append_items(found.scores_SA, self.catalogue_IA)
+        wider = dataclasses.replace(
+            self,
+            model=model,
+            item_ids_I=np.concatenate([self.item_ids_I, found.ids_S]),
+            new_items=self.new_items + len(found.ids_S),
+        )
+        return with_rows(wider)
 
     def looks_for(self, who: str | Sequence[str]) -> dict[str, float]:
         """What a user, or somebody with this history, looks for now: the guided user state by aspect.
@@ -141,7 +172,7 @@ class Recommender:
     ) -> tuple[Lists, Tensor]:
         """The best items after each history, and their scores (B, Y)."""
         check_steer(steer or {}, self.aspects, self.config)
-        scores_BI = score_items(self.model, self.rows_ID, self.steered(self.encoded(histories), steer or {})).float()
+        scores_BI = self.scores(self.steered(self.encoded(histories), steer or {}))
         relevance_BI = scaled_relevance(scores_BI, *self.left_out(histories))
         if mmr_weight is None:
             lists = top_lists(relevance_BI, n)
@@ -152,25 +183,45 @@ class Recommender:
     @torch.inference_mode()
     def states(self, histories: Histories) -> Tensor:
         """(B, D): vectors whose products with `rows_ID` are the scores."""
-        return user_vectors(self.model, self.encoded(histories))
+        return self.vectors(self.encoded(histories))
+
+    def vectors(self, states: UserStates) -> Tensor:
+        """(B, D): the users' vectors of these states; 1 meets the offset of new items."""
+        vectors_BD = user_vectors(self.model, states)
+        return nn.functional.pad(vectors_BD, (0, self.rows_ID.shape[1] - vectors_BD.shape[1]), value=1.0)
+
+    def scores(self, states: UserStates) -> Tensor:
+        """(B, I): the scores of all items, with the offset of new ones."""
+        return (self.vectors(states) @ self.rows_ID.T).float()
 
     @torch.inference_mode()
     def score_and_rank(self, histories: Histories, item: int) -> tuple[Tensor, Tensor]:
         """The score of an item_index after each history, and its rank among what `lists` may hold: (B,) each."""
-        scores_BI = score_items(self.model, self.rows_ID, self.encoded(histories)).float()
+        scores_BI = self.scores(self.encoded(histories))
         target_B = torch.full((len(scores_BI),), item, device=scores_BI.device)
         return scores_BI[:, item - 1], full_ranks(scores_BI, target_B, *self.left_out(histories))
 
     @torch.inference_mode()
     def split_scores(self, histories: Histories, item_C: Tensor) -> ScoreParts:
-        """The scores of items, as item_index, after each history: a base part and one term per aspect."""
-        return self.model.embedding.split_score(*self.encoded(histories), item_C.to(self.rows_ID.device))
+        """The scores of items, as item_index, after each history: a base part and one term per aspect.
+
+        The offset of a new item belongs to its base part.
+        """
+        parts = self.model.embedding.split_score(*self.encoded(histories), item_C.to(self.rows_ID.device))
+        return parts._replace(base_BC=parts.base_BC + self.offsets()[item_C - 1])
 
     @torch.inference_mode()
     def base_parts(self, histories: Histories) -> tuple[Tensor, Tensor]:
         """The base parts of all scores, (B, I) each: with history aspects at their mean, and unchanged."""
         history_BL, length_B = self.padded(histories)
-        return base_parts(self.model, history_BL, length_B)
+        at_mean_BI, unchanged_BI = base_parts(self.model, history_BL, length_B)
+        return at_mean_BI + self.offsets(), unchanged_BI + self.offsets()
+
+    def offsets(self) -> Tensor:
+        """What is added to the score of each item, (I,): 0 for all but new ones."""
+        offset_I = torch.zeros(len(self.item_ids_I), device=self.model.embedding.base_ID.device)
+        offset_I[len(offset_I) - self.new_items :] = self.new_item_offset
+        return offset_I
 
     def steered(self, states: UserStates, steer: Mapping[str, float]) -> UserStates:
         """The states with some aspects of what the users look for moved, by the given amounts in `looks_for`'s unit.
@@ -207,36 +258,56 @@ class Recommender:
         return torch.from_numpy(row_N).to(device), torch.from_numpy(histories.items_N).to(device)
 
 
-def load_recommender(run: str, *, list_scores: str | None = None, device: str = "cpu") -> Recommender:
+def load_recommender(
+    run: str, *, list_scores: str | None = None, new_item_offset: float | None = None, device: str = "cpu"
+) -> Recommender:
     """The recommender of a finished train run. The run folder is enough: it may have been moved.
 
-    `list_scores`: id -> vectors in which lists re-ranked by MMR are diverse; None takes the refined item rows. RunError
-    where the run is unfinished, or was trained by a version that kept no files for serving.
+    `list_scores`: id -> vectors in which lists re-ranked by MMR are diverse; None takes the refined item rows.
+    `new_item_offset` is added to the scores of items that training did not know; None takes the one that training
+    calibrated. RunError where the run is unfinished, or was trained by a version that kept no files for serving.
     """
     serving = read_serving(run)
     model = read_model(run, serving.config).to(device)
     if model.embedding.users_UA is not None:
         add_average_user(model.embedding)
-    rows_ID = model.embedding.item_rows().detach()
-    item_ids_I, user_ids_U = serving.item_ids_I, serving.user_ids_U
-    list_ID = model.embedding.input_rows().detach()
-    if list_scores is not None:
-        list_ID = torch.from_numpy(standardise(read_list_scores(serving.config, list_scores, item_ids_I))[0])
-    return Recommender(
+    recommender = Recommender(
         run=run,
         config=serving.config,
         model=model,
-        rows_ID=rows_ID,
-        unit_ID=unit_rows(list_ID).to(device),
+        rows_ID=torch.empty(0),
+        unit_ID=torch.empty(0),
         repeats=serving.repeats,
-        item_ids_I=item_ids_I,
-        user_ids_U=user_ids_U,
+        item_ids_I=serving.item_ids_I,
+        user_ids_U=serving.user_ids_U,
         items_N=serving.items_N,
         rating_N=serving.rating_N,
         first_U=serving.first_U,
         aspects=serving.aspects,
-        index_of_item={one: place for place, one in enumerate(item_ids_I.tolist(), start=1)},
-        index_of_user={one: place for place, one in enumerate(user_ids_U.tolist())},
+        catalogue_IA=serving.scores_IA,
+        new_items=serving.new_items,
+        new_item_offset=serving.new_item_offset if new_item_offset is None else new_item_offset,
+        list_scores=list_scores,
+        index_of_item={},
+        index_of_user={one: place for place, one in enumerate(serving.user_ids_U.tolist())},
+    )
+    return with_rows(recommender)
+
+
+def with_rows(recommender: Recommender) -> Recommender:
+    """The recommender with what follows from its model and its item ids."""
+    embedding, ids_I = recommender.model.embedding, recommender.item_ids_I
+    rows_ID, list_ID = embedding.item_rows().detach(), embedding.input_rows().detach()
+    if recommender.new_items and recommender.new_item_offset:
+        rows_ID = torch.cat([rows_ID, recommender.offsets()[:, None]], dim=1)
+    if recommender.list_scores is not None:
+        vectors_IA = read_list_scores(recommender.config, recommender.list_scores, ids_I)
+        list_ID = torch.from_numpy(standardise(vectors_IA)[0]).to(rows_ID.device)
+    return dataclasses.replace(
+        recommender,
+        rows_ID=rows_ID,
+        unit_ID=unit_rows(list_ID),
+        index_of_item={one: place for place, one in enumerate(ids_I.tolist(), start=1)},
     )
 
 

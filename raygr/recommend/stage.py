@@ -28,6 +28,7 @@ from raygr.in_process import runs_here, torch_of_a_worker, worker_here
 from raygr.prepare.json_lines import as_id, decode_object
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.recommender import Histories, Recommender, check_known, check_steer, load_recommender, unrated
+from raygr.recommend.score_rows import read_score_rows
 from raygr.schema import RECOMMENDATION_SCHEMA, RECOMMENDATIONS
 from raygr.train.serving import Serving, read_serving
 
@@ -41,8 +42,12 @@ def recommend(config: RecommendConfig) -> runs.Run:
     """Writes top-N lists as RECOMMENDATION rows. Errors in users or histories are raised before any work."""
     serving = read_serving(config.train_run)
     check_steer(config.steer, serving.aspects, serving.config)
+    if config.new_item_scores is not None:
+        new = read_score_rows(config.new_item_scores, serving.config, serving.aspects, set(serving.item_ids_I.tolist()))
+        serving = serving._replace(item_ids_I=np.concatenate([serving.item_ids_I, new.ids_S]))
     subjects = read_subjects(config, serving)
-    used = [path for path in (config.train_run, config.histories or config.users_file, config.mmr_scores) if path]
+    given = (config.train_run, config.histories or config.users_file, config.mmr_scores, config.new_item_scores)
+    used = [path for path in given if path]
     run = runs.start_run(config.output, job="recommend", config=config, inputs=used)
     waiting = without_lists(subjects, run.file(RECOMMENDATIONS))
     if len(waiting) < len(subjects):
@@ -123,6 +128,7 @@ def actor_settings(config: RecommendConfig, *, device: str) -> dict[str, Any]:
         output=files.absolute(config.output),
         train_run=files.absolute(config.train_run),
         mmr_scores=config.mmr_scores and files.absolute(config.mmr_scores),
+        new_item_scores=config.new_item_scores and files.absolute(config.new_item_scores),
     )
     return {"config": absolute, "device": device}
 
@@ -225,7 +231,11 @@ class RecommendingActor:
     def __init__(self, *, config: RecommendConfig, device: str):
         torch.set_num_threads(config.threads)
         self.config = config
-        self.recommender = load_recommender(config.train_run, list_scores=config.mmr_scores, device=device)
+        self.recommender = load_recommender(
+            config.train_run, list_scores=config.mmr_scores, new_item_offset=config.new_item_offset, device=device
+        )
+        if config.new_item_scores is not None:
+            self.recommender = self.recommender.with_new_items(config.new_item_scores)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         folder = files.join(self.config.output, RECOMMENDATIONS)

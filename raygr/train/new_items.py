@@ -1,7 +1,8 @@
 """The place of new items in the whole catalogue: an offset of their scores, chosen without looking at the test.
 
-Training does not know new items: they have the highest item_index and no learned part, so their scores are not
-comparable with those of other items. Shape letters: `B` rows of a batch, `I` items, `D` width, `Y` places of a list.
+New items are those that the data set aside, and those that a recommender is given later. Training does not know them:
+they have the highest item_index and no learned part, so their scores are not comparable with those of other items.
+Shape letters: `B` rows of a batch, `I` items, `D` width, `Y` places of a list.
 """
 
 import numpy as np
@@ -16,6 +17,7 @@ from raygr.train.state import Training
 CALIBRATED_ON = 2048  # validation targets
 PLACES = 10  # of the lists in which hidden items are counted
 GROUPS = (2, 20)  # fewest and most groups of hidden items
+GROUPS_WITHOUT_NEW = 10  # on data without new items: a tenth of the items is hidden
 SEEN = -1e30  # the score of items that are not ranked; finite, so that differences are numbers
 
 
@@ -23,15 +25,15 @@ SEEN = -1e30  # the score of items that are not ranked; finite, so that differen
 def calibrated_offset(training: Training) -> float:
     """The offset of new items' scores, measured with known items whose learned part is hidden.
 
-    Known items fall into random groups of about as many items as there are new ones. Each group is hidden in turn: its
-    items are scored without their learned part, like new items. With the offset, hidden items fill as large a share of
-    the first PLACES of the validation users' lists as they are of the known items. Only the order of scores counts, so
-    this holds for every loss.
+    Known items fall into random groups of about as many items as there are new ones, or into GROUPS_WITHOUT_NEW. Each
+    group is hidden in turn: its items are scored without their learned part, like new items. With the offset, hidden
+    items fill as large a share of the first PLACES of the validation users' lists as they are of the known items. Only
+    the order of scores counts, so this holds for every loss. The offset is 0 where users have seen almost all items.
     """
     training.model.eval()
     inputs, targets = training.inputs, training.inputs.targets[VALIDATION]
     known = inputs.items - inputs.new_items
-    groups = int(np.clip(known // inputs.new_items, *GROUPS))
+    groups = int(np.clip(known // inputs.new_items, *GROUPS)) if inputs.new_items else GROUPS_WITHOUT_NEW
     order_I = torch.from_numpy(np.random.default_rng(training.config.seed).permutation(known))
     group_I = order_I.to(training.device) % groups
     rows_ID, base_ID = training.model.embedding.item_rows(), training.model.embedding.base_ID
@@ -47,7 +49,8 @@ def calibrated_offset(training: Training) -> float:
         for group in range(groups):
             is_hidden_I = group_I == group
             found.append(missing_scores(scores_BI[:, :known][:, ~is_hidden_I], unlearned_BI[:, :known][:, is_hidden_I]))
-    return float(np.quantile(torch.cat([one.flatten() for one in found]).cpu().numpy(), 1 / groups))
+    offset = float(np.quantile(torch.cat([one.flatten() for one in found]).cpu().numpy(), 1 / groups))
+    return offset if abs(offset) < -SEEN / 1e6 else 0.0
 
 
 def missing_scores(scores_BI: Tensor, hidden_BI: Tensor) -> Tensor:
@@ -57,4 +60,4 @@ def missing_scores(scores_BI: Tensor, hidden_BI: Tensor) -> Tensor:
     """
     places = min(PLACES, scores_BI.shape[1], hidden_BI.shape[1])
     best_BY, hidden_BY = (one.topk(places, dim=1).values for one in (scores_BI, hidden_BI))
-    return best_BY.flip(1) - hidden_BY
+    return torch.where(hidden_BY == SEEN, -SEEN, best_BY.flip(1) - hidden_BY)  # no offset brings back a seen item

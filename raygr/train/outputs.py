@@ -47,10 +47,9 @@ LEAST_USER_SHARE = 0.01  # below this share the user side changes next to nothin
 def write_outputs(training: Training) -> None:
     """Writes ranks, metrics and the model. All workers call it and share the ranking; rank 0 writes."""
     inputs, config = training.inputs, training.config
-    offset = 0.0
+    offset = calibrated_offset(training) if inputs.new_items or inputs.scores else 0.0
     sets: dict[str, tuple[str, ...]] = {VALIDATION: config.candidates, TEST: config.candidates}
     if inputs.new_items:
-        offset = calibrated_offset(training)
         sets |= {TEST: (*config.candidates, WHOLE, CALIBRATED), NEW: (NEW_ITEMS, WHOLE, CALIBRATED)}
     ranks = {part: target_ranks(training, part, names, offset) for part, names in sets.items()}
     if training.share.rank > 0:
@@ -65,7 +64,7 @@ def write_outputs(training: Training) -> None:
     files.write_table(table, files.join(config.output, RANKS))
     if inputs.candidates:
         files.write_table(candidate_table(inputs.candidates), files.join(config.output, CANDIDATES))
-    write_serving(config, inputs, training.best_weights)
+    write_serving(config, inputs, training.best_weights, offset)
     metrics = run_metrics(training, table, offset)
     for text in metrics.warnings:
         logger.warning("%s", text)

@@ -17,6 +17,7 @@ from torch import Tensor
 from raygr import files, runs
 from raygr.config import check_config
 from raygr.data.interactions import read_ids
+from raygr.data.list_columns import list_column
 from raygr.models.embeddings import LEVELS
 from raygr.models.inference import SequenceModel
 from raygr.schema import (
@@ -50,15 +51,25 @@ class Serving(NamedTuple):
     """The first interaction of each user in `items_N`, and as one more entry the end of the last user."""
     aspects: tuple[str, ...]
     """The names of the item scores; empty for a base model."""
+    scores_IA: np.ndarray | None
+    """The item scores of the training, NaN where one is missing; they are the scale of new items' scores. None in base
+    models."""
+    new_items: int
+    """Number of items, the last ones, that training did not know."""
+    new_item_offset: float
+    """What makes scores of items without a learned part comparable with the others: see new_items.py. 0 in base models
+    without new items."""
 
 
-def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor]) -> None:
+def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor], new_item_offset: float) -> None:
     """Writes the weights and the three files into `config.output`."""
     filesystem, inner = files.filesystem_of(files.join(config.output, MODEL))
     with filesystem.open(inner, "wb") as file:
         file.write(safetensors.torch.save({name: values.contiguous() for name, values in weights.items()}))
     item_ids, user_ids = read_ids(config.data, ITEMS, "item"), read_ids(config.data, USERS, "user")
-    files.write_table(pa.table([item_ids], schema=SERVED_ITEM_SCHEMA), files.join(config.output, SERVED_ITEMS))
+    type_of_scores = SERVED_ITEM_SCHEMA.field("scores").type
+    scores = list_column(inputs.scores.scores_IA) if inputs.scores else pa.nulls(len(item_ids), type_of_scores)
+    files.write_table(pa.table([item_ids, scores], schema=SERVED_ITEM_SCHEMA), files.join(config.output, SERVED_ITEMS))
     first_U = pa.array(inputs.first_U, pa.int64())
     columns = (pa.array(inputs.items_N.numpy(), pa.int32()), pa.array(inputs.rating_N.numpy(), pa.float32()))
     histories = [pa.LargeListArray.from_arrays(first_U, column) for column in columns]
@@ -69,6 +80,8 @@ def write_serving(config: TrainConfig, inputs: Inputs, weights: dict[str, Tensor
         "config": to_jsonable_python(with_absolute_paths(config)),
         "repeats": inputs.repeats,
         "aspects": inputs.scores.aspects if inputs.scores else [],
+        "new_items": inputs.new_items,
+        "new_item_offset": new_item_offset,
     }
     files.write_json(record, files.join(config.output, SERVING))
 
@@ -79,19 +92,23 @@ def read_serving(run: str) -> Serving:
     if not files.exists(files.join(run, SERVING)):
         raise runs.RunError(f"{run} holds no {SERVING}: an older version of raygr trained it; train it again")
     record = files.read_json(files.join(run, SERVING))
-    users = files.read_table(files.join(run, SERVED_USERS))
-    if "aspects" not in record:
-        raise runs.RunError(f"{run}: an older version of raygr trained it, without ratings; train it again")
+    if "new_item_offset" not in record:
+        raise runs.RunError(f"{run}: an older version of raygr trained it, and kept no item scores; train it again")
+    items, users = (files.read_table(files.join(run, name)) for name in (SERVED_ITEMS, SERVED_USERS))
+    aspects = tuple(record["aspects"])
     length_U = pc.list_value_length(users["items"]).to_numpy()
     return Serving(
         config=check_config(TrainConfig, record["config"], source=files.join(run, SERVING)),
         repeats=record["repeats"],
-        item_ids_I=files.read_table(files.join(run, SERVED_ITEMS))["item_id"].to_numpy().astype(str),
+        item_ids_I=items["item_id"].to_numpy().astype(str),
         user_ids_U=users["user_id"].to_numpy().astype(str),
         items_N=pc.list_flatten(users["items"]).to_numpy().astype(np.int64),
         rating_N=pc.list_flatten(users["ratings"]).to_numpy().astype(np.float32),
         first_U=np.concatenate([[0], np.cumsum(length_U)]),
-        aspects=tuple(record["aspects"]),
+        aspects=aspects,
+        scores_IA=pc.list_flatten(items["scores"]).to_numpy().reshape(len(items), -1) if aspects else None,
+        new_items=record["new_items"],
+        new_item_offset=record["new_item_offset"],
     )
 
 

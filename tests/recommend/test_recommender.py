@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
-from toy_data import random_scores, walks, write_csv, write_prepared
+from toy_data import random_scores, walks, write_csv, write_prepared, write_score_run
 
 from raygr import files, runs
+from raygr.cli import main
 from raygr.compare.config import CompareConfig
 from raygr.compare.stage import compare
 from raygr.config import ConfigError
@@ -28,7 +29,7 @@ from raygr.export.stage import export
 from raygr.metrics.z_scores import standardise
 from raygr.models.workers import Share
 from raygr.recommend.config import RecommendConfig
-from raygr.recommend.recommender import Recommender, load_recommender
+from raygr.recommend.recommender import Recommender, load_recommender, with_rows
 from raygr.recommend.stage import (
     RecommendingActor,
     actor_settings,
@@ -138,6 +139,172 @@ def test_steering_is_refused_where_it_cannot_work(steerable: Recommender, recomm
         recommender.looks_for("u0")
 
 
+# --- new items -----------------------------------------------------------------------------------
+
+SCORES_IA = random_scores(ITEMS, 2, seed=3)
+HISTORY_STATE = {"user_scores": "history", "user_side": "learned"}
+
+
+def all_scores(recommender: Recommender, who: str | list[str]) -> torch.Tensor:
+    with torch.inference_mode():
+        return recommender.scores(recommender.encoded(recommender.histories_of(who)))[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"add_map": "linear", "model": "gru4rec"},
+        {"fusion": "concat", "user_side": "concat", "linear_map": True},
+        {"fusion": "none", **HISTORY_STATE},
+        {"fusion": "add", "model": "bert4rec", **HISTORY_STATE},
+    ],
+    ids=["add", "gru4rec", "concat", "state alone", "bert4rec"],
+)
+def test_a_new_item_scores_as_a_known_one_without_a_learned_part(tmp_path: Path, changes: dict[str, Any]):
+    """N has the scores of i5, whose learned row is 0; it differs by the offset alone, also in a history."""
+    before = load_recommender(trained(tmp_path, **changes), new_item_offset=0.7)
+    with torch.no_grad():
+        before.model.embedding.base_ID[4] = 0
+    before = with_rows(before)
+    after = before.with_new_items({"N": SCORES_IA[4].tolist(), "M": {"b": SCORES_IA[8, 1]}})
+    for who in ("u3", ["i2", "i9"]):
+        known_I, scores_I = all_scores(before, who), all_scores(after, who)
+        torch.testing.assert_close(scores_I[:ITEMS], known_I)
+        assert float(scores_I[ITEMS]) == pytest.approx(float(known_I[4]) + 0.7, rel=1e-4)
+    torch.testing.assert_close(all_scores(after, ["i2", "N"]), all_scores(after, ["i2", "i5"]))
+    again = before.with_new_items({"N": SCORES_IA[4].tolist()}).with_new_items({"M": [np.nan, SCORES_IA[8, 1]]})
+    assert torch.equal(again.rows_ID, after.rows_ID) and again.index_of_item == after.index_of_item
+    assert before.item_ids_I.tolist() == [f"i{item}" for item in range(1, ITEMS + 1)]  # it did not change
+
+
+def test_new_scores_are_measured_on_the_scale_of_the_training(steerable: Recommender, recommender: Recommender):
+    mean_A, deviation_A = SCORES_IA.mean(axis=0), SCORES_IA.std(axis=0)
+    found = steerable.with_new_items({"N": [9.5, 1.0], "M": {"a": 2.0}})
+    rows_SA = found.model.embedding.standard_IA[-2:].numpy()
+    np.testing.assert_allclose(rows_SA[0], (np.array([9.5, 1.0]) - mean_A) / deviation_A, rtol=1e-5)
+    np.testing.assert_allclose(rows_SA[1], [(2.0 - mean_A[0]) / deviation_A[0], 0.0], rtol=1e-5)
+    levels = recommender.with_new_items({"N": [9.0, 11.0], "M": {"a": 1.0}}).model.embedding.features_IF[-2:]
+    assert levels[0].tolist() == [0] * 7 + [0.5, 1, 0.5] + [0] * 8 + [0.5, 1]  # 11 is beyond the scale: its end
+    assert levels[1].tolist() == [1, 0.5] + [0] * 18  # the missing score of b adds nothing
+
+
+def test_new_items_have_the_calibrated_offset_unless_another_is_given(steerable: Recommender):
+    calibrated = read_serving(steerable.run).new_item_offset
+    assert steerable.new_item_offset == calibrated != 0
+    new = {"N": [5.0, 5.0]}
+    scores = {
+        offset: float(all_scores(load_recommender(steerable.run, new_item_offset=offset).with_new_items(new), "u3")[-1])
+        for offset in (None, 0.0, 100.0, -100.0)
+    }
+    assert scores[None] == pytest.approx(scores[0.0] + calibrated, abs=1e-4)
+    assert scores[100.0] == pytest.approx(scores[0.0] + 100, abs=1e-4)
+    first, last = (load_recommender(steerable.run, new_item_offset=one).with_new_items(new) for one in (100.0, -100.0))
+    assert first.recommend("u3", n=1)[0].item_id == "N" == last.recommend("u3", n=100)[-1].item_id
+    assert "N" not in [one.item_id for one in first.recommend(["i3", "N"], n=100)]
+    assert first.recommend("u3", n=3, mmr_weight=1.0)[0].item_id == "N"
+
+
+def test_new_items_are_steered(steerable: Recommender):
+    wider = steerable.with_new_items({"high": {"a": 30.0}, "low": {"a": -20.0}})
+    for amount, item in ((9.0, "high"), (-9.0, "low")):
+        assert wider.recommend("u0", n=1, steer={"a": amount})[0].item_id == item
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ({"N": {"a": 1.0, "pace": 2.0}}, "N: no aspect pace; the run has: a, b"),
+        ({"N": [1.0]}, "N has 1 scores; the run has 2 aspects: a, b"),
+        ({"N": {"a": "high"}}, "N: a is 'high', not a finite number"),
+        ({"N": [1.0, np.inf]}, "N: b is inf, not a finite number"),
+        ({"N": [1, 2], "i3": [1, 2], "i7": [3, 4]}, r"already in the catalogue: i3, i7 \(2 such\)"),
+        ({"N": {}, "M": [1, 2]}, r"without any score: N \(1 such\)"),
+        ({}, "new_items: no item is in it"),
+        ("id,a\nN,1\n", r"new\.csv: no aspect b; it has: a"),
+        ("id,b,a,c\nN,1,2,3\n", r"new\.csv: no aspect c; the run has: a, b"),
+        ("id,a,b\nN,1,2\nM,3,high\n", r"new\.csv: column 'b' is string, not numeric .*row 2 has 'high'"),
+        ("id,a,b\nN,1,2\nM,inf,1\n", r"new\.csv: column 'a' has an infinite value in row 2"),
+        ("id,a,b\nN,1,2\nN,3,4\n", r"new\.csv: id N occurs more than once"),
+        ("id,a,b\nN,1,2\ni4,3,4\n", r"new\.csv: already in the catalogue: i4"),
+    ],
+)
+def test_wrong_new_items_are_refused(steerable: Recommender, tmp_path: Path, new: Any, message: str):
+    if isinstance(new, str):
+        (tmp_path / "new.csv").write_text(new)
+        new = str(tmp_path / "new.csv")
+    with pytest.raises(ValueError, match=message):
+        steerable.with_new_items(new)
+
+
+def test_new_items_come_from_a_score_run_or_parquet(steerable: Recommender, tmp_path: Path):
+    scored = write_score_run(tmp_path / "scored", {"N": [3.0, 8.0], "M": [None, 2.0]}, aspects=["b", "a"])
+    pq.write_table(pa.table({"id": ["M", "N"], "a": [2.0, 8.0], "b": [None, 3.0]}), tmp_path / "new.parquet")
+    expected = steerable.with_new_items({"M": {"a": 2.0}, "N": [8.0, 3.0]})
+    for path in (scored, str(tmp_path / "new.parquet")):
+        found = steerable.with_new_items(path)
+        assert found.item_ids_I.tolist()[-2:] == ["M", "N"] and torch.equal(found.rows_ID, expected.rows_ID)
+
+
+def test_an_explanation_refuses_new_items_because_the_data_do_not_hold_them(steerable: Recommender):
+    with pytest.raises(ValueError, match="prepare does not hold the new items of this recommender"):
+        explain_item(steerable.with_new_items({"N": [1.0, 2.0]}), "N", ["u1"])
+
+
+def test_a_run_that_cannot_rank_new_items_says_so(tmp_path: Path):
+    base = load_recommender(trained(tmp_path / "base", item_scores=None))
+    assert base.new_item_offset == 0
+    with pytest.raises(ValueError, match="was trained without item_scores, which are all a new item has"):
+        base.with_new_items({"N": [1.0]})
+    control = load_recommender(trained(tmp_path / "control", control="shuffled"))
+    with pytest.raises(ValueError, match="is a control arm"):
+        control.with_new_items({"N": [1.0, 2.0]})
+
+
+def test_new_items_of_a_file_are_recommended_exported_and_stand_in_histories(tmp_path: Path):
+    """After the run was moved and its data and scores are gone; empty cells of the file are missing scores."""
+    path = shutil.move(trained(tmp_path, fusion="none", **HISTORY_STATE), tmp_path / "moved")
+    shutil.rmtree(tmp_path / "prepare")
+    (tmp_path / "s.csv").unlink()
+    new = tmp_path / "new.csv"
+    new.write_text("item,b,a\n007,2,9.5\nN,,4\n")
+    wider = load_recommender(str(path), new_item_offset=0.3).with_new_items(str(new))
+    assert wider.item_ids_I.tolist()[-2:] == ["007", "N"]
+    expected = load_recommender(str(path), new_item_offset=0.3).with_new_items({"007": [9.5, 2], "N": {"a": 4}})
+    assert torch.equal(wider.rows_ID, expected.rows_ID)
+    (tmp_path / "h.jsonl").write_text('{"history_id": "h", "item_ids": ["i3", "N"]}\n')
+    for name, given in (("users", []), ("histories", ["--set", f"histories={tmp_path / 'h.jsonl'}"])):
+        settings = [f"output={tmp_path / name}", f"train_run={path}", "new_item_offset=0.3", "n=40"]
+        words = [word for one in settings for word in ("--set", one)]
+        assert main(["recommend", *words, "--new-items", str(new), *given]) == 0
+    table = files.read_table(str(tmp_path / "users" / "recommendations"))
+    rows = [(row["item_id"], row["score"]) for row in table.to_pylist() if row["subject_id"] == "u2"]
+    assert [item for item, _ in rows] == [one.item_id for one in wider.recommend("u2", n=40)]
+    assert len(rows) == ITEMS - LENGTH + 2 and {"007", "N"} < {item for item, _ in rows}
+    found = files.read_table(str(tmp_path / "histories" / "recommendations"))["item_id"].to_pylist()
+    assert found == [one.item_id for one in wider.recommend(["i3", "N"], n=40)] and "N" not in found
+    assert str(new) in runs.read_run(str(tmp_path / "users"), job="recommend").inputs
+    config = ExportConfig(
+        output=str(tmp_path / "export"), train_run=str(path), new_item_scores=str(new), new_item_offset=0.3
+    )
+    exported = export(config)
+    items_ID, users_UD = (np.load(exported.file(f"{kind}_vectors.npy")) for kind in ("item", "user"))
+    scores = {item: float(items_ID[wider.index_of_item[item] - 1] @ users_UD[2]) for item, _ in rows}
+    assert scores == pytest.approx(dict(rows), rel=1e-4)
+
+
+def test_re_ranked_lists_with_vectors_of_their_own_know_new_items(tmp_path: Path):
+    path = trained(tmp_path)
+    vectors = {f"i{item + 1}": row.tolist() for item, row in enumerate(SCORES_IA)} | {"N": [1.0, 9.0]}
+    scores = write_csv(tmp_path / "lists.csv", vectors, ["a", "b"])
+    wider = load_recommender(path, list_scores=scores).with_new_items({"N": [1.0, 9.0]})
+    standard_A = standardise(np.array(list(vectors.values())))[0][-1]
+    np.testing.assert_allclose(wider.unit_ID[-1].numpy(), standard_A / np.linalg.norm(standard_A))
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
 def naive_list(scores_I: torch.Tensor, history: list[int], n: int) -> list[str]:
     left = [item for item in range(1, ITEMS + 1) if item not in history]
     return [f"i{item}" for item in sorted(left, key=lambda item: -scores_I[item - 1])[:n]]
@@ -222,6 +389,11 @@ def test_a_moved_run_serves_from_anywhere_without_its_data(tmp_path: Path, monke
 
 def test_a_run_of_an_older_version_says_to_train_again(tmp_path: Path):
     path = trained(tmp_path)
+    record = files.read_json(f"{path}/serving.json")
+    del record["new_item_offset"]
+    files.write_json(record, f"{path}/serving.json")
+    with pytest.raises(runs.RunError, match="an older version of raygr trained it, and kept no item scores; train it"):
+        load_recommender(path)
     Path(path, "serving.json").unlink()
     with pytest.raises(runs.RunError, match=r"holds no serving\.json: an older version of raygr trained it; train it"):
         load_recommender(path)

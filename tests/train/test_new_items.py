@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toy_data import random_scores, walks, write_csv, write_prepared
+from toy_data import cycles, random_scores, walks, write_csv, write_prepared
 
 from raygr import files
 from raygr.compare.comparison import read_comparison
@@ -18,6 +18,7 @@ from raygr.config import ConfigError
 from raygr.data.interactions import read_interactions
 from raygr.metrics.rank_tables import read_rankings
 from raygr.models.workers import Share
+from raygr.recommend.recommender import load_recommender
 from raygr.runs import finish_run, start_run
 from raygr.schema import INTERACTIONS, VALIDATION
 from raygr.train.config import TrainConfig
@@ -117,6 +118,30 @@ def test_ranks_of_new_and_of_other_targets_against_a_loop(tmp_path: Path):
     assert metrics["protocol"]["new_items"] == 0.2
 
 
+def test_items_that_the_data_set_aside_are_served_with_their_offset(tmp_path: Path):
+    training = begun(tmp_path, epochs=1)
+    list(training_rounds(training))
+    training.model.load_state_dict(training.best_weights)
+    metrics, path = written(training)[1], training.config.output
+    plain, calibrated = load_recommender(path, new_item_offset=0.0), load_recommender(path)
+    assert calibrated.new_item_offset == metrics["new"]["offset"] != 0
+    scores_I, plain_I = (one.scores(one.encoded(one.of_users(["u2"])))[0] for one in (calibrated, plain))
+    torch.testing.assert_close(scores_I[:KNOWN], plain_I[:KNOWN])
+    torch.testing.assert_close(scores_I[KNOWN:], plain_I[KNOWN:] + metrics["new"]["offset"])
+    history, item_C = calibrated.of_users(["u2"]), torch.tensor([3, 22])
+    base_BC, encoder_BCA, user_BCA = calibrated.split_scores(history, item_C)
+    torch.testing.assert_close((base_BC + encoder_BCA.sum(-1) + user_BCA.sum(-1))[0], scores_I[item_C - 1])
+
+
+def test_an_offset_among_few_items_is_0(tmp_path: Path):
+    """Users have seen 27 of 30 items, so the list of 3 places holds a hidden one whatever its score is."""
+    write_prepared(tmp_path / "prepare", cycles(USERS, 30, 29), items=30)
+    training = begun(tmp_path)
+    assert calibrated_offset(training) == 0
+    training.inputs.targets[VALIDATION].first_seen_E[:] += 20  # 20 of them count as not seen
+    assert calibrated_offset(training) != 0
+
+
 def test_new_items_are_compared_with_a_base_and_with_chance(tmp_path: Path):
     arms = {"base": begun(tmp_path, scored=False, output=str(tmp_path / "base")), "refined": begun(tmp_path)}
     for one in arms.values():
@@ -166,17 +191,25 @@ def test_an_offset_brings_hidden_items_into_the_list_as_the_needs_say():
         assert torch.equal((first_BK >= 40).sum(1), (needed_BK < offset).sum(1))
 
 
-def test_the_offset_gives_hidden_items_their_share_of_the_lists(tmp_path: Path):
-    """4 groups of 5 of the 20 known items: a quarter of the first five places, counted by a loop."""
+@pytest.mark.parametrize(("is_new_there", "groups", "size"), [(True, 4, 5), (False, 10, 2)])
+def test_the_offset_gives_hidden_items_their_share_of_the_lists(
+    tmp_path: Path, is_new_there: bool, groups: int, size: int
+):
+    """4 groups of 5 of the 20 known items: a quarter of the first five places, counted by a loop.
+
+    Without new items 10 groups of 2, and a tenth of the first two places.
+    """
+    if not is_new_there:
+        write_prepared(tmp_path / "prepare", HISTORIES, items=KNOWN)
     training = begun(tmp_path, epochs=1, **ADD)
     list(training_rounds(training))
     with torch.no_grad():
         training.model.embedding.item_map_FD.normal_(std=0.02)
     offset = calibrated_offset(training)
-    embedding, group_I = training.model.embedding, np.random.default_rng(0).permutation(KNOWN) % 4
+    embedding, group_I = training.model.embedding, np.random.default_rng(0).permutation(KNOWN) % groups
     rows_ID = embedding.item_rows()
     hidden_in = []
-    for group in range(4):
+    for group in range(groups):
         hidden = np.flatnonzero(group_I == group)
         changed_ID = rows_ID.clone()
         changed_ID[hidden] -= embedding.base_ID[hidden]
@@ -186,8 +219,8 @@ def test_the_offset_gives_hidden_items_their_share_of_the_lists(tmp_path: Path):
             scores_I = (state_1D @ changed_ID.T)[0].detach()[:KNOWN]
             scores_I[hidden] += offset
             scores_I[np.array(history[:-2]) - 1] = -np.inf
-            hidden_in.append(sum(int(place) in hidden for place in scores_I.topk(5).indices))
-    assert np.mean(hidden_in) / 5 == pytest.approx(1 / 4, abs=0.01)
+            hidden_in.append(sum(int(place) in hidden for place in scores_I.topk(size).indices))
+    assert np.mean(hidden_in) / size == pytest.approx(1 / groups, abs=0.01)
 
 
 def test_the_offset_does_not_depend_on_the_test(tmp_path: Path):

@@ -157,7 +157,7 @@ def test_pairwise_negatives_are_anything_but_the_target(training: Training):
 def test_what_was_bought_is_recommended_again(training: Training):
     config = training.config
     run = runs.start_run(config.output, job="train", config=config)
-    write_serving(config, training.inputs, training.best_weights)
+    write_serving(config, training.inputs, training.best_weights, 0.0)
     runs.finish_run(run, inputs=[config.data], counts={})
     recommender = load_recommender(run.path)
     for who in ("u0", ["i1", "i2", "i3"]):
