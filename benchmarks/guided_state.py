@@ -8,7 +8,7 @@ FOLDER holds `interactions.csv.gz` (a user, an item, `position`, `rating`) and `
 adds arms with a large LLM's static vectors of users. Arms at total width 60: base, the paper's form (concat of 48
 and the scores, profile users by (9b)), item scores alone, the guided state with each fusion, and its control arm. Runs
 lie in outputs/guided-state (finished ones are skipped). Means and gains with their intervals go to
-benchmarks/results/guided-state/NAME-MODEL.json, a figure of gains by how often the target was bought in training to
+benchmarks/results/guided-state/NAME-MODEL-RANKING.json, a figure of gains by how often the target was bought in training to
 docs/results, and a Markdown table to the console.
 """
 
@@ -38,10 +38,12 @@ DRAWN = {"guided state": BLUE, "guided state, shuffled scores": GREY, "the paper
 OUTPUTS, RESULTS = Path("outputs/guided-state"), Path(__file__).parent / "results" / "guided-state"
 SHORT, LONG = {"max_history": 50, "dropout": 0.4}, {"max_history": 80, "dropout": 0.3}
 DATA: dict[str, dict[str, Any]] = {
-    # users and items with at least so many interactions; `scored`: among the items that have scores
+    # users and items with at least so many interactions; `scored`: among the items that have scores; `new`: the share
+    # of items that nobody has bought in training
     "games": {"scored": True, "users": 8, "items": 1, "train": SHORT},
     "games-403": {"scored": False, "users": 20, "items": 8, "train": SHORT},
     "games-982": {"scored": False, "users": 15, "items": 10, "train": SHORT},
+    "games-982-new": {"scored": False, "users": 15, "items": 10, "new": 0.15, "train": SHORT},
     "ml-1m-1200": {"scored": False, "users": 5, "items": 3, "sample": 1200, "last": 80, "train": LONG},
 }
 MODELS: dict[str, dict[str, Any]] = {
@@ -59,6 +61,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "guided state, shuffled scores": {"control": "shuffled"},
     "add and guided state": {"fusion": "add"},
     "concat and guided state": CONCAT,
+    "add, item dropout": {"fusion": "add", "user_scores": "none", "item_dropout": 0.2},
+    "guided state, item dropout": {"item_dropout": 0.2},
+    "add and guided state, item dropout": {"fusion": "add", "item_dropout": 0.2},
 }
 USER_ARMS: dict[str, dict[str, Any]] = {
     "LLM's users, learned weights": {"user_scores": "table"},
@@ -125,6 +130,7 @@ def prepare_config(name: str, data: Path, scores: Path) -> PrepareConfig:
         "min_item_interactions": settings["items"],
         "sample_users": settings.get("sample"),
         "last_interactions": settings.get("last"),
+        "new_items": settings.get("new", 0.0),
     }
     return load_config(PrepareConfig, None, [override(key, value) for key, value in given.items()])
 
@@ -136,16 +142,18 @@ def train_config(folder: Path, run: str, settings: dict[str, Any], seed: int) ->
 
 
 def show(name: str, model: str, comparison: str) -> None:
+    """Prints a table of each ranking, and stores means and gains of the ranking of new items or of all."""
     found = read_comparison(comparison)
-    rows, record = [["arm", "NDCG@10", "against base", "MRR", "against base"]], {}
-    for arm, one in found.arms.items():
-        metrics, gains = one.metrics["full"], (one.against_base or {}).get("full", {})
-        cells = [[f"{metrics[key].mean:.4f}", gain_text(gains[key]) if key in gains else ""] for key in METRICS]
-        rows.append([arm, *cells[0], *cells[1]])
-        record[arm] = {key: {"mean": metrics[key].mean, "gain": gains.get(key, None)} for key in METRICS}
-    files.write_json(record, str(RESULTS / f"{name}-{model}.json"))
+    for ranking in found.arms["base"].metrics:
+        rows, record = [["arm", "NDCG@10", "against base", "MRR", "against base"]], {}
+        for arm, one in found.arms.items():
+            metrics, gains = one.metrics[ranking], (one.against_base or {}).get(ranking, {})
+            cells = [[f"{metrics[key].mean:.4f}", gain_text(gains[key]) if key in gains else ""] for key in METRICS]
+            rows.append([arm, *cells[0], *cells[1]])
+            record[arm] = {key: {"mean": metrics[key].mean, "gain": gains.get(key)} for key in METRICS}
+        files.write_json(record, str(RESULTS / f"{name}-{model}-{ranking.replace(', ', '-').replace(' ', '-')}.json"))
+        print(f"{name}, {model}, {ranking}\n\n{markdown_rows(rows)}")
     save_figure(by_train_count(found), f"{FIGURES}-{name}-{model}")
-    print(f"{name}, {model}\n\n{markdown_rows(rows)}")
 
 
 def by_train_count(found: Comparison) -> Figure:
