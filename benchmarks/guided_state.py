@@ -8,8 +8,8 @@ FOLDER holds `interactions.csv.gz` (a user, an item, `position`, `rating`) and `
 adds arms with a large LLM's static vectors of users. Arms at total width 60: base, the paper's form (concat of 48
 and the scores, profile users by (9b)), item scores alone, the guided state with each fusion, and its control arm. Runs
 lie in outputs/guided-state (finished ones are skipped). Means and gains with their intervals go to
-benchmarks/results/guided-state/NAME-MODEL-RANKING.json, a figure of gains by how often the target was bought in training to
-docs/results, and a Markdown table to the console.
+benchmarks/results/guided-state/NAME-MODEL-RANKING.json, a figure of gains by how often the target was bought in
+training to docs/results, and a Markdown table to the console.
 """
 
 import argparse
