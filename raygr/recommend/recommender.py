@@ -29,7 +29,7 @@ from raygr.metrics.z_scores import standardise
 from raygr.models.embeddings import RefinedEmbedding, ScoreParts
 from raygr.models.inference import SequenceModel, UserStates, base_parts, encode_users, user_vectors
 from raygr.recommend.score_rows import NewItems, read_score_rows
-from raygr.train.batches import history_batch, rating_batch
+from raygr.train.batches import history_batch
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import read_list_scores
 from raygr.train.serving import read_model, read_serving
@@ -213,7 +213,7 @@ class Recommender:
     @torch.inference_mode()
     def base_parts(self, histories: Histories) -> tuple[Tensor, Tensor]:
         """The base parts of all scores, (B, I) each: with history aspects at their mean, and unchanged."""
-        history_BL, length_B = self.padded(histories)
+        history_BL, _, length_B = self.padded(histories)
         at_mean_BI, unchanged_BI = base_parts(self.model, history_BL, length_B)
         return at_mean_BI + self.offsets(), unchanged_BI + self.offsets()
 
@@ -236,18 +236,17 @@ class Recommender:
 
     @torch.inference_mode()
     def encoded(self, histories: Histories) -> UserStates:
-        history_BL, length_B = self.padded(histories)
-        end_B = torch.from_numpy(np.cumsum(histories.length_B).astype(np.int64))
-        rating_BL = rating_batch(torch.tensor(histories.rating_N, dtype=torch.float32), end_B - length_B, length_B)
+        history_BL, rating_BL, length_B = self.padded(histories)
         user_B = torch.tensor(histories.user_B)
         return encode_users(self.model, self.rows_ID, history_BL, length_B, rating_BL, user_B)
 
-    def padded(self, histories: Histories) -> tuple[Tensor, Tensor]:
-        """The newest `max_history` items of each history, (B, L), and their number, (B,)."""
-        end_B = np.cumsum(histories.length_B)
+    def padded(self, histories: Histories) -> tuple[Tensor, Tensor, Tensor]:
+        """The newest `max_history` items of each history and their ratings, (B, L) each, and their number, (B,)."""
         length_B = torch.from_numpy(np.minimum(histories.length_B, self.config.max_history).astype(np.int64))
-        items_N = torch.from_numpy(histories.items_N)
-        return history_batch(items_N, torch.from_numpy(end_B.astype(np.int64)) - length_B, length_B), length_B
+        start_B = torch.from_numpy(np.cumsum(histories.length_B).astype(np.int64)) - length_B
+        items_N, rating_N = torch.from_numpy(histories.items_N), torch.tensor(histories.rating_N, dtype=torch.float32)
+        history_BL = history_batch(items_N, start_B, length_B)
+        return history_BL, history_batch(rating_N, start_B, length_B, padding=torch.nan), length_B
 
     def left_out(self, histories: Histories) -> tuple[Tensor, Tensor]:
         """(row of the batch, item_index) pairs that no list may hold."""
@@ -268,7 +267,7 @@ def load_recommender(
     calibrated. RunError where the run is unfinished, or was trained by a version that kept no files for serving.
     """
     serving = read_serving(run)
-    model = read_model(run, serving.config).to(device)
+    model = read_model(run, serving).to(device)
     if model.embedding.users_UA is not None:
         add_average_user(model.embedding)
     recommender = Recommender(

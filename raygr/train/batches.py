@@ -138,18 +138,11 @@ def is_last_of_user(user_E: np.ndarray) -> np.ndarray:
     return np.append(user_E[1:] != user_E[:-1], True)[: len(user_E)]
 
 
-def history_batch(items_N: Tensor, start_B: Tensor, length_B: Tensor) -> Tensor:
-    """Windows of the flat array, (B, L), padded by 0 to the longest of them."""
+def history_batch(values_N: Tensor, start_B: Tensor, length_B: Tensor, *, padding: float = 0) -> Tensor:
+    """Windows of a flat array of items or ratings, (B, L), padded to the longest of them."""
     step_L = torch.arange(int(length_B.max()))
-    at_BL = (start_B[:, None] + step_L).clamp(max=len(items_N) - 1)
-    return torch.where(step_L < length_B[:, None], items_N[at_BL], 0)
-
-
-def rating_batch(rating_N: Tensor, start_B: Tensor, length_B: Tensor) -> Tensor:
-    """The ratings of `history_batch`, (B, L), padded by NaN."""
-    step_L = torch.arange(int(length_B.max()))
-    at_BL = (start_B[:, None] + step_L).clamp(max=len(rating_N) - 1)
-    return torch.where(step_L < length_B[:, None], rating_N[at_BL], torch.nan)
+    at_BL = (start_B[:, None] + step_L).clamp(max=len(values_N) - 1)
+    return torch.where(step_L < length_B[:, None], values_N[at_BL], padding)
 
 
 def training_batch(items_N: Tensor, rating_N: Tensor, windows: Windows, example_B: Tensor) -> Batch:
@@ -161,7 +154,7 @@ def training_batch(items_N: Tensor, rating_N: Tensor, windows: Windows, example_
     in_loss_BL = (target_BL > 0) & (target_at_BL >= windows.first_target_E[example_B][:, None])
     goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
     negative_BL = torch.zeros_like(target_BL)
-    rating_BL, user_B = rating_batch(rating_N, start_B, length_B), windows.user_E[example_B]
+    rating_BL, user_B = history_batch(rating_N, start_B, length_B, padding=torch.nan), windows.user_E[example_B]
     return Batch(user_B, history_BL, length_B, target_BL, in_loss_BL, goes_on_B, negative_BL, rating_BL)
 
 
@@ -215,7 +208,7 @@ def masked_batch(
     history_BL = torch.where(is_masked_BL, masking.mask, item_BL)
     goes_on_B = torch.zeros(len(example_B), dtype=torch.bool)
     negative_BL = torch.zeros_like(item_BL)
-    rating_BL, user_B = rating_batch(rating_N, start_B, length_B), windows.user_E[example_B]
+    rating_BL, user_B = history_batch(rating_N, start_B, length_B, padding=torch.nan), windows.user_E[example_B]
     return Batch(user_B, history_BL, length_B, item_BL, is_masked_BL, goes_on_B, negative_BL, rating_BL)
 
 

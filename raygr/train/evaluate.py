@@ -28,7 +28,6 @@ from raygr.train.batches import (
     history_batch,
     is_last_of_user,
     ranked_items,
-    rating_batch,
     seen_pairs,
 )
 from raygr.train.run_metrics import ListFigures
@@ -42,7 +41,7 @@ def user_states(training: Training, targets: Targets, example_B: Tensor, rows_ID
     """The users' states right before their targets; `example_B` are places among the targets."""
     inputs, start_B, length_B = training.inputs, targets.start_E[example_B], targets.length_E[example_B]
     history_BL = history_batch(inputs.items_N, start_B, length_B)
-    rating_BL = rating_batch(inputs.rating_N, start_B, length_B)
+    rating_BL = history_batch(inputs.rating_N, start_B, length_B, padding=torch.nan)
     return encode_users(training.model, rows_ID, history_BL, length_B, rating_BL, targets.user_E[example_B])
 
 

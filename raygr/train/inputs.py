@@ -306,17 +306,15 @@ def llm_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
     values_UA, _ = rows_by_id(vectors, ids_U)
     check_read(values_UA, vectors.aspects, "user")
     cutoff_U = checked_cutoffs(vectors, users, config)
-    standardised_UA, _ = standardise(values_UA)
-    missing = int(np.isnan(values_UA).any(axis=1).sum())
     if config.user_guided_train == "all":
-        return UserVectors(standardised_UA, standardised_UA, np.zeros(len(ids_U), np.int64), missing)
+        return static_vectors(values_UA, np.zeros(len(ids_U), np.int64))
     scored_U = cutoff_U >= 0
     if (cutoff_U >= users["cutoff_position"].to_numpy())[scored_U].all():
         raise ConfigError(
             "the user prompts hold the whole train part, so nothing is left to train on after them: "
             "set user_guided_train: all, or score users with an earlier cut-off (cutoff_fraction of score)"
         )
-    return UserVectors(standardised_UA, standardised_UA, cutoff_U + 1, missing)
+    return static_vectors(values_UA, cutoff_U + 1)
 
 
 def table_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
@@ -329,9 +327,13 @@ def table_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
             "set user_scores: llm and user_score_run, so that this is checked"
         )
     values_UA, _ = rows_by_id(vectors, read_ids(config.data, USERS, "user"))
+    return static_vectors(values_UA, np.zeros(len(values_UA), np.int64))
+
+
+def static_vectors(values_UA: np.ndarray, prompt_U: np.ndarray) -> UserVectors:
+    """The same vectors for training and evaluation."""
     standardised_UA, _ = standardise(values_UA)
-    missing = int(np.isnan(values_UA).any(axis=1).sum())
-    return UserVectors(standardised_UA, standardised_UA, np.zeros(len(values_UA), np.int64), missing)
+    return UserVectors(standardised_UA, standardised_UA, prompt_U, int(np.isnan(values_UA).any(axis=1).sum()))
 
 
 def checked_cutoffs(vectors: Vectors, users: pa.Table, config: TrainConfig) -> np.ndarray:

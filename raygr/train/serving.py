@@ -18,7 +18,6 @@ from raygr import files, runs
 from raygr.config import check_config
 from raygr.data.interactions import read_ids
 from raygr.data.list_columns import list_column
-from raygr.models.embeddings import LEVELS
 from raygr.models.inference import SequenceModel
 from raygr.schema import (
     ITEMS,
@@ -112,22 +111,16 @@ def read_serving(run: str) -> Serving:
     )
 
 
-def read_model(run: str, config: TrainConfig) -> SequenceModel:
-    """The trained model in eval mode, on the CPU."""
+def read_model(run: str, serving: Serving) -> SequenceModel:
+    """The trained model in eval mode, on the CPU; `serving` is that of the run."""
     filesystem, inner = files.filesystem_of(files.join(run, MODEL))
     weights = safetensors.torch.load(filesystem.cat_file(inner))
-    features, users = weights.get("embedding.features_IF"), weights.get("embedding.users_UA")
-    standard, items = weights.get("embedding.standard_IA"), len(weights["embedding.base_ID"])
-    aspects = None
-    if standard is not None:
-        aspects = standard.shape[1]
-    elif features is not None:
-        aspects = features.shape[1] // (LEVELS if config.fusion == "add" and config.add_map == "levels" else 1)
+    users = weights.get("embedding.users_UA")
     with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
         model = build_model(
-            config,
-            items=items,
-            scores_IA=None if aspects is None else np.zeros((items, aspects)),
+            serving.config,
+            items=len(weights["embedding.base_ID"]),
+            scores_IA=serving.scores_IA,
             users_UA=None if users is None else np.zeros(users.shape),
         )
     model.load_state_dict(weights)

@@ -165,12 +165,12 @@ def summed_loss(
             encoder_BLD, session_BD = model.next_states(rows_ID, history_BL, own.goes_on_B.to(device), session_BD)
         else:
             encoder_BLD = model(rows_ID, history_BL, own.length_B.to(device))
-        guided_BLA = None
+        users_BA = None
         if inputs.user_vectors is not None:
             known_BA = inputs.user_vectors.training_UA[own.user_B.numpy()].astype(np.float32)
-            guided_BLA = embedding.tuned_users(torch.from_numpy(known_BA).to(device), own.user_B.to(device))[:, None]
+            users_BA = embedding.tuned_users(torch.from_numpy(known_BA).to(device), own.user_B.to(device))
+        guided_BLA = None if users_BA is None else users_BA[:, None]
         if embedding.state is not None:
-            users_BA = None if guided_BLA is None else guided_BLA[:, 0]
             scores_JA, rating_BL = embedding.standard_rows(item_J), own.rating_BL.to(device)
             masked = isinstance(model, BERT4Rec)
             guided_BLA = embedding.state.at_positions(scores_JA, history_BL, rating_BL, users_BA, masked=masked)
