@@ -50,8 +50,8 @@ class TrainConfig:
     user_score_run: UserScoreRun | None = None
     """The score run of `llm`; with `history` its vectors are one more part of the state."""
     user_table: InputFile | None = None
-    """The Parquet/CSV of id -> vector of `user_scores: table`, with a column per aspect. It is for oracles: nobody
-    checks what such vectors know of the targets, and the run warns of it."""
+    """The Parquet/CSV of id -> vector of `table`, with a column per aspect; with `history` its vectors are one more
+    part of the state. Nobody checks what such vectors know of the targets, and the run warns of it."""
     user_control: Literal["none", "shuffled"] = "none"
     """Control arm: the users' vectors shuffled over users."""
     fusion: Literal["concat", "add", "none"] = "none"
@@ -182,9 +182,9 @@ def without_effect(config: TrainConfig) -> dict[str, tuple[str, ...]]:
             "add_map": guided and config.fusion != "add",
         },
         "without user_scores": dict.fromkeys(users, guided and user_scores == "none"),
-        "on user_scores: history without user_score_run": dict.fromkeys(
+        "on user_scores: history without user_score_run or user_table": dict.fromkeys(
             ("user_control", "user_guided_train", "prompt_fraction"),
-            guided and user_scores == "history" and config.user_score_run is None,
+            guided and user_scores == "history" and config.user_score_run is None and config.user_table is None,
         ),
         f"on user_scores: {user_scores} with user_guided_train: {config.user_guided_train}": {
             "prompt_fraction": user_scores not in ("none", "history") and not by_profile
@@ -232,10 +232,16 @@ def contradictions(config: TrainConfig) -> dict[str, bool]:
             config.user_score_run is not None and config.user_scores in ("none", "profile", "table")
         ),
         "user_scores: table and user_table belong together": (
-            (config.user_scores == "table") != (config.user_table is not None)
+            config.user_scores == "table" and config.user_table is None
         ),
-        "user_guided_train: after_prompt needs prompts, and user_scores: table has none: set user_guided_train: all": (
-            config.user_scores == "table" and config.user_guided_train == "after_prompt"
+        f"user_scores: {config.user_scores} reads no user_table": (
+            config.user_table is not None and config.user_scores in ("none", "profile", "llm")
+        ),
+        "user_score_run and user_table are two sources of users' vectors: set one of them": (
+            config.user_score_run is not None and config.user_table is not None
+        ),
+        "user_guided_train: after_prompt needs prompts, and a user_table has none: set user_guided_train: all": (
+            config.user_table is not None and config.user_guided_train == "after_prompt"
         ),
         f"loss: {config.loss} needs every position's target, so it is not for model: bert4rec": (
             pairwise and config.model == "bert4rec"

@@ -240,7 +240,7 @@ def user_warnings(config: TrainConfig, users: UserVectors | None, windows: Windo
     notes = {
         f"the user vectors of {config.user_table} are an oracle: nobody checked what they know, and they may know the "
         "targets, so this run shows what user vectors could gain at most, not what they gain": (
-            config.user_scores == "table"
+            config.user_table is not None
         ),
         f"{missing} of {count} users ({missing / count:.0%}) have no complete scores: what is missing adds nothing to "
         "them": missing > NOTED_MISSING * count,
@@ -255,16 +255,14 @@ def read_user_vectors(config: TrainConfig, data: Interactions, scores: AlignedSc
     if config.user_side == "off" or scores is None:
         return None
     match config.user_scores:
-        case "none":
-            return None
-        case "history" if config.user_score_run is None:
-            return None
         case "profile":
             users = profile_vectors(config, data, scores)
-        case "llm" | "history":
+        case _ if config.user_score_run:
             users = llm_vectors(config, scores)
-        case "table":
+        case _ if config.user_table:
             users = table_vectors(config, scores)
+        case _:
+            return None
     return shuffled_users(users, config.seed) if config.user_control == "shuffled" else users
 
 
@@ -324,7 +322,7 @@ def table_vectors(config: TrainConfig, scores: AlignedScores) -> UserVectors:
     if vectors.cutoffs_S is not None:
         raise ConfigError(
             f"user_table: {config.user_table} is a score run, which says what each prompt has seen: "
-            "set user_scores: llm and user_score_run, so that this is checked"
+            "set user_score_run instead, so that this is checked"
         )
     values_UA, _ = rows_by_id(vectors, read_ids(config.data, USERS, "user"))
     return static_vectors(values_UA, np.zeros(len(values_UA), np.int64))

@@ -221,7 +221,9 @@ def test_a_table_of_user_vectors_is_an_oracle_and_says_so(toy: Path):
     np.testing.assert_allclose(inputs.user_vectors.evaluation_UA, by_hand_UA)
     np.testing.assert_array_equal(inputs.user_vectors.training_UA, inputs.user_vectors.evaluation_UA)
     assert any("tastes.csv are an oracle: nobody checked what they know" in text for text in inputs.warnings)
-    with pytest.raises(ConfigError, match=r"is a score run, .*: set user_scores: llm"):
+    in_the_state = load_inputs(settings(toy, **oracle | {"user_scores": "history"}))
+    np.testing.assert_array_equal(in_the_state.user_vectors.evaluation_UA, inputs.user_vectors.evaluation_UA)
+    with pytest.raises(ConfigError, match=r"is a score run, .*: set user_score_run instead"):
         load_inputs(settings(toy, **oracle | {"user_table": user_run(toy, cutoff=9)}))
 
 
@@ -260,10 +262,12 @@ def test_shuffled_users_have_the_vectors_of_others_and_learn_at_their_own_positi
         ({"item_scores": "s", "user_score_run": "u", "user_scores": "profile"}, "profile reads no user_score_run"),
         ({"item_scores": "s", "model": "gru4rec", "session_parallel": True}, "needs whole histories"),
         ({"item_scores": "s", "user_scores": "llm"}, "belong together"),
-        ({"item_scores": "s", "user_table": "t"}, "user_scores: table and user_table belong together"),
+        ({"item_scores": "s", "user_scores": "table"}, "user_scores: table and user_table belong together"),
+        ({"item_scores": "s", "user_scores": "profile", "user_table": "t"}, "user_scores: profile reads no user_table"),
+        ({"item_scores": "s", "user_score_run": "u", "user_table": "t"}, "two sources of users' vectors"),
         (
             {"item_scores": "s", "user_scores": "table", "user_table": "t", "user_guided_train": "after_prompt"},
-            "user_scores: table has none",
+            "a user_table has none",
         ),
     ],
 )
