@@ -79,7 +79,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "sasrec": {"model": "sasrec"},
     "gru4rec": {"model": "gru4rec"},
     "gru4rec-plus": {"model": "gru4rec", "loss": "bpr_max", "negatives": 256, "final_activation": "elu-0.5"},
-    "bert4rec": {"model": "bert4rec", "mask_rate": 0.4},
+    # learns from few targets a batch, so it needs more epochs and stands still for longer before it rises
+    "bert4rec": {"model": "bert4rec", "mask_rate": 0.4, "epochs": 600, "patience": 20},
 }
 # stand for files: a large LLM's scores of items, components of a small LLM's states of their texts, and `--users`
 SCORES, TEXT, USERS = "item scores", "text PCA", "users"
@@ -185,7 +186,8 @@ def prepare_config(name: str, data: Path, scores: Path) -> PrepareConfig:
 def train_config(folder: Path, run: str, settings: dict[str, Any], places: dict[str, Path], seed: int) -> TrainConfig:
     """`settings` whose item scores and user table are names of `places`, as a run of the folder."""
     given = {"output": str(folder / run.replace(", ", "-").replace(" ", "-").replace("'", "")), "seed": seed}
-    given |= {"data": str(folder / "prepare"), "epochs": 200, "evaluate_every": 4, "patience": 5} | settings
+    given |= {"data": str(folder / "prepare"), "evaluate_every": 4, "ray": "never"}
+    given |= {"epochs": 200, "patience": 5} | settings
     given |= {key: str(places[given[key]].absolute()) for key in ("item_scores", "user_table") if key in given}
     return configured(TrainConfig, given)
 
