@@ -23,6 +23,7 @@ from raygr.compare.comparison import ArmGain
 from raygr.compare.gain_words import gain_text
 from raygr.config import ConfigError, PipelineConfig, load_config
 from raygr.explain.config import ExplainConfig
+from raygr.flags import parse_flags
 from raygr.pipeline import checked_stage
 from raygr.prepare.config import PrepareConfig
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
@@ -117,9 +118,9 @@ class Flags(argparse.ArgumentParser):
 
 
 def parsed_flags(command: Command) -> argparse.Namespace:
-    parser = Flags(prog=f"raygr {command.stage}")
+    parser = Flags(prog=f"raygr {command.stage}", allow_abbrev=False)
     add_flags(parser, stage=command.stage)
-    return parser.parse_args(command.words)
+    return parse_flags(parser, command.words)
 
 
 def has_own_file(command: Command) -> bool:
@@ -131,8 +132,8 @@ def has_own_file(command: Command) -> bool:
 def config_of(command: Command) -> Any:
     """The checked configuration of a command, without the settings of a reader's own file."""
     parsed = parsed_flags(command)
-    kind, (file, settings) = KINDS[command.stage], config_source(command.stage, parsed)
-    return load_config(kind, None if has_own_file(command) else file, settings)
+    file, settings, flags = config_source(command.stage, parsed)
+    return load_config(KINDS[command.stage], None if has_own_file(command) else file, settings, flags)
 
 
 def problem(command: Command) -> str:
