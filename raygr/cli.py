@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     schema.add_argument("of", choices=COMMANDS, metavar="STAGE", help=", ".join(COMMANDS))
     if words and not words[0].startswith("-") and words[0] not in stages.choices:
         names = [*stages.choices]
-        parser.error(f"no stage {words[0]}{did_you_mean(words[0], names)} Stages are {', '.join(names)}")
+        like = did_you_mean(words[0], names)
+        parser.error(f"no stage {words[0]}{like + ' S' if like else ': s'}tages are {', '.join(names)}")
     print(json_schema(COMMANDS[parser.parse_args(words).of]))
     return 0
 

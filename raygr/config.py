@@ -103,6 +103,7 @@ class PipelineConfig:
     """Run several stages in order, each given as its name with its settings."""
 
     stages: tuple[Mapping[str, Mapping[str, Any]], ...] = Field(min_length=1)
+    """Entries such as `- train: {output: ..., data: ...}`, in the order in which they run."""
 
 
 Config = TypeVar("Config", bound="DataclassInstance")
@@ -296,6 +297,6 @@ def id_texts(value: object) -> object:
     return tuple(map(id_text, value if isinstance(value, list | tuple) else (value,)))
 
 
-Id = Annotated[str, BeforeValidator(id_text)]
+Id = Annotated[str, BeforeValidator(id_text, json_schema_input_type=str | int)]
 
-Ids = Annotated[tuple[str, ...], BeforeValidator(id_texts)]
+Ids = Annotated[tuple[str, ...], BeforeValidator(id_texts, json_schema_input_type=tuple[str | int, ...] | str | int)]

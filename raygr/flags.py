@@ -181,17 +181,23 @@ def read_word(kind: Any, text: str) -> Any:
 
 def json_schema(config: Any) -> str:
     """Return the JSON schema of a configuration, with the text under each field as its description."""
-    return json.dumps(TypeAdapter(config).json_schema(), indent=2)
+    schema = TypeAdapter(config).json_schema()
+    schema["properties"] = {
+        name: schema["properties"][name] for name in get_type_hints(config) if name in schema["properties"]
+    }
+    return json.dumps(schema, indent=2)
 
 
 # --- unknown flags -------------------------------------------------------------------------------
 
 
 def parse_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Parse like parser.parse_args, and say for an unknown flag which one may have been meant."""
-    parsed, unknown = parser.parse_known_args(words)
+    """Parse like parser.parse_args, with _ for - in flags too; for an unknown flag, name the one that is like it."""
+    parsed, unknown = parser.parse_known_args(
+        [re.sub(r"^--[\w.]+", lambda flag: flag[0].replace("_", "-"), word) for word in words]
+    )
     if unknown:
-        known = re.findall(r"^  .*?(--[a-z][\w.-]*)", parser.format_help(), re.MULTILINE)
-        hints = [did_you_mean(one.partition("=")[0].replace("_", "-"), known) for one in unknown if one[:2] == "--"]
+        known = re.findall(r"(?:^  |, )(--[a-z][\w.-]*)", parser.format_help(), re.MULTILINE)
+        hints = [did_you_mean(one.partition("=")[0], known) for one in unknown if one[:2] == "--"]
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
     return parsed
