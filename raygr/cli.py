@@ -3,9 +3,12 @@
 import argparse
 import logging
 import os
+import shutil
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from raygr import __version__
 from raygr.config import ConfigError, PipelineConfig, did_you_mean, load_config
@@ -40,6 +43,7 @@ USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
 COMMANDS = {**STAGES, "reproduce": ReproduceConfig, "pipeline": PipelineConfig}
 LONGEST_MESSAGE = 600  # characters of an error that was not written for users
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+A_MINUTE = 60
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,27 +111,62 @@ def run(stage: str, parsed: argparse.Namespace) -> int:
     else:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{SKIPPED_LINES}|{TRACEBACKS}")
     try:
-        if stage == "pipeline":
-            pipeline(load_config(PipelineConfig, *config_source(stage, parsed)), dry_run=parsed.dry_run)
-        elif stage == "reproduce":
-            from raygr.reproduce.stage import reproduce  # torch, which other commands do without
-
-            experiment = load_config(ReproduceConfig, *config_source(stage, parsed))
-            print(run_alone(stage, experiment, reproduce, force=parsed.force))
-        else:
-            config = load_config(STAGES[stage], *config_source(stage, parsed))
-            flags = ("show_prompts", "export_prompts", "import_answers")  # of score alone
-            is_exchange = any(vars(parsed).get(flag) for flag in flags)
-            if isinstance(config, ScoreConfig) and is_exchange:
-                print(exchange(config, parsed))
-            else:
-                print(run_alone(stage, config, force=parsed.force))
+        with warnings_again():
+            run_named(stage, parsed)
     except KeyboardInterrupt:
         return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
     except Exception as error:
         message, code = in_words(error)
         return failed(stage, message, code, debug=parsed.debug)
     return 0
+
+
+def run_named(stage: str, parsed: argparse.Namespace) -> None:
+    """Run the stage, and print the path of its run or what else it was asked for."""
+    if stage == "pipeline":
+        pipeline(load_config(PipelineConfig, *config_source(stage, parsed)), dry_run=parsed.dry_run)
+    elif stage == "reproduce":
+        from raygr.reproduce.stage import reproduce  # torch, which other commands do without
+
+        experiment = load_config(ReproduceConfig, *config_source(stage, parsed))
+        print(run_alone(stage, experiment, reproduce, force=parsed.force))
+    else:
+        config = load_config(STAGES[stage], *config_source(stage, parsed))
+        flags = ("show_prompts", "export_prompts", "import_answers")  # of score alone
+        is_exchange = any(vars(parsed).get(flag) for flag in flags)
+        if isinstance(config, ScoreConfig) and is_exchange:
+            print(exchange(config, parsed))
+        else:
+            print(run_alone(stage, config, force=parsed.force))
+
+
+@contextmanager
+def warnings_again() -> Iterator[None]:
+    """Print the warnings of raygr's loggers once more at the end, except those that a terminal still shows.
+
+    A warning has scrolled away after a screen of further log lines, or a minute.
+    """
+    said: dict[str, tuple[int, float]] = {}
+    lines = 0
+
+    def note(record: logging.LogRecord) -> bool:
+        nonlocal lines
+        lines += 1
+        if record.levelno >= logging.WARNING:
+            said[record.getMessage()] = (lines, record.created)
+        return False  # the handler writes nothing
+
+    notes = logging.Handler()
+    notes.addFilter(note)
+    logging.getLogger("raygr").addHandler(notes)
+    try:
+        yield
+    finally:
+        logging.getLogger("raygr").removeHandler(notes)
+        screen, now = shutil.get_terminal_size().lines, time.time()
+        gone = [text for text, (line, at) in said.items() if lines - line > screen or now - at > A_MINUTE]
+        if gone:
+            print("\n  ".join(["warnings of this run, once more:", *gone]), file=sys.stderr)
 
 
 def failed(stage: str, message: str, code: int, *, debug: bool) -> int:
