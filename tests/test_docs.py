@@ -142,7 +142,7 @@ def problem(command: Command) -> str:
         return ""
     if command.stage not in KINDS:
         return f"{command}\n  no such stage"
-    if not command.words:
+    if command.words in ((), ("--help",)):
         return ""
     try:
         config = config_of(command)

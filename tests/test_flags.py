@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -57,6 +58,16 @@ def test_the_help_says_type_range_and_default(capsys, monkeypatch):
     assert re.search(r"--data PREPARE_RUN [^\[]*\[required\]", shown)
     assert "--linear-map, --no-linear-map" in shown and "--candidates {full,uniform-100,popularity-100} [" in shown
     assert "--requests.api {openai,mistral,anthropic,gemini}" in shown_help("score", capsys, monkeypatch)
+
+
+def test_the_page_of_settings_has_every_field_with_its_text():
+    page = runpy.run_path(str(CONFIGS.parent / "docs/settings.py"))["tables"]()
+    for stage, config in cli.COMMANDS.items():
+        section = page.partition(f"## {stage}\n")[2].partition("\n## ")[0]
+        for name, _, field in settings_of(config):
+            [row] = [line for line in section.splitlines() if line.startswith(f"| `{name}` | ")]
+            assert " ".join(field.description.replace("|", "\\|").split()) in row
+            assert row.replace("\\|", "").count("|") == 5
 
 
 @pytest.mark.parametrize(
