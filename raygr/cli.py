@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         names = [*stages.choices]
         like = did_you_mean(words[0], names)
         parser.error(f"no stage {words[0]}{like + ' S' if like else ': s'}tages are {', '.join(names)}")
-    print(json_schema(COMMANDS[parser.parse_args(words).of]))
+    of = parser.parse_args(words).of
+    print(json_schema(COMMANDS[of], STAGES if of == "pipeline" else None))
     return 0
 
 

@@ -179,12 +179,20 @@ def read_word(kind: Any, text: str) -> Any:
     return text if str in kinds and isinstance(value, dict | list | None) else value
 
 
-def json_schema(config: Any) -> str:
-    """Return the JSON schema of a configuration, with the text under each field as its description."""
+def json_schema(config: Any, stages: Mapping[str, Any] | None = None) -> str:
+    """Return the JSON schema of a configuration, with the text under each field as its description.
+
+    `stages` are the stage names and configurations that the entries of a pipeline file may have.
+    """
     schema = TypeAdapter(config).json_schema()
-    schema["properties"] = {
-        name: schema["properties"][name] for name in get_type_hints(config) if name in schema["properties"]
-    }
+    fields = schema["properties"]
+    schema["properties"] = {one.name: fields[one.name] for one in dataclasses.fields(config)}  # as they are declared
+    if stages:
+        kinds = [(name, "validation", TypeAdapter(kind)) for name, kind in stages.items()]
+        entries, definitions = TypeAdapter.json_schemas(kinds)  # type: ignore[arg-type]
+        by_name = {name: entry for (name, _), entry in entries.items()}
+        fields["stages"]["items"] = {"type": "object", "properties": by_name, "additionalProperties": False}
+        schema |= definitions
     return json.dumps(schema, indent=2)
 
 

@@ -189,8 +189,8 @@ def test_the_schema_of_a_stage_accepts_the_shipped_files_and_refuses_others(caps
     for path in sorted(CONFIGS.rglob("*.yaml")):
         stage = "reproduce" if path.stem in EXPERIMENTS else path.stem.split("-")[0]
         if stage in cli.COMMANDS and path.parent.name not in ("aspects", "cluster"):
-            settings = read_yaml(str(path))
-            jsonschema.validate(settings, json.loads(json_schema(cli.COMMANDS[stage])))
+            schema = json.loads(json_schema(cli.COMMANDS[stage], STAGES if stage == "pipeline" else None))
+            jsonschema.validate(read_yaml(str(path)), schema)
             checked += 1
     assert checked > 20
     assert cli.main(["schema", "train"]) == 0
@@ -200,5 +200,10 @@ def test_the_schema_of_a_stage_accepts_the_shipped_files_and_refuses_others(caps
     for wrong in ({"output": "o", "data": "d", "epoch": 3}, {"output": "o", "data": "d", "epochs": 0}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
+    assert cli.main(["schema", "pipeline"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    for entry in ({"trian": {}}, {"train": {"output": "o", "data": "d", "epochs": 0}}, {"prepare": {"output": "o"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"stages": [entry]}, schema)
     for ids in ([101, "a b"], 12, "A1"):
         jsonschema.validate({"output": "o", "train_run": "t", "users": ids}, json.loads(json_schema(RecommendConfig)))
