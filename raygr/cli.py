@@ -69,9 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_job(stage: str, words: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run one stage with flags, by default those of jobs/<stage>.py; return the exit code."""
-    text = f"{(COMMANDS[stage].__doc__ or '').strip()} A flag wins over --set, and --set over the file."
-    parser = argparse.ArgumentParser(prog=prog, description=text, allow_abbrev=False)
-    parser.usage = "%(prog)s [--config FILE] [--NAME VALUE ...]"
+    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS[stage].__doc__, allow_abbrev=False)
+    if stage != "pipeline":  # the usage that argparse writes names every flag
+        parser.usage = f"%(prog)s {'EXPERIMENT ' if stage == 'reproduce' else ''}[--config FILE] [--NAME VALUE ...]"
     add_flags(parser, stage=stage)
     return run(stage, parse_flags(parser, sys.argv[1:] if words is None else words))
 

@@ -49,7 +49,10 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[Setting]:
 
 def add_settings(parser: argparse.ArgumentParser, config: Any) -> None:
     """Give the parser a flag for each field of the configuration. A flag that is not given leaves no attribute."""
-    about = "Names as in --config and --set, with - in place of _. Several values are words, or one word with commas."
+    about = (
+        "Names as in --config and --set, with - in place of _; a flag wins over --set, and --set over the file. "
+        "Several values are words, or one word with commas."
+    )
     group = parser.add_argument_group("settings", about)
     for name, kind, field in settings_of(config):
         if name in WITHOUT_FLAG:
@@ -118,7 +121,7 @@ def type_words(kind: Any) -> str:
             words.append("PATH")
         elif one is not NoneType:
             words.append(TYPE_WORDS.get(one, "VALUE"))
-    return "|".join(dict.fromkeys(words))
+    return "VALUE" if "VALUE" in words else "|".join(dict.fromkeys(words))
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -207,5 +210,7 @@ def parse_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpar
     if unknown:
         known = re.findall(r"(?:^  |, )(--[a-z][\w.-]*)", parser.format_help(), re.MULTILINE)
         hints = [did_you_mean(one.partition("=")[0], known) for one in unknown if one[:2] == "--"]
+        if {"true", "false"}.intersection(unknown):
+            hints.append("; a setting of yes or no takes no value: --NAME or --no-NAME")
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
     return parsed

@@ -160,6 +160,7 @@ def test_errors_name_the_flag(tmp_path):
         (["train", "--epoch", "3"], "raygr train: error: unrecognized arguments: --epoch 3; did you mean --epochs?"),
         (["train", "--sets", "epochs=3"], "did you mean --set?"),
         (["train", "--no-linear-mpa"], "did you mean --no-linear-map?"),
+        (["score", "--structured", "false"], "false; a setting of yes or no takes no value: --NAME or --no-NAME"),
         (["trian"], "raygr: error: no stage trian; did you mean train? Stages are simulate, prepare"),
         (["xyz"], "raygr: error: no stage xyz: stages are simulate, prepare"),
         (["schema", "trian"], "invalid choice"),
