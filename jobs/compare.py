@@ -1,4 +1,4 @@
-"""raygr compare as a Ray job: `ray job submit -- python jobs/compare.py --config FILE --set name=value`."""
+"""raygr compare as a Ray job: `ray job submit -- python jobs/compare.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr explain as a Ray job: `ray job submit -- python jobs/explain.py --config FILE --set name=value`."""
+"""raygr explain as a Ray job: `ray job submit -- python jobs/explain.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr export as a Ray job: `ray job submit -- python jobs/export.py --config FILE --set name=value`."""
+"""raygr export as a Ray job: `ray job submit -- python jobs/export.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr finetune as a Ray job: `ray job submit -- python jobs/finetune.py --config FILE --set name=value`."""
+"""raygr finetune as a Ray job: `ray job submit -- python jobs/finetune.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr pipeline as a Ray job: `ray job submit -- python jobs/pipeline.py --config FILE --set name=value`."""
+"""raygr pipeline as a Ray job: `ray job submit -- python jobs/pipeline.py --config FILE --name value`."""
 
 import sys
 

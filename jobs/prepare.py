@@ -1,4 +1,4 @@
-"""raygr prepare as a Ray job: `ray job submit -- python jobs/prepare.py --config FILE --set name=value`."""
+"""raygr prepare as a Ray job: `ray job submit -- python jobs/prepare.py --config FILE --name value`."""
 
 import sys
 

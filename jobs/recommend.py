@@ -1,4 +1,4 @@
-"""raygr recommend as a Ray job: `ray job submit -- python jobs/recommend.py --config FILE --set name=value`."""
+"""raygr recommend as a Ray job: `ray job submit -- python jobs/recommend.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr report as a Ray job: `ray job submit -- python jobs/report.py --config FILE --set name=value`."""
+"""raygr report as a Ray job: `ray job submit -- python jobs/report.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr reproduce as a Ray job: `ray job submit -- python jobs/reproduce.py table-3 --config FILE --set name=value`."""
+"""raygr reproduce as a Ray job: `ray job submit -- python jobs/reproduce.py table-3 --config FILE --name value`."""
 
 import sys
 

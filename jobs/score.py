@@ -1,4 +1,4 @@
-"""raygr score as a Ray job: `ray job submit -- python jobs/score.py --config FILE --set name=value`."""
+"""raygr score as a Ray job: `ray job submit -- python jobs/score.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr simulate as a Ray job: `ray job submit -- python jobs/simulate.py --config FILE --set name=value`."""
+"""raygr simulate as a Ray job: `ray job submit -- python jobs/simulate.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr sweep as a Ray job: `ray job submit -- python jobs/sweep.py --config FILE --set name=value`."""
+"""raygr sweep as a Ray job: `ray job submit -- python jobs/sweep.py --config FILE --name value`."""
 
 import sys
 

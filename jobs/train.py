@@ -1,4 +1,4 @@
-"""raygr train as a Ray job: `ray job submit -- python jobs/train.py --config FILE --set name=value`."""
+"""raygr train as a Ray job: `ray job submit -- python jobs/train.py --config FILE --name value`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""raygr vectors as a Ray job: `ray job submit -- python jobs/vectors.py --config FILE --set name=value`."""
+"""raygr vectors as a Ray job: `ray job submit -- python jobs/vectors.py --config FILE --name value`."""
 
 import sys
 

@@ -1,6 +1,7 @@
 """Load and check configurations: frozen dataclasses, one in each stage's config.py, checked by pydantic.
 
 `load_config(ScoreConfig, "score.yaml", ["mode=probe"])` reads the file first and puts the `--set` values on top.
+The text under a field is its help on the command line and its line in the settings reference.
 An unknown name, a wrong type, a value out of range and settings that contradict each other are refused by name.
 `input_paths(config)` lists every path that a configuration reads, with the kind of run or file that belongs there.
 """
@@ -10,7 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
-from types import UnionType
+from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -36,7 +37,7 @@ from raygr.files import is_relative, model_place, placed, shipped
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 RayUse = Literal["auto", "never", "always"]
 """Whether a stage runs on Ray: `auto` runs small work in the calling process, outside a cluster."""
@@ -102,23 +103,64 @@ class PipelineConfig:
     """Run several stages in order, each given as its name with its settings."""
 
     stages: tuple[Mapping[str, Mapping[str, Any]], ...] = Field(min_length=1)
+    """Entries such as `- train: {output: ..., data: ...}`, in the order in which they run."""
 
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def load_config(kind: type[Config], file: str | None, overrides: list[str]) -> Config:
-    """Return the configuration of a YAML file, with `name=value` overrides on top."""
+def load_config(kind: type[Config], file: str | None, overrides: list[str], flags: Collection[str] = ()) -> Config:
+    """Return the configuration of a YAML file, with `name=value` overrides on top.
+
+    `flags` are further overrides, on top of those, which errors call by their flag and not by --set.
+    """
     values = read_yaml(file) if file else {}
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: settings are name: value, found a list")
     try:
-        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(overrides))
-        settings = OmegaConf.to_container(merged, resolve=True)
+        given = OmegaConf.from_dotlist([*(quoted(kind, one) for one in overrides), *flags])
+        settings = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(values), given), resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"{' '.join([file or '', *overrides]).strip()}: {error}") from error
-    by_hand = {one.partition("=")[0].split(".")[0] for one in overrides}
-    return check_config(kind, settings, source=file or "the command line", by_hand=by_hand if file else ())
+        raise ConfigError(f"{' '.join([file or '', *overrides, *flags]).strip()}: {error}") from error
+    by_hand = {one.partition("=")[0].split(".")[0]: "--set" for one in overrides} if file else {}
+    by_hand |= {name: flag_of(name) for name in (one.partition("=")[0] for one in flags)}
+    return check_config(kind, settings, source=file or "the command line", by_hand=by_hand)
+
+
+def quoted(kind: Any, one: str) -> str:
+    """Return a `name=value` with the value in quotes where the field takes text, which YAML may read as something else.
+
+    A value that is in quotes, or null where the field takes that, stays as it is.
+    """
+    name, equals, text = one.partition("=")
+    kinds = {part for part, _ in alternatives(get_type_hints(kind, include_extras=True).get(name, Any))}
+    is_text = str in kinds and all(part in (str, NoneType) or get_origin(part) is Literal for part in kinds)
+    if not equals or not is_text or (NoneType in kinds and text in ("", "null", "~")):
+        return one
+    try:
+        is_quoted = text[:1] in ("'", '"') and isinstance(yaml_value(text), str)
+    except YAMLError:
+        is_quoted = False
+    return one if is_quoted else f"{name}={json.dumps(text, ensure_ascii=False)}"
+
+
+def alternatives(kind: Any, marks: tuple[Any, ...] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Return the types that a union allows, or the one type that there is, each with the marks of its Annotated."""
+    if get_origin(kind) is Annotated:
+        return alternatives(get_args(kind)[0], (*marks, *kind.__metadata__))
+    if get_origin(kind) in (Union, UnionType):
+        return [one for part in get_args(kind) for one in alternatives(part, marks)]
+    return [(kind, marks)]
+
+
+def yaml_value(text: str) -> Any:
+    """Return what `--set name=text` sets a field to that does not take text."""
+    read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    return read["value"]
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def refuse(config: Any, without_effect: Mapping[str, Collection[str]], contradictions: Mapping[str, bool]) -> None:
@@ -136,19 +178,22 @@ def refuse(config: Any, without_effect: Mapping[str, Collection[str]], contradic
         raise ValueError("; ".join(wrong))
 
 
-def check_config(kind: type[Config], settings: object, *, source: str, by_hand: Collection[str] = ()) -> Config:
+def check_config(
+    kind: type[Config], settings: object, *, source: str, by_hand: Mapping[str, str] | None = None
+) -> Config:
     """Return `settings` as a checked `kind`; ConfigError names the source and every field that is wrong.
 
-    Fields named in `by_hand` come from --set and not from the source.
+    `by_hand` holds the fields that do not come from the source, with what gave them: --set or a flag.
     """
     try:
         return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
         problems = []
         for one in error.errors():
-            origin = " (of --set)" if set(one["loc"][:1]) & set(by_hand) else ""
             said = unknown_field(kind, one["loc"]) if one["type"] == "unexpected_keyword_argument" else one["msg"]
-            place = f"{'.'.join(map(str, one['loc']))}{origin}: " if one["loc"] else ""
+            place = ".".join(map(str, one["loc"]))
+            givers = [giver for name, giver in (by_hand or {}).items() if f"{place}.".startswith(f"{name}.")]
+            place += f" (of {givers[-1]}): " if givers else ": " if place else ""
             problems.append(f"  {place}{said.removeprefix('Value error, ')}")
         fields = ", ".join(f.name for f in dataclasses.fields(kind))
         text = "\n".join(problems)
@@ -161,8 +206,13 @@ def unknown_field(kind: type, place: tuple[int | str, ...]) -> str:
         inner = get_type_hints(kind).get(str(name)) if dataclasses.is_dataclass(kind) else None
         kind = inner if isinstance(inner, type) else object
     names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    close = difflib.get_close_matches(str(place[-1]), names, n=1)
-    return f"no such field; did you mean {close[0]}?" if close else "no such field"
+    return f"no such field{did_you_mean(str(place[-1]), names)}"
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """Return the end of a message on an unknown word: the known word that is like it, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def input_paths(config: object) -> list[InputPath]:
@@ -214,10 +264,10 @@ def inputs_of_settings(mark: SettingsOf, settings: Mapping[str, Any], field: str
 
 def override(name: str, value: object) -> str:
     """Return the `name=value` that load_config reads as `value`: JSON, which is YAML too, or a plain word."""
-    plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
-    if plain and OmegaConf.from_dotlist([f"{name}={value}"])[name] == value:
+    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and yaml_value(value) == value:
         return f"{name}={value}"
-    return f"{name}={json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{name}=" + re.sub(r"((?:\\\\)*)\$\{", r"\1\1\\\\${", text)  # ${ begins an interpolation of omegaconf
 
 
 def read_yaml(path: str) -> Any:
@@ -247,6 +297,6 @@ def id_texts(value: object) -> object:
     return tuple(map(id_text, value if isinstance(value, list | tuple) else (value,)))
 
 
-Id = Annotated[str, BeforeValidator(id_text)]
+Id = Annotated[str, BeforeValidator(id_text, json_schema_input_type=str | int)]
 
-Ids = Annotated[tuple[str, ...], BeforeValidator(id_texts)]
+Ids = Annotated[tuple[str, ...], BeforeValidator(id_texts, json_schema_input_type=tuple[str | int, ...] | str | int)]

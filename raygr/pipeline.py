@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic_core import to_jsonable_python
@@ -85,6 +86,22 @@ def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
         return
     run_stages(stages)
     logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
+    print(outcome(stages), end="")
+
+
+def outcome(stages: Sequence[tuple[str, StageConfig]]) -> str:
+    """Return the table of each comparison that was made, and the address of each report."""
+    from raygr.compare.comparison import read_comparison  # numpy, which plans do without
+    from raygr.compare.tables import terminal_table
+
+    found = ""
+    for job, config in stages:
+        if job == "compare":
+            found += f"\n{terminal_table(read_comparison(config.output))}\n"
+        if job == "report":
+            page = files.join(config.output, "report.html")
+            found += f"\nreport: {page if '://' in page else Path(page).as_uri()}\n"
+    return found
 
 
 def run_stages(stages: Sequence[tuple[str, StageConfig]], *, at_once: int = 1, gpu_share: float = 1.0) -> None:

@@ -1,6 +1,7 @@
 """Messages and exit codes of errors on the command line."""
 
 import importlib.metadata
+import logging
 import subprocess
 import sys
 
@@ -88,6 +89,34 @@ def test_an_interrupted_stage_says_so_in_one_line(monkeypatch, capsys, tmp_path)
     monkeypatch.setattr(stage, "train", interrupt)
     assert cli.main(["train", "--set", f"output={tmp_path}/o", "--set", f"data={tmp_path}/d"]) == 130
     assert capsys.readouterr().err == "raygr train: interrupted; the same command goes on from here\n"
+
+
+def test_warnings_that_have_scrolled_away_are_printed_again_at_the_end(monkeypatch, capsys, tmp_path):
+    logger = logging.getLogger("raygr.train.stage")
+
+    def train(config):
+        logger.warning("7 items have no scores")
+        logger.warning("7 items have no scores")
+        for epoch in range(config.epochs):
+            logger.info("epoch %d", epoch)
+        logger.warning("users' share is below %d%%", 1)
+        raise RunError("full disk")
+
+    monkeypatch.setattr(stage, "train", train)
+    monkeypatch.setenv("LINES", "24")
+    command = ["train", "--output", f"{tmp_path}/o", "--data", f"{tmp_path}/d"]
+    assert cli.main([*command, "--epochs", "40"]) == 2
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "warnings of this run, once more:",
+        "  7 items have no scores",
+        "raygr train: full disk",
+    ]
+    assert cli.main([*command, "--epochs", "4"]) == 2
+    assert "once more" not in capsys.readouterr().err
+    assert not logging.getLogger("raygr").handlers
+    monkeypatch.setattr(cli, "A_MINUTE", 0)
+    assert cli.main([*command, "--epochs", "1"]) == 2
+    assert "once more:\n  7 items have no scores\n  users' share is below 1%\n" in capsys.readouterr().err
 
 
 def test_an_error_before_ray_does_not_load_it():

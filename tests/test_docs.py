@@ -23,6 +23,7 @@ from raygr.compare.comparison import ArmGain
 from raygr.compare.gain_words import gain_text
 from raygr.config import ConfigError, PipelineConfig, load_config
 from raygr.explain.config import ExplainConfig
+from raygr.flags import parse_flags
 from raygr.pipeline import checked_stage
 from raygr.prepare.config import PrepareConfig
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
@@ -117,9 +118,9 @@ class Flags(argparse.ArgumentParser):
 
 
 def parsed_flags(command: Command) -> argparse.Namespace:
-    parser = Flags(prog=f"raygr {command.stage}")
+    parser = Flags(prog=f"raygr {command.stage}", allow_abbrev=False)
     add_flags(parser, stage=command.stage)
-    return parser.parse_args(command.words)
+    return parse_flags(parser, command.words)
 
 
 def has_own_file(command: Command) -> bool:
@@ -131,15 +132,17 @@ def has_own_file(command: Command) -> bool:
 def config_of(command: Command) -> Any:
     """The checked configuration of a command, without the settings of a reader's own file."""
     parsed = parsed_flags(command)
-    kind, (file, settings) = KINDS[command.stage], config_source(command.stage, parsed)
-    return load_config(kind, None if has_own_file(command) else file, settings)
+    file, settings, flags = config_source(command.stage, parsed)
+    return load_config(KINDS[command.stage], None if has_own_file(command) else file, settings, flags)
 
 
 def problem(command: Command) -> str:
     """What is wrong with the command; "" where nothing is."""
+    if command.stage.startswith("--") or (command.stage == "schema" and command.words[0] in KINDS):
+        return ""
     if command.stage not in KINDS:
         return f"{command}\n  no such stage"
-    if not command.words:
+    if command.words in ((), ("--help",)):
         return ""
     try:
         config = config_of(command)
@@ -149,9 +152,8 @@ def problem(command: Command) -> str:
         fields = re.findall(r"^  .*$", str(error), re.MULTILINE)
         lacking = bool(fields) and all(line.endswith("Field required") for line in fields)
         return "" if lacking and (has_own_file(command) or not command.whole) else f"{command}\n  {error}"
-    unknown = set(re.findall(r"\btrain\.(\w+)=", " ".join(command.words))) - TRAIN_FIELDS
-    if isinstance(config, ReproduceConfig | SweepConfig) and unknown:
-        return f"{command}\n  train has no {', '.join(unknown)}"
+    if isinstance(config, ReproduceConfig | SweepConfig) and not TRAIN_FIELDS.issuperset(config.train):
+        return f"{command}\n  train has no {', '.join(set(config.train) - TRAIN_FIELDS)}"
     return ""
 
 
@@ -175,7 +177,7 @@ def test_commands_are_valid(path):
 
 def test_commands_are_found_where_they_stand():
     found = [str(command) for command in commands_of(README)]
-    assert "README.md: raygr compare --set output=outputs/mine/comparison --set" in " ".join(found)
+    assert "README.md: raygr compare --output outputs/mine/comparison --arms" in " ".join(found)
     assert {command.stage for command in commands_of(ROOT / "docs/cluster.md")} >= {"simulate", "prepare", "train"}
     reproduced = [command for command in commands_of(ROOT / "docs/results/ml-1m-sample.md") if command.whole]
     assert ["figure-6" in command.words for command in reproduced][-1]
@@ -193,6 +195,9 @@ def test_commands_are_found_where_they_stand():
         ("raygr train --config configs/ml-1m/none.yaml", "no such configuration file"),
         ("raygr reproduce table-7", "invalid choice"),
         ("raygr reproduce table-3 --set train.epoch=1", "train has no epoch"),
+        ("raygr reproduce table-3 --train epoch=1", "train has no epoch"),
+        ("raygr train --output a --data b --epoch 3", "did you mean --epochs"),
+        ("raygr schema trian", "no such stage"),
         ("for m in sasrecc gru4rec; do\nraygr train --set output=a --set data=b --set model=$m; done", "model: Input"),
         ("python jobs/score.py --config score.yaml --set actor=8", "actor: no such field"),
     ],

@@ -14,6 +14,7 @@ class CompareConfig:
     """Train runs -> metrics per arm, paired intervals and corrected p-values, tables as Markdown, CSV and LaTeX."""
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     arms: Mapping[str, tuple[TrainRun, ...]]
     """Arm name -> its runs, one per seed."""
     base: str = "base"

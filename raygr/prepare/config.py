@@ -16,11 +16,14 @@ class PrepareConfig:
     SPEED: ClassVar = frozenset({"parallelism"})
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     reviews: tuple[RawFiles, ...]
     """Files or globs, local or any fsspec URI: JSON lines (`.jsonl`, `.json`, `.ndjson`), CSV (any other ending),
     `.dat`, `.data`, all of them also `.gz`, `.bz2`, `.xz`, `.zip`; and `.parquet`."""
     metadata: tuple[RawFiles, ...] = ()
+    """Files or globs of item metadata, of the same kinds as `reviews`."""
     format: Literal["amazon", "movielens", "table"] = "amazon"
+    """Layout of the files: Amazon's reviews, MovieLens's `.dat` and `.data`, or tables of your own with `columns`."""
     columns: Mapping[str, str | int] = Field(default_factory=dict)
     """`table` only, like the next four fields: raygr's name -> the file's name. raygr's names for reviews are user_id,
     item_id, rating, timestamp, review_title and review_text; for metadata item_id, title, description, categories and
@@ -44,12 +47,15 @@ class PrepareConfig:
     filter: Literal["k_core", "items_then_users", "users_then_items"] = "k_core"
     """Apply the minimum counts until no row is dropped any more (k-core), or once in the named order."""
     min_user_interactions: int = Field(default=5, ge=1)
+    """Fewest interactions of a user that is kept."""
     min_item_interactions: int = Field(default=5, ge=1)
+    """Fewest interactions of an item that is kept."""
     sample_users: int | None = Field(default=None, ge=1)
     """Number of users drawn with `seed` before the filter; null keeps all users."""
     last_interactions: int | None = Field(default=None, ge=3)
     """Number of newest interactions kept per user, before the filter; null keeps all interactions."""
     split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    """Validation and test are each user's last interactions, or all interactions after a point in time."""
     test_interactions: int = Field(default=1, ge=1)
     """`leave_one_out`: number of last interactions of each user that are test; the one before them is validation. 1 is
     the published split. A user always keeps one train interaction, so a short history has fewer test interactions. More
@@ -62,6 +68,7 @@ class PrepareConfig:
     new_items_by: Literal["seed", "time"] = "seed"
     """How new items are chosen: at random with `seed`, or the items whose first interaction is newest."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Highest share of rows that cannot be read; above it the stage stops."""
     allow_broken_files: bool = False
     """Continue without the unreadable rest of damaged files, such as an incomplete download."""
     max_text_chars: int = Field(default=20_000, ge=1)
@@ -69,6 +76,7 @@ class PrepareConfig:
     parallelism: int = Field(default=1, ge=1)
     """Number of files read at the same time; each takes one CPU."""
     seed: int = 0
+    """Seed of all draws, such as `sample_users`."""
 
     def __post_init__(self) -> None:
         if self.rating_range is None:

@@ -16,11 +16,12 @@ class RecommendConfig:
     SPEED: ClassVar = frozenset({"batch_size", "ray", "threads", "workers"})
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     train_run: TrainRun
     """A train run; its folder is enough, wherever it is."""
     users: Ids | None = None
-    """User ids (in quotes where they start with a zero); null recommends to all. Their whole histories count, test part
-    too."""
+    """User ids (in YAML in quotes where they start with a zero); null recommends to all. Their whole histories count,
+    test part too."""
     users_file: InputFile | None = None
     """In place of users: a file of one id per line."""
     histories: InputFile | None = None

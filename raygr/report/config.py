@@ -10,12 +10,17 @@ class ReportConfig:
     """Finished runs -> one self-contained HTML page and the same tables as Markdown."""
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     title: str
+    """Heading of the page."""
     data: PrepareRun
+    """The prepare run that the other runs are of."""
     comparison: CompareRun | None = None
+    """Compare run whose tables and gains are shown."""
     item_score_run: ItemScoreRun | None = None
     """Score run whose quality is shown and whose items are drawn."""
     user_score_run: UserScoreRun | None = None
+    """Score run of users whose quality is shown."""
     reference_scores: ItemVectors | None = None
     """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
     finetune: tuple[FinetuneRun, ...] = ()

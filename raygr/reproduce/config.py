@@ -28,7 +28,9 @@ class ReproduceConfig:
     SPEED: ClassVar = frozenset({"at_once", "gpu_share"})
 
     experiment: ExperimentName
+    """The table or figure of the paper."""
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     runs: Place
     """Folder of the stages' and train runs. Experiments on the same data share it: finished runs are skipped."""
 
@@ -61,6 +63,7 @@ class ReproduceConfig:
     """Arm (`refined`, in table-5 `refined (base)` or `refined (cls)`, or one of `extra_arms`) -> one of `extra_arms`,
     with which it is compared besides the base, such as the same arm with shuffled scores."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+    """Seeds of the train runs: each arm is trained once per seed."""
 
     at_once: int = Field(default=1, ge=1)
     """Train runs at a time; they share the machine's cores, unless `train` sets their `threads`."""

@@ -42,6 +42,7 @@ class RequestConfig:
     requests_per_file: int = Field(default=50_000, ge=1)
     """Like `megabytes_per_file`, a limit beyond which the requests continue in another file."""
     megabytes_per_file: float = Field(default=100, gt=0)
+    """Largest size of a request file in megabytes."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -54,9 +55,11 @@ class ScoreConfig:
     )
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     data: PrepareRun
     """A prepare run."""
     subjects: Literal["items", "users"]
+    """What is scored: the items, or the users by their reviews."""
     aspects: Shipped
     """YAML of the aspects and role words, such as configs/aspects/movies.yaml."""
     llm: Model = "smollm2"
@@ -71,12 +74,14 @@ class ScoreConfig:
     requests: RequestConfig = Field(default_factory=RequestConfig)
     """Layout of the requests that --export-prompts writes."""
     mode: Literal["probe", "generate"] = "probe"
+    """`probe` reads the probabilities of 1..10 aspect by aspect; `generate` lets the LLM write all ratings."""
     structured: bool = True
     """`generate` only: force the format (true), or the paper's free text and extraction (false).
 
     Free text is read behind the last `</think>`, by the rules of score/answer_format.py.
     """
     temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of `generate`; 0 takes the most probable token."""
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
@@ -92,6 +97,7 @@ class ScoreConfig:
     """Ask again where a stored answer lacks a rating; a better answer replaces it. NaN answers and prompts that the
     engine refused are always asked again."""
     actors: int = Field(default=1, ge=1)
+    """Number of vLLM engines that run side by side."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs of each actor, all on one node; more than one needs a cluster that has them."""
     batch_size: int = Field(default=64, ge=1)
@@ -99,6 +105,7 @@ class ScoreConfig:
     engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
     """Arguments passed to vllm.LLM unchanged; they override raygr's own choices."""
     seed: int = 0
+    """Seed of vLLM's sampling; it matters where `temperature` is above 0."""
 
     @model_validator(mode="after")
     def check(self) -> Self:

@@ -17,7 +17,9 @@ class ValueRange:
     """Numbers from `low` to `high`: whole ones where both are written without a point."""
 
     low: int | float
+    """Lowest value."""
     high: int | float
+    """Highest value."""
     log: bool = False
     """Search on a logarithmic scale."""
 
@@ -29,6 +31,7 @@ class RandomSubsets:
     random: int = Field(ge=1)
     """Aspects of each subset."""
     subsets: int = Field(ge=1)
+    """Number of subsets drawn."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -38,6 +41,7 @@ class SweepConfig:
     SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "mlflow", "ray"})
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     train: Annotated[Mapping[str, Any], SettingsOf(TrainConfig)]
     """What all trials share: fields of `raygr train`, but `output`. Where `threads` is not named it is 1."""
     space: Annotated[
@@ -55,7 +59,9 @@ class SweepConfig:
     """ASHA: at `grace_epochs`, and at each `reduction_factor` times as many, a trial goes on only if its best
     validation NDCG@10 is among the best 1 in `reduction_factor` seen there."""
     grace_epochs: int = Field(default=10, ge=1)
+    """Epochs that a trial trains at least before `stop_early` may end it."""
     reduction_factor: float = Field(default=3.0, gt=1)
+    """One in so many trials goes on at each check of `stop_early`."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """At most as many as fit: a trial takes a CPU, and its training workers take theirs (`threads` each)."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)

@@ -18,6 +18,7 @@ MODEL_FIELDS = {
     ("bert4rec",): ("mask_rate", "mask_last_rate"),
     ("sasrec", "bert4rec"): ("blocks", "heads"),
 }
+UserSide = Literal["learned", "add", "concat", "off"]
 UserScores = Literal["none", "llm", "profile", "table", "history"]
 
 
@@ -33,16 +34,19 @@ class TrainConfig:
     SPEED: ClassVar = frozenset({"ray", "threads"})
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     data: PrepareRun
     """A prepare run."""
     item_scores: ItemVectors | None = None
     """A score run, or a Parquet/CSV of id -> vector (first column the item id); null trains the base model."""
     score_column: Literal["expected", "ratings"] = "expected"
+    """Column of a score run: the expected rating, or the whole-number rating."""
     aspect_names: tuple[str, ...] | None = None
     """Names of the score columns to use, in this order; null uses all."""
     control: Literal["none", "shuffled", "random"] = "none"
     """Control arm: the scores shuffled over items, or standard normal vectors of the same width."""
     missing_scores: Literal["mean", "refuse"] = "mean"
+    """Items without scores get the mean of the others, or the run is refused."""
     user_scores: UserScores = "history"
     """Guided vectors of users. `history`: the guided user state, learned from the item scores of the history before a
     target; `llm`: one vector a user, of `user_score_run`; `profile`: the rating-weighted mean of the user's items;
@@ -58,9 +62,12 @@ class TrainConfig:
     """`concat`: (9a), the guided part frozen beside the learned one; `add`: learned maps of the scores added; `none`:
     item rows are learned alone, and scores enter with the users' vectors only."""
     add_map: Literal["levels", "linear"] = "levels"
+    """fusion `add`: learned vectors for the ten levels of a score, or one vector times the score."""
     linear_map: bool = False
     """Map guided scores by the learned W g + b of (8a, 8b) instead of A.5's scaling alone."""
-    user_side: Annotated[Literal["learned", "add", "concat", "off"], BeforeValidator(off_for_false)] = "learned"
+    user_side: Annotated[UserSide, BeforeValidator(off_for_false, json_schema_input_type=UserSide | Literal[False])] = (
+        "learned"
+    )
     """How users' vectors enter a score: `learned` maps them to weights of the standardised item scores; (9b) and lambda
     `add` them to the encoder's state, or `concat` puts them in place of its guided dimensions."""
     user_guided_train: Literal["all", "after_prompt"] = "all"
@@ -86,6 +93,7 @@ class TrainConfig:
     hidden_width: int | None = Field(default=None, ge=1)
     """gru4rec: units of the GRU; null is the item table's width."""
     dropout: float = Field(default=0.4, ge=0, lt=1)
+    """Dropout rate inside the model."""
     input_dropout: float | None = Field(default=None, ge=0, lt=1)
     """gru4rec: dropout of the item rows before the GRU; null is `dropout`."""
     session_parallel: bool = False
@@ -118,18 +126,23 @@ class TrainConfig:
     weight_decay: float = Field(default=0.0, ge=0)
     """adam: decoupled weight decay, applied to matrices only."""
     max_grad_norm: float | None = Field(default=None, gt=0)
+    """Gradients with a larger norm are scaled down to this one; null never scales."""
     schedule: Literal["constant", "linear"] = "constant"
     """Course of the learning rate after the warm-up; `linear` lets it fall to 0 at the end of the last epoch."""
     warmup_steps: int = Field(default=0, ge=0)
     """Batches in which the learning rate rises linearly."""
     epochs: int = Field(default=100, ge=1)
+    """Largest number of passes over the train interactions."""
     patience: int = Field(default=10, ge=1)
     """Evaluations without a better validation NDCG@10 before training stops."""
     evaluate_every: int = Field(default=1, ge=1)
     """Epochs between two evaluations."""
     batch_size: int = Field(default=128, ge=1)
+    """Histories per optimizer step, of all workers together."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Highest learning rate."""
     workers: int = Field(default=1, ge=1)
+    """Training processes, which share each batch."""
     threads: int | None = Field(default=None, ge=1)
     """torch threads of each worker, which reserves as many CPUs; null divides a node's CPUs among its workers."""
     use_gpu: bool | None = None
@@ -155,6 +168,7 @@ class TrainConfig:
     """A score run, or a file of id -> vectors, that measures how similar the items of a list are; null takes the
     model's own refined vectors, which differ from arm to arm."""
     seed: int = 0
+    """Seed of the model's start, dropout, batches and negatives."""
 
     @model_validator(mode="after")
     def check(self) -> Self:

@@ -15,6 +15,7 @@ class VectorsConfig:
     SPEED: ClassVar = frozenset({"batch_size"})
 
     output: Place
+    """Folder of the run, local or any fsspec URI."""
     data: PrepareRun
     """A prepare run."""
     aspects: Shipped
@@ -26,5 +27,6 @@ class VectorsConfig:
     item_rating: Literal["train", "none", "all"] = "train"
     """Which interactions the rating line of an item is computed from; `all` is the paper's and leaks."""
     max_prompt_tokens: int = Field(default=1024, ge=64)
+    """Token budget of an item's text; longer texts are cut."""
     batch_size: int = Field(default=16, ge=1)
     """Texts per forward pass."""

@@ -21,11 +21,14 @@ from toy_data import RUN_METRICS, write_prepared
 from raygr import files, runs
 from raygr.compare.comparison import read_comparison
 from raygr.compare.config import CompareConfig
+from raygr.compare.gain_words import gain_text
 from raygr.compare.references import catalogue_ranks
 from raygr.compare.stage import compare
 from raygr.config import ConfigError
 from raygr.data.interactions import read_interactions
 from raygr.metrics.ranking import full_ranks
+from raygr.pipeline import outcome
+from raygr.report.config import ReportConfig
 from raygr.schema import CANDIDATE_SCHEMA, CANDIDATES, METRICS, RANK_SCHEMA, RANKS
 from raygr.simulate.config import SimulateConfig
 from raygr.simulate.review_texts import ASPECT_PHRASES
@@ -122,6 +125,20 @@ def test_tables_hold_the_same_numbers(two_arms: CompareConfig):
     assert float(refined["relative"]) == pytest.approx(100 * 0.25 / 0.375, rel=1e-12)
     assert (refined["base"], refined["targets"], refined["base_mean"]) == ("base", "all", "0.375")
     assert [float(one) for one in refined["each_run"].split()] == pytest.approx([100 * 0.25 / 0.375] * 2)
+
+
+def test_a_pipeline_ends_with_the_gains_and_the_address_of_the_report(two_arms: CompareConfig, tmp_path: Path):
+    run = compare(two_arms)
+    report = ReportConfig(output=f"{tmp_path}/my report", title="t", data="d")
+    lines = outcome([("compare", two_arms), ("report", report)]).splitlines()
+    gain = read_comparison(run.path).arms["refined"].against_base["full"]["ndcg_at_10"]
+    before, after = (1 / math.log2(3) + 1 / math.log2(5)) / 2, (1 + 1 / math.log2(5)) / 2
+    assert lines[1] == "arm      NDCG@10  gain over the base arm, 95% interval (candidates: full)"
+    assert lines[2] == f"base     {before:.4f}"
+    assert lines[3] == f"refined  {after:.4f}   {gain_text(gain)}" and f"+{100 * (after / before - 1):.1f}%" in lines[3]
+    assert lines[-1] == f"report: {tmp_path.as_uri()}/my%20report/report.html"
+    on_s3 = ReportConfig(output="s3://b/report", title="t", data="d")
+    assert outcome([("report", on_s3)]) == "\nreport: s3://b/report/report.html\n"
 
 
 def test_users_are_paired_by_index_and_not_by_row(tmp_path: Path):
