@@ -62,8 +62,8 @@ class HttpConfig:
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Prompts asked per minute, without repeated requests."""
     retries: int = Field(default=6, ge=0)
-    """How often a request is repeated after a lost connection, a timeout, a 408, 409, 429 or 5xx, or an unreadable reply.
-    The pause is the reply's `Retry-After`, or .5, 1, 2, 4 and then 8 seconds."""
+    """How often a request is repeated after a lost connection, a timeout, a status of 408, 409, 429 or 5xx, or a reply
+    that cannot be read. The pause is the reply's `Retry-After`, or .5, 1, 2, 4 and then 8 seconds."""
     timeout: float = Field(default=300, gt=0)
     """Seconds without a word from the server after which a request is repeated."""
     top_logprobs: int = Field(default=20, ge=0, le=20)
