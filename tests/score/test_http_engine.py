@@ -416,7 +416,8 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory):
     """The address of `vllm serve` with the small model, in a process group of its own that is stopped at the end."""
     pytest.importorskip("vllm")
     port, log = free_port(), tmp_path_factory.mktemp("vllm") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", small_model_folder(), "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port)]
+    command += ["--model", small_model_folder()]
     command += ["--host", "127.0.0.1", "--served-model-name", "smol", "--dtype", "float32", "--max-model-len", "1024"]
     command += ["--enforce-eager", "--block-size", "32", "--kv-cache-memory-bytes", str(1 << 28)]
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
@@ -433,12 +434,11 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory):
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(timeout=20)
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
