@@ -277,12 +277,14 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     """Say how many prompts the stage asks and their tokens, without those that the score store has answers to.
 
     Above SAMPLED subjects both are estimated from the prompts of as many. A fine-tune's prompts are a little shorter.
+    For `engine: http` the longest answers and the cost at the given prices are told, too.
     """
     # tokenizers and torch, which a plan without prompts does without
     import numpy as np
     import torch
 
     from raygr.score.adapters import fitting_adapter
+    from raygr.score.external_llm import request_fields
     from raygr.score.store import open_store
     from raygr.score.subjects import chosen_prompts, prompt_settings, subjects_of
 
@@ -309,4 +311,12 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     prompts, tokens = round(len(asked) * share), round(sum(asked) * share)
     about = "about " if len(drawn) < len(chosen) else ""
     every = " in each pass" if isinstance(config, FinetuneConfig) else ""
-    return f"{len(chosen):,} {subjects}: {about}{prompts:,} prompts to ask{every}, {tokens:,} tokens"
+    text = f"{len(chosen):,} {subjects}: {about}{prompts:,} prompts to ask{every}, {tokens:,} tokens"
+    if not isinstance(config, ScoreConfig) or config.engine != "http":
+        return text
+    samples = config.http.samples
+    written = prompts * samples * request_fields(config, settings).max_tokens
+    cost = config.http.cost(tokens * samples, written)
+    return f"{text}, at most {written:,} tokens of answers" + (
+        f", at most {cost:,.2f} at the given prices" if cost else ""
+    )

@@ -376,6 +376,18 @@ def test_users_prompts_are_those_that_scoring_makes(shop: Path, tokenizer):
     assert asked(found) == (7, sum(sampled["prompt_tokens"].to_pylist()))
 
 
+def test_a_server_s_answers_are_told_with_their_price(shop: Path, tokenizer):
+    http = {"url": "http://host/v1", "samples": 3, "price_per_million_input": 2.0, "price_per_million_output": 5.0}
+    score = score_stage(shop)["score"] | {"engine": "http", "answered_by": "big", "structured": False, "http": http}
+    score |= {"temperature": 1.0, "requests": {"max_tokens": 50}}
+    tokens = sum(all_items(score_config(shop))["prompt_tokens"].to_pylist())
+    cost = (3 * tokens * 2 + 3 * ITEMS * 50 * 5) / 1e6
+    words = f"{tokens:,} tokens, at most {3 * ITEMS * 50:,} tokens of answers, at most {cost:.2f} at the given prices"
+    assert planned({"score": score})[0].note == f"{ITEMS} items: {ITEMS} prompts to ask, {words}"
+    free = score | {"http": {"url": "http://host/v1"}}
+    assert planned({"score": free})[0].note.endswith(f", at most {ITEMS * 50:,} tokens of answers")
+
+
 def finetune_stage(shop: Path, **changes: Any) -> dict[str, Any]:
     named = {"output": f"{shop}/tuned", "data": f"{shop}/prepare", "aspects": f"{shop}/aspects.yaml"}
     small = {"keep_out": 3, "held_out_fraction": 0.25, "completions": 4, "batch_size": 4}

@@ -46,6 +46,8 @@ NEXT_LINE = re.compile(rf"{MARKS}{COLON}?{MARKS}\n\s*(?:{MARKS}(?:rating|score){
 BESIDE = re.compile(rf"{MARKS}(?:{DASH}[ \t]++{MARKS})?{NUMBER.pattern}")
 ENDS_THERE = re.compile(rf"\.?{MARKS}(?=\n|$)|{MARKS}[,;|](?![ \t]*[0-9])|{MARKS}(?<=[ \t])(?:{DASH}|\()")
 
+COMPLETION_SLACK = 2  # a completion may take this many times the tokens of the bare answer lines
+
 
 # --- format and tokens -------------------------------------------------------------------------
 
@@ -78,6 +80,11 @@ def aspect_tails(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> tupl
     PromptError names the aspect whose ratings do not differ in their first token.
     """
     return tuple(split_answer_line(tokenizer, name)[0] for name in aspects.names)
+
+
+def completion_tokens(tails: Sequence[Sequence[int]]) -> int:
+    """The longest completion in tokens, from the tails of `aspect_tails`."""
+    return COMPLETION_SLACK * sum(len(tail) + 3 for tail in tails)
 
 
 def rating_tokens(tokenizer: PreTrainedTokenizerBase, aspects: AspectSet) -> RatingTokens:

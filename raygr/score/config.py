@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -21,9 +22,13 @@ SAME_ANSWERS = frozenset((
 ))  # fmt: skip
 
 
+# Fields of HttpConfig that change answers.
+ANSWER_SETTINGS = ("top_logprobs", "samples", "send_seed")
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class RequestConfig:
-    """How `raygr score --export-prompts` writes its requests to a batch service."""
+    """How `raygr score --export-prompts` and `engine: http` write their requests."""
 
     api: Literal["openai", "mistral", "anthropic", "gemini"] = "openai"
     """Layout of a request; vLLM's run-batch and most services take openai's."""
@@ -46,12 +51,74 @@ class RequestConfig:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class HttpConfig:
+    """The server that answers under `engine: http`, and what its answers may cost."""
+
+    url: str | None = None
+    """What comes before /chat/completions, such as http://localhost:8000/v1."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key; null sends none. raygr writes the key nowhere."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests under way at a time."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Prompts asked per minute, without repeated requests."""
+    retries: int = Field(default=6, ge=0)
+    """How often a request is repeated after a lost connection, a timeout, a status of 408, 409, 429 or 5xx, or a reply
+    that cannot be read. The pause is the reply's `Retry-After`, or .5, 1, 2, 4 and then 8 seconds."""
+    timeout: float = Field(default=300, gt=0)
+    """Seconds without a word from the server after which a request is repeated."""
+    top_logprobs: int = Field(default=20, ge=0, le=20)
+    """Alternatives asked for at each token, from which expected ratings are computed. 0 asks for none, which some LLMs
+    need; the expected rating is then the rating, or the mean over `samples`."""
+    samples: int = Field(default=1, ge=1)
+    """Answers per prompt, over which expected ratings are averaged; more than one needs a temperature above 0."""
+    send_seed: bool = True
+    """With a temperature above 0, send a seed of each prompt; false leaves it out, because some servers refuse it."""
+    budget_requests: int | None = Field(default=None, ge=1)
+    """The run asks no further prompt beyond so many requests of all its attempts; repeated ones count. It then ends
+    unfinished, and a larger budget continues it."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """The same for tokens of prompts and answers together; the longest answer is reserved before a prompt is asked."""
+    budget_cost: float | None = Field(default=None, gt=0)
+    """The same for money, in the currency of the prices."""
+    price_per_million_input: float = Field(default=0.0, ge=0)
+    price_per_million_output: float = Field(default=0.0, ge=0)
+    leave_out_failed: bool = False
+    """Finish the run without answers to the prompts whose requests failed after all retries; the default ends it
+    unfinished."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        address = urlsplit(self.url or "http://host")
+        contradictions = {
+            "url: expected http://host/v1 or https://host/v1, without name, password, question mark or #": (
+                address.scheme not in ("http", "https")
+                or not address.hostname
+                or bool(address.username or address.password or address.query or address.fragment)
+            ),
+            "url: leave out /chat/completions, which every request adds": address.path.endswith("/chat/completions"),
+            "budget_cost: set price_per_million_input and price_per_million_output, too": (
+                self.budget_cost is not None and not self.price_per_million_input + self.price_per_million_output
+            ),
+        }
+        refuse(self, {}, contradictions)
+        return self
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """The price of these tokens."""
+        return (input_tokens * self.price_per_million_input + output_tokens * self.price_per_million_output) / 1e6
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ScoreConfig:
     """Items or users of a prepare run -> one score per aspect and subject (3, 4)."""
 
-    # the layout of exported prompts, and whether failed answers are asked again, may also change between attempts
-    SPEED: ClassVar = frozenset(f"engine_kwargs.{name}" for name in SAME_ANSWERS).union(
-        ["actors", "tensor_parallel_size", "batch_size", "store", "requests", "retry_failed"]
+    # the layout of exported prompts, and whether failed answers are asked again, may also change between attempts; what
+    # `requests` changes in a server's answers is part of the store's key
+    SPEED: ClassVar = frozenset(
+        [*(f"engine_kwargs.{name}" for name in SAME_ANSWERS)]
+        + [f"http.{name}" for name in HttpConfig.__annotations__ if name not in ANSWER_SETTINGS]
+        + ["actors", "tensor_parallel_size", "batch_size", "store", "requests", "retry_failed"]
     )
 
     output: Place
@@ -69,10 +136,13 @@ class ScoreConfig:
     force_adapter: bool = False
     """Score even with an adapter that was tuned for another prompt, base model or mode."""
     answered_by: str | None = None
-    """Name of another LLM that answers through --export-prompts and --import-answers; `llm` then only counts
-    tokens. Needs mode generate, structured false."""
+    """Name of another LLM that answers through `engine: http`, or --export-prompts and --import-answers; `llm` then
+    only counts tokens. Needs mode generate, structured false."""
     requests: RequestConfig = Field(default_factory=RequestConfig)
-    """Layout of the requests that --export-prompts writes."""
+    """Layout of the requests to another LLM."""
+    engine: Literal["vllm", "http"] = "vllm"
+    """`vllm` loads the LLM in Ray actors; `http` asks the server at `http.url` for the answers of `answered_by`."""
+    http: HttpConfig = Field(default_factory=HttpConfig)
     mode: Literal["probe", "generate"] = "probe"
     """`probe` reads the probabilities of 1..10 aspect by aspect; `generate` lets the LLM write all ratings."""
     structured: bool = True
@@ -110,7 +180,10 @@ class ScoreConfig:
     @model_validator(mode="after")
     def check(self) -> Self:
         is_free = self.mode == "generate" and not self.structured
+        is_http = self.engine == "http"
+        batches = ("api", "url", "requests_per_file", "megabytes_per_file")
         without_effect = {
+            f"on engine: {self.engine}": ("actors", "tensor_parallel_size", "engine_kwargs") if is_http else ("http",),
             "on mode: probe": ("temperature", "structured") if self.mode == "probe" and not self.answered_by else (),
             "on subjects: items": ("cutoff_fraction",) if self.subjects == "items" else (),
             "without an adapter": () if self.adapter else ("force_adapter",),
@@ -124,6 +197,15 @@ class ScoreConfig:
             ),
             "requests are those of --export-prompts: set answered_by to the LLM that answers them": (
                 self.answered_by is None and self.requests != RequestConfig()
+            ),
+            "engine: http asks the LLM answered_by at the address http.url: set both": (
+                is_http and not (self.answered_by and self.http.url)
+            ),
+            f"requests.{', requests.'.join(batches)}: no effect on engine: http, which asks in OpenAI's layout": (
+                is_http and any(vars(self.requests)[name] != vars(RequestConfig())[name] for name in batches)
+            ),
+            "http.samples: without a temperature, all samples are the same answer: set temperature": (
+                self.http.samples > 1 and not self.temperature and self.requests.send_temperature
             ),
         }
         refuse(self, without_effect, contradictions)

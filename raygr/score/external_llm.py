@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from raygr import files, runs
 from raygr.data.row_counts import log_rows
-from raygr.score.answer_format import parse_ratings
-from raygr.score.config import RequestConfig
+from raygr.score.answer_format import aspect_tails, completion_tokens, parse_ratings
+from raygr.score.config import RequestConfig, ScoreConfig
 from raygr.score.prompts import system_text, user_lead_in
 from raygr.score.store import ScoreStore, StoredScore
 from raygr.score.subjects import PromptSettings, encoder_of
@@ -46,6 +46,17 @@ class Request(NamedTuple):
     temperature: float | None
     """None leaves the field out."""
     layout: RequestConfig
+
+
+def request_fields(config: ScoreConfig, settings: PromptSettings) -> Request:
+    """The fields that `config.requests` asks for."""
+    layout, tokenizer = config.requests, encoder_of(settings).tokenizer
+    return Request(
+        model=str(layout.service_model or config.answered_by),
+        max_tokens=layout.max_tokens or completion_tokens(aspect_tails(tokenizer, settings.aspects)),
+        temperature=config.temperature if layout.send_temperature else None,
+        layout=layout,
+    )
 
 
 class Answer(NamedTuple):
@@ -97,16 +108,21 @@ def numbered(path: str, number: int) -> str:
 
 
 def request_lines(prompts: pa.Table, settings: PromptSettings, request: Request) -> Iterator[str]:
-    written, encoder = set(), encoder_of(settings)
-    system = system_text(settings.aspects, settings.subjects)
-    lead_in = user_lead_in(settings.aspects, settings.subjects) + "\n"
-    for row in prompts.select(["prompt_ids", "shared_tokens", "prompt_sha256"]).to_pylist():
+    written = set()
+    for row in prompts.select(["prompt_ids", "prompt_sha256"]).to_pylist():
         if row["prompt_sha256"] not in written:
             written.add(row["prompt_sha256"])
-            subject = encoder.subject_ids(row["prompt_ids"])  # cut as the token budget cut it
-            user = lead_in + str(encoder.tokenizer.decode(list(subject), clean_up_tokenization_spaces=False))
-            line = request_line(row["prompt_sha256"], system, user, request)
+            line = request_of(row, settings, request)
             yield json.dumps(line, ensure_ascii=False).translate(LINE_ENDS) + "\n"
+
+
+def request_of(row: Mapping[str, Any], settings: PromptSettings, request: Request) -> dict[str, Any]:
+    """The request of one PROMPT row."""
+    encoder = encoder_of(settings)
+    subject = encoder.subject_ids(row["prompt_ids"])  # cut as the token budget cut it
+    text = str(encoder.tokenizer.decode(list(subject), clean_up_tokenization_spaces=False))
+    user = f"{user_lead_in(settings.aspects, settings.subjects)}\n{text}"
+    return request_line(row["prompt_sha256"], system_text(settings.aspects, settings.subjects), user, request)
 
 
 def request_line(digest: str, system: str, user: str, request: Request) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 1. `write_prompts` makes each subject's prompt (token ids, hash, cut-off) and writes prompts/.
 2. `missing_subjects` drops the prompts that the score store has answers to.
-3. `ask_engine` sends the others through actors that run vLLM (engine.py), which write their answers to the store.
+3. `ask_engine` sends the others through actors that run vLLM (engine.py), which write their answers to the store;
+   under `engine: http`, `ask_server` sends them to a server (http_engine.py).
 4. `joined_scores` joins prompts and answers into SCORE rows, which are written to scores/ with a summary of quality.
 
 A run that was killed continues with the first of these steps that it did not finish.
@@ -24,10 +25,11 @@ from raygr import files, runs, schema
 from raygr.config import ConfigError
 from raygr.ray_setup import Node, cluster_nodes, connect
 from raygr.score.adapters import answer_mode, fitting_adapter
-from raygr.score.answer_format import aspect_tails, format_regex, rating_tokens
+from raygr.score.answer_format import aspect_tails, completion_tokens, format_regex, rating_tokens
 from raygr.score.config import ScoreConfig
 from raygr.score.engine import EngineSettings, ScoringEngine, actor_resources, require_vllm
-from raygr.score.external_llm import Request, check_free, import_answers, numbered, write_requests
+from raygr.score.external_llm import check_free, import_answers, numbered, request_fields, write_requests
+from raygr.score.http_engine import SPENT, api_key, ask_server
 from raygr.score.prompt_checks import CHECKED_COLUMNS, check_prompts
 from raygr.score.quality import log_quality, score_quality
 from raygr.score.store import REFUSED_BY_ENGINE, ScoreStore, open_store
@@ -46,7 +48,6 @@ from raygr.score.subjects import (
 logger = logging.getLogger(__name__)
 
 PROMPT_BATCH = 256  # subjects tokenised per task call
-COMPLETION_SLACK = 2  # a completion may take this many times the tokens of the bare answer lines
 
 
 class Scoring(NamedTuple):
@@ -84,9 +85,16 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     if answers:
         asked = set(files.read_table(run.file(PROMPTS), columns=["prompt_sha256"])["prompt_sha256"].to_pylist())
         filed = {"answers": import_answers(answers, store, asked=asked, names=names)}
-    missing = missing_subjects(run, store.known(retry_failed=config.retry_failed and not config.answered_by))
+    by_batches = config.answered_by is not None and config.engine == "vllm"
+    missing = missing_subjects(run, store.known(retry_failed=config.retry_failed and not by_batches))
     logger.info("score: %d %s to score; the store has answers to the others", len(missing), config.subjects)
-    totals = ask_engine(scoring, missing) if missing else EngineTotals()
+    totals = EngineTotals()
+    if missing and config.engine == "http":
+        began = time.monotonic()
+        done = ask_server(run, config, scoring.settings, store, missing)
+        totals = EngineTotals(subjects=done, seconds=time.monotonic() - began)
+    elif missing:
+        totals = ask_engine(scoring, missing)
     store.compact()
     scores = joined_scores(scoring)
     if len(scores) and set(scores["reason"].to_pylist()) == {REFUSED_BY_ENGINE}:  # not the fault of single prompts
@@ -107,6 +115,8 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
         "left_out": subjects_left_out(config, asked=len(scores)),
         "prompts": scoring.prompt_counts,
     }
+    if config.engine == "http" and files.exists(run.file(SPENT)):
+        counts |= {"server": files.read_json(run.file(SPENT))}
     runs.finish_run(run, inputs=[*input_paths(config), *answers], counts=counts | filed)
     return run
 
@@ -125,15 +135,8 @@ def export_prompts(config: ScoreConfig, path: str) -> list[str]:
     known = scoring.store.known(retry_failed=config.retry_failed, unread=False)
     subjects = pa.array(missing_subjects(scoring.run, known), pa.string())
     missing = prompts.filter(pc.is_in(prompts["subject_id"], value_set=subjects))
-    settings, layout = scoring.settings, config.requests
-    request = Request(
-        model=str(layout.service_model or config.answered_by),
-        max_tokens=layout.max_tokens
-        or completion_tokens(aspect_tails(encoder_of(settings).tokenizer, settings.aspects)),
-        temperature=config.temperature if layout.send_temperature else None,
-        layout=layout,
-    )
-    paths = write_requests(missing, path, settings=settings, request=request)
+    settings = scoring.settings
+    paths = write_requests(missing, path, settings=settings, request=request_fields(config, settings))
     logger.info("score: %d of %d prompts written to %s", len(missing), len(prompts), ", ".join(paths))
     return paths
 
@@ -154,8 +157,10 @@ def start_scoring(config: ScoreConfig, *, by_service: bool) -> Scoring:
     settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     encoder_of(settings)  # a missing tokenizer is reported here and not inside Ray
     adapter = fitting_adapter(config, settings) if config.adapter else None
+    if config.engine == "http":
+        api_key(config.http)
     # before Ray has started, this machine stands for the cluster's
-    if not (config.answered_by or open_store(config, on_gpu=torch.cuda.is_available()).known()):
+    elif not (config.answered_by or open_store(config, on_gpu=torch.cuda.is_available()).known()):
         require_vllm()
     run = runs.start_run(config.output, job="score", config=config, inputs=input_paths(config))
     connect()
@@ -273,7 +278,7 @@ def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
     if config.answered_by:
         raise runs.RunError(
             f"{run.path}: {len(missing)} prompts have no answer of {config.answered_by} yet; "
-            "--export-prompts FILE writes them, --import-answers FILE reads the answers"
+            "--export-prompts FILE writes them, --import-answers FILE reads the answers, engine=http asks a server"
         )
     require_vllm()
     # an engine's memory is known and bounded: no warning about it every half minute
@@ -337,10 +342,6 @@ def engine_settings(scoring: Scoring) -> EngineSettings:
         engine_kwargs=dict(config.engine_kwargs),
         seed=config.seed,
     )
-
-
-def completion_tokens(tails: tuple[tuple[int, ...], ...]) -> int:
-    return COMPLETION_SLACK * sum(len(tail) + 3 for tail in tails)
 
 
 def joined_scores(scoring: Scoring) -> pa.Table:

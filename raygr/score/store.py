@@ -26,7 +26,7 @@ from huggingface_hub import try_to_load_from_cache
 from raygr import files
 from raygr.score.adapters import adapter_folder, answer_mode
 from raygr.score.answer_format import OK
-from raygr.score.config import SAME_ANSWERS, ScoreConfig
+from raygr.score.config import ANSWER_SETTINGS, SAME_ANSWERS, ScoreConfig
 from raygr.score.default_model import model_folder
 
 STORE_SCHEMA = pa.schema(
@@ -193,6 +193,9 @@ def open_store(config: ScoreConfig, *, on_gpu: bool) -> ScoreStore:
         settings |= {"temperature": config.temperature, "seed": config.seed}
     if config.answered_by:
         settings |= {"answered_by": config.answered_by}
+        if config.engine == "http":
+            settings |= {name: vars(config.http)[name] for name in ANSWER_SETTINGS}
+            settings |= {"max_tokens": config.requests.max_tokens, "body": config.requests.body}
     else:
         chosen = {"dtype": "auto" if on_gpu else CPU_DTYPE, "logprobs_mode": LOGPROBS_MODE, **config.engine_kwargs}
         revision = chosen.pop("revision", None)
