@@ -48,7 +48,9 @@ class Section(NamedTuple):
     tables: list[Table]
     charts: list[Chart]
     remarks: Sequence[str] = ()
-    """Sentences that are shown as notices."""
+    """Warnings: they head the report, too."""
+    appendix: Sequence[Table] = ()
+    """Tables that the page folds at its end: settings, protocols and counts."""
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -58,7 +60,7 @@ def comparison_section(comparison: Comparison) -> Section:
     tables += [way_table(comparison, ranking) for ranking in rankings]
     tables += [metric_table(comparison, ranking, cold=True) for ranking in rankings]
     tables += [count_table(comparison, ranking) for ranking in rankings]
-    tables += [list_table(arms), share_table(arms), settings_table(arms), *protocol_tables(comparison)]
+    tables += [list_table(arms), share_table(arms)]
     text = (
         f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
         "over runs where there are two or more."
@@ -70,12 +72,13 @@ def comparison_section(comparison: Comparison) -> Section:
         [table for table in tables if table.rows],
         charts,
         comparison.remarks,
+        [settings_table(arms), *protocol_tables(comparison)],
     )
 
 
 def base_words(arms: Arms) -> str:
     bases = list(dict.fromkeys(arm.base for arm in arms.values() if arm.base))
-    return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the settings)"
+    return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the appendix)"
 
 
 def protocol_tables(comparison: Comparison) -> list[Table]:
@@ -189,9 +192,17 @@ def quality_section(facts: Mapping[str, Any], aspects: Mapping[str, AspectQualit
         f"spread by less than {DEAD_SPREAD:g}, or {DEAD_SHARE:.0%} or more of the integer ratings are the same."
     )
     dead = [name for name, aspect in aspects.items() if aspect.dead]
-    remarks = [f"{len(dead)} of {len(aspects)} aspects are dead: {', '.join(dead)}."] if dead else []
-    tables = [fact_table("Run", facts), Table("Scores per aspect, on 1 to 10", header, rows)]
-    return Section(f"Quality of the {subjects} scores", text, tables, [], remarks)
+    remarks = []
+    if dead:
+        named = ", ".join(dead)
+        remarks.append(f"{len(dead)} of {len(aspects)} aspects of the {subjects} scores are dead: {named}.")
+    if facts.get("valid_share", 1) < 1:
+        remarks.append(
+            f"{1 - facts['valid_share']:.1%} of the {subjects}s have no scores; the reasons are in the appendix."
+        )
+    tables = [Table("Scores per aspect, on 1 to 10", header, rows)]
+    title = f"Quality of the {subjects} scores"
+    return Section(title, text, tables, [], remarks, [fact_table("Score run", facts)])
 
 
 def agreement_section(agreements: Sequence[Agreement], reference: str) -> Section:

@@ -7,13 +7,13 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 from pydantic_core import to_jsonable_python
 
-from raygr.compare.comparison import read_comparison
+from raygr.compare.comparison import Comparison, read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.tables import Table
 from raygr.config import check_config, input_paths, override
@@ -38,6 +38,7 @@ from raygr.report.sections import (
     show,
     subject_section,
 )
+from raygr.report.verdict import Verdict, comparison_verdict
 from raygr.runs import Run, RunRecord, finish_run, is_finished, read_run, start_run
 from raygr.schema import QUALITY, STATISTICS
 from raygr.score.config import ScoreConfig
@@ -70,6 +71,9 @@ class Report(NamedTuple):
 
     title: str
     notice: str
+    verdict: Verdict | None
+    warnings: list[str]
+    """Those of the verdict and of all sections."""
     sections: list[Section]
     runs: list[RunNote]
     versions: Table
@@ -78,10 +82,16 @@ class Report(NamedTuple):
 def report(config: ReportConfig) -> Run:
     """Writes report.html and report.md; RunError names an input run that is not finished."""
     records = read_records(config)
+    comparison = read_comparison(config.comparison) if config.comparison else None
+    verdict = comparison_verdict(comparison) if comparison else None
+    sections = list(report_sections(config, records, comparison))
+    warnings = [*(verdict.warnings if verdict else []), *(remark for one in sections for remark in one.remarks)]
     content = Report(
         title=config.title,
         notice=config.notice,
-        sections=list(report_sections(config, records)),
+        verdict=verdict,
+        warnings=list(dict.fromkeys(warnings)),
+        sections=sections,
         runs=[
             RunNote(
                 path,
@@ -115,25 +125,38 @@ def read_records(config: ReportConfig) -> dict[str, RunRecord]:
     return {path: read_run(path, job=job) for path, job in jobs.items() if path}
 
 
-def report_sections(config: ReportConfig, records: Mapping[str, RunRecord]) -> Iterable[Section]:
+def report_sections(
+    config: ReportConfig, records: Mapping[str, RunRecord], comparison: Comparison | None
+) -> Iterable[Section]:
+    if comparison:
+        yield comparison_section(comparison)
     facts = fact_table("What the data holds", read_json(join(config.data, STATISTICS)))
     rows = fact_table("Rows in and out, by reason", records[config.data].counts)
-    yield Section("Data", "", [table for table in (facts, rows) if table.rows], [])
-    if config.comparison:
-        yield comparison_section(read_comparison(config.comparison))
+    yield Section("Data", "", [facts] if facts.rows else [], [], appendix=[rows] if rows.rows else [])
     if config.item_score_run:
         yield from item_score_sections(config.item_score_run, config.data, config.reference_scores)
     if config.user_score_run:
         yield from user_score_sections(config.user_score_run, config.data)
+    names = short_names(config.finetune)
     for number, path in enumerate(config.finetune):
-        yield finetune_section(path, records[path].config, figure_id=f"tuning-{number}")
+        yield finetune_section(path, records[path].config, name=names[path], figure_id=f"tuning-{number}")
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Path -> its last folders, as few as tell all paths apart."""
+    parts = {path: path.rstrip("/").split("/") for path in paths}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {path: "/".join(folders[-length:]) for path, folders in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {}
 
 
 def item_score_sections(item_scores: str, data: str, reference: str | None) -> Iterable[Section]:
     yield quality_section(*read_quality(item_scores), "item")
     matrix = read_scores(item_scores)
     if reference:
-        yield agreement_section(compare_scores(matrix, read_reference(reference)), reference)
+        yield agreement_section(compare_scores(matrix, read_reference(reference)), short_names([reference])[reference])
     subjects = most_reviewed_items(matrix, data)
     if subjects:
         text = "The most reviewed items among those that were scored."

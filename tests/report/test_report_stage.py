@@ -6,12 +6,14 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from raygr.compare.comparison import read_comparison
 from raygr.compare.tables import LIST_FIGURES
 from raygr.config import check_config, load_config
 from raygr.files import write_json, write_table, write_text
@@ -27,7 +29,8 @@ from raygr.report.finetune_section import (
     tuning_charts,
 )
 from raygr.report.scored_subjects import read_reference, spearman
-from raygr.report.stage import markdown, report, run_command
+from raygr.report.stage import markdown, report, run_command, short_names
+from raygr.report.verdict import against_words, comparison_verdict, headline_arm, verdict_warnings
 from raygr.runs import Run, RunError, finish_run
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
 from raygr.train.config import TrainConfig
@@ -109,7 +112,16 @@ def make_comparison(path: Path, train: str) -> str:
     better = {"difference": 0.01, "low": 0.002, "high": 0.02, "relative": 12.34, "relative_low": 2.1,
               "relative_high": 22.9, "p": 0.001, "p_holm": 0.02, "per_run": [12.0, 13.0],
               "over": "users and runs"}  # fmt: skip
-    unsure = {**better, "relative": -3.21, "relative_low": -9.9, "relative_high": 4.4, "p_holm": 0.06}
+    unsure = {
+        **better,
+        "difference": -0.0036,
+        "low": -0.011,
+        "high": 0.0049,
+        "relative": -3.21,
+        "relative_low": -9.9,
+        "relative_high": 4.4,
+        "p_holm": 0.06,
+    }
     nothing = {**better, "difference": 0.0, "relative": None, "relative_low": None, "relative_high": None}
     arms = {
         "base": arm(0.1111, None, None),
@@ -127,6 +139,7 @@ def make_comparison(path: Path, train: str) -> str:
             for least, most, gain in groups
         ]
     }  # fmt: skip
+    arms["shuffled"]["settings"] = arms["shuffled"]["settings"] | {"control": "shuffled"}
     way = {"share": 0.43, "low": 0.352, "high": 0.508}
     arms["refined"]["way_to_truth"] = {"full": dict.fromkeys(METRICS, way)}
     record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
@@ -215,10 +228,9 @@ def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
 def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
-    assert (
-        page.count("<svg") == 17
-    )  # gains, by train count, way to the truth, shares, agreement, three items, three users, six of the fine-tune
-    assert page.count('role="img" aria-label=') == 17
+    # verdict, gains, by train count, way to the truth, shares, agreement, items, users, six of the fine-tune
+    assert page.count("<svg") == 18
+    assert page.count('role="img" aria-label=') == 18
 
 
 def test_ids_of_the_page_are_unique(page):
@@ -254,8 +266,53 @@ def test_drawn_users_have_the_longest_histories_and_their_newest_training_items(
     assert "9 interactions; newest: Never Scored; " in captions[0] and "I4" not in captions[0]
 
 
+def test_the_page_opens_with_the_verdict_on_the_first_arm_and_its_warnings(inputs, page, text):
+    sentence = (
+        "“refined” ranks better than “base”: NDCG@10 +12.3% (95% interval +2.1 to +22.9)"
+        "; its control “shuffled” has -3.2% (95% interval -9.9 to +4.4)."
+    )
+    assert sentence in page[: page.index("<nav")] and sentence in text[: text.index("## ")]
+    warnings = page[page.index("<strong>Warnings") : page.index("<nav")]
+    assert re.findall(r"<li>(.*?)</li>", warnings) == [
+        "“shuffled” ranks worse than chance.",
+        "1 of 3 aspects of the item scores are dead: dead | aspect.",
+        "20.0% of the items have no scores; the reasons are in the appendix.",
+        "1 of 3 aspects of the user scores are dead: dead | aspect.",
+        "20.0% of the users have no scores; the reasons are in the appendix.",
+    ]
+    # settings, hashes and full paths stand in the appendix alone
+    assert inputs.data not in page[: page.index("<h2>Appendix")]
+    assert "Rows in and out" not in page[: page.index("<h2>Appendix")] and "Rows in and out" in page
+
+
+def test_the_verdict_says_what_weakens_it(inputs):
+    comparison = read_comparison(inputs.comparison)
+    refined, shuffled = comparison.arms["refined"], comparison.arms["shuffled"]
+    metric = comparison.primary_metric
+    gain = refined.against_base["full"][metric]
+    assert against_words(gain) == "ranks better than"
+    assert against_words(replace(gain, p_holm=0.3)).startswith("cannot be told, after the correction")
+    assert against_words(replace(gain, low=-1.0)) == "cannot be told from"
+    assert against_words(replace(gain, low=-2.0, high=-1.0)) == "ranks worse than"
+    refined.shares = {"base": 0.995, "encoder_guided": 0.005, "user_guided": 0.0}
+    one_run = replace(gain, over="users")
+    assert len(verdict_warnings("refined", refined, one_run, {"shuffled": gain})) == 3
+    shuffled.settings["control"] = "shuffled"
+    comparison.shown.reverse()  # the control is no headline, wherever it stands
+    assert headline_arm(comparison) == "refined"
+    comparison.shown.remove("refined")
+    assert headline_arm(comparison) is None and comparison_verdict(comparison) is None
+    (warning,) = verdict_warnings("refined", replace(refined, shares=None), gain, {})
+    assert "control: shuffled" in warning
+
+
+def test_short_names_tell_paths_apart():
+    assert short_names(["/a/b/c", "/a/d/c", "/a/d/e/"]) == {"/a/b/c": "b/c", "/a/d/c": "d/c", "/a/d/e/": "d/e"}
+    assert short_names(["/x/scores.csv"]) == {"/x/scores.csv": "scores.csv"} and short_names([]) == {}
+
+
 def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
-    jobs = re.findall(r"<summary>(\w+):", page)
+    jobs = re.findall(r"<summary>([a-z]+):", page)
     assert jobs == ["prepare", "score", "score", "finetune", "train", "compare"]
     assert "raygr train --set output=t --set data=d --set dropout=0.25" in text
     assert "Versions" in text and "numpy" in page
@@ -269,7 +326,7 @@ def test_an_sft_warm_up_alone_has_no_reinforcement_learning_steps(tmp_path):
     record = {"steps": 0, "warm_steps": 3, "best_step": 0, "held_out": 4, "evaluations": evaluations}
     write_json(record, str(tmp_path / "evaluations.json"))
     config = {"task": "base", "rollouts": "slots", "adapter": "runs/first"}
-    section = finetune_section(path, config, figure_id="t")
+    section = finetune_section(path, config, name="tuned", figure_id="t")
     assert "from the adapter of runs/first" in section.text
     (stages,) = section.tables
     assert [row[0] for row in stages.rows] == ["before", "after the SFT warm-up"]
@@ -291,7 +348,7 @@ def test_what_every_step_logs_is_a_curve(tmp_path):
 def test_report_without_comparison_and_scores_leaves_the_sections_out(inputs, tmp_path):
     small = ReportConfig(output=str(tmp_path / "small"), title="Data only", data=inputs.data)
     page = Path(report(small).path, "report.html").read_text()
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Data", "Runs and commands", "Versions"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Data", "Appendix"]
     assert "<svg" not in page and 'class="notice"' not in page
 
 
