@@ -15,10 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-BLUE, ORANGE, GREEN, GREY, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#d5dae1"
-CURVES = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3")
+BLUE, ORANGE, GREEN, GREY, VIOLET, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#8a4fa3", "#d5dae1"
+CURVES = (BLUE, ORANGE, GREEN, GREY, VIOLET)
 WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone
 CURVE_INCHES, PANEL_INCHES = 2.6, 1.15
+# The page's names of the colours, so that figures are dark or light with it; black is text, white the background.
+PAGE_COLORS = {
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", GREY: "grey", VIOLET: "violet", LIGHT: "line",
+    "#000000": "ink", "#ffffff": "paper",
+}  # fmt: skip
 # Fixed ids give equal figures equal bytes. Text stays text, so that it can be searched and read aloud, and is small.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
 SHARE_PARTS = (
@@ -181,6 +186,8 @@ def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
     drawing = buffer.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure_id}-", drawing).replace("xlink:href", "href")
+    for color, name in PAGE_COLORS.items():
+        drawing = drawing.replace(f": {color}", f": var(--{name})")
     view_box = re.findall(r'viewBox="[^"]*"', drawing)[0]
     content = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
     # Safe as markup: the label is escaped here, and matplotlib escapes all text of the content.

@@ -18,7 +18,7 @@ from raygr.compare.tables import LIST_FIGURES
 from raygr.config import check_config, load_config
 from raygr.files import write_json, write_table, write_text
 from raygr.metrics.ranking import METRICS
-from raygr.report.charts import share_chart
+from raygr.report.charts import PAGE_COLORS, share_chart
 from raygr.report.config import ReportConfig
 from raygr.report.finetune_section import (
     LOSS_PARTS,
@@ -233,6 +233,15 @@ def test_page_refers_to_nothing_outside(page):
     assert page.count('role="img" aria-label=') == 18
 
 
+def test_figures_take_the_colours_of_the_page(page):
+    """White, black and grid lines would hide a figure in the dark page."""
+    figures = page[page.index("<svg") : page.rindex("</svg")]
+    assert "var(--ink)" in figures and "var(--line)" in figures
+    assert not re.search(rf": (?:{'|'.join(PAGE_COLORS)})", figures)
+    for name in PAGE_COLORS.values():
+        assert page.count(f"--{name}:") == 2, "a colour is light and dark"
+
+
 def test_ids_of_the_page_are_unique(page):
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) > 50 and len(ids) == len(set(ids))
@@ -240,7 +249,8 @@ def test_ids_of_the_page_are_unique(page):
 
 
 def test_hostile_titles_stay_text(page, text):
-    assert "<script" not in page and "<script" not in text
+    assert page.count("<script") == page.count("</script") == 1 and "<script" not in text
+    assert "<script>alert" not in page
     assert html.escape(HOSTILE, quote=False).replace("'", "&#39;") in page
     assert markdown(HOSTILE) in text
 
