@@ -51,6 +51,8 @@ class Section(NamedTuple):
     """Warnings: they head the report, too."""
     appendix: Sequence[Table] = ()
     """Tables that the page folds at its end: settings, protocols and counts."""
+    live: Mapping[str, Any] | None = None
+    """The data of lists that the page ranks again; they take the place of the tables where scripts run."""
 
 
 def comparison_section(comparison: Comparison) -> Section:

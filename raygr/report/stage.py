@@ -16,12 +16,13 @@ from pydantic_core import to_jsonable_python
 from raygr.compare.comparison import Comparison, read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.tables import Table
-from raygr.config import check_config, input_paths, override
+from raygr.config import ConfigError, check_config, input_paths, override
 from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
 from raygr.prepare.config import PrepareConfig
 from raygr.report.config import ReportConfig
 from raygr.report.finetune_section import finetune_section
+from raygr.report.live_lists import can_steer, live_section
 from raygr.report.scored_subjects import (
     compare_scores,
     longest_histories,
@@ -38,7 +39,7 @@ from raygr.report.sections import (
     show,
     subject_section,
 )
-from raygr.report.verdict import Verdict, comparison_verdict
+from raygr.report.verdict import Verdict, comparison_verdict, headline_arm
 from raygr.runs import Run, RunRecord, finish_run, is_finished, read_run, start_run
 from raygr.schema import QUALITY, STATISTICS
 from raygr.score.config import ScoreConfig
@@ -122,6 +123,8 @@ def read_records(config: ReportConfig) -> dict[str, RunRecord]:
         arms = read_run(config.comparison, job="compare").config["arms"]
         jobs |= {path: "train" for runs in arms.values() for path in runs if is_finished(path)}
         jobs[config.comparison] = "compare"
+    if config.train_run:
+        jobs[config.train_run] = "train"
     return {path: read_run(path, job=job) for path, job in jobs.items() if path}
 
 
@@ -130,6 +133,7 @@ def report_sections(
 ) -> Iterable[Section]:
     if comparison:
         yield comparison_section(comparison)
+    yield from live_sections(config, records, comparison)
     facts = fact_table("What the data holds", read_json(join(config.data, STATISTICS)))
     rows = fact_table("Rows in and out, by reason", records[config.data].counts)
     yield Section("Data", "", [facts] if facts.rows else [], [], appendix=[rows] if rows.rows else [])
@@ -150,6 +154,25 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
         if len(set(names.values())) == len(names):
             return names
     return {}
+
+
+def live_sections(
+    config: ReportConfig, records: Mapping[str, RunRecord], comparison: Comparison | None
+) -> Iterable[Section]:
+    """The steered lists of the chosen train run; ConfigError where it cannot be steered.
+
+    Without a choice: of the first run of the verdict's arm, and nothing where it cannot be steered or is gone.
+    """
+    if config.train_run:
+        if not can_steer(config.train_run, records[config.train_run].config):
+            raise ConfigError(
+                f"train_run: {config.train_run} has no guided user state: train with user_scores: history"
+            )
+        yield live_section(config.train_run, config.data, name=short_names([config.train_run])[config.train_run])
+    elif comparison and (arm := headline_arm(comparison)):
+        runs = [path for path in comparison.arms[arm].runs if path in records and can_steer(path, records[path].config)]
+        if runs:
+            yield live_section(runs[0], config.data, name=arm)
 
 
 def item_score_sections(item_scores: str, data: str, reference: str | None) -> Iterable[Section]:
