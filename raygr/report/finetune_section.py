@@ -117,8 +117,9 @@ def read_evaluations(path: str) -> list[Evaluation]:
     return found
 
 
-def read_lines(path: str) -> list[Step]:
-    with fsspec.open(join(path, STEPS), "rt", encoding="utf-8") as file:
+def read_lines(run: str, name: str = STEPS) -> list[Step]:
+    """The JSON lines of a run's file."""
+    with fsspec.open(join(run, name), "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 

@@ -34,7 +34,8 @@ def can_steer(path: str, config: Mapping[str, Any]) -> bool:
 def live_section(run: str, data: str, *, name: str) -> Section:
     """The lists of some users, to be steered in the page; `name` says what the run is."""
     recommender = load_recommender(run)
-    live = live_lists(recommender, item_titles(data))
+    rows = read_table(join(data, ITEMS), ["item_id", "title"]).to_pylist()
+    live = live_lists(recommender, {row["item_id"]: short(row["title"] or row["item_id"]) for row in rows})
     users, items = len(live["users"]), len(live["items"])
     text = (
         f"Move an aspect, and the list of the model “{name}” ranks again, as the Python call below it does. A value is "
@@ -49,12 +50,6 @@ def live_section(run: str, data: str, *, name: str) -> Section:
             "users, and the most bought ones. A list that is moved far may lack an item."
         )
     return Section("What if a user looked for something else?", text, [first_list(live)], [], live=live)
-
-
-def item_titles(data: str) -> dict[str, str]:
-    """Item id -> its title; the id where there is none."""
-    items = read_table(join(data, ITEMS), ["item_id", "title"]).to_pylist()
-    return {row["item_id"]: short(row["title"] or row["item_id"]) for row in items}
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from raygr.report.charts import (
     Interval,
     Panel,
     agreement_chart,
+    correlation_map,
     gain_chart,
     panel_chart,
     profile_chart,
@@ -31,6 +32,9 @@ from raygr.report.charts import (
 )
 from raygr.report.scored_subjects import Agreement, ScoreMatrix, Subject
 from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD, AspectQuality
+
+LEAST_REACH = 0.5  # points of a profile's axis
+SHOWN_PAIRS = 5
 
 
 class Chart(NamedTuple):
@@ -222,14 +226,36 @@ def agreement_section(agreements: Sequence[Agreement], reference: str) -> Sectio
     return Section(title, text, [Table(caption, ["aspect", "correlation", "items"], rows)], charts)
 
 
+def correlation_section(matrix: ScoreMatrix) -> Section:
+    """Which aspects say the same of the items: a map of all pairs, and the strongest ones as a table."""
+    names, spread_A = matrix.aspects, np.nanstd(matrix.scores_SA, axis=0)
+    correlations_AA = np.full((len(names), len(names)), np.nan)
+    varied = np.flatnonzero(spread_A > 0)
+    correlations_AA[np.ix_(varied, varied)] = np.corrcoef(matrix.scores_SA[:, varied], rowvar=False)
+    pairs = [(correlations_AA[row, column], column, row) for column in varied for row in varied if column < row]
+    pairs.sort(key=lambda pair: -abs(pair[0]))
+    rows = [[names[left], names[right], f"{value:+.2f}"] for value, left, right in pairs[:SHOWN_PAIRS]]
+    caption = "Correlation of the item scores of two aspects"
+    text = (
+        "Aspects that correlate strongly say the same of the items, and one of them would do. The larger a square, the "
+        "stronger the correlation; blue is positive, orange negative, and an aspect without spread has none."
+    )
+    svg = correlation_map(names, correlations_AA, figure_id="correlations", label=f"{caption}, as a map")
+    table = Table("The strongest correlations", ["aspect", "with", "correlation"], rows)
+    return Section("Aspects that go together", text, [table], [Chart(caption, svg)])
+
+
 def subject_section(title: str, text: str, subjects: Sequence[Subject], matrix: ScoreMatrix) -> Section:
     """The subjects' scores beside the average over all subjects of `matrix`."""
     averages_A = np.nanmean(matrix.scores_SA, axis=0)
+    differences = [subject.scores_A - averages_A for subject in subjects]
+    # one scale for all, and never so fine that rounding looks like a profile
+    reach = max(LEAST_REACH, 1.05 * np.nanmax(np.abs(differences)))
     charts = []
     for number, subject in enumerate(subjects):
-        label = f"Scores of {subject.name} from 1 to 10, beside the average; the numbers are in the table"
+        label = f"Scores of {subject.name}, as differences from the average; the numbers are in the table"
         figure_id = f"{title.lower().replace(' ', '-')}-{number}"
-        svg = profile_chart(matrix.aspects, list(subject.scores_A), list(averages_A), figure_id=figure_id, label=label)
+        svg = profile_chart(matrix.aspects, list(differences[number]), reach=reach, figure_id=figure_id, label=label)
         charts.append(Chart(f"{subject.name}: {subject.note}", svg))
     rows = [
         [aspect, *(f"{s.scores_A[column]:.1f}" for s in subjects), f"{averages_A[column]:.1f}"]

@@ -34,11 +34,13 @@ from raygr.report.sections import (
     Section,
     agreement_section,
     comparison_section,
+    correlation_section,
     fact_table,
     quality_section,
     show,
     subject_section,
 )
+from raygr.report.training_section import training_section
 from raygr.report.verdict import Verdict, comparison_verdict, headline_arm
 from raygr.runs import Run, RunRecord, finish_run, is_finished, read_run, start_run
 from raygr.schema import QUALITY, STATISTICS
@@ -133,6 +135,8 @@ def report_sections(
 ) -> Iterable[Section]:
     if comparison:
         yield comparison_section(comparison)
+        if training := training_section(comparison):
+            yield training
     yield from live_sections(config, records, comparison)
     facts = fact_table("What the data holds", read_json(join(config.data, STATISTICS)))
     rows = fact_table("Rows in and out, by reason", records[config.data].counts)
@@ -180,6 +184,8 @@ def item_score_sections(item_scores: str, data: str, reference: str | None) -> I
     matrix = read_scores(item_scores)
     if reference:
         yield agreement_section(compare_scores(matrix, read_reference(reference)), short_names([reference])[reference])
+    if len(matrix.ids) > 1 and len(matrix.aspects) > 1:
+        yield correlation_section(matrix)
     subjects = most_reviewed_items(matrix, data)
     if subjects:
         text = "The most reviewed items among those that were scored."

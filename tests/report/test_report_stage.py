@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import opened_browser
 
 from raygr.compare.comparison import read_comparison
 from raygr.compare.tables import LIST_FIGURES
@@ -28,8 +29,10 @@ from raygr.report.finetune_section import (
     step_curve,
     tuning_charts,
 )
-from raygr.report.scored_subjects import read_reference, spearman
+from raygr.report.scored_subjects import ScoreMatrix, read_reference, spearman
+from raygr.report.sections import correlation_section
 from raygr.report.stage import markdown, report, run_command, short_names
+from raygr.report.training_section import training_section
 from raygr.report.verdict import against_words, comparison_verdict, headline_arm, verdict_warnings
 from raygr.runs import Run, RunError, finish_run
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
@@ -179,6 +182,11 @@ def make_tuning(path: Path) -> str:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> ReportConfig:
     folder = tmp_path_factory.mktemp("runs")
+    lines = [
+        {"epoch": n} | ({"validation": {"ndcg_at_10": 0.3 - (n - 4) ** 2 / 100}} if n % 2 == 0 else {})
+        for n in range(1, 9)
+    ]
+    write_text("\n".join(map(json.dumps, lines)), str(folder / "train" / "epochs.jsonl"))
     train = finished(folder / "train", "train", {"output": "t", "data": "d", "heads": 2, "dropout": 0.25})
     write_text("movie_id,pace,tension level\nI1,9,1\nI2,8,2\nI3,7,3\nI4,6,5\nI9,1,1\n", str(folder / "reference.csv"))
     return ReportConfig(
@@ -228,9 +236,10 @@ def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
 def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
-    # verdict, gains, by train count, way to the truth, shares, agreement, items, users, six of the fine-tune
-    assert page.count("<svg") == 18
-    assert page.count('role="img" aria-label=') == 18
+    # verdict, gains, by train count, way to the truth, shares, training,
+    # correlations, agreement, items, users, six of the fine-tune
+    assert page.count("<svg") == 20
+    assert page.count('role="img" aria-label=') == 20
 
 
 def test_figures_take_the_colours_of_the_page(page):
@@ -326,6 +335,44 @@ def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
     assert jobs == ["prepare", "score", "score", "finetune", "train", "compare"]
     assert "raygr train --set output=t --set data=d --set dropout=0.25" in text
     assert "Versions" in text and "numpy" in page
+
+
+def test_validation_curves_end_with_their_best_epoch(inputs):
+    comparison = read_comparison(inputs.comparison)
+    section = training_section(comparison)
+    assert section.tables[0].rows[0] == ["base", "4", "0.3"] and len(section.charts) == 1
+    for arm in comparison.arms.values():
+        arm.runs = ["gone"]
+    assert training_section(comparison) is None
+
+
+def test_correlations_by_hand():
+    scores_SA = np.array([[1, 2, 5, 4.0], [2, 4, 5, 3], [3, 6, 5, 8]])
+    section = correlation_section(ScoreMatrix(["x", "y", "z"], ["a", "b", "flat", "c"], scores_SA))
+    third = np.corrcoef([1, 2, 3], [4, 3, 8])[0, 1]
+    assert section.tables[0].rows == [["a", "b", "+1.00"], ["a", "c", f"{third:+.2f}"], ["b", "c", f"{third:+.2f}"]]
+    assert len(section.charts) == 1  # and the flat aspect is in no pair
+
+
+def test_tables_sort_and_search_in_a_browser(inputs, page, tmp_path):
+    with opened_browser(tmp_path / "profile") as browser:
+        browser.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
+        browser.open(f"{inputs.output}/report.html")
+        browser.run("table = document.querySelector('.table table')")
+        browser.run("names = () => [...table.rows].map((row) => row.cells[0].innerText)")
+        assert browser.run("names().slice(1)") == ["base", "refined", "shuffled", "chance"]
+        click = "table.tHead.rows[0].cells[1].querySelector('button').click();"
+        assert browser.run(f"{click} names().slice(1)") == ["chance", "shuffled", "base", "refined"]  # by MRR
+        assert browser.run(f"{click} names().slice(1)") == ["refined", "base", "shuffled", "chance"]
+        assert browser.run("table.tHead.rows[0].cells[1].ariaSort") == "descending"
+        assert browser.run("table.closest('.table').classList.contains('wide')")
+        assert browser.run("getComputedStyle(table.rows[1].cells[0]).position") == "sticky"
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth"), "the page itself scrolls sideways"
+        search = "box = document.querySelector('.search'); found = box.closest('.table').querySelectorAll('tbody tr');"
+        browser.run(f"{search} box.value = found[2].cells[0].innerText; box.dispatchEvent(new Event('input'))")
+        assert browser.run("[...found].filter((row) => !row.hidden).includes(found[2])")
+        assert browser.run("[...found].filter((row) => row.hidden).length") > 0
+        assert browser.errors == []
 
 
 def test_an_sft_warm_up_alone_has_no_reinforcement_learning_steps(tmp_path):

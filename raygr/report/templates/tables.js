@@ -1,6 +1,6 @@
 // Tables of the page: a click on a header sorts, a box above long tables searches, wide ones say that they scroll.
 (() => {
-  const searchedFrom = 12;  // rows
+  const searchedFrom = 8;  // rows
 
   // The number that a cell starts with: "1,234" and "+12.3%*" are numbers, "–" is none.
   const numberOf = (text) => {
