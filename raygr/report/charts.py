@@ -138,7 +138,7 @@ def profile_chart(
     axes.barh(range(len(aspects)), differences, height=0.6, color=colors)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(-reach, reach)
-    axes.set_xlabel("points above or below the average of all")
+    axes.set_xlabel("points from the average")
     return inline_svg(figure, figure_id=figure_id, label=label)
 
 
