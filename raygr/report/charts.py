@@ -10,15 +10,23 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec
 import matplotlib
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-BLUE, ORANGE, GREEN, GREY, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#d5dae1"
-CURVES = (BLUE, ORANGE, GREEN, GREY, "#8a4fa3")
+BLUE, ORANGE, GREEN, GREY, VIOLET, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#8a4fa3", "#d5dae1"
+CURVES = (BLUE, ORANGE, GREEN, GREY, VIOLET)
 WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES = 4.8, 0.27, 0.85  # about the width of a phone
 CURVE_INCHES, PANEL_INCHES = 2.6, 1.15
+LEGEND_LETTERS = 70  # more do not fit into one line
+LARGEST_SQUARE = 200  # points squared
+# The page's names of the colours, so that figures are dark or light with it; black is text, white the background.
+PAGE_COLORS = {
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", GREY: "grey", VIOLET: "violet", LIGHT: "line",
+    "#000000": "ink", "#ffffff": "paper",
+}  # fmt: skip
 # Fixed ids give equal figures equal bytes. Text stays text, so that it can be searched and read aloud, and is small.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "raygr", "font.size": 9, "font.family": "sans-serif"}
 SHARE_PARTS = (
@@ -122,17 +130,34 @@ def agreement_chart(correlations: Mapping[str, float], *, figure_id: str, label:
 
 
 def profile_chart(
-    aspects: Sequence[str], scores: Sequence[float], averages: Sequence[float], *, figure_id: str, label: str
+    aspects: Sequence[str], differences: Sequence[float], *, reach: float, figure_id: str, label: str
 ) -> Markup:
-    """A subject's scores as dots on 1..10, joined to hollow dots at the averages over all subjects."""
+    """A bar per aspect from zero, the average of all, to a subject's difference from it; the axis ends at `reach`."""
     figure, axes = horizontal_axes(aspects)
-    rows = range(len(aspects))
-    axes.hlines(rows, averages, scores, color=LIGHT, linewidth=4)
-    axes.scatter(averages, rows, s=24, facecolors="white", edgecolors=GREY, label="average of all", zorder=3)
-    axes.scatter(scores, rows, s=34, color=BLUE, label="this one", zorder=4)
-    axes.set_xlim(0.6, 10.4)
-    axes.set_xticks(range(1, 11))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    colors = [BLUE if one >= 0 else ORANGE for one in differences]
+    axes.barh(range(len(aspects)), differences, height=0.6, color=colors)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(-reach, reach)
+    axes.set_xlabel("points from the average")
+    return inline_svg(figure, figure_id=figure_id, label=label)
+
+
+def correlation_map(names: Sequence[str], correlations_AA: np.ndarray, *, figure_id: str, label: str) -> Markup:
+    """A square per pair of aspects, as large as the correlation's magnitude: blue above 0 and orange below.
+
+    An aspect without spread has NaN, and no square.
+    """
+    figure, axes = horizontal_axes(names)
+    figure.set_size_inches(WIDTH_INCHES, MARGIN_INCHES + ROW_INCHES * len(names) * 1.1)
+    rows, columns = np.tril_indices(len(names), k=-1)
+    values = correlations_AA[rows, columns]
+    known = np.isfinite(values)
+    rows, columns, values = rows[known], columns[known], values[known]
+    colors = [BLUE if one >= 0 else ORANGE for one in values]
+    axes.scatter(columns, rows, s=LARGEST_SQUARE * np.abs(values), c=colors, marker="s", linewidths=0)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xticks(range(len(names)), [name.replace("$", r"\$") for name in names], rotation=90, fontsize=7)
+    axes.grid(axis="both", color=LIGHT, linewidth=0.6)
     return inline_svg(figure, figure_id=figure_id, label=label)
 
 
@@ -147,7 +172,9 @@ def curve_chart(curves: Sequence[Curve], *, figure_id: str, label: str, axis: st
             axes.fill_between(curve.steps, curve.lows, curve.highs, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel(axis)
     plain_frame(axes)
-    figure.legend(loc="outside upper center", ncols=len(curves), frameon=False, fontsize=8)
+    letters = sum(len(curve.name) for curve in curves)
+    columns = len(curves) if letters <= LEGEND_LETTERS else 1
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     return inline_svg(figure, figure_id=figure_id, label=label)
 
 
@@ -181,6 +208,8 @@ def inline_svg(figure: Figure, *, figure_id: str, label: str) -> Markup:
     drawing = buffer.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure_id}-", drawing).replace("xlink:href", "href")
+    for color, name in PAGE_COLORS.items():
+        drawing = drawing.replace(f": {color}", f": var(--{name})")
     view_box = re.findall(r'viewBox="[^"]*"', drawing)[0]
     content = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
     # Safe as markup: the label is escaped here, and matplotlib escapes all text of the content.

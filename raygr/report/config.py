@@ -2,7 +2,17 @@
 
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, CompareRun, FinetuneRun, ItemScoreRun, ItemVectors, Place, PrepareRun, UserScoreRun
+from raygr.config import (
+    STRICT,
+    CompareRun,
+    FinetuneRun,
+    ItemScoreRun,
+    ItemVectors,
+    Place,
+    PrepareRun,
+    TrainRun,
+    UserScoreRun,
+)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -23,6 +33,8 @@ class ReportConfig:
     """Score run of users whose quality is shown."""
     reference_scores: ItemVectors | None = None
     """CSV/Parquet of another model's item scores: agreement is shown per aspect."""
+    train_run: TrainRun | None = None
+    """Train run with a guided user state, whose lists the page steers; None takes the comparison's first arm."""
     finetune: tuple[FinetuneRun, ...] = ()
     """Finetune runs, such as one per task: held-out users before and after, and the curves of the steps."""
     notice: str = ""

@@ -80,10 +80,10 @@ Step = Mapping[str, Any]
 """A line of steps.jsonl."""
 
 
-def finetune_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> Section:
+def finetune_section(path: str, config: Mapping[str, Any], *, name: str, figure_id: str) -> Section:
     """A finetune run: its held-out users by stage, and the curves of its steps.
 
-    `config` is the run's own; `figure_id` must be unique in the page.
+    `config` is the run's own; the title shows `name`; `figure_id` must be unique in the page.
     """
     record, evaluations, lines = read_record(path), read_evaluations(path), read_lines(path)
     best = next(one for one in reversed(evaluations) if one.step == record.best_step)
@@ -99,7 +99,7 @@ def finetune_section(path: str, config: Mapping[str, Any], *, figure_id: str) ->
     tables = [stage_table(evaluations, best)]
     if record.steps:
         tables.append(step_table(lines))
-    return Section(f"Fine-tune: {path}", text, tables, tuning_charts(evaluations, lines, figure_id))
+    return Section(f"Fine-tune: {name}", text, tables, tuning_charts(evaluations, lines, figure_id))
 
 
 def read_record(path: str) -> TuningRecord:
@@ -117,8 +117,9 @@ def read_evaluations(path: str) -> list[Evaluation]:
     return found
 
 
-def read_lines(path: str) -> list[Step]:
-    with fsspec.open(join(path, STEPS), "rt", encoding="utf-8") as file:
+def read_lines(run: str, name: str = STEPS) -> list[Step]:
+    """The JSON lines of a run's file."""
+    with fsspec.open(join(run, name), "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 

@@ -24,6 +24,7 @@ from raygr.report.charts import (
     Interval,
     Panel,
     agreement_chart,
+    correlation_map,
     gain_chart,
     panel_chart,
     profile_chart,
@@ -31,6 +32,9 @@ from raygr.report.charts import (
 )
 from raygr.report.scored_subjects import Agreement, ScoreMatrix, Subject
 from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD, AspectQuality
+
+LEAST_REACH = 0.5  # points of a profile's axis
+SHOWN_PAIRS = 5
 
 
 class Chart(NamedTuple):
@@ -48,7 +52,11 @@ class Section(NamedTuple):
     tables: list[Table]
     charts: list[Chart]
     remarks: Sequence[str] = ()
-    """Sentences that are shown as notices."""
+    """Warnings: they head the report, too."""
+    appendix: Sequence[Table] = ()
+    """Tables that the page folds at its end: settings, protocols and counts."""
+    live: Mapping[str, Any] | None = None
+    """The data of lists that the page ranks again; they take the place of the tables where scripts run."""
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -58,7 +66,7 @@ def comparison_section(comparison: Comparison) -> Section:
     tables += [way_table(comparison, ranking) for ranking in rankings]
     tables += [metric_table(comparison, ranking, cold=True) for ranking in rankings]
     tables += [count_table(comparison, ranking) for ranking in rankings]
-    tables += [list_table(arms), share_table(arms), settings_table(arms), *protocol_tables(comparison)]
+    tables += [list_table(arms), share_table(arms)]
     text = (
         f"Below each value stands its gain over {base_words(arms)} in percent, with its 95% interval over users, and "
         "over runs where there are two or more."
@@ -70,12 +78,13 @@ def comparison_section(comparison: Comparison) -> Section:
         [table for table in tables if table.rows],
         charts,
         comparison.remarks,
+        [settings_table(arms), *protocol_tables(comparison)],
     )
 
 
 def base_words(arms: Arms) -> str:
     bases = list(dict.fromkeys(arm.base for arm in arms.values() if arm.base))
-    return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the settings)"
+    return f"“{bases[0]}”" if len(bases) == 1 else "the arm's own base (see the appendix)"
 
 
 def protocol_tables(comparison: Comparison) -> list[Table]:
@@ -189,9 +198,17 @@ def quality_section(facts: Mapping[str, Any], aspects: Mapping[str, AspectQualit
         f"spread by less than {DEAD_SPREAD:g}, or {DEAD_SHARE:.0%} or more of the integer ratings are the same."
     )
     dead = [name for name, aspect in aspects.items() if aspect.dead]
-    remarks = [f"{len(dead)} of {len(aspects)} aspects are dead: {', '.join(dead)}."] if dead else []
-    tables = [fact_table("Run", facts), Table("Scores per aspect, on 1 to 10", header, rows)]
-    return Section(f"Quality of the {subjects} scores", text, tables, [], remarks)
+    remarks = []
+    if dead:
+        named = ", ".join(dead)
+        remarks.append(f"{len(dead)} of {len(aspects)} aspects of the {subjects} scores are dead: {named}.")
+    if facts.get("valid_share", 1) < 1:
+        remarks.append(
+            f"{1 - facts['valid_share']:.1%} of the {subjects}s have no scores; the reasons are in the appendix."
+        )
+    tables = [Table("Scores per aspect, on 1 to 10", header, rows)]
+    title = f"Quality of the {subjects} scores"
+    return Section(title, text, tables, [], remarks, [fact_table("Score run", facts)])
 
 
 def agreement_section(agreements: Sequence[Agreement], reference: str) -> Section:
@@ -209,14 +226,36 @@ def agreement_section(agreements: Sequence[Agreement], reference: str) -> Sectio
     return Section(title, text, [Table(caption, ["aspect", "correlation", "items"], rows)], charts)
 
 
+def correlation_section(matrix: ScoreMatrix) -> Section:
+    """Which aspects say the same of the items: a map of all pairs, and the strongest ones as a table."""
+    names, spread_A = matrix.aspects, np.nanstd(matrix.scores_SA, axis=0)
+    correlations_AA = np.full((len(names), len(names)), np.nan)
+    varied = np.flatnonzero(spread_A > 0)
+    correlations_AA[np.ix_(varied, varied)] = np.corrcoef(matrix.scores_SA[:, varied], rowvar=False)
+    pairs = [(correlations_AA[row, column], column, row) for column in varied for row in varied if column < row]
+    pairs.sort(key=lambda pair: -abs(pair[0]))
+    rows = [[names[left], names[right], f"{value:+.2f}"] for value, left, right in pairs[:SHOWN_PAIRS]]
+    caption = "Correlation of the item scores of two aspects"
+    text = (
+        "Aspects that correlate strongly say the same of the items, and one of them would do. The larger a square, the "
+        "stronger the correlation; blue is positive, orange negative, and an aspect without spread has none."
+    )
+    svg = correlation_map(names, correlations_AA, figure_id="correlations", label=f"{caption}, as a map")
+    table = Table("The strongest correlations", ["aspect", "with", "correlation"], rows)
+    return Section("Aspects that go together", text, [table], [Chart(caption, svg)])
+
+
 def subject_section(title: str, text: str, subjects: Sequence[Subject], matrix: ScoreMatrix) -> Section:
     """The subjects' scores beside the average over all subjects of `matrix`."""
     averages_A = np.nanmean(matrix.scores_SA, axis=0)
+    differences = [subject.scores_A - averages_A for subject in subjects]
+    # one scale for all, and never so fine that rounding looks like a profile
+    reach = max(LEAST_REACH, 1.05 * np.nanmax(np.abs(differences)))
     charts = []
     for number, subject in enumerate(subjects):
-        label = f"Scores of {subject.name} from 1 to 10, beside the average; the numbers are in the table"
+        label = f"Scores of {subject.name}, as differences from the average; the numbers are in the table"
         figure_id = f"{title.lower().replace(' ', '-')}-{number}"
-        svg = profile_chart(matrix.aspects, list(subject.scores_A), list(averages_A), figure_id=figure_id, label=label)
+        svg = profile_chart(matrix.aspects, list(differences[number]), reach=reach, figure_id=figure_id, label=label)
         charts.append(Chart(f"{subject.name}: {subject.note}", svg))
     rows = [
         [aspect, *(f"{s.scores_A[column]:.1f}" for s in subjects), f"{averages_A[column]:.1f}"]

@@ -7,21 +7,22 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 from pydantic_core import to_jsonable_python
 
-from raygr.compare.comparison import read_comparison
+from raygr.compare.comparison import Comparison, read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.tables import Table
-from raygr.config import check_config, input_paths, override
+from raygr.config import ConfigError, check_config, input_paths, override
 from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
 from raygr.prepare.config import PrepareConfig
 from raygr.report.config import ReportConfig
 from raygr.report.finetune_section import finetune_section
+from raygr.report.live_lists import can_steer, live_section
 from raygr.report.scored_subjects import (
     compare_scores,
     longest_histories,
@@ -33,11 +34,14 @@ from raygr.report.sections import (
     Section,
     agreement_section,
     comparison_section,
+    correlation_section,
     fact_table,
     quality_section,
     show,
     subject_section,
 )
+from raygr.report.training_section import training_section
+from raygr.report.verdict import Verdict, comparison_verdict, headline_arm
 from raygr.runs import Run, RunRecord, finish_run, is_finished, read_run, start_run
 from raygr.schema import QUALITY, STATISTICS
 from raygr.score.config import ScoreConfig
@@ -70,6 +74,9 @@ class Report(NamedTuple):
 
     title: str
     notice: str
+    verdict: Verdict | None
+    warnings: list[str]
+    """Those of the verdict and of all sections."""
     sections: list[Section]
     runs: list[RunNote]
     versions: Table
@@ -78,10 +85,16 @@ class Report(NamedTuple):
 def report(config: ReportConfig) -> Run:
     """Writes report.html and report.md; RunError names an input run that is not finished."""
     records = read_records(config)
+    comparison = read_comparison(config.comparison) if config.comparison else None
+    verdict = comparison_verdict(comparison) if comparison else None
+    sections = list(report_sections(config, records, comparison))
+    warnings = [*(verdict.warnings if verdict else []), *(remark for one in sections for remark in one.remarks)]
     content = Report(
         title=config.title,
         notice=config.notice,
-        sections=list(report_sections(config, records)),
+        verdict=verdict,
+        warnings=list(dict.fromkeys(warnings)),
+        sections=sections,
         runs=[
             RunNote(
                 path,
@@ -112,28 +125,67 @@ def read_records(config: ReportConfig) -> dict[str, RunRecord]:
         arms = read_run(config.comparison, job="compare").config["arms"]
         jobs |= {path: "train" for runs in arms.values() for path in runs if is_finished(path)}
         jobs[config.comparison] = "compare"
+    if config.train_run:
+        jobs[config.train_run] = "train"
     return {path: read_run(path, job=job) for path, job in jobs.items() if path}
 
 
-def report_sections(config: ReportConfig, records: Mapping[str, RunRecord]) -> Iterable[Section]:
+def report_sections(
+    config: ReportConfig, records: Mapping[str, RunRecord], comparison: Comparison | None
+) -> Iterable[Section]:
+    if comparison:
+        yield comparison_section(comparison)
+        if training := training_section(comparison):
+            yield training
+    yield from live_sections(config, records, comparison)
     facts = fact_table("What the data holds", read_json(join(config.data, STATISTICS)))
     rows = fact_table("Rows in and out, by reason", records[config.data].counts)
-    yield Section("Data", "", [table for table in (facts, rows) if table.rows], [])
-    if config.comparison:
-        yield comparison_section(read_comparison(config.comparison))
+    yield Section("Data", "", [facts] if facts.rows else [], [], appendix=[rows] if rows.rows else [])
     if config.item_score_run:
         yield from item_score_sections(config.item_score_run, config.data, config.reference_scores)
     if config.user_score_run:
         yield from user_score_sections(config.user_score_run, config.data)
+    names = short_names(config.finetune)
     for number, path in enumerate(config.finetune):
-        yield finetune_section(path, records[path].config, figure_id=f"tuning-{number}")
+        yield finetune_section(path, records[path].config, name=names[path], figure_id=f"tuning-{number}")
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Path -> its last folders, as few as tell all paths apart."""
+    parts = {path: path.rstrip("/").split("/") for path in paths}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {path: "/".join(folders[-length:]) for path, folders in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {}
+
+
+def live_sections(
+    config: ReportConfig, records: Mapping[str, RunRecord], comparison: Comparison | None
+) -> Iterable[Section]:
+    """The steered lists of the chosen train run; ConfigError where it cannot be steered.
+
+    Without a choice: of the first run of the verdict's arm, and nothing where it cannot be steered or is gone.
+    """
+    if config.train_run:
+        if not can_steer(config.train_run, records[config.train_run].config):
+            raise ConfigError(
+                f"train_run: {config.train_run} has no guided user state: train with user_scores: history"
+            )
+        yield live_section(config.train_run, config.data, name=short_names([config.train_run])[config.train_run])
+    elif comparison and (arm := headline_arm(comparison)):
+        runs = [path for path in comparison.arms[arm].runs if path in records and can_steer(path, records[path].config)]
+        if runs:
+            yield live_section(runs[0], config.data, name=arm)
 
 
 def item_score_sections(item_scores: str, data: str, reference: str | None) -> Iterable[Section]:
     yield quality_section(*read_quality(item_scores), "item")
     matrix = read_scores(item_scores)
     if reference:
-        yield agreement_section(compare_scores(matrix, read_reference(reference)), reference)
+        yield agreement_section(compare_scores(matrix, read_reference(reference)), short_names([reference])[reference])
+    if len(matrix.ids) > 1 and len(matrix.aspects) > 1:
+        yield correlation_section(matrix)
     subjects = most_reviewed_items(matrix, data)
     if subjects:
         text = "The most reviewed items among those that were scored."

@@ -6,17 +6,20 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import opened_browser
 
+from raygr.compare.comparison import read_comparison
 from raygr.compare.tables import LIST_FIGURES
 from raygr.config import check_config, load_config
 from raygr.files import write_json, write_table, write_text
 from raygr.metrics.ranking import METRICS
-from raygr.report.charts import share_chart
+from raygr.report.charts import PAGE_COLORS, share_chart
 from raygr.report.config import ReportConfig
 from raygr.report.finetune_section import (
     LOSS_PARTS,
@@ -26,8 +29,11 @@ from raygr.report.finetune_section import (
     step_curve,
     tuning_charts,
 )
-from raygr.report.scored_subjects import read_reference, spearman
-from raygr.report.stage import markdown, report, run_command
+from raygr.report.scored_subjects import ScoreMatrix, read_reference, spearman
+from raygr.report.sections import correlation_section
+from raygr.report.stage import markdown, report, run_command, short_names
+from raygr.report.training_section import training_section
+from raygr.report.verdict import against_words, comparison_verdict, headline_arm, verdict_warnings
 from raygr.runs import Run, RunError, finish_run
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
 from raygr.train.config import TrainConfig
@@ -109,7 +115,16 @@ def make_comparison(path: Path, train: str) -> str:
     better = {"difference": 0.01, "low": 0.002, "high": 0.02, "relative": 12.34, "relative_low": 2.1,
               "relative_high": 22.9, "p": 0.001, "p_holm": 0.02, "per_run": [12.0, 13.0],
               "over": "users and runs"}  # fmt: skip
-    unsure = {**better, "relative": -3.21, "relative_low": -9.9, "relative_high": 4.4, "p_holm": 0.06}
+    unsure = {
+        **better,
+        "difference": -0.0036,
+        "low": -0.011,
+        "high": 0.0049,
+        "relative": -3.21,
+        "relative_low": -9.9,
+        "relative_high": 4.4,
+        "p_holm": 0.06,
+    }
     nothing = {**better, "difference": 0.0, "relative": None, "relative_low": None, "relative_high": None}
     arms = {
         "base": arm(0.1111, None, None),
@@ -127,6 +142,7 @@ def make_comparison(path: Path, train: str) -> str:
             for least, most, gain in groups
         ]
     }  # fmt: skip
+    arms["shuffled"]["settings"] = arms["shuffled"]["settings"] | {"control": "shuffled"}
     way = {"share": 0.43, "low": 0.352, "high": 0.508}
     arms["refined"]["way_to_truth"] = {"full": dict.fromkeys(METRICS, way)}
     record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
@@ -166,6 +182,11 @@ def make_tuning(path: Path) -> str:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> ReportConfig:
     folder = tmp_path_factory.mktemp("runs")
+    lines = [
+        {"epoch": n} | ({"validation": {"ndcg_at_10": 0.3 - (n - 4) ** 2 / 100}} if n % 2 == 0 else {})
+        for n in range(1, 9)
+    ]
+    write_text("\n".join(map(json.dumps, lines)), str(folder / "train" / "epochs.jsonl"))
     train = finished(folder / "train", "train", {"output": "t", "data": "d", "heads": 2, "dropout": 0.25})
     write_text("movie_id,pace,tension level\nI1,9,1\nI2,8,2\nI3,7,3\nI4,6,5\nI9,1,1\n", str(folder / "reference.csv"))
     return ReportConfig(
@@ -215,10 +236,19 @@ def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
 def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
-    assert (
-        page.count("<svg") == 17
-    )  # gains, by train count, way to the truth, shares, agreement, three items, three users, six of the fine-tune
-    assert page.count('role="img" aria-label=') == 17
+    # verdict, gains, by train count, way to the truth, shares, training,
+    # correlations, agreement, items, users, six of the fine-tune
+    assert page.count("<svg") == 20
+    assert page.count('role="img" aria-label=') == 20
+
+
+def test_figures_take_the_colours_of_the_page(page):
+    """White, black and grid lines would hide a figure in the dark page."""
+    figures = page[page.index("<svg") : page.rindex("</svg")]
+    assert "var(--ink)" in figures and "var(--line)" in figures
+    assert not re.search(rf": (?:{'|'.join(PAGE_COLORS)})", figures)
+    for name in PAGE_COLORS.values():
+        assert page.count(f"--{name}:") == 2, "a colour is light and dark"
 
 
 def test_ids_of_the_page_are_unique(page):
@@ -228,7 +258,8 @@ def test_ids_of_the_page_are_unique(page):
 
 
 def test_hostile_titles_stay_text(page, text):
-    assert "<script" not in page and "<script" not in text
+    assert page.count("<script") == page.count("</script") == 1 and "<script" not in text
+    assert "<script>alert" not in page
     assert html.escape(HOSTILE, quote=False).replace("'", "&#39;") in page
     assert markdown(HOSTILE) in text
 
@@ -254,11 +285,94 @@ def test_drawn_users_have_the_longest_histories_and_their_newest_training_items(
     assert "9 interactions; newest: Never Scored; " in captions[0] and "I4" not in captions[0]
 
 
+def test_the_page_opens_with_the_verdict_on_the_first_arm_and_its_warnings(inputs, page, text):
+    sentence = (
+        "“refined” ranks better than “base”: NDCG@10 +12.3% (95% interval +2.1 to +22.9)"
+        "; its control “shuffled” has -3.2% (95% interval -9.9 to +4.4)."
+    )
+    assert sentence in page[: page.index("<nav")] and sentence in text[: text.index("## ")]
+    warnings = page[page.index("<strong>Warnings") : page.index("<nav")]
+    assert re.findall(r"<li>(.*?)</li>", warnings) == [
+        "“shuffled” ranks worse than chance.",
+        "1 of 3 aspects of the item scores are dead: dead | aspect.",
+        "20.0% of the items have no scores; the reasons are in the appendix.",
+        "1 of 3 aspects of the user scores are dead: dead | aspect.",
+        "20.0% of the users have no scores; the reasons are in the appendix.",
+    ]
+    # settings, hashes and full paths stand in the appendix alone
+    assert inputs.data not in page[: page.index("<h2>Appendix")]
+    assert "Rows in and out" not in page[: page.index("<h2>Appendix")] and "Rows in and out" in page
+
+
+def test_the_verdict_says_what_weakens_it(inputs):
+    comparison = read_comparison(inputs.comparison)
+    refined, shuffled = comparison.arms["refined"], comparison.arms["shuffled"]
+    metric = comparison.primary_metric
+    gain = refined.against_base["full"][metric]
+    assert against_words(gain) == "ranks better than"
+    assert against_words(replace(gain, p_holm=0.3)).startswith("cannot be told, after the correction")
+    assert against_words(replace(gain, low=-1.0)) == "cannot be told from"
+    assert against_words(replace(gain, low=-2.0, high=-1.0)) == "ranks worse than"
+    refined.shares = {"base": 0.995, "encoder_guided": 0.005, "user_guided": 0.0}
+    one_run = replace(gain, over="users")
+    assert len(verdict_warnings("refined", refined, one_run, {"shuffled": gain})) == 3
+    shuffled.settings["control"] = "shuffled"
+    comparison.shown.reverse()  # the control is no headline, wherever it stands
+    assert headline_arm(comparison) == "refined"
+    comparison.shown.remove("refined")
+    assert headline_arm(comparison) is None and comparison_verdict(comparison) is None
+    (warning,) = verdict_warnings("refined", replace(refined, shares=None), gain, {})
+    assert "control: shuffled" in warning
+
+
+def test_short_names_tell_paths_apart():
+    assert short_names(["/a/b/c", "/a/d/c", "/a/d/e/"]) == {"/a/b/c": "b/c", "/a/d/c": "d/c", "/a/d/e/": "d/e"}
+    assert short_names(["/x/scores.csv"]) == {"/x/scores.csv": "scores.csv"} and short_names([]) == {}
+
+
 def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
-    jobs = re.findall(r"<summary>(\w+):", page)
+    jobs = re.findall(r"<summary>([a-z]+):", page)
     assert jobs == ["prepare", "score", "score", "finetune", "train", "compare"]
     assert "raygr train --set output=t --set data=d --set dropout=0.25" in text
     assert "Versions" in text and "numpy" in page
+
+
+def test_validation_curves_end_with_their_best_epoch(inputs):
+    comparison = read_comparison(inputs.comparison)
+    section = training_section(comparison)
+    assert section.tables[0].rows[0] == ["base", "4", "0.3"] and len(section.charts) == 1
+    for arm in comparison.arms.values():
+        arm.runs = ["gone"]
+    assert training_section(comparison) is None
+
+
+def test_correlations_by_hand():
+    scores_SA = np.array([[1, 2, 5, 4.0], [2, 4, 5, 3], [3, 6, 5, 8]])
+    section = correlation_section(ScoreMatrix(["x", "y", "z"], ["a", "b", "flat", "c"], scores_SA))
+    third = np.corrcoef([1, 2, 3], [4, 3, 8])[0, 1]
+    assert section.tables[0].rows == [["a", "b", "+1.00"], ["a", "c", f"{third:+.2f}"], ["b", "c", f"{third:+.2f}"]]
+    assert len(section.charts) == 1  # and the flat aspect is in no pair
+
+
+def test_tables_sort_and_search_in_a_browser(inputs, page, tmp_path):
+    with opened_browser(tmp_path / "profile") as browser:
+        browser.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
+        browser.open(f"{inputs.output}/report.html")
+        browser.run("table = document.querySelector('.table table')")
+        browser.run("names = () => [...table.rows].map((row) => row.cells[0].innerText)")
+        assert browser.run("names().slice(1)") == ["base", "refined", "shuffled", "chance"]
+        click = "table.tHead.rows[0].cells[1].querySelector('button').click();"
+        assert browser.run(f"{click} names().slice(1)") == ["chance", "shuffled", "base", "refined"]  # by MRR
+        assert browser.run(f"{click} names().slice(1)") == ["refined", "base", "shuffled", "chance"]
+        assert browser.run("table.tHead.rows[0].cells[1].ariaSort") == "descending"
+        assert browser.run("table.closest('.table').classList.contains('wide')")
+        assert browser.run("getComputedStyle(table.rows[1].cells[0]).position") == "sticky"
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth"), "the page itself scrolls sideways"
+        search = "box = document.querySelector('.search'); found = box.closest('.table').querySelectorAll('tbody tr');"
+        browser.run(f"{search} box.value = found[2].cells[0].innerText; box.dispatchEvent(new Event('input'))")
+        assert browser.run("[...found].filter((row) => !row.hidden).includes(found[2])")
+        assert browser.run("[...found].filter((row) => row.hidden).length") > 0
+        assert browser.errors == []
 
 
 def test_an_sft_warm_up_alone_has_no_reinforcement_learning_steps(tmp_path):
@@ -269,7 +383,7 @@ def test_an_sft_warm_up_alone_has_no_reinforcement_learning_steps(tmp_path):
     record = {"steps": 0, "warm_steps": 3, "best_step": 0, "held_out": 4, "evaluations": evaluations}
     write_json(record, str(tmp_path / "evaluations.json"))
     config = {"task": "base", "rollouts": "slots", "adapter": "runs/first"}
-    section = finetune_section(path, config, figure_id="t")
+    section = finetune_section(path, config, name="tuned", figure_id="t")
     assert "from the adapter of runs/first" in section.text
     (stages,) = section.tables
     assert [row[0] for row in stages.rows] == ["before", "after the SFT warm-up"]
@@ -291,7 +405,7 @@ def test_what_every_step_logs_is_a_curve(tmp_path):
 def test_report_without_comparison_and_scores_leaves_the_sections_out(inputs, tmp_path):
     small = ReportConfig(output=str(tmp_path / "small"), title="Data only", data=inputs.data)
     page = Path(report(small).path, "report.html").read_text()
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Data", "Runs and commands", "Versions"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Data", "Appendix"]
     assert "<svg" not in page and 'class="notice"' not in page
 
 

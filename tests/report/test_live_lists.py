@@ -1,0 +1,200 @@
+"""The lists that the page steers: its numbers rank as the recommender does, in Python and in Chromium."""
+
+import html
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from browser import Browser, opened_browser
+from toy_data import random_scores, walks, write_csv, write_prepared
+
+from raygr import files, runs
+from raygr.config import ConfigError
+from raygr.models.workers import Share
+from raygr.recommend.recommender import Recommender, load_recommender
+from raygr.report import live_lists as live_module
+from raygr.report.config import ReportConfig
+from raygr.report.live_lists import can_steer, first_list, kept_items, live_lists, reasons, unpacked
+from raygr.report.stage import report
+from raygr.schema import ITEMS
+from raygr.train.config import TrainConfig
+from raygr.train.inputs import load_inputs
+from raygr.train.outputs import write_outputs
+from raygr.train.state import start_training
+
+ASPECTS = ["pace", "</script><script>alert(1)</script>"]
+HOSTILE = "<script>alert('x')</script><!-- <script>"
+HOSTILE_USER = "u0</script><script>alert(2)</script>"
+
+
+def trained(folder: Path, *, users: int = 14, items: int = 30) -> str:
+    """A finished train run with a guided user state and random weights."""
+    histories = walks(users, items, 9, seed=7)
+    ids = [HOSTILE_USER, *(f"u{user}" for user in range(1, users))]
+    ratings = [[1.0 + (user + step) % 5 for step in range(9)] for user in range(users)]
+    write_prepared(folder / "prepare", histories, items=items, user_ids=ids, ratings=ratings)
+    scores_IA = random_scores(items, 2, seed=3)
+    path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
+    guided = {"item_scores": path, "user_scores": "history", "user_side": "learned", "fusion": "concat"}
+    places = {"output": str(folder / "train"), "data": str(folder / "prepare")}
+    config = TrainConfig(**places, **guided, base_width=8, max_history=6)
+    run = runs.start_run(config.output, job="train", config=config)
+    training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    training.best_weights = dict(training.model.state_dict())
+    training.progress.lines.append({"seconds": 1.0})
+    write_outputs(training)
+    runs.finish_run(run, inputs=[config.data, path], counts={})
+    return run.path
+
+
+def with_titles(data: Path, titles: dict[str, str]) -> None:
+    (path,) = (data / ITEMS).glob("*.parquet") if (data / ITEMS).is_dir() else [data / ITEMS]
+    table = pq.read_table(path)
+    rows = [row | {"title": titles.get(row["item_id"], row["title"])} for row in table.to_pylist()]
+    files.write_table(table.from_pylist(rows, schema=table.schema), str(path))
+
+
+def write_report(folder: Path, run: str) -> Path:
+    (folder / "prepare" / "statistics.json").write_text("{}")
+    runs.finish_run(
+        runs.Run(str(folder / "prepare"), "prepare", {"output": "p", "reviews": []}, started=0.0), inputs=[], counts={}
+    )
+    config = ReportConfig(output=str(folder / "report"), title="t", data=str(folder / "prepare"), train_run=run)
+    return Path(report(config).path, "report.html")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("live")
+    trained(folder)
+    with_titles(folder / "prepare", {f"i{i}": f"{HOSTILE} {i}" for i in range(1, 30)} | {"i30": ""})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recommender(folder: Path) -> Recommender:
+    return load_recommender(str(folder / "train"))
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Path:
+    return write_report(folder, str(folder / "train"))
+
+
+def embedded(page: Path) -> dict:
+    return json.loads(re.findall(r'id="live-data">(.*?)</script>', page.read_text(encoding="utf-8"))[0])
+
+
+def ranked(live: dict, user: int, moves_A: np.ndarray) -> list[str]:
+    """The list of the embedded numbers, as the page's script ranks."""
+    scores_I = unpacked(live["scores"], len(live["items"]))[user].astype(float)
+    scores_I = scores_I + unpacked(live["standard"], len(live["aspects"])) @ moves_A
+    order = [one for one in np.argsort(-scores_I, kind="stable") if not np.isnan(scores_I[one])]
+    return [live["items"][one]["id"] for one in order[: live["length"]]]
+
+
+@pytest.mark.parametrize("move", [0.0, 1.5, -2.0])
+def test_the_embedded_numbers_rank_as_the_recommender_does(page: Path, recommender: Recommender, move: float):
+    live = embedded(page)
+    assert len(live["users"]) == 14 and live["aspects"] == ASPECTS
+    for number, user in enumerate(live["users"]):
+        wanted = recommender.recommend(user["id"], 10, steer={ASPECTS[1]: move} if move else None)
+        assert ranked(live, number, np.array([0.0, move])) == [one.item_id for one in wanted]
+        assert user["looks_for"] == pytest.approx(list(recommender.looks_for(user["id"]).values()), abs=1e-4)
+
+
+def test_steering_changes_the_list(page: Path):
+    live = embedded(page)
+    assert ranked(live, 0, np.zeros(2)) != ranked(live, 0, np.array([1.5, 0.0]))
+
+
+def test_the_first_list_has_titles_and_the_aspects_that_speak_for_its_items(recommender: Recommender):
+    table = first_list(live_lists(recommender, {"i1": "One"}))
+    wanted = [one.item_id for one in recommender.recommend(HOSTILE_USER, 10)]
+    assert [row[1].replace("One", "i1") for row in table.rows] == wanted
+    index = recommender.index_of_item[wanted[0]]
+    parts = recommender.split_scores(recommender.histories_of(HOSTILE_USER), torch.tensor([index]))
+    assert table.rows[0][2] == reasons(ASPECTS, parts.user_BCA[0, 0].numpy())
+    assert reasons(["a", "b", "c", "d"], np.array([0.2, 0.5, 0.004, -1])) == "b +0.50, a +0.20"
+    assert reasons(["a"], np.array([0.004])) == "no aspect speaks for it"
+
+
+def test_text_of_the_data_stays_text(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<script") == text.count("</script") == 2  # the data, and the page's own script
+    assert "<!--" not in re.findall(r'id="live-data">(.*?)</script>', text)[0] and "alert(2)</script" not in text
+    assert html.escape(HOSTILE, quote=False).replace("'", "&#39;") in text
+    live = embedded(page)
+    assert live["users"][0]["id"] == HOSTILE_USER and live["items"][0]["title"] == f"{HOSTILE} 1"
+    assert live["items"][29]["title"] == "i30"  # an id stands in for no title
+
+
+def test_items_beyond_the_limit_are_left_out_and_no_unmoved_list_changes(recommender, monkeypatch):
+    monkeypatch.setattr(live_module, "LIVE_ITEMS", 12)
+    monkeypatch.setattr(live_module, "LIVE_USERS", 1)
+    live = live_lists(recommender, {})
+    assert len(live["items"]) == 12 and len(live["users"]) == 1
+    assert ranked(live, 0, np.zeros(2)) == [one.item_id for one in recommender.recommend(HOSTILE_USER, 10)]
+    scores_UI = np.array([[3.0, 1, 2, np.nan, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+    monkeypatch.setattr(live_module, "KEPT_OF_A_USER", 2)
+    monkeypatch.setattr(live_module, "LIVE_ITEMS", 3)
+    assert kept_items(scores_UI, np.array([4, 4, 1])).tolist() == [0, 2, 3]  # the best two, and the most bought
+
+
+def test_a_run_that_cannot_be_steered_is_refused(folder: Path, recommender: Recommender, tmp_path: Path):
+    settings = vars(recommender.config)
+    assert can_steer(str(folder / "train"), settings) and not can_steer(str(tmp_path), settings)
+    assert not can_steer(str(folder / "train"), settings | {"user_side": "off"})
+    assert not can_steer(str(folder / "train"), settings | {"item_scores": None})
+    base = runs.Run(str(tmp_path / "base"), "train", {"output": "b", "data": "d"}, started=0.0)
+    runs.finish_run(base, inputs=[], counts={})
+    config = ReportConfig(output=str(tmp_path / "r"), title="t", data=str(folder / "prepare"), train_run=base.path)
+    with pytest.raises(ConfigError, match="no guided user state"):
+        report(config)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    with opened_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+SHOWN = "[...document.querySelectorAll('#live li')].map((one) => one.dataset.item)"
+
+
+def test_the_page_ranks_again_in_a_browser(browser: Browser, page: Path, recommender: Recommender):
+    browser.open(str(page))
+    assert browser.run(SHOWN) == [one.item_id for one in recommender.recommend(HOSTILE_USER, 10)]
+    why = browser.run("[...document.querySelectorAll('#live .why')].map((one) => one.textContent)")
+    assert why == [row[2] for row in first_list(embedded(page)).rows]
+    move = "slider = document.querySelectorAll('#live input')[0]; slider.value = 1.3;"
+    browser.run(f"{move} slider.dispatchEvent(new Event('input'))")
+    assert browser.run(SHOWN) == [one.item_id for one in recommender.recommend(HOSTILE_USER, 10, steer={"pace": 1.3})]
+    call = browser.run("document.querySelector('#live code').textContent")
+    assert call == f'recommender.recommend({json.dumps(HOSTILE_USER)}, steer={{"pace": 1.3}})'
+    choose = "choice = document.querySelector('#live select'); choice.value = '3';"
+    browser.run(f"{choose} choice.dispatchEvent(new Event('change'))")
+    assert browser.run(SHOWN) == [one.item_id for one in recommender.recommend("u3", 10)]  # moved aspects are back
+    assert browser.errors == []
+
+
+def test_twenty_thousand_items_stay_small_and_open_fast(browser: Browser, tmp_path: Path):
+    run = trained(tmp_path, users=100, items=20_000)
+    titles = {f"i{i}": f"A title as long as titles of products are, {i}" for i in range(20_001)}
+    with_titles(tmp_path / "prepare", titles)
+    page = write_report(tmp_path, run)
+    assert page.stat().st_size < 5e6 and "4,000 of 20,000 items" in page.read_text()
+    start = time.monotonic()
+    browser.open(str(page))
+    assert len(browser.run(SHOWN)) == 10
+    seconds = time.monotonic() - start
+    print(f"{page.stat().st_size:,} bytes, opened in {seconds:.2f} s")
+    assert seconds < 6  # a bound for busy machines
