@@ -1,5 +1,6 @@
 """The console says: rows read = rows kept + rows left out by reason."""
 
+import itertools
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,7 +51,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one(tmp_path: Path):
     settings = {"output": "o", "data": data, "subjects": "items", "aspects": "a"}
     samples = [chosen_subjects(ScoreConfig(**settings, sample_subjects=count)) for count in (5, 12, 40, 100)]
     assert [len(one) for one in samples] == [5, 12, 40, 40]
-    for small, large in zip(samples, samples[1:], strict=False):
+    for small, large in itertools.pairwise(samples):
         assert set(small) < set(large) or len(small) == 40
     assert samples[0].tolist() == sorted(samples[0]) != list(range(1, 6))
     assert set(chosen_subjects(ScoreConfig(**settings, sample_subjects=5, seed=1))) != set(samples[0])
