@@ -274,7 +274,7 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
         case ScoreConfig():
             subjects, limit, fraction = config.subjects, config.max_subjects, config.cutoff_fraction
         case FinetuneConfig():
-            subjects, limit, fraction = "users", config.max_users, 1.0
+            subjects, limit, fraction = config.subjects, config.max_users, 1.0
         case VectorsConfig():
             subjects, limit, fraction = "items", None, 1.0
     settings = prompt_settings(config, subjects, cutoff_fraction=fraction)
