@@ -274,7 +274,8 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
         case ScoreConfig():
             subjects, fraction, chosen = config.subjects, config.cutoff_fraction, chosen_subjects(config)
         case FinetuneConfig():
-            subjects, fraction, chosen = "users", 1.0, subjects_of(config.data, "users", config.max_users)
+            subjects, fraction = config.subjects, 1.0
+            chosen = subjects_of(config.data, subjects, config.max_users)
         case VectorsConfig():
             subjects, fraction, chosen = "items", 1.0, subjects_of(config.data, "items", None)
     settings = prompt_settings(config, subjects, cutoff_fraction=fraction)

@@ -134,8 +134,9 @@ SERVED_USER_SCHEMA = pa.schema(
 )
 
 # A finetune run; its adapter/ is named in score/adapters.py. One JSON line per step; evaluations of the held-out
-# users as means, and per user with columns stage, step, user_index, user_id and one per metric.
-STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
+# users as means, and per user with columns stage, step, user_index, user_id and one per metric. A run of items also has
+# metrics.json, and evaluations per item with columns stage, step, item_index, item_id, expected and teacher.
+STEPS, EVALUATIONS, HELD_OUT_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
 
 # A train run's epochs.jsonl once more, for `tensorboard --logdir <folder of runs>`.
 EVENTS = "events.out.tfevents.raygr"

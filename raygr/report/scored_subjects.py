@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
 
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import read_vectors
 from raygr.files import join, read_table
+from raygr.metrics.agreement import spearman
 from raygr.schema import INTERACTIONS, ITEMS, SCORES, TRAIN, USERS
 
 DRAWN_SUBJECTS, NEWEST_TITLES, LONGEST_NAME = 3, 3, 60
@@ -80,13 +80,6 @@ def compare_scores(ours: ScoreMatrix, reference: ScoreMatrix) -> list[Agreement]
             both = np.isfinite(left) & np.isfinite(right)
             found.append(Agreement(aspect, spearman(left[both], right[both]), int(both.sum())))
     return found
-
-
-def spearman(left: np.ndarray, right: np.ndarray) -> float | None:
-    """Correlation of the ranks, where ties share their mean rank; None below two values or without spread."""
-    if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
-        return None
-    return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
 
 
 # --- subjects -----------------------------------------------------------------------------------
