@@ -179,7 +179,8 @@ def input_problem(given: InputPath, made: Sequence[StagePlan]) -> str:
     one = maker(path, made)
     if one:
         is_run = one.config.output.rstrip("/") == path.rstrip("/")
-        if is_run and kind.job and one.job != kind.job:
+        readout = one.config.readout if isinstance(one.config, VectorsConfig) else None
+        if is_run and kind.job and kind.job not in (one.job, records.output_of(one.job, readout)):
             return f"{field}: {path} is the output of stage {one.number} ({one.job}): name one of `{kind.job}` here"
         if is_run and subjects and one.config.subjects != kind.subjects:
             return f"{field}: stage {one.number} makes scores of {one.config.subjects}: name {subjects} here"

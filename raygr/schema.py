@@ -93,7 +93,7 @@ SCORE_SCHEMA = pa.schema(
         ("cutoff_position", pa.int32()),  # users: its position; items: null
         ("model", pa.string()),
         ("adapter", pa.string()),  # "" for the bare model
-        ("mode", pa.string()),  # probe, generate or generate-free
+        ("mode", pa.string()),  # probe, generate or generate-free; of a readout: readout, or taught for the table's own
     ]
 )
 

@@ -17,7 +17,7 @@ from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.data.interactions import Interactions, read_ids, read_interactions
 from raygr.data.user_profiles import user_profiles
-from raygr.data.vector_tables import Vectors, check_read, check_same_data, named, read_vectors, rows_by_id
+from raygr.data.vector_tables import check_ratings, check_read, check_same_data, named, read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.sampling import AnswerTemplate, answer_template
 from raygr.metrics.z_scores import standardised_like
@@ -239,13 +239,6 @@ def read_teachers(
         check_same_data(vectors, config.data, source=config.teacher)
         check_teacher_cutoffs(config, vectors.ids_S, vectors.cutoffs_S)
     return rows_by_id(vectors, ids_U)[0]
-
-
-def check_ratings(vectors: Vectors, source: str) -> None:
-    """ConfigError where a teacher's ratings lie outside 1..10."""
-    outside_S = ((vectors.values_SA < 1) | (vectors.values_SA > 10)).any(axis=1)
-    if outside_S.any():
-        raise ConfigError(f"{source}: ratings outside 1..10 of {named(vectors.ids_S[outside_S])}")
 
 
 def profile_ratings(histories: CutHistories, chosen: TuningUsers, items_IA: np.ndarray) -> np.ndarray:

@@ -16,9 +16,9 @@ import torch
 from raygr.config import ConfigError
 from raygr.data.interactions import read_ids
 from raygr.data.row_counts import log_rows
-from raygr.data.vector_tables import read_vectors, rows_by_id
+from raygr.data.vector_tables import check_ratings, read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import TuningData, TuningExample, check_ratings
+from raygr.finetune.examples import TuningData, TuningExample
 from raygr.finetune.loop import (
     SFT_ORDER,
     USERS_AT_ONCE,
