@@ -79,6 +79,7 @@ USER_SCHEMA = pa.schema(
 
 # A score run: one row per (subject, aspect list), written as a folder of Parquet parts.
 SCORES, QUALITY = "scores", "quality.json"
+TAUGHT, READ_OUT = "taught", "readout"  # modes of a readout's rows: the table's own score, or one that was read out
 SCORE_SCHEMA = pa.schema(
     [
         ("subject_id", pa.string()),  # item_id or user_id
@@ -93,7 +94,7 @@ SCORE_SCHEMA = pa.schema(
         ("cutoff_position", pa.int32()),  # users: its position; items: null
         ("model", pa.string()),
         ("adapter", pa.string()),  # "" for the bare model
-        ("mode", pa.string()),  # probe, generate or generate-free; of a readout: readout, or taught for the table's own
+        ("mode", pa.string()),  # probe, generate, generate-free, or that of a readout's row
     ]
 )
 

@@ -32,7 +32,6 @@ from raygr.vectors.text_states import Text, batches_of_states, item_texts, langu
 logger = logging.getLogger(__name__)
 
 VECTORS, READOUT = "vectors.parquet", "readout.json"
-TAUGHT, READ_OUT = "taught", "readout"  # modes of SCORE rows
 WITHOUT_TEXT = "without_text"
 
 
@@ -167,9 +166,9 @@ def write_scores(
         for ids, states_BXD in batches_of_states(model, prefix, left, config.batch_size):
             read |= zip(ids, readout.scores(states_BXD.reshape(len(ids), -1)), strict=True)
         rows = [
-            score_row(one, names, score_of[one.item_id], mode=TAUGHT, model=config.readout)
+            score_row(one, names, score_of[one.item_id], mode=schema.TAUGHT, model=config.readout)
             if one.item_id in score_of
-            else score_row(one, names, read.get(one.item_id), mode=READ_OUT, model=config.llm)
+            else score_row(one, names, read.get(one.item_id), mode=schema.READ_OUT, model=config.llm)
             for one in texts
         ]
         tables.append(pa.Table.from_pylist(rows, schema=schema.SCORE_SCHEMA))
@@ -182,7 +181,7 @@ def write_scores(
     return {
         "subjects": len(scores),
         "by_reason": quality["by_reason"],
-        "taught": scores["mode"].to_pylist().count(TAUGHT),
+        "taught": scores["mode"].to_pylist().count(schema.TAUGHT),
         "table_left_out": taught.left_out,
     }
 
