@@ -1,6 +1,6 @@
 """The readout: ridge regression from an LLM's mean hidden states to item scores, and how well it does.
 
-Shape letters: `S` subjects, `A` aspects, `X` any other dimension: features.
+Shape letters: `S` subjects, `A` aspects. `X` is a number of features.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,6 @@
 """Mean hidden states of item texts: each layer's states of an item's own tokens, behind a prefix that all texts share.
 
-Shape letters: `B` prompts of a batch, `P` tokens of the prefix, `T` tokens of a text, `D` width, `X` any other
-dimension: layers.
+Shape letters: `B` prompts of a batch, `P` tokens of the prefix, `T` tokens of a text, `D` width. `X` is layers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
