@@ -196,7 +196,8 @@ def input_problem(given: InputPath, made: Sequence[StagePlan]) -> str:
     one = maker(path, made)
     if one:
         is_run = one.config.output.rstrip("/") == path.rstrip("/")
-        if is_run and kind.job and one.job != kind.job:
+        readout = one.config.readout if isinstance(one.config, VectorsConfig) else None
+        if is_run and kind.job and kind.job not in (one.job, records.output_of(one.job, readout)):
             return f"{field}: {path} is the output of stage {one.number} ({one.job}): name one of `{kind.job}` here"
         if is_run and subjects and one.config.subjects != kind.subjects:
             return f"{field}: stage {one.number} makes scores of {one.config.subjects}: name {subjects} here"
@@ -286,23 +287,23 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     from raygr.score.adapters import fitting_adapter
     from raygr.score.external_llm import request_fields
     from raygr.score.store import open_store
-    from raygr.score.subjects import chosen_prompts, prompt_settings, subjects_of
+    from raygr.score.subjects import chosen_prompts, chosen_subjects, prompt_settings, subjects_of
 
     known: set[str] = set()
     match config:
         case ScoreConfig():
-            subjects, limit, fraction = config.subjects, config.max_subjects, config.cutoff_fraction
+            subjects, fraction, chosen = config.subjects, config.cutoff_fraction, chosen_subjects(config)
         case FinetuneConfig():
-            subjects, limit, fraction = "users", config.max_users, 1.0
+            subjects, fraction = config.subjects, 1.0
+            chosen = subjects_of(config.data, subjects, config.max_users)
         case VectorsConfig():
-            subjects, limit, fraction = "items", None, 1.0
+            subjects, fraction, chosen = "items", 1.0, subjects_of(config.data, "items", None)
     settings = prompt_settings(config, subjects, cutoff_fraction=fraction)
     # an adapter that an earlier stage is yet to tune has no answers
     if isinstance(config, ScoreConfig) and not (config.adapter and maker(config.adapter, made)):
         if config.adapter:
             fitting_adapter(config, settings)
         known = open_store(config, on_gpu=torch.cuda.is_available()).known(retry_failed=config.retry_failed)
-    chosen = subjects_of(config.data, subjects, limit)
     drawn = np.random.default_rng(0).permutation(chosen)[:SAMPLED]
     rows = chosen_prompts(config.data, settings, drawn)
     tokens_of = dict(zip(rows["prompt_sha256"].to_pylist(), rows["prompt_tokens"].to_pylist(), strict=True))

@@ -29,6 +29,16 @@ class RunRecord:
     counts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Rows in and out by reason, and whatever else the stage counts."""
 
+    @property
+    def output_of(self) -> str:
+        """The stage whose output the run holds: a vectors run with a readout holds that of a score run."""
+        return output_of(self.job, self.config.get("readout"))
+
+
+def output_of(job: str, readout: str | None) -> str:
+    """The stage whose output a run of `job` holds; `readout` is the setting of a vectors run."""
+    return "score" if job == "vectors" and readout else job
+
 
 def read_record(folder: str, file: str) -> RunRecord:
     """Return a record with the places where its inputs are now, in `inputs` and in `config`."""

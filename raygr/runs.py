@@ -216,13 +216,13 @@ def finish_run(run: Run, *, inputs: list[str], counts: Mapping[str, Any]) -> Non
 
 
 def read_run(path: str, *, job: str) -> RunRecord:
-    """Return the run.json of a finished run of `job`; RunError says what is wrong with anything else."""
+    """Return the run.json of a finished run of `job`, or one with the same output; RunError for anything else."""
     if not exists(path):
         raise RunError(f"{path}: no such run folder; run `raygr {job}` first")
     if not is_finished(path):
         raise RunError(f"{path} holds no {RUN_FILE}, so `raygr {job}` did not finish there; run it again to resume")
     record = read_record(path, RUN_FILE)
-    if record.job != job:
+    if job not in (record.job, record.output_of):
         raise RunError(f"{path} is a run of `{record.job}`: name the output of `raygr {job}` here")
     return record
 

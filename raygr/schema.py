@@ -79,6 +79,7 @@ USER_SCHEMA = pa.schema(
 
 # A score run: one row per (subject, aspect list), written as a folder of Parquet parts.
 SCORES, QUALITY = "scores", "quality.json"
+TAUGHT, READ_OUT = "taught", "readout"  # modes of a readout's rows: the table's own score, or one that was read out
 SCORE_SCHEMA = pa.schema(
     [
         ("subject_id", pa.string()),  # item_id or user_id
@@ -93,7 +94,7 @@ SCORE_SCHEMA = pa.schema(
         ("cutoff_position", pa.int32()),  # users: its position; items: null
         ("model", pa.string()),
         ("adapter", pa.string()),  # "" for the bare model
-        ("mode", pa.string()),  # probe, generate or generate-free
+        ("mode", pa.string()),  # probe, generate, generate-free, or that of a readout's row
     ]
 )
 
@@ -134,8 +135,9 @@ SERVED_USER_SCHEMA = pa.schema(
 )
 
 # A finetune run; its adapter/ is named in score/adapters.py. One JSON line per step; evaluations of the held-out
-# users as means, and per user with columns stage, step, user_index, user_id and one per metric.
-STEPS, EVALUATIONS, USER_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
+# users as means, and per user with columns stage, step, user_index, user_id and one per metric. A run of items also has
+# metrics.json, and evaluations per item with columns stage, step, item_index, item_id, expected and teacher.
+STEPS, EVALUATIONS, HELD_OUT_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
 
 # A train run's epochs.jsonl once more, for `tensorboard --logdir <folder of runs>`.
 EVENTS = "events.out.tfevents.raygr"

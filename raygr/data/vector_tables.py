@@ -244,6 +244,13 @@ def check_read(scores_SA: np.ndarray, aspects: tuple[str, ...], subject: str = "
         raise ValueError(f"no {subject} has a score of {', '.join(unread)}")
 
 
+def check_ratings(vectors: Vectors, source: str) -> None:
+    """ConfigError where a teacher's ratings lie outside 1..10."""
+    outside_S = ((vectors.values_SA < 1) | (vectors.values_SA > 10)).any(axis=1)
+    if outside_S.any():
+        raise ConfigError(f"{source}: ratings outside 1..10 of {named(vectors.ids_S[outside_S])}")
+
+
 def check_same_data(vectors: Vectors, data: str, *, source: str) -> None:
     """ConfigError if a score run of users belongs to another prepare run, whose split may differ."""
     if vectors.cutoffs_S is not None and vectors.data != files.fingerprint(data):

@@ -10,16 +10,28 @@ from raygr.config import STRICT, Adapter, ItemVectors, Model, Place, PrepareRun,
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class FinetuneConfig:
-    """User prompts + frozen item scores -> a LoRA adapter of the LLM, tuned by reinforcement (3.1, A.3)."""
+    """User prompts + frozen item scores -> a LoRA adapter of the LLM, tuned by reinforcement (3.1, A.3).
+
+    `subjects: items` teaches the LLM the item scores instead, by SFT on item prompts.
+    """
 
     SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
+    REINFORCEMENT: ClassVar = (
+        *("task", "reward", "like_threshold", "keep_out", "candidate_items", "max_users", "completions", "temperature"),
+        *("per_aspect_credit", "value_reward", "format_reward", "lambda_format_read", "lambda_format_unread"),
+        *("kl_weight", "teacher", "warm_start_epochs", "warm_start_learning_rate"),
+    )  # the fields that only `subjects: users` reads
 
     output: Place
     """Folder of the run, local or any fsspec URI."""
     data: PrepareRun
     """A prepare run."""
+    subjects: Literal["users", "items"] = "users"
+    """Whose prompts the adapter is tuned on. `items`: the LLM learns `item_scores`, which may be those of a part of the
+    catalogue, as the scoring mode `probe` reads them."""
     item_scores: ItemVectors
-    """A score run, or a Parquet/CSV of id -> one score per aspect. Fine-tuning does not change these scores."""
+    """A score run, or a Parquet/CSV of id -> one score per aspect. Fine-tuning does not change these scores. With
+    `subjects: items` they are the teacher: 1 to 10, of all aspects."""
     score_column: Literal["expected", "ratings"] = "expected"
     """Column of the item score run, and of a teacher that is a score run."""
     aspects: Shipped
@@ -33,7 +45,7 @@ class FinetuneConfig:
     max_users: int | None = Field(default=None, ge=2)
     """Number of users drawn with `seed`, including the held-out ones; null takes all users."""
     held_out_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the users that are never trained on; their metrics choose the best adapter."""
+    """Share of the users or taught items that are never trained on; their metrics choose the best adapter."""
 
     task: Literal["base", "classification"] = "base"
     """Predict the next item among candidates, or tell liked from disliked train items that the prompt does not show."""
@@ -46,8 +58,9 @@ class FinetuneConfig:
     candidate_items: int = Field(default=100, ge=1)
     """Number of items that the target is ranked against."""
 
-    rollouts: Literal["free", "slots"] = "slots"
-    """`free` samples whole answers (the paper); `slots` forces the format and samples the ratings alone."""
+    rollouts: Literal["free", "slots", "probe"] | None = None
+    """`free` samples whole answers (the paper); `slots` forces the format and samples the ratings alone; `probe` asks
+    for each aspect on its own, as the scoring mode does. null: `slots` for users, `probe` for items, their only one."""
     completions: int = Field(default=4, ge=2)
     """Answers sampled per user."""
     temperature: float = Field(default=1.0, gt=0)
@@ -64,8 +77,9 @@ class FinetuneConfig:
     """Weight of the format loss in (7) where at least one aspect was not read; rollouts: free only."""
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty against the policy at the start of reinforcement learning."""
-    keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward"] | None = None
-    """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr."""
+    keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward", "spearman"] | None = None
+    """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr. Items have
+    spearman alone: the mean over aspects of Spearman's correlation with the teacher."""
 
     teacher: Literal["profile"] | UserVectors | None = Field(default=None, union_mode="left_to_right")
     """Parquet/CSV of user id -> ratings on 1..10, a score run of users, or `profile`: made from item scores."""
@@ -86,13 +100,13 @@ class FinetuneConfig:
     """Names of the LLM's linear layers that get an adapter."""
 
     epochs: int = Field(default=12, ge=0)
-    """Passes of reinforcement learning; 0 stops after the SFT warm-up."""
+    """Passes of reinforcement learning; 0 stops after the SFT warm-up. Items: passes of SFT, at least 1."""
     batch_size: int = Field(default=4, ge=1)
-    """Users per batch; an optimizer step takes `accumulation` batches."""
+    """Users or items per batch; an optimizer step takes `accumulation` batches."""
     accumulation: int = Field(default=1, ge=1)
     """Batches per optimizer step."""
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """Highest learning rate of reinforcement learning."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Highest learning rate; null: 1e-5 for reinforcement learning, 1e-3 for items."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the steps in which the learning rate rises; it falls linearly after that."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -100,7 +114,7 @@ class FinetuneConfig:
     gradient_checkpointing: bool = False
     """Use less memory and about a third more time."""
     evaluate_every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two evaluations of the held-out users; null is once per epoch."""
+    """Steps between two evaluations of the held-out users or items; null is once per epoch."""
     workers: int = Field(default=1, ge=1)
     """Training processes, which share each batch's users."""
     threads: int | None = Field(default=None, ge=1)
@@ -110,10 +124,18 @@ class FinetuneConfig:
     seed: int = 0
     """Seed of the drawn users, the adapter's start, the batches and the sampled answers."""
 
+    def __post_init__(self) -> None:
+        items = self.subjects == "items"
+        if self.rollouts is None:
+            object.__setattr__(self, "rollouts", "probe" if items else "slots")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 1e-3 if items else 1e-5)
+
     @model_validator(mode="after")
     def check(self) -> Self:
-        slots = self.rollouts == "slots"
+        slots, items = self.rollouts == "slots", self.subjects == "items"
         without_effect = {
+            "on subjects: items, which learn item_scores by SFT alone": self.REINFORCEMENT if items else (),
             "on rollouts: slots, whose answers are always read": ("lambda_format_unread",) if slots else (),
             "on rollouts: slots without warm_start_epochs": (
                 ("teacher",) if slots and not self.warm_start_epochs else ()
@@ -129,7 +151,13 @@ class FinetuneConfig:
                 self.task == "classification" and self.keep_out < 2
             ),
             "epochs and warm_start_epochs are both 0, so nothing would be tuned": (
-                not (self.epochs or self.warm_start_epochs)
+                not (self.epochs or self.warm_start_epochs) and not items
+            ),
+            "epochs: 0 passes over the items teach nothing": items and not self.epochs,
+            f"rollouts: {self.rollouts} is not for subjects: {self.subjects}, which need "
+            f"{'probe' if items else 'slots or free'}": (self.rollouts == "probe") != items,
+            f"keep_best_by: {self.keep_best_by} is not measured with subjects: {self.subjects}": (
+                self.keep_best_by is not None and (self.keep_best_by == "spearman") != items
             ),
             "warm_start_epochs needs a teacher": self.warm_start_epochs > 0 and self.teacher is None,
             "value_reward and format_reward are both off, so there is nothing to learn from": (

@@ -17,7 +17,7 @@ from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.data.interactions import Interactions, read_ids, read_interactions
 from raygr.data.user_profiles import user_profiles
-from raygr.data.vector_tables import check_read, check_same_data, named, read_vectors, rows_by_id
+from raygr.data.vector_tables import check_ratings, check_read, check_same_data, named, read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.sampling import AnswerTemplate, answer_template
 from raygr.metrics.z_scores import standardised_like
@@ -33,12 +33,17 @@ REVIEW_COLUMNS = ["user_index", "item_index", "position", "rating", "timestamp",
 
 
 class TuningExample(NamedTuple):
-    """One user: the prompt, and what the ratings are rewarded for. Items are rows, item_index - 1."""
+    """One user: the prompt, and what the ratings are rewarded for. Items are rows, item_index - 1.
+
+    Or one taught item: its prompt and the teacher's scores; what is rewarded is empty.
+    """
 
     user_index: int
+    """Of an item its item_index."""
     user_id: str
+    """Of an item its item_id."""
     prompt_ids: tuple[int, ...]
-    """The chat prompt up to the start of the answer, with the reviews before the cut."""
+    """The chat prompt up to the start of the answer; of a user with the reviews before the cut."""
     candidate_C: np.ndarray
     """The target (the last train interaction) first, then items that are not the user's own, drawn uniformly."""
     judged_N: np.ndarray
@@ -53,7 +58,7 @@ class TuningData(NamedTuple):
     """The inputs of one fine-tuning run; every worker holds all of them."""
 
     items_IA: np.ndarray
-    """Item scores on 1..10; NaN where a score is missing."""
+    """Item scores; NaN where a score is missing."""
     train: list[TuningExample]
     held_out: list[TuningExample]
     names: tuple[str, ...]
@@ -61,8 +66,9 @@ class TuningData(NamedTuple):
     model: str
     """The base model's folder."""
     template: AnswerTemplate
+    """The whole answer; of items one line per aspect, each asked for on its own."""
     counts: dict[str, int]
-    """Users by use or by reason why they are left out, and items that lack a score."""
+    """Users or items by use or by reason why they are left out, and items that lack a score."""
 
 
 class CutHistories(NamedTuple):
@@ -228,9 +234,7 @@ def read_teachers(
     if config.teacher == PROFILE:
         return profile_ratings(histories, chosen, items_IA)
     vectors = read_vectors(config.teacher, subjects="users", column=config.score_column, aspects=names)
-    outside_S = ((vectors.values_SA < 1) | (vectors.values_SA > 10)).any(axis=1)
-    if outside_S.any():
-        raise ConfigError(f"{config.teacher}: ratings outside 1..10 of {named(vectors.ids_S[outside_S])}")
+    check_ratings(vectors, config.teacher)
     if vectors.cutoffs_S is not None:
         check_same_data(vectors, config.data, source=config.teacher)
         check_teacher_cutoffs(config, vectors.ids_S, vectors.cutoffs_S)

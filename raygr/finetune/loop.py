@@ -78,7 +78,8 @@ class TuningProgress:
     lines: list[dict[str, Any]] = field(default_factory=list)
     """One per step, for steps.jsonl."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """`stage` (before, warm_start, reinforcement), `step`, `metrics`, and `users`: a list per metric."""
+    """`stage` (before, warm_start, reinforcement; teaching), `step`, `metrics`, and `users`: a list per metric. For
+    items `aspects` (the metrics of each), and `expected`: a rating per held-out item and aspect."""
 
 
 @dataclass
@@ -167,6 +168,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
             policy.reference.update(on_device(adapter_state(tuning.model), tuning.device))
     epoch_steps = steps_per_epoch(config, data.train)
     steps = config.epochs * epoch_steps
+    assert config.learning_rate is not None
     while progress.step < steps:
         started, sums = time.perf_counter(), torch.zeros(len(STEP_SUMS), dtype=torch.float64, device=tuning.device)
         examples = step_examples(config, data.train, progress.step, RL_ORDER)
@@ -277,8 +279,12 @@ def evaluate_and_keep_best(tuning: Tuning, stage: str, *, may_be_best: bool) -> 
     progress = tuning.progress
     if stage != "reinforcement":
         progress.normalisation = sampled_normalisation(tuning, warn=may_be_best and tuning.share.rank == 0)
-    evaluation = evaluate(tuning, tuning.data.held_out)
-    metrics = evaluation["metrics"]
+    keep_if_best(tuning, stage, evaluate(tuning, tuning.data.held_out), may_be_best=may_be_best)
+
+
+def keep_if_best(tuning: Tuning, stage: str, evaluation: dict[str, Any], *, may_be_best: bool) -> None:
+    """Records an evaluation, and copies the adapter if no earlier one is as good."""
+    progress, metrics = tuning.progress, evaluation["metrics"]
     progress.evaluations.append({"stage": stage, "step": progress.step, **evaluation})
     logger.info("held out, %s: %s", stage, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     value = metrics[keep_best_by(tuning.config)]

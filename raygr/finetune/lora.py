@@ -59,8 +59,8 @@ def save_adapter(model: PeftModel, note: AdapterNote, folder: str) -> None:
 
 def check_start(config: FinetuneConfig, folder: str, note: AdapterNote) -> None:
     """ConfigError where this run, which writes `note`, cannot start from the adapter in `folder`."""
-    check_adapter(folder, shared_prompt_sha256=note.shared_prompt_sha256, model=note.model)
-    check_users(config, folder)
+    check_adapter(folder, subjects=note.subjects, shared_prompt_sha256=note.shared_prompt_sha256, model=note.model)
+    check_held_out(config, folder)
     theirs = files.read_json(files.join(folder, PEFT_FILE))
     ours = {"r": config.lora_rank, "lora_alpha": config.lora_alpha}
     unlike = [f"{name} is {theirs[name]} there and {ours[name]} here" for name in ours if ours[name] != theirs[name]]
@@ -69,10 +69,11 @@ def check_start(config: FinetuneConfig, folder: str, note: AdapterNote) -> None:
     check_weights(config, folder, note.model)
 
 
-def check_users(config: FinetuneConfig, folder: str) -> None:
-    """ConfigError where the run that tuned the adapter may have trained on users that are held out here.
+def check_held_out(config: FinetuneConfig, folder: str) -> None:
+    """ConfigError where the run that tuned the adapter may have trained on users or items that are held out here.
 
-    Only data, seed and fraction decide who may be held out: see `choose_users`.
+    Only data, seed and fraction decide which may be held out, and for items the scores: see `choose_users` and
+    `split_items`.
     """
     run, _, name = folder.rstrip("/").rpartition("/")
     if name != ADAPTER or not runs.is_finished(run):
@@ -81,10 +82,14 @@ def check_users(config: FinetuneConfig, folder: str) -> None:
     before = record.config
     ours = {"seed": config.seed, "held_out_fraction": config.held_out_fraction}
     unlike = [f"{name} is {before[name]} there and {ours[name]} here" for name in ours if ours[name] != before[name]]
-    if record.inputs[before["data"]] != files.fingerprint(config.data):
-        unlike.append(f"data was {before['data']} there, of other content than {config.data} is here")
+    for field in ("data", "item_scores") if config.subjects == "items" else ("data",):
+        path = vars(config)[field]
+        if record.inputs[before[field]] != files.fingerprint(path):
+            unlike.append(f"{field} was {before[field]} there, of other content than {path} is here")
     if unlike:
-        raise ConfigError(f"adapter: {folder} was tuned on users who may be held out here: {'; '.join(unlike)}")
+        raise ConfigError(
+            f"adapter: {folder} was tuned on {config.subjects} that may be held out here: {'; '.join(unlike)}"
+        )
 
 
 def check_weights(config: FinetuneConfig, folder: str, model: str) -> None:

@@ -263,6 +263,11 @@ def teacher_loss(answer: AnswerLogProbs, teacher_BRA: Tensor, template: AnswerTe
     return rating_BR + format_loss(answer, template)
 
 
+def probe_loss(log_probs_BAQ: Tensor, teacher_BA: Tensor) -> Tensor:
+    """Cross-entropy of the normalised ratings to the teacher's, mean over the aspects, (B,); see `soft_ratings`."""
+    return -(soft_ratings(teacher_BA) * log_probs_BAQ).sum(-1).mean(dim=1)
+
+
 class TargetAnswers(NamedTuple):
     """Answers in format to learn from, R per prompt: those of a teacher, or in place of completions out of format.
 

@@ -83,6 +83,8 @@ def keep_best_by(config: FinetuneConfig) -> str:
 
     A recommender standardises users, so it ignores what all users' answers share, though that may raise the reward.
     """
+    if config.subjects == "items":
+        return "spearman"
     return config.keep_best_by or ("personal_auc" if config.task == "classification" else "personal_mrr")
 
 

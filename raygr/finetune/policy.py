@@ -31,12 +31,15 @@ from raygr.finetune.prefix_cache import (
     packed_logits,
     prefill,
     register_attention,
+    tail_logits,
+    tails_in_one_row,
 )
 from raygr.finetune.sampling import (
     AnswerTemplate,
     Rollouts,
     free_places,
     free_rollouts,
+    rating_log_probs,
     sample_free,
     sample_slots,
     slots_rollouts,
@@ -202,6 +205,27 @@ def answer_logits(
             logits = completion_logits(model, prompts or prefill_prompts(policy, examples), rows)
     model.eval()
     return logits
+
+
+def probed_log_probs(policy: Policy, examples: Sequence[TuningExample]) -> Tensor:
+    """log P(1..10) of every aspect as the scoring mode `probe` reads it, (B, A, 10), with gradients where enabled.
+
+    Each aspect is asked for on its own: none sees the line of another. The ten probabilities add up to 1.
+    """
+    config, model, template, learn = policy.config, policy.model, policy.template, torch.is_grad_enabled()
+    # behind each line a `1` that asks for P('0' | '1'), where `10` is two tokens
+    probe = template.ratings.ten[:-1]
+    tails = tails_in_one_row([[*piece, *probe] for piece in template.pieces], policy.device)
+    end_A = torch.as_tensor(np.cumsum([len(piece) + len(probe) for piece in template.pieces]), device=policy.device)
+    wanted_X = torch.cat([end_A - place for place in range(template.width, 0, -1)])
+    prompts = [example.prompt_ids for example in examples]
+    model.train(learn and (config.gradient_checkpointing or config.lora_dropout > 0))
+    with autocast(policy):
+        cached = not (learn and config.gradient_checkpointing)
+        logits_BXV = tail_logits(model, prompts, tails, wanted_X, cached=cached)
+    model.eval()
+    at_line_BAV, *behind_one = logits_BXV.split(len(template.pieces), dim=1)
+    return rating_log_probs(at_line_BAV, behind_one[0] if behind_one else None, template.ratings).log_softmax(-1)
 
 
 @torch.no_grad()

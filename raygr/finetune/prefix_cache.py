@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -221,6 +222,59 @@ def packed_logits(model: PeftModel, prompts: Sequence[tuple[int, ...]], rows: To
         logits_to_keep=torch.arange(p, p + r * t, device=ids_BP.device),
     )
     return output.logits.view(b, r, t, -1).float()
+
+
+class Tails(NamedTuple):
+    """Token sequences that follow one prompt in turn, in one row: none of them sees another."""
+
+    ids_X: Tensor
+    tail_X: Tensor
+    """Number of the tail that a token belongs to."""
+    depth_X: Tensor
+    """Place of a token in its tail, from 0."""
+
+
+def tails_in_one_row(sequences: Sequence[Sequence[int]], device: torch.device) -> Tails:
+    places = [(token, n, depth) for n, ids in enumerate(sequences) for depth, token in enumerate(ids)]
+    return Tails(*torch.tensor(places, device=device).T)
+
+
+def tail_logits(
+    model: PeftModel, prompts: Sequence[tuple[int, ...]], tails: Tails, wanted_X: Tensor, *, cached: bool
+) -> Tensor:
+    """Logits in fp32 after the tail tokens at the places `wanted_X`, behind every prompt: (B, places, V).
+
+    `cached`: the prompts' common beginning is computed once. Without it all prompts pass in full, without a KV cache,
+    which gradient checkpointing does not allow.
+    """
+    device, new = model.device, len(tails.ids_X) + 1  # the last prompt token comes first, and all tails see it
+    if cached:
+        known, start = prefill(model, prompts), 0
+        visible_BP, cache = known.visible_BP, continued(known.keys_values)
+    else:
+        before_BP, visible_BP = padded([prompt[:-1] for prompt in prompts], device)
+        start, cache = before_BP.shape[1], None
+    last_B1 = torch.tensor([prompt[-1:] for prompt in prompts], device=device)
+    ids_BX = torch.cat([last_B1, tails.ids_X.expand(len(prompts), -1)], dim=1)
+    tail_X, depth_X = pad(tails.tail_X, (1, 0), value=-1), pad(tails.depth_X + 1, (1, 0))
+    own_XX = (tail_X == tail_X[:, None]) & (depth_X <= depth_X[:, None])
+    own_XX[:, 0] = True
+    mask_BXP = torch.cat([visible_BP[:, None].expand(-1, new, -1), own_XX.expand(len(prompts), -1, -1)], dim=2)
+    position_BX = visible_BP.sum(1)[:, None] + depth_X
+    position_BP = torch.cat([positions(visible_BP), position_BX], dim=1)
+    if not cached:
+        before_BXP = pad(causal_mask(visible_BP, start), (0, new))
+        mask_BXP, ids_BX = torch.cat([before_BXP, mask_BXP], dim=1), torch.cat([before_BP, ids_BX], dim=1)
+        position_BX = position_BP
+    output = model.get_base_model()(
+        input_ids=ids_BX,
+        attention_mask=layer_masks(model, mask_BXP, position_BX, position_BP),
+        position_ids=position_BX,
+        past_key_values=cache,
+        use_cache=cached,
+        logits_to_keep=start + 1 + wanted_X,
+    )
+    return output.logits.float()
 
 
 class DecodingLayer(DynamicLayer):

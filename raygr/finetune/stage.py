@@ -1,5 +1,7 @@
 """The finetune stage: prepare run + item scores -> adapter/, steps.jsonl, evaluations.json and .parquet.
 
+With `subjects: items` also metrics.json, the held-out items' agreement with the teacher before and after.
+
 The driver reads and checks all inputs once, then Ray Train runs the loop of loop.py in one or more workers. After a
 worker is killed, or when an unfinished run is started again, tuning continues from the last checkpoint.
 """
@@ -23,10 +25,11 @@ from raygr.finetune.lora import check_start, save_adapter
 from raygr.finetune.metrics import keep_best_by
 from raygr.finetune.policy import load_adapter_state
 from raygr.finetune.rewards import Reward
+from raygr.finetune.teaching import load_taught_items, teach
 from raygr.in_process import Worker, last_checkpoint, remove_checkpoint, save_checkpoint
 from raygr.models.workers import Share
 from raygr.ray_setup import connect
-from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
+from raygr.schema import EVALUATIONS, HELD_OUT_EVALUATIONS, METRICS, STEPS
 from raygr.score.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
 from raygr.score.default_model import model_folder
 from raygr.score.prompts import prompt_sha256
@@ -64,8 +67,8 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     if on_workers.adapter:
         check_start(config, on_workers.adapter, note)
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
-    data = load_tuning_data(config)
-    logger.info("finetune: users %s", json.dumps(data.counts))
+    data = load_taught_items(config) if config.subjects == "items" else load_tuning_data(config)
+    logger.info("finetune: %s %s", config.subjects, json.dumps(data.counts))
     connect()
     use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
     cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
@@ -78,7 +81,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
     steps = files.read_json(run.file(EVALUATIONS))
     warn_if_untouched(config, steps["best_step"])
-    counts = {"users": data.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
+    counts = {config.subjects: data.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
     runs.finish_run(run, inputs=used, counts=counts)
     remove_checkpoint(run.path)
     return run
@@ -89,11 +92,11 @@ def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
     if best_step == 0 and not config.warm_start_epochs and not config.adapter:
         logger.warning(
             "finetune: no evaluation's held-out %s was above the bare model's, so %s/%s is the untouched adapter, "
-            "which changes no score: score without it, or tune again with an SFT warm-up (teacher, "
-            "warm_start_epochs), more epochs or another learning_rate",
+            "which changes no score: score without it, or tune again with %smore epochs or another learning_rate",
             keep_best_by(config),
             config.output,
             ADAPTER,
+            "" if config.subjects == "items" else "an SFT warm-up (teacher, warm_start_epochs), ",
         )
 
 
@@ -106,8 +109,10 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
 
 def adapter_note(config: FinetuneConfig) -> AdapterNote:
     """The adapter's note without the normalisation, which is fitted later."""
-    settings = prompt_settings(config, "users")
+    settings = prompt_settings(config, config.subjects)
+    assert config.rollouts is not None
     return AdapterNote(
+        subjects=config.subjects,
         shared_prompt_sha256=prompt_sha256(encoder_of(settings).shared),
         rollouts=config.rollouts,
         model=config.llm,
@@ -129,7 +134,7 @@ def tune_per_worker(settings: dict[str, Any], worker: Worker) -> None:
         restore(tuning, state)
         steps = (tuning.progress.sft_step, tuning.progress.step)
         logger.info("resumed after %d steps of SFT warm-up and %d of reinforcement learning", *steps)
-    for is_checkpoint in tune(tuning):
+    for is_checkpoint in (teach if config.subjects == "items" else tune)(tuning):
         if not is_checkpoint:
             continue
         if share.rank == 0:
@@ -139,12 +144,13 @@ def tune_per_worker(settings: dict[str, Any], worker: Worker) -> None:
     if share.rank == 0:
         write_progress(tuning)
         load_adapter_state(tuning.model, tuning.best_adapter)
+        log_agreement(tuning)
         note = dataclasses.replace(settings["note"], normalisation=dataclasses.asdict(tuning.progress.normalisation))
         save_adapter(tuning.model, note, files.join(config.output, ADAPTER))
 
 
 def write_progress(tuning: Tuning) -> None:
-    """Writes steps.jsonl, and the evaluations as means over the held-out users and per user."""
+    """Writes steps.jsonl, and the evaluations as means over the held-out users or items, and of each."""
     output, progress = tuning.config.output, tuning.progress
     lines = "".join(json.dumps(finite(line)) + "\n" for line in progress.lines)
     files.write_text(lines, files.join(output, STEPS))
@@ -159,7 +165,38 @@ def write_progress(tuning: Tuning) -> None:
         ],
     }
     files.write_json(record, files.join(output, EVALUATIONS))
-    files.write_table(user_table(tuning), files.join(output, USER_EVALUATIONS))
+    files.write_table(evaluation_table(tuning), files.join(output, HELD_OUT_EVALUATIONS))
+    if tuning.config.subjects == "items":
+        before, after = before_and_after(tuning)
+        agreed = {"before": before["aspects"], "after": after["aspects"]}
+        means = {"mean_before": before["metrics"], "mean_after": after["metrics"]}
+        sizes = {"taught": len(tuning.data.train), "held_out": len(tuning.data.held_out)}
+        files.write_json(sizes | means | agreed, files.join(output, METRICS))
+
+
+def before_and_after(tuning: Tuning) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first evaluation, and that of the best step."""
+    evaluations, best = tuning.progress.evaluations, tuning.progress.best_step
+    return evaluations[0], next(one for one in reversed(evaluations) if one["step"] == best)
+
+
+def log_agreement(tuning: Tuning) -> None:
+    """Prints how well the held-out items' scores agree with the teacher's, per aspect, before and after."""
+    if tuning.config.subjects != "items":
+        return
+    before, after = before_and_after(tuning)
+    size = len(tuning.data.held_out)
+    logger.info("%d held-out items, before -> after step %d:", size, tuning.progress.best_step)
+    pairs = [(name, before["aspects"][name], after["aspects"][name]) for name in tuning.data.names]
+    for name, old, new in [*pairs, ("mean", before["metrics"], after["metrics"])]:
+        logger.info(
+            "  %s: Spearman %s -> %s, error %s -> %s (mean guess %s), bias %s -> %s, slope %s -> %s",
+            name,
+            *(f"{value:.2f}" if value is not None else "none" for value in (
+                old["spearman"], new["spearman"], old["mean_absolute_error"], new["mean_absolute_error"],
+                new["mean_guess_error"], old["bias"], new["bias"], old["slope"], new["slope"],
+            )),
+        )  # fmt: skip
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -167,17 +204,24 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
     return {n: None if isinstance(value, float) and not math.isfinite(value) else value for n, value in values.items()}
 
 
-def user_table(tuning: Tuning) -> pa.Table:
-    """One row per evaluation and held-out user; null where a metric has no value for the user."""
-    users = tuning.data.held_out
+def evaluation_table(tuning: Tuning) -> pa.Table:
+    """One row per evaluation and held-out user or item.
+
+    Of a user the metrics, null where one has no value; of an item the expected and the teacher's score of each aspect.
+    """
+    held_out, kind = tuning.data.held_out, tuning.config.subjects.removesuffix("s")
     tables = []
     for one in tuning.progress.evaluations:
         columns = {
-            "stage": [one["stage"]] * len(users),
-            "step": pa.array([one["step"]] * len(users), pa.int32()),
-            "user_index": pa.array([user.user_index for user in users], pa.int32()),
-            "user_id": [user.user_id for user in users],
+            "stage": [one["stage"]] * len(held_out),
+            "step": pa.array([one["step"]] * len(held_out), pa.int32()),
+            f"{kind}_index": pa.array([example.user_index for example in held_out], pa.int32()),
+            f"{kind}_id": [example.user_id for example in held_out],
         }
-        metrics = {name: pa.array(values, pa.float32()) for name, values in one["users"].items()}
+        if kind == "user":
+            metrics = {name: pa.array(values, pa.float32()) for name, values in one["users"].items()}
+        else:
+            scores = {"expected": one["expected"], "teacher": [example.teacher_A for example in held_out]}
+            metrics = {name: pa.array(list(rows), pa.list_(pa.float32())) for name, rows in scores.items()}
         tables.append(pa.table(columns | metrics))
     return pa.concat_tables(tables)

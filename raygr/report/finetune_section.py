@@ -15,7 +15,7 @@ from raygr.files import join, read_json, read_table
 from raygr.metrics.gains import gains
 from raygr.report.charts import Curve, curve_chart
 from raygr.report.sections import Chart, Section, show
-from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
+from raygr.schema import EVALUATIONS, HELD_OUT_EVALUATIONS, STEPS
 
 METRICS = {
     "reward": "reward",
@@ -108,7 +108,7 @@ def read_record(path: str) -> TuningRecord:
 
 def read_evaluations(path: str) -> list[Evaluation]:
     """All evaluations of a finetune run, in the order of tuning."""
-    table = read_table(join(path, USER_EVALUATIONS))
+    table = read_table(join(path, HELD_OUT_EVALUATIONS))
     found = []
     for one in read_record(path).evaluations:
         rows = table.filter((pc.field("stage") == one.stage) & (pc.field("step") == one.step))

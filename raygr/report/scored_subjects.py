@@ -1,17 +1,17 @@
 """Scores as matrices: those of a score run and another model, their agreement, and the subjects that are drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
 
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import read_vectors
 from raygr.files import join, read_table
-from raygr.schema import INTERACTIONS, ITEMS, SCORES, TRAIN, USERS
+from raygr.metrics.agreement import spearman
+from raygr.schema import INTERACTIONS, ITEMS, SCORES, TAUGHT, TRAIN, USERS
 
 DRAWN_SUBJECTS, NEWEST_TITLES, LONGEST_NAME = 3, 3, 60
 
@@ -22,6 +22,8 @@ class ScoreMatrix(NamedTuple):
     ids: list[str]
     aspects: list[str]
     scores_SA: np.ndarray
+    taught_ids: Collection[str] = ()
+    """Subjects whose scores the LLM was taught, which say nothing about its own."""
 
 
 class Agreement(NamedTuple):
@@ -45,7 +47,7 @@ def read_scores(run: str) -> ScoreMatrix:
 
     A run has one list of aspects; rows with another list than the first row's are left out.
     """
-    table = read_table(join(run, SCORES), ["subject_id", "aspects", "expected", "reason"])
+    table = read_table(join(run, SCORES), ["subject_id", "aspects", "expected", "reason", "mode"])
     read = len(table)
     table = table.filter(pc.equal(table["reason"], "ok"))
     lists = table["aspects"].to_pylist()
@@ -55,7 +57,10 @@ def read_scores(run: str) -> ScoreMatrix:
     log_rows(f"subjects of {run}", read=read, kept=len(lists) - other, dropped=dropped)
     table = table.filter(pa.array([names == aspects for names in lists], pa.bool_()))
     values = pc.list_flatten(table["expected"]).cast(pa.float64()).to_numpy()
-    return ScoreMatrix(table["subject_id"].to_pylist(), aspects, values.reshape(-1, len(aspects) or 1))
+    taught = table.filter(pc.equal(table["mode"], TAUGHT))["subject_id"].to_pylist()
+    return ScoreMatrix(
+        table["subject_id"].to_pylist(), aspects, values.reshape(-1, len(aspects) or 1), frozenset(taught)
+    )
 
 
 def read_reference(path: str) -> ScoreMatrix:
@@ -68,8 +73,8 @@ def read_reference(path: str) -> ScoreMatrix:
 
 
 def compare_scores(ours: ScoreMatrix, reference: ScoreMatrix) -> list[Agreement]:
-    """The agreement in each aspect that both have, in our order, over the items that both have."""
-    row_of = {item: row for row, item in enumerate(reference.ids)}
+    """The agreement in each aspect that both have, in our order, over the items that both have, without taught ones."""
+    row_of = {item: row for row, item in enumerate(reference.ids) if item not in ours.taught_ids}
     shared = [(row, row_of[item]) for row, item in enumerate(ours.ids) if item in row_of]
     rows, reference_rows = np.array(shared, dtype=int).reshape(-1, 2).T
     found = []
@@ -80,13 +85,6 @@ def compare_scores(ours: ScoreMatrix, reference: ScoreMatrix) -> list[Agreement]
             both = np.isfinite(left) & np.isfinite(right)
             found.append(Agreement(aspect, spearman(left[both], right[both]), int(both.sum())))
     return found
-
-
-def spearman(left: np.ndarray, right: np.ndarray) -> float | None:
-    """Correlation of the ranks, where ties share their mean rank; None below two values or without spread."""
-    if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
-        return None
-    return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
 
 
 # --- subjects -----------------------------------------------------------------------------------

@@ -211,9 +211,10 @@ def quality_section(facts: Mapping[str, Any], aspects: Mapping[str, AspectQualit
     return Section(title, text, tables, [], remarks, [fact_table("Score run", facts)])
 
 
-def agreement_section(agreements: Sequence[Agreement], reference: str) -> Section:
-    """The rank correlation of our item scores with another model's, per aspect."""
+def agreement_section(agreements: Sequence[Agreement], reference: str, *, taught: int = 0) -> Section:
+    """The rank correlation of our item scores with another model's, per aspect; `taught` items taught the LLM."""
     title, caption = "Agreement with reference scores", "Rank correlation per aspect"
+    title += f", taught by {taught} items" if taught else ""
     if not agreements:
         return Section(title, f"{reference} shares no aspect with the item scores.", [], [])
     known = {a.aspect: a.correlation for a in agreements if a.correlation is not None}
@@ -221,8 +222,11 @@ def agreement_section(agreements: Sequence[Agreement], reference: str) -> Sectio
     values = {aspect: f"{round(correlation, 2) + 0.0:+.2f}" for aspect, correlation in known.items()}
     rows = [[a.aspect, values.get(a.aspect, NOTHING), show(a.items)] for a in agreements]
     label = f"{caption}, from {min(known.values(), default=0):.2f} to {max(known.values(), default=0):.2f}"
-    charts = [Chart(caption, agreement_chart(known, figure_id="agreement", label=label))] if known else []
+    figure_id = "agreement-taught" if taught else "agreement"
+    charts = [Chart(caption, agreement_chart(known, figure_id=figure_id, label=label))] if known else []
     text = f"Spearman's correlation over the items that {reference} scores too: 1 is the same order, 0 is none."
+    text += f" Its mean over aspects is {sum(known.values()) / len(known):+.2f}." if known else ""
+    text += " Items that were taught are left out." if taught else ""
     return Section(title, text, [Table(caption, ["aspect", "correlation", "items"], rows)], charts)
 
 

@@ -47,11 +47,13 @@ from raygr.schema import QUALITY, STATISTICS
 from raygr.score.config import ScoreConfig
 from raygr.score.quality import AspectQuality
 from raygr.train.config import TrainConfig
+from raygr.vectors.config import VectorsConfig
 
 HTML, MARKDOWN = "report.html", "report.md"
 JOB_CONFIGS = {
     "prepare": PrepareConfig,
     "score": ScoreConfig,
+    "vectors": VectorsConfig,
     "finetune": FinetuneConfig,
     "train": TrainConfig,
     "compare": CompareConfig,
@@ -119,7 +121,8 @@ def read_records(config: ReportConfig) -> dict[str, RunRecord]:
 
     A comparison's train runs that no longer exist are left out.
     """
-    jobs = {config.data: "prepare", config.item_score_run: "score", config.user_score_run: "score"}
+    jobs: dict[str | None, str] = {config.data: "prepare"}
+    jobs |= dict.fromkeys([config.item_score_run, config.taught_score_run, config.user_score_run], "score")
     jobs |= dict.fromkeys(config.finetune, "finetune")
     if config.comparison:
         arms = read_run(config.comparison, job="compare").config["arms"]
@@ -142,7 +145,7 @@ def report_sections(
     rows = fact_table("Rows in and out, by reason", records[config.data].counts)
     yield Section("Data", "", [facts] if facts.rows else [], [], appendix=[rows] if rows.rows else [])
     if config.item_score_run:
-        yield from item_score_sections(config.item_score_run, config.data, config.reference_scores)
+        yield from item_score_sections(config, config.item_score_run)
     if config.user_score_run:
         yield from user_score_sections(config.user_score_run, config.data)
     names = short_names(config.finetune)
@@ -179,14 +182,21 @@ def live_sections(
             yield live_section(runs[0], config.data, name=arm)
 
 
-def item_score_sections(item_scores: str, data: str, reference: str | None) -> Iterable[Section]:
+def item_score_sections(config: ReportConfig, item_scores: str) -> Iterable[Section]:
     yield quality_section(*read_quality(item_scores), "item")
     matrix = read_scores(item_scores)
-    if reference:
-        yield agreement_section(compare_scores(matrix, read_reference(reference)), short_names([reference])[reference])
+    if config.reference_scores:
+        reference, name = read_reference(config.reference_scores), short_names([config.reference_scores])
+        taught = read_scores(config.taught_score_run) if config.taught_score_run else None
+        # both over the same items: the table's own scores agree with themselves
+        asked = matrix._replace(taught_ids=taught.taught_ids) if taught else matrix
+        yield agreement_section(compare_scores(asked, reference), name[config.reference_scores])
+        if taught:
+            agreements = compare_scores(taught, reference)
+            yield agreement_section(agreements, name[config.reference_scores], taught=len(taught.taught_ids))
     if len(matrix.ids) > 1 and len(matrix.aspects) > 1:
         yield correlation_section(matrix)
-    subjects = most_reviewed_items(matrix, data)
+    subjects = most_reviewed_items(matrix, config.data)
     if subjects:
         text = "The most reviewed items among those that were scored."
         yield subject_section("Three items", text, subjects, matrix)

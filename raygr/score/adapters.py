@@ -1,7 +1,7 @@
 """LoRA adapters for scoring: find one, check that it fits the run, and merge it into the model on a CPU.
 
 raygr.json beside PEFT's files says how an adapter was tuned; finetune/lora.py writes it. Scoring refuses an adapter
-that was tuned for another prompt, base model or mode, and one that changes nothing.
+that was tuned for other subjects, another prompt, base model or mode, and one that changes nothing.
 """
 
 import logging
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 ADAPTER, NOTE = "adapter", "raygr.json"
 PEFT_FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM reserves memory for
-# Scoring modes that ask as the adapter's rollouts did: all ratings in one answer, each behind those before it.
-MODES = {"free": ("generate-free", "generate"), "slots": ("generate",)}
+# Scoring modes that ask as the adapter's rollouts did: all ratings in one answer, each behind those before it, or each
+# on its own (probe).
+MODES = {"free": ("generate-free", "generate"), "slots": ("generate",), "probe": ("probe",)}
 MODE_SETTINGS = {
     "generate": "mode: generate",
     "generate-free": "mode: generate with structured: false",
@@ -48,7 +49,9 @@ class AdapterNote:
     """Fingerprint of the base model's folder; "" for a hub name."""
     aspects: tuple[str, ...]
     normalisation: Mapping[str, Any]
-    """Means and standard deviations that the rewards were computed with."""
+    """Means and standard deviations that the rewards were computed with; empty for items."""
+    subjects: Literal["users", "items"] = "users"
+    """Whose prompts it was tuned on."""
 
 
 def adapter_folder(path: str) -> str:
@@ -98,9 +101,14 @@ def fitting_adapter(config: ScoreConfig, settings: PromptSettings) -> str:
     folder = adapter_folder(config.adapter)
     check_effect(folder)
     adapter_rank(folder)
-    shared = prompt_sha256(encoder_of(settings).shared)
-    mode, force = answer_mode(config), config.force_adapter
-    check_adapter(folder, shared_prompt_sha256=shared, model=config.llm, mode=mode, force=force)
+    check_adapter(
+        folder,
+        subjects=settings.subjects,
+        shared_prompt_sha256=prompt_sha256(encoder_of(settings).shared),
+        model=config.llm,
+        mode=answer_mode(config),
+        force=config.force_adapter,
+    )
     return folder
 
 
@@ -132,9 +140,17 @@ def adapter_rank(folder: str) -> int:
 
 
 def check_adapter(
-    folder: str, *, shared_prompt_sha256: str, model: str, mode: str | None = None, force: bool = False
+    folder: str,
+    *,
+    subjects: str,
+    shared_prompt_sha256: str,
+    model: str,
+    mode: str | None = None,
+    force: bool = False,
 ) -> None:
-    """ConfigError where the adapter was tuned for another prompt, base model or mode; `force` only warns.
+    """ConfigError where the adapter was tuned for other subjects, another prompt, base model or mode.
+
+    `force` only warns.
 
     `mode`: the scoring mode, as `answer_mode` names it; None where fine-tuning continues from the adapter.
     """
@@ -143,7 +159,9 @@ def check_adapter(
         warn_of_base_model(folder, model)
         return
     wrong = []
-    if note.shared_prompt_sha256 != shared_prompt_sha256:
+    if note.subjects != subjects:
+        wrong.append(f"prompts of {note.subjects}, not of {subjects}")
+    elif note.shared_prompt_sha256 != shared_prompt_sha256:
         wrong.append(f"another prompt (its aspects: {', '.join(note.aspects)})")
     # a model folder is compared by its content, a hub name as it is
     if (note.model_sha256 or note.model) != (model_sha256(model) or model):

@@ -161,6 +161,8 @@ class ScoreConfig:
     1, the recommender can be trained on the remaining ones alone (`user_guided_train: after_prompt`)."""
     max_subjects: int | None = Field(default=None, ge=1)
     """Score only this many subjects, the first ones; null scores all."""
+    sample_subjects: int | None = Field(default=None, ge=1)
+    """Score only this many subjects, drawn with `seed`. The draw of 100 is part of the draw of 300."""
     store: Place | None = None
     """Score store shared by runs; null keeps it inside the output folder."""
     retry_failed: bool = False
@@ -194,6 +196,9 @@ class ScoreConfig:
             ),
             f"answered_by: {self.answered_by} and adapter are two ways to score: set one of them": (
                 self.answered_by is not None and self.adapter is not None
+            ),
+            "max_subjects and sample_subjects are two ways to choose subjects: set one of them": (
+                self.max_subjects is not None and self.sample_subjects is not None
             ),
             "requests are those of --export-prompts: set answered_by to the LLM that answers them": (
                 self.answered_by is None and self.requests != RequestConfig()

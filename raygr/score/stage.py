@@ -38,6 +38,7 @@ from raygr.score.subjects import (
     PROMPTS,
     PROMPTS_DONE,
     PromptSettings,
+    chosen_subjects,
     encoder_of,
     item_prompts,
     prompt_settings,
@@ -206,9 +207,7 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
         return done
     runs.remove_parts(run, PROMPTS)
     if config.subjects == "items":
-        items = read_parquet(files.join(config.data, schema.ITEMS))
-        if config.max_subjects:
-            items = items.filter(expr=col("item_index") <= config.max_subjects)
+        items = chosen_rows(read_parquet(files.join(config.data, schema.ITEMS)), "item_index", config)
         arguments = {"settings": settings}
         prompts = items.map_batches(
             item_prompts,  # type: ignore[arg-type]  # Ray's types know no function that gets keywords by fn_kwargs
@@ -231,6 +230,13 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
     return counts
 
 
+def chosen_rows(rows: ray.data.Dataset, column: str, config: ScoreConfig) -> ray.data.Dataset:
+    """The rows of the items or users that `max_subjects` or `sample_subjects` chooses; all rows without either."""
+    if not (config.max_subjects or config.sample_subjects):
+        return rows
+    return rows.filter(expr=col(column).is_in(chosen_subjects(config).tolist()))
+
+
 def read_parquet(path: str) -> ray.data.Dataset:
     filesystem, inner = files.arrow_filesystem(path)
     return ray.data.read_parquet(inner, filesystem=filesystem)
@@ -243,8 +249,7 @@ def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Data
     items = files.read_table(files.join(config.data, schema.ITEMS)).sort_by("item_index")
     user_ids = files.read_table(files.join(config.data, schema.USERS)).sort_by("user_index")["user_id"].combine_chunks()
     reviews = read_parquet(files.join(config.data, schema.REVIEWS)).filter(expr=col("split") == schema.TRAIN)
-    if config.max_subjects:
-        reviews = reviews.filter(expr=col("user_index") < config.max_subjects)
+    reviews = chosen_rows(reviews, "user_index", config)
     shared = {"settings": settings, "items": ray.put(items), "user_ids": ray.put(user_ids)}
     return reviews.groupby("user_index").map_groups(
         prompt_of_group,  # type: ignore[arg-type]  # as above

@@ -199,14 +199,26 @@ def subjects_of(data: str, subjects: str, limit: int | None) -> np.ndarray:
     return np.sort(index[(cutoff >= 0) & (index < (limit or math.inf))]).astype(np.int64)
 
 
+def drawn(values: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Draw `count` of the values, or all of fewer; a smaller draw with the same seed is the start of a larger one."""
+    return np.random.default_rng(seed).permutation(values)[:count]
+
+
+def chosen_subjects(config: ScoreConfig) -> np.ndarray:
+    """item_index or user_index of all subjects, the first `max_subjects`, or a draw of `sample_subjects`; sorted."""
+    found = subjects_of(config.data, config.subjects, config.max_subjects)
+    return np.sort(drawn(found, config.sample_subjects, seed=config.seed)) if config.sample_subjects else found
+
+
 def subjects_left_out(config: ScoreConfig, *, asked: int) -> dict[str, int]:
     """Count by reason, and log, the items or users of the data that are not scored; `asked` of them are."""
-    rows, silent = stored_table(config.data, ITEMS if config.subjects == "items" else USERS).count_rows(), 0
-    if config.subjects == "users":
-        first = min(config.max_subjects or rows, rows)
-        silent = first - len(subjects_of(config.data, "users", config.max_subjects))
-    beyond = max(0, rows - config.max_subjects) if config.max_subjects else 0
-    dropped = {"beyond_max_subjects": beyond, "without_train_interaction": silent}
+    rows = stored_table(config.data, ITEMS if config.subjects == "items" else USERS).count_rows()
+    possible, first = subjects_of(config.data, config.subjects, config.max_subjects), config.max_subjects or rows
+    dropped = {
+        "beyond_max_subjects": max(0, rows - first),
+        "not_sampled": len(possible) - len(chosen_subjects(config)),
+        "without_train_interaction": min(first, rows) - len(possible),
+    }
     log_rows(config.subjects, read=rows, kept=asked, dropped=dropped)
     return dropped
 
@@ -242,7 +254,7 @@ def show_prompts(config: ScoreConfig, count: int) -> str:
     settings = prompt_settings(config, config.subjects, cutoff_fraction=config.cutoff_fraction)
     tokenizer = encoder_of(settings).tokenizer
     parts = []
-    for row in chosen_prompts(config.data, settings, subjects_of(config.data, config.subjects, count)).to_pylist():
+    for row in chosen_prompts(config.data, settings, chosen_subjects(config)[:count]).to_pylist():
         cut = f"cut by max_prompt_tokens: {row['cut_from']} tokens" if row["cut_tokens"] else "no field cut"
         cut += f", {row['reviews_left_out']} older reviews left out" if row["reviews_left_out"] else ""
         text = tokenizer.decode(row["prompt_ids"], clean_up_tokenization_spaces=False)

@@ -22,7 +22,7 @@ from raygr.finetune.examples import load_tuning_data
 from raygr.finetune.loop import Tuning, start_tuning, tune
 from raygr.finetune.stage import finetune, warn_if_untouched
 from raygr.models.workers import Share
-from raygr.schema import EVALUATIONS, STEPS, USER_EVALUATIONS
+from raygr.schema import EVALUATIONS, HELD_OUT_EVALUATIONS, STEPS
 from raygr.score.adapters import adapter_folder, check_adapter, read_note
 from raygr.score.aspects import load_aspects
 from raygr.score.default_model import model_folder
@@ -114,7 +114,7 @@ def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
     stages = [(one["stage"], one["step"]) for one in evaluations["evaluations"]]
     assert stages == [("before", 0), ("warm_start", 0), ("reinforcement", 3), ("reinforcement", 6)]
     assert evaluations["best_step"] in (0, 3, 6)
-    users = files.read_table(run.file(USER_EVALUATIONS)).to_pandas()
+    users = files.read_table(run.file(HELD_OUT_EVALUATIONS)).to_pandas()
     assert len(users) == 4 * 3 and set(users["user_index"]) == {p.user_index for p in load_tuning_data(config).held_out}
     last = users[(users["stage"] == "reinforcement") & (users["step"] == 6)]
     assert last["mrr"].mean() == pytest.approx(evaluations["evaluations"][-1]["metrics"]["mrr"], abs=1e-6)
@@ -135,11 +135,11 @@ def test_the_adapter_is_for_the_user_prompt_it_was_tuned_with(toy: Path, tiny_mo
     for subjects, is_same in (("users", True), ("items", False)):
         encoder = PromptEncoder(tokenizer, aspects, subjects, max_prompt_tokens=300)
         shared = prompt_sha256(encoder.shared)
-        checks = {"shared_prompt_sha256": shared, "model": tiny_model, "mode": "generate", "force": False}
+        checks = {"subjects": subjects, "shared_prompt_sha256": shared, "model": tiny_model, "mode": "generate"}
         if is_same:
             check_adapter(folder, **checks)
         else:
-            with pytest.raises(ConfigError, match="another prompt"):
+            with pytest.raises(ConfigError, match="tuned with prompts of users, not of items"):
                 check_adapter(folder, **checks)
 
 
@@ -190,7 +190,7 @@ def test_two_ray_workers_get_the_result_of_one(toy: Path, tiny_model: str, local
     for line, other in zip(lines, alone.progress.lines, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-5)
         assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-2)
-    users = files.read_table(run.file(USER_EVALUATIONS)).to_pandas()
+    users = files.read_table(run.file(HELD_OUT_EVALUATIONS)).to_pandas()
     last = users[(users["stage"] == "reinforcement") & (users["step"] == 3)]
     assert last["mrr"].tolist() == pytest.approx(alone.progress.evaluations[-1]["users"]["mrr"], rel=1e-5)
     # Adam divides by the gradient's size, so rounding errors of tiny gradients become large

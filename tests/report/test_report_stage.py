@@ -29,7 +29,7 @@ from raygr.report.finetune_section import (
     step_curve,
     tuning_charts,
 )
-from raygr.report.scored_subjects import ScoreMatrix, read_reference, spearman
+from raygr.report.scored_subjects import ScoreMatrix, read_reference
 from raygr.report.sections import correlation_section
 from raygr.report.stage import markdown, report, run_command, short_names
 from raygr.report.training_section import training_section
@@ -439,14 +439,6 @@ def test_negative_share_is_drawn_left_of_zero():
     bars = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*z\n*" clip-path', drawing)
     base, encoder, user = [(float(start), float(end)) for start, end in bars]
     assert base[1] == encoder[0] < encoder[1] and user[0] == base[0] > user[1]
-
-
-def test_spearman_by_hand():
-    # Ranks 1,2,3,4 against 2,1,4,3: 1 - 6 * 4 / (4 * 15) = 0.6.
-    assert spearman(np.array([1, 2, 3, 4.0]), np.array([5, 1, 70, 6.0])) == pytest.approx(0.6)
-    # Ranks 1,2.5,2.5,4 against 1,2,3,4: 4.5 / sqrt(4.5 * 5).
-    assert spearman(np.array([1, 2, 2, 3.0]), np.array([1, 2, 3, 4.0])) == pytest.approx(4.5 / np.sqrt(22.5))
-    assert spearman(np.array([1, 1, 1.0]), np.array([1, 2, 3.0])) is None
 
 
 def test_reference_ids_keep_their_zeros(tmp_path):

@@ -47,7 +47,7 @@ def write_adapter(folder: Path, **changes: Any) -> str:
 
 
 def check(folder: str, **changes: Any) -> None:
-    fitting = {"shared_prompt_sha256": "p", "model": "org/model", "mode": "generate", "force": False}
+    fitting = {"subjects": "users", "shared_prompt_sha256": "p", "model": "org/model", "mode": "generate"}
     check_adapter(folder, **(fitting | changes))
 
 
@@ -57,6 +57,8 @@ def test_an_adapter_is_taken_for_what_it_was_tuned_for(tmp_path: Path):
     check(free)
     check(free, mode="generate-free")
     assert read_note(slots).normalisation == {"item_mean": [5.0]}
+    items = {"rollouts": "probe", "subjects": "items"}
+    check(write_adapter(tmp_path / "probe", **items), mode="probe", subjects="items")
 
 
 def test_an_adapter_behind_a_uri_is_copied_for_the_engine(tmp_path: Path):
@@ -76,6 +78,7 @@ def test_an_adapter_behind_a_uri_is_copied_for_the_engine(tmp_path: Path):
         ({"model": "org/other"}, r"another base model \(org/model, not org/other\)"),
         ({"mode": "probe"}, "slots rollouts, which need mode: generate, not mode: probe"),
         ({"mode": "generate-free"}, "not mode: generate with structured: false"),
+        ({"subjects": "items", "shared_prompt_sha256": "q"}, "tuned with prompts of users, not of items"),
     ],
 )
 def test_an_adapter_is_refused_for_anything_else_unless_forced(
@@ -87,6 +90,14 @@ def test_an_adapter_is_refused_for_anything_else_unless_forced(
     assert "\n" not in str(caught.value)
     check(folder, **changes, force=True)
     assert "because of force_adapter" in caplog.text
+
+
+def test_an_adapter_of_items_is_for_their_prompts_in_probe_mode_alone(tmp_path: Path):
+    folder = write_adapter(tmp_path / "adapter", rollouts="probe", subjects="items")
+    with pytest.raises(ConfigError, match=r"prompts of items, not of users \(force_adapter"):
+        check(folder, mode="probe", shared_prompt_sha256="q")
+    with pytest.raises(ConfigError, match="probe rollouts, which need mode: probe, not mode: generate"):
+        check(folder, subjects="items")
 
 
 def test_a_model_folder_is_known_by_its_content_not_its_place(tmp_path: Path):

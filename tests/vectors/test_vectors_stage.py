@@ -17,9 +17,10 @@ from raygr.schema import ITEM_SCHEMA
 from raygr.score.prompts import Item, PromptEncoder
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs
-from raygr.vectors import stage
+from raygr.vectors import text_states
 from raygr.vectors.config import VectorsConfig
-from raygr.vectors.stage import mean_states, prefilled, principal_components, vectors
+from raygr.vectors.stage import principal_components, vectors
+from raygr.vectors.text_states import mean_states, prefilled
 
 ITEMS = 12
 ASPECTS = Path(__file__).parents[2] / "configs/aspects/movies.yaml"
@@ -54,13 +55,13 @@ def test_means_behind_the_shared_prefix_are_those_of_one_pass_per_item(tokenizer
     prompts = [encoder.item_prompt(Item(title=" ".join(WORDS[:count]))) for count in (1, 9, 4)]
     texts = [encoder.subject_ids(prompt.prefix_ids) for prompt in prompts]
     assert tokenizer.decode(texts[0]).strip() == "title: a"
-    together = mean_states(model, prefilled(model, encoder.shared), texts)
+    together = mean_states(model, prefilled(model, encoder.shared), texts)[:, -1]
     for row, text in enumerate(texts):
         ids = torch.tensor([[*encoder.shared, *text]])
         with torch.inference_mode():
             states_TD = model(input_ids=ids).last_hidden_state[0, len(encoder.shared) :]
         np.testing.assert_allclose(together[row], states_TD.mean(0).numpy(), rtol=1e-4, atol=1e-5)
-        alone = mean_states(model, prefilled(model, encoder.shared), [text])
+        alone = mean_states(model, prefilled(model, encoder.shared), [text])[:, -1]
         np.testing.assert_allclose(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -76,7 +77,7 @@ def test_components_are_those_of_the_svd():
 
 def test_the_stage_writes_what_training_takes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     run = vectors(settings(folder, "one", batch_size=1))
-    monkeypatch.setattr(stage, "ITEMS_READ", 5)
+    monkeypatch.setattr(text_states, "ITEMS_READ", 5)
     again = vectors(settings(folder, "five", batch_size=5))
     tables = [files.read_table(found.file("vectors.parquet")).sort_by("item_id") for found in (run, again)]
     assert tables[0].column_names == ["item_id", "pc1", "pc2", "pc3"]
