@@ -25,6 +25,7 @@ from raygr.finetune.prefix_cache import (
     FULL,
     WINDOW,
     PromptCache,
+    Tails,
     TokenRows,
     completion_logits,
     layer_kinds,
@@ -32,7 +33,6 @@ from raygr.finetune.prefix_cache import (
     prefill,
     register_attention,
     tail_logits,
-    tails_in_one_row,
 )
 from raygr.finetune.sampling import (
     AnswerTemplate,
@@ -215,8 +215,10 @@ def probed_log_probs(policy: Policy, examples: Sequence[TuningExample]) -> Tenso
     config, model, template, learn = policy.config, policy.model, policy.template, torch.is_grad_enabled()
     # behind each line a `1` that asks for P('0' | '1'), where `10` is two tokens
     probe = template.ratings.ten[:-1]
-    tails = tails_in_one_row([[*piece, *probe] for piece in template.pieces], policy.device)
-    end_A = torch.as_tensor(np.cumsum([len(piece) + len(probe) for piece in template.pieces]), device=policy.device)
+    lines = [[*piece, *probe] for piece in template.pieces]
+    places = [(token, aspect, depth) for aspect, line in enumerate(lines) for depth, token in enumerate(line)]
+    tails = Tails(*torch.tensor(places, device=policy.device).T)
+    end_A = torch.as_tensor(np.cumsum([len(line) for line in lines]), device=policy.device)
     wanted_X = torch.cat([end_A - place for place in range(template.width, 0, -1)])
     prompts = [example.prompt_ids for example in examples]
     model.train(learn and (config.gradient_checkpointing or config.lora_dropout > 0))

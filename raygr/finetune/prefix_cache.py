@@ -234,11 +234,6 @@ class Tails(NamedTuple):
     """Place of a token in its tail, from 0."""
 
 
-def tails_in_one_row(sequences: Sequence[Sequence[int]], device: torch.device) -> Tails:
-    places = [(token, n, depth) for n, ids in enumerate(sequences) for depth, token in enumerate(ids)]
-    return Tails(*torch.tensor(places, device=device).T)
-
-
 def tail_logits(
     model: PeftModel, prompts: Sequence[tuple[int, ...]], tails: Tails, wanted_X: Tensor, *, cached: bool
 ) -> Tensor:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 
 from raygr import files, runs
+from raygr.config import ConfigError
 from raygr.distributed import placement, run_workers, wants_gpu, worker_cpus
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import PROFILE, load_tuning_data
@@ -61,6 +62,8 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
 
     Returns the finished run; ConfigError where inputs or settings do not fit together.
     """
+    if reward and config.subjects == "items":
+        raise ConfigError("reward: a function has no effect on subjects: items, which learn item_scores by SFT alone")
     runs.check_unfinished(config.output)
     note = adapter_note(config)
     on_workers = with_absolute_paths(config)

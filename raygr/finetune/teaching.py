@@ -2,7 +2,7 @@
 
 `item_scores` is the teacher. The items that it has are taught, except a seeded, fixed part: Spearman's correlation of
 their expected ratings with the teacher's chooses the adapter.
-Shape letters: `B` items of a batch, `I` items, `A` aspects, `Q` levels 1..10.
+Shape letters: `B` prompts of a batch, `I` items, `A` aspects, `Q` levels 1..10.
 """
 
 import logging

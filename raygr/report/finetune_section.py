@@ -16,6 +16,7 @@ from raygr.metrics.gains import gains
 from raygr.report.charts import Curve, curve_chart
 from raygr.report.sections import Chart, Section, show
 from raygr.schema import EVALUATIONS, HELD_OUT_EVALUATIONS, STEPS
+from raygr.schema import METRICS as METRICS_FILE
 
 METRICS = {
     "reward": "reward",
@@ -85,6 +86,8 @@ def finetune_section(path: str, config: Mapping[str, Any], *, name: str, figure_
 
     `config` is the run's own; the title shows `name`; `figure_id` must be unique in the page.
     """
+    if config.get("subjects") == "items":  # runs of earlier versions have no such field
+        return taught_section(path, config, figure_id=figure_id)
     record, evaluations, lines = read_record(path), read_evaluations(path), read_lines(path)
     best = next(one for one in reversed(evaluations) if one.step == record.best_step)
     start = f", from the adapter of {config['adapter']}" if config["adapter"] else ""
@@ -100,6 +103,26 @@ def finetune_section(path: str, config: Mapping[str, Any], *, name: str, figure_
     if record.steps:
         tables.append(step_table(lines))
     return Section(f"Fine-tune: {name}", text, tables, tuning_charts(evaluations, lines, figure_id))
+
+
+def taught_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> Section:
+    """A finetune run of items: agreement of the held-out items with the teacher, and the loss by step."""
+    found = read_json(join(path, METRICS_FILE))
+    text = (
+        f"{found['taught']} items were taught the scores of {config['item_scores']} in {config['epochs']} passes; the "
+        f"figures are of {found['held_out']} held-out items, before and after. They also chose the step, so “after” is "
+        "a little too high. Error is the mean absolute error; the mean guess is the taught items' mean for all items. "
+        "Bias is the mean score minus the teacher's, 0 where calibrated; slope is that of the teacher's scores on "
+        "these scores, 1 where calibrated."
+    )
+    names = ("spearman", "mean_absolute_error", "mean_guess_error", "bias", "slope")
+    pairs = [(aspect, found["before"][aspect], found["after"][aspect]) for aspect in found["before"]]
+    rows = []
+    for aspect, *both in [*pairs, ("mean", found["mean_before"], found["mean_after"])]:
+        rows.append([aspect, *(show(one[name]) for name in names for one in both[name == "mean_guess_error" :])])
+    words = ("Spearman before", "after", "error before", "after", "mean guess", "bias before", "after", "slope before")
+    loss = chart("Loss by step", [step_curve(read_lines(path), "loss", "taught items")], f"{figure_id}-loss")
+    return Section(f"Fine-tune: {path}", text, [Table("Held-out items", ["", *words, "after"], rows)], [loss])
 
 
 def read_record(path: str) -> TuningRecord:
