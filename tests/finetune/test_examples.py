@@ -149,12 +149,12 @@ def test_liked_is_what_the_user_rates_above_the_train_mean_of_the_item():
 
 
 def test_candidates_by_popularity_leave_popularity_little_to_gain(toy: Path):
-    """As candidates of a uniform draw, most items are rarer than a target; by popularity they are as frequent."""
+    """The user's own items, often popular ones, are no candidates, so a little is left to gain."""
     generator = np.random.default_rng(0)
     share_I = np.arange(1, 61) ** -0.8
     histories = [(1 + generator.choice(60, 10, replace=False, p=share_I / share_I.sum())).tolist() for _ in range(1500)]
     data = read_interactions(write_prepared(toy / "skewed", histories, items=60))
-    for draw, lowest, highest in (("uniform", 0.7, 1.0), ("popularity", 0.45, 0.55)):
+    for draw, lowest, highest in (("uniform", 0.7, 1.0), ("popularity", 0.45, 0.62)):
         config = settings(toy, candidate_draw=draw, candidate_items=5)
         cut = cut_histories(config, data, (1, 5))
         drawn_UC = np.stack([draw_candidates(config, cut, user) for user in range(1500)])
