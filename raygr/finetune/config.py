@@ -17,10 +17,12 @@ class FinetuneConfig:
 
     SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
     REINFORCEMENT: ClassVar = (
-        *("task", "reward", "like_threshold", "keep_out", "candidate_items", "max_users", "completions", "temperature"),
-        *("per_aspect_credit", "value_reward", "format_reward", "lambda_format_read", "lambda_format_unread"),
-        *("kl_weight", "teacher", "warm_start_epochs", "warm_start_learning_rate"),
-    )  # the fields that only `subjects: users` reads
+        "task", "reward", "like_threshold", "liked_by", "keep_out", "candidate_items", "candidate_draw", "max_users",
+        "completions", "temperature", "per_aspect_credit", "contrast_weight", "value_reward", "format_reward",
+        "lambda_format_read", "lambda_format_unread", "kl_weight", "entropy_weight", "teacher", "warm_start_epochs",
+        "warm_start_learning_rate",
+    )  # fmt: skip
+    """The fields that only `subjects: users` reads."""
 
     output: Place
     """Folder of the run, local or any fsspec URI."""
@@ -53,10 +55,14 @@ class FinetuneConfig:
     """null: reciprocal_rank for the base task, auc for classification."""
     like_threshold: float | None = None
     """Lowest rating of a liked item; null is three quarters up the data's `rating_range`, such as 4 for 1 to 5."""
+    liked_by: Literal["rating", "item_mean"] = "rating"
+    """`item_mean`: liked is what the user rates above the mean of the item's train ratings, whatever the number."""
     keep_out: int = Field(default=5, ge=1)
     """Number of last train interactions that the prompt does not show; the very last one is the target."""
     candidate_items: int = Field(default=100, ge=1)
     """Number of items that the target is ranked against."""
+    candidate_draw: Literal["uniform", "popularity"] = "uniform"
+    """`popularity` draws in proportion to train interactions, so that a popular answer for all gains little."""
 
     rollouts: Literal["free", "slots", "probe"] | None = None
     """`free` samples whole answers (the paper); `slots` forces the format and samples the ratings alone; `probe` asks
@@ -67,6 +73,11 @@ class FinetuneConfig:
     """Sampling temperature of the answers."""
     per_aspect_credit: bool = False
     """Reward each rating by what the answer loses when the group's mean takes its place."""
+    contrast_weight: float = Field(default=0.0, ge=0, le=1)
+    """Part of an answer's mean reward on the items of the step's other users that its own reward is reduced by.
+
+    1 leaves no reward for one answer to all users; 0 is off.
+    """
     value_reward: bool = True
     """Use the task's reward on the rating tokens, L_rec of (5); false trains the format alone."""
     format_reward: bool = True
@@ -77,6 +88,8 @@ class FinetuneConfig:
     """Weight of the format loss in (7) where at least one aspect was not read; rollouts: free only."""
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty against the policy at the start of reinforcement learning."""
+    entropy_weight: float = Field(default=0.0, ge=0)
+    """Weight of the bonus for the entropy of the ratings, in nats per rating; .01 to .05 against early collapse."""
     keep_best_by: Literal["personal_auc", "personal_mrr", "auc", "mrr", "reward", "spearman"] | None = None
     """Held-out metric that chooses the adapter; null: personal_auc for classification, else personal_mrr. Items have
     spearman alone: the mean over aspects of Spearman's correlation with the teacher."""
@@ -119,6 +132,8 @@ class FinetuneConfig:
     """Training processes, which share each batch's users."""
     threads: int | None = Field(default=None, ge=1)
     """torch threads of each worker, which reserves as many CPUs; null divides a node's CPUs among its workers."""
+    precision: Literal["auto", "fp32"] = "auto"
+    """`auto`: bf16 on a GPU that has it, fp16 with a loss scaler on another, fp32 on a CPU."""
     use_gpu: bool | None = None
     """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
     seed: int = 0
@@ -141,7 +156,9 @@ class FinetuneConfig:
                 ("teacher",) if slots and not self.warm_start_epochs else ()
             ),
             "without format_reward": () if self.format_reward else ("lambda_format_read", "lambda_format_unread"),
-            "without value_reward": () if self.value_reward else ("per_aspect_credit",),
+            "without value_reward": () if self.value_reward else ("per_aspect_credit", "contrast_weight"),
+            "without epochs of reinforcement": () if self.epochs else ("contrast_weight", "entropy_weight"),
+            "on liked_by: item_mean": ("like_threshold",) if self.liked_by == "item_mean" else (),
         }
         contradictions = {
             f"reward: {self.reward} is not one of task: {self.task}": (
@@ -158,6 +175,9 @@ class FinetuneConfig:
             f"{'probe' if items else 'slots or free'}": (self.rollouts == "probe") != items,
             f"keep_best_by: {self.keep_best_by} is not measured with subjects: {self.subjects}": (
                 self.keep_best_by is not None and (self.keep_best_by == "spearman") != items
+            ),
+            "contrast_weight compares the users of a step, so batch_size * accumulation must be 2 or more": (
+                self.contrast_weight > 0 and self.batch_size * self.accumulation < 2
             ),
             "warm_start_epochs needs a teacher": self.warm_start_epochs > 0 and self.teacher is None,
             "value_reward and format_reward are both off, so there is nothing to learn from": (

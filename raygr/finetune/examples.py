@@ -45,11 +45,11 @@ class TuningExample(NamedTuple):
     prompt_ids: tuple[int, ...]
     """The chat prompt up to the start of the answer; of a user with the reviews before the cut."""
     candidate_C: np.ndarray
-    """The target (the last train interaction) first, then items that are not the user's own, drawn uniformly."""
+    """The target (the last train interaction) first, then items that are not the user's own, by `candidate_draw`."""
     judged_N: np.ndarray
     """Train interactions kept out of the prompt, the target last."""
     liked_N: np.ndarray
-    """Whether the user's rating of a judged item reaches the threshold."""
+    """Which judged items the user likes, by `liked_by`."""
     teacher_A: np.ndarray | None
     """The teacher's ratings on 1..10; None where the teacher lacks a rating of this user."""
 
@@ -81,7 +81,9 @@ class CutHistories(NamedTuple):
     cut_U: np.ndarray
     """Number of train interactions before the cut; 0 or less where a user has too few."""
     liked_N: np.ndarray
-    """Whether the rating reaches the threshold; an unrated item is not liked."""
+    """Which items their users like, by `liked_by`; an unrated item is not liked."""
+    popularity_I: np.ndarray
+    """Number of train interactions."""
 
     def judged(self, user: int) -> slice:
         """Rows of the train interactions after the cut."""
@@ -145,10 +147,23 @@ def load_tuning_data(config: FinetuneConfig) -> TuningData:
 
 
 def cut_histories(config: FinetuneConfig, data: Interactions, rating_range: Sequence[float]) -> CutHistories:
-    threshold = like_threshold(config, rating_range)
+    by_item = config.liked_by == "item_mean"
+    least_N = item_means(data) if by_item else np.full(len(data.rating_N), like_threshold(config, rating_range))
+    # the mean holds the user's own rating, which moves it towards the rating, but never past it
+    liked_N = data.rating_N > least_N if by_item else data.rating_N >= least_N
     start_U = np.searchsorted(data.user_N, np.arange(data.users + 1))
     train_U = np.bincount(data.user_N[data.split_N == TRAIN], minlength=data.users)
-    return CutHistories(data, start_U, train_U, train_U - config.keep_out, data.rating_N >= threshold)
+    popularity_I = np.bincount(data.item_N[data.split_N == TRAIN] - 1, minlength=data.items)
+    return CutHistories(data, start_U, train_U, train_U - config.keep_out, liked_N, popularity_I)
+
+
+def item_means(data: Interactions) -> np.ndarray:
+    """Mean train rating of each interaction's item, (N,); NaN for an item without one."""
+    rated_N = (data.split_N == TRAIN) & ~np.isnan(data.rating_N)
+    item_N, rating_N = data.item_N[rated_N], data.rating_N[rated_N]
+    sum_I, number_I = (np.bincount(item_N, weights, minlength=data.items + 1) for weights in (rating_N, None))
+    mean_I = np.divide(sum_I, number_I, out=np.full(len(sum_I), np.nan), where=number_I > 0)
+    return mean_I[data.item_N]
 
 
 def like_threshold(config: FinetuneConfig, rating_range: Sequence[float]) -> float:
@@ -201,12 +216,18 @@ def choose_users(config: FinetuneConfig, histories: CutHistories) -> TuningUsers
 def draw_candidates(config: FinetuneConfig, histories: CutHistories, user: int) -> np.ndarray:
     """The target and `candidate_items` other items; reward and number of users do not affect them."""
     others = np.setdiff1d(np.arange(histories.data.items), histories.own_items(user))
+    share = None
+    if config.candidate_draw == "popularity":
+        others = others[histories.popularity_I[others] > 0]
+        share = histories.popularity_I[others] / histories.popularity_I[others].sum()
     if len(others) < config.candidate_items:
         raise ConfigError(
             f"candidate_items: {config.candidate_items} are more than the {len(others)} items that the user with "
-            f"{len(histories.own_items(user))} interactions has not"
+            f"{len(histories.own_items(user))} interactions has not (candidate_draw: {config.candidate_draw})"
         )
-    drawn = np.random.default_rng([config.seed, user]).choice(others, size=config.candidate_items, replace=False)
+    drawn = np.random.default_rng([config.seed, user]).choice(
+        others, size=config.candidate_items, replace=False, p=share
+    )
     target = histories.data.item_N[histories.judged(user).stop - 1] - 1
     return np.concatenate([[target], drawn])
 

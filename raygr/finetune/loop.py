@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import TuningData, TuningExample
 from raygr.finetune.losses import TargetAnswers, free_loss, rounded, slots_loss, target_losses
@@ -107,7 +108,7 @@ def start_tuning(
 ) -> Tuning:
     """Builds the policy and the optimizer; `reward` replaces the configured task."""
     policy = build_policy(config, data, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    scaler = torch.amp.GradScaler(device.type, enabled=policy.dtype == torch.float16)
     scaler.scale(torch.zeros((), device=device))  # creates its state: a worker may have no users in its first step
     return Tuning(
         config=config,
@@ -148,6 +149,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
             answers = TargetAnswers(ratings_B1A, slots_rows(template, ratings_B1A), row_B1, teacher_BA)
             logits_BRTV = answer_logits(policy, batch, answers.rows)
             _, loss_B1 = target_losses(logits_BRTV, answers, template)
+            check_finite(tuning, loss_B1, "warm_start", progress.sft_step)
             tuning.scaler.scale(loss_B1.sum() / len(examples)).backward()
             loss_sum += loss_B1.detach().sum()
             del logits_BRTV, loss_B1  # frees memory for the next pass
@@ -179,7 +181,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
             rollouts = sample_rollouts(policy, batch, key, completions=config.completions, learn=True)
             users_BGA = standardised_users(progress.normalisation, rollouts.ratings_BGA)
             reward_BG = rewards_of(task, batch, users_BGA)
-            advantage_BGA = advantages_of(task, batch, users_BGA, reward_BG).to(tuning.device)
+            advantage_BGA = advantages_of(task, batch, users_BGA, reward_BG, examples).to(tuning.device)
             # loss (7) = (5) + lambda * (6), and its gradient
             with_kl = weights.kl or progress.step % WATCH_KL_EVERY == 0
             reference_BGTV = reference_logits(policy, batch, rollouts.rows) if with_kl else None
@@ -188,6 +190,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
                 losses = slots_loss(logits_BRTV, rollouts, advantage_BGA, template, weights, reference_BGTV)
             else:
                 losses = free_loss(logits_BRTV, rollouts, advantage_BGA, template, weights, reference_BGTV, targets)
+            check_finite(tuning, losses.total, "reinforcement", progress.step)
             tuning.scaler.scale(losses.total.sum() / len(examples)).backward()
             sums += step_sums(batch, rollouts, reward_BG, mrr_and_auc(task, batch, users_BGA), losses).to(tuning.device)
             del rollouts, logits_BRTV, reference_BGTV, losses  # frees memory for the next pass
@@ -265,6 +268,20 @@ def sum_gradients(tuning: Tuning) -> None:
     tuning.share.add_up(gradients)
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = gradient
+
+
+def check_finite(tuning: Tuning, loss: Tensor, stage: str, step: int) -> None:
+    """ConfigError where a loss is NaN or infinite: its gradient would destroy the adapter."""
+    if loss.isfinite().all():
+        return
+    config, dtype = tuning.config, str(tuning.policy.dtype).removeprefix("torch.")
+    name = "learning_rate" if stage == "reinforcement" else "warm_start_learning_rate"
+    rate = config.learning_rate if stage == "reinforcement" else config.warm_start_learning_rate
+    fp32 = "" if tuning.policy.dtype == torch.float32 else ", or precision: fp32"
+    raise ConfigError(
+        f"{name}: the model's logits are NaN or infinite in step {step + 1} of {stage}, in {dtype}, so the tuning "
+        f"stops before it loses the adapter: set {name} below {rate:g}{fp32}"
+    )
 
 
 def log_step(tuning: Tuning, line: dict[str, Any]) -> None:

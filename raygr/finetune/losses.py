@@ -5,6 +5,7 @@
 rating of 1 is conditioned on not being a `0`, because the `0` belongs to the rating.
 (7) adds them in three cases. All aspects were read: (5) plus the small lambda times (6). Some were read: (5) of the
 ratings that were read plus the large lambda times (6). None was read: cross-entropy to a teacher's answer alone.
+The settings can add a KL penalty, and a bonus for the entropy of the ratings, which the paper does not have.
 Every update is on policy: there is no ratio, no clipping, no second pass over the same rollouts, and advantages are not
 divided by their standard deviation.
 Shape letters: `B` prompts, `G` completions, `R` completions, then target answers, `A` aspects, `T` tokens,
@@ -31,6 +32,7 @@ class LossWeights(NamedTuple):
     format_read: float = 0.1  # lambda of (7) where all aspects were read
     format_unread: float = 1.0  # lambda of (7) where some were not read
     kl: float = 0.0
+    entropy: float = 0.0
 
 
 class LossParts(NamedTuple):
@@ -41,13 +43,14 @@ class LossParts(NamedTuple):
     format_reward: Tensor  # policy gradient of the format tokens (A.3)
     teacher: Tensor  # cross-entropy to the teacher's answer where no rating was read
     kl: Tensor  # KL penalty: weight times divergence
+    entropy_bonus: Tensor  # minus weight times the entropy of the ratings
     divergence: Tensor  # KL divergence to the reference policy; NaN where its logits were not given
     entropy: Tensor
 
     @property
     def total(self) -> Tensor:
         """(7) of each prompt, (B,)."""
-        return self.value + self.format + self.format_reward + self.teacher + self.kl
+        return self.value + self.format + self.format_reward + self.teacher + self.kl + self.entropy_bonus
 
 
 def slots_loss(
@@ -72,14 +75,16 @@ def slots_loss(
         reference = answer_log_probs(reference_BGTV, rollouts.rows, ratings_BGA, template)
         log_p, log_q = answer.rating_BRAQ.log_softmax(-1), reference.rating_BRAQ.log_softmax(-1)
         divergence_B = kl_divergence(log_p, log_q).mean((1, 2))
+    entropy_B = -(policy_BGAQ.exp() * policy_BGAQ).sum(-1).mean((1, 2))
     return LossParts(
         value=-(advantage_BGA.float() * chosen_BGA).mean(dim=(1, 2)),
         format=weights.format_read * format_loss(answer, template).mean(dim=1),
         format_reward=zero_B,
         teacher=zero_B,
         kl=weights.kl * divergence_B if weights.kl else zero_B,
+        entropy_bonus=-weights.entropy * entropy_B if weights.entropy else zero_B,
         divergence=divergence_B.detach(),
-        entropy=-(policy_BGAQ.exp() * policy_BGAQ).sum(-1).mean((1, 2)).detach(),
+        entropy=entropy_B.detach(),
     )
 
 
@@ -137,6 +142,9 @@ def free_loss(
         format_reward=weights.format_reward * (format_reward_BG * ~none_BG).mean(1),
         teacher=(teacher_BG * none_BG).mean(1),
         kl=weights.kl * divergence_B if weights.kl else zero_B,
+        entropy_bonus=-weights.entropy * rating_entropy(policy_BGTV, rollouts.aspect_BGT)
+        if weights.entropy
+        else zero_B,
         divergence=divergence_B.detach(),
         entropy=mean_of_kept(-(log_probs_BGTV.exp() * log_probs_BGTV).sum(-1), kept_BGT),
     )
@@ -147,8 +155,20 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
+def rating_entropy(logits_BGTV: Tensor, aspect_BGT: Tensor) -> Tensor:
+    """Mean entropy over the vocabulary where a rating's token is sampled, in nats, (B,); 0 where none was read.
+
+    Format tokens take no part: their entropy is not wanted.
+    """
+    is_rating_BGT = aspect_BGT >= 0
+    log_probs_XV = logits_BGTV[is_rating_BGT].log_softmax(dim=-1)
+    entropy_BGT = torch.zeros_like(logits_BGTV[..., 0])
+    entropy_BGT[is_rating_BGT] = -(log_probs_XV.exp() * log_probs_XV).sum(-1)
+    return mean_of_kept(entropy_BGT, is_rating_BGT)
+
+
 def mean_of_kept(values_BGT: Tensor, kept_BGT: Tensor) -> Tensor:
-    """Mean over the sampled tokens, (B,)."""
+    """Mean over the kept tokens, (B,)."""
     return (values_BGT * kept_BGT).sum((1, 2)) / kept_BGT.sum((1, 2)).clamp(min=1)
 
 

@@ -32,7 +32,7 @@ from raygr.finetune.sampling import Rollouts
 # Metrics of an evaluation. The common ones give all users the mean of all users' ratings, one answer for everybody.
 # The personal ones use ratings centred on that mean: all that a recommender gets, because it standardises users.
 METRICS = ("reward", "mrr", "auc", "common_mrr", "common_auc", "personal_mrr", "personal_auc", "valid")
-LOSS_PARTS = LossParts._fields[:5]  # without those that are only logged
+LOSS_PARTS = LossParts._fields[:6]  # without those that are only logged
 FEWEST_READINGS = 8  # ratings of an aspect that its statistics need
 # Answers split evenly between two neighbouring ratings have this standard deviation. A smaller one means a single
 # rating with exceptions: divided by it, one exception in 64 would lie eight deviations off and outweigh all other
@@ -54,6 +54,7 @@ class TuningTask(NamedTuple):
     """Whether `reward` is a user's own function, whose values are checked."""
     per_aspect_credit: bool
     value_reward: bool
+    contrast_weight: float
     items_IA: Tensor  # standardised, 0 where an item has no score
     item_mean: tuple[float, ...]
     item_std: tuple[float, ...]
@@ -72,6 +73,7 @@ def tuning_task(config: FinetuneConfig, items_IA: np.ndarray, reward: Reward | N
         is_own=reward is not None,
         per_aspect_credit=config.per_aspect_credit,
         value_reward=config.value_reward,
+        contrast_weight=config.contrast_weight,
         items_IA=standardised(torch.as_tensor(items_IA, dtype=torch.float64), mean_A, std_A),
         item_mean=tuple(mean_A.tolist()),
         item_std=tuple(std_A.tolist()),
@@ -99,18 +101,46 @@ def rewards_of(task: TuningTask, examples: Sequence[TuningExample], users_BGA: T
     return torch.stack([reward_of(task, one)(user_GA, *rewarded_items(task, one)) for one, user_GA in pairs])
 
 
-def advantages_of(task: TuningTask, examples: Sequence[TuningExample], users_BGA: Tensor, reward_BG: Tensor) -> Tensor:
-    """Advantage of every rating, (B, G, A): the completion's for each, or with `per_aspect_credit` the rating's own."""
+def advantages_of(
+    task: TuningTask,
+    examples: Sequence[TuningExample],
+    users_BGA: Tensor,
+    reward_BG: Tensor,
+    others: Sequence[TuningExample] = (),
+) -> Tensor:
+    """Advantage of every rating, (B, G, A): the completion's for each, or with `per_aspect_credit` the rating's own.
+
+    With a contrast, each reward is reduced by `contrast_weight` times its mean on the items of `others`. These are
+    users of the step, whose own row is left out; the advantage is linear in the reward, so it is reduced instead.
+    """
     if not task.value_reward:
         return torch.zeros_like(users_BGA)
-    if not task.per_aspect_credit:
-        return torch.stack([leave_one_out_advantage(reward_G) for reward_G in reward_BG])[..., None].expand_as(
+    if task.per_aspect_credit:
+        own = [advantages_on(task, one, user_GA) for one, user_GA in zip(examples, users_BGA, strict=True)]
+        own_BGA = torch.stack(own)
+    else:
+        own_BGA = torch.stack([leave_one_out_advantage(reward_G) for reward_G in reward_BG])[..., None].expand_as(
             users_BGA
         )
-    pairs = zip(examples, users_BGA, strict=True)
-    return torch.stack(
-        [aspect_credit(user_GA, *rewarded_items(task, one), reward_of(task, one)) for one, user_GA in pairs]
-    )
+    if not task.contrast_weight:
+        return own_BGA
+    sum_BGA, number_B = torch.zeros_like(users_BGA), torch.zeros(len(examples))
+    user_B = torch.tensor([one.user_index for one in examples])
+    for other in others:
+        is_other_B = user_B != other.user_index
+        sum_BGA += advantages_on(task, other, users_BGA) * is_other_B[:, None, None]
+        number_B += is_other_B
+    return own_BGA - task.contrast_weight * sum_BGA / number_B.clamp(min=1)[:, None, None]
+
+
+def advantages_on(task: TuningTask, example: TuningExample, users_XGA: Tensor) -> Tensor:
+    """Advantages of any users' ratings, (..., G, A), by the reward on the items of one user."""
+    items_CA, relevant_C = rewarded_items(task, example)
+    reward = reward_of(task, example)
+    if task.per_aspect_credit:
+        return aspect_credit(users_XGA, items_CA, relevant_C, reward)
+    reward_XG = reward(users_XGA.flatten(0, -2), items_CA, relevant_C).view(users_XGA.shape[:-1])
+    return leave_one_out_advantage(reward_XG)[..., None].expand_as(users_XGA)
 
 
 def mrr_and_auc(task: TuningTask, examples: Sequence[TuningExample], users_BGA: Tensor) -> tuple[Tensor, Tensor]:

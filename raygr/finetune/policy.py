@@ -45,7 +45,8 @@ from raygr.finetune.sampling import (
     slots_rollouts,
 )
 
-FARTHEST_FP32, FARTHEST_FP16 = 0.01, 0.3  # allowed differences of a log-probability; wrong ones differ by several
+# allowed differences of a log-probability; wrong ones differ by several
+FARTHEST = {torch.float32: 0.01, torch.float16: 0.3, torch.bfloat16: 1.0}
 
 
 class Policy(NamedTuple):
@@ -55,6 +56,8 @@ class Policy(NamedTuple):
     template: AnswerTemplate
     names: tuple[str, ...]
     device: torch.device
+    dtype: torch.dtype
+    """Of the passes; the adapter's weights are fp32."""
     base_answers: dict[int, list[float]]
     """By user_index: ratings of the bare model in slots, the teacher of a user without one; filled as needed."""
     reference: dict[str, Tensor]
@@ -67,8 +70,8 @@ class Policy(NamedTuple):
 
 
 def build_policy(config: FinetuneConfig, data: TuningData, device: torch.device) -> Policy:
-    """The frozen model (fp16 on CUDA, else fp32) with a LoRA adapter in fp32, fresh or loaded from `config.adapter`."""
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    """The frozen model in `pass_dtype` with a LoRA adapter in fp32, fresh or loaded from `config.adapter`."""
+    dtype = pass_dtype(config, device)
     base: Any = AutoModelForCausalLM.from_pretrained(data.model, dtype=dtype, attn_implementation=register_attention())
     base = base.to(device)
     # cuDNN plans every new shape, for milliseconds per layer, and the shapes change with every step
@@ -79,13 +82,20 @@ def build_policy(config: FinetuneConfig, data: TuningData, device: torch.device)
         load_start(model, config.adapter)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    check_passes(config, model, data.train[0].prompt_ids)
+    check_passes(config, model, data.train[0].prompt_ids, dtype)
     tokenizer = AutoTokenizer.from_pretrained(data.model)
-    return Policy(config, model, tokenizer, data.template, data.names, device, {}, {})
+    return Policy(config, model, tokenizer, data.template, data.names, device, dtype, {}, {})
+
+
+def pass_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
+    """The type of the frozen model and of its passes: bf16 has the range of fp32, so fp16 is for older GPUs."""
+    if device.type != "cuda" or config.precision == "fp32":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 @torch.no_grad()
-def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ...]) -> None:
+def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ...], dtype: torch.dtype) -> None:
     """ConfigError where passes that share a prompt do not give the log-probabilities of plain passes.
 
     Attention can be shared only if it depends on nothing but the mask: no recurrent layers, no learned sinks.
@@ -96,8 +106,7 @@ def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ..
         raise ConfigError(f"llm: {config.llm} has layers of {', '.join(sorted(unknown))}, which cannot be tuned here")
     prompts, device = [prompt[:-2], prompt[:-4]], model.device
     ids_BRT = torch.tensor([prompt[-2:], prompt[-4:-2]], device=device)[:, None]
-    is_fp16 = device.type == "cuda"
-    with torch.autocast(device.type, dtype=torch.float16, enabled=is_fp16), model.disable_adapter():
+    with autocast(device, dtype), model.disable_adapter():
         shared = completion_logits(model, prefill(model, prompts), TokenRows(ids_BRT, torch.ones_like(ids_BRT) > 0))
         base.set_attn_implementation("eager")
         plain = base(torch.tensor([prompt], device=device), logits_to_keep=5, use_cache=False).logits[0, :-1].float()
@@ -105,7 +114,7 @@ def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ..
     expected = torch.stack([plain[2:], plain[:2]]).log_softmax(-1)
     likeliest = expected.argmax(-1, keepdim=True)
     off = (shared[:, 0].log_softmax(-1).gather(-1, likeliest) - expected.gather(-1, likeliest)).abs().max().item()
-    if not off < (FARTHEST_FP16 if is_fp16 else FARTHEST_FP32):
+    if not off < FARTHEST[dtype]:
         raise ConfigError(
             f"llm: {config.llm} cannot be tuned: its attention is of a kind that shared prompts do not keep "
             f"(log-probabilities are off by {off:.2g}); choose another model"
@@ -136,15 +145,16 @@ def loss_weights(config: FinetuneConfig) -> LossWeights:
         format_read=on * config.lambda_format_read,
         format_unread=on * config.lambda_format_unread,
         kl=config.kl_weight,
+        entropy=config.entropy_weight,
     )
 
 
-def autocast(policy: Policy) -> torch.autocast:
-    """fp16 autocast on CUDA. Each pass takes a new one.
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to bf16 or fp16; fp32 passes have none. Each pass takes a new one.
 
     An autocast keeps cast copies of the weights, and copies made without gradients must not serve a pass that has them.
     """
-    return torch.autocast(policy.device.type, dtype=torch.float16, enabled=policy.device.type == "cuda")
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def prefill_prompts(policy: Policy, examples: Sequence[TuningExample]) -> PromptCache:
@@ -159,14 +169,14 @@ def sample_rollouts(
     `learn`: keep the gradients of the prefill, and of the logits of slots, where the loss can reuse them.
     """
     learn, template = learn and policy.reuses_prefill, policy.template
-    with autocast(policy), torch.set_grad_enabled(learn):
+    with autocast(policy.device, policy.dtype), torch.set_grad_enabled(learn):
         prompts = prefill_prompts(policy, examples)
     is_slots, temperature = policy.config.rollouts == "slots", policy.config.temperature
     shape = (completions, len(policy.names) if is_slots else free_places(template))
     # from `key` and the user, so the same in every batch
     drawn = [np.random.default_rng([*key, example.user_index]).random(shape) for example in examples]
     uniform = torch.as_tensor(np.stack(drawn), dtype=torch.float32, device=policy.device)
-    with autocast(policy), torch.set_grad_enabled(learn):
+    with autocast(policy.device, policy.dtype), torch.set_grad_enabled(learn):
         if is_slots:
             sampled = sample_slots(policy.model, prompts, template, uniform, temperature)
             rollouts = slots_rollouts(template, sampled.ratings_BGA, sampled.logits_BGTV)
@@ -183,7 +193,7 @@ def likeliest_ratings(policy: Policy, examples: Sequence[TuningExample]) -> Tens
     In slots the expected rating at each slot after the most likely ratings before it; in free rollouts the ratings in
     the text of the most likely tokens.
     """
-    with autocast(policy):
+    with autocast(policy.device, policy.dtype):
         prompts = prefill_prompts(policy, examples)
         if policy.config.rollouts == "slots":
             probabilities_BAQ = sample_slots(policy.model, prompts, policy.template).probabilities_BGAQ[:, 0]
@@ -198,7 +208,7 @@ def answer_logits(
     """Logits of answers with gradients, (B, R, T, V) in fp32; `prompts`: a prefill to continue from."""
     config, model = policy.config, policy.model
     model.train(config.gradient_checkpointing or config.lora_dropout > 0)
-    with autocast(policy):
+    with autocast(policy.device, policy.dtype):
         if config.gradient_checkpointing:
             logits = packed_logits(model, [example.prompt_ids for example in examples], rows)
         else:
@@ -233,7 +243,7 @@ def probed_log_probs(policy: Policy, examples: Sequence[TuningExample]) -> Tenso
 @torch.no_grad()
 def reference_logits(policy: Policy, examples: Sequence[TuningExample], rows: TokenRows) -> Tensor:
     """Logits of the policy at the start of reinforcement learning."""
-    with reference_adapter(policy), autocast(policy):
+    with reference_adapter(policy), autocast(policy.device, policy.dtype):
         return completion_logits(policy.model, prefill_prompts(policy, examples), rows)
 
 
@@ -271,7 +281,7 @@ def teacher_ratings(policy: Policy, examples: Sequence[TuningExample]) -> Tensor
     """Ratings of each user's teacher, (B, A); the bare model's likeliest ratings in slots where there is no teacher."""
     missing = [one for one in examples if one.teacher_A is None and one.user_index not in policy.base_answers]
     if missing:
-        with torch.no_grad(), autocast(policy), policy.model.disable_adapter():
+        with torch.no_grad(), autocast(policy.device, policy.dtype), policy.model.disable_adapter():
             answers = sample_slots(policy.model, prefill_prompts(policy, missing), policy.template)
         ratings = answers.ratings_BGA[:, 0].tolist()
         policy.base_answers.update(zip([one.user_index for one in missing], ratings, strict=True))

@@ -1,7 +1,8 @@
 """Rewards, advantages, and format marks of completions.
 
 `Reward` describes a reward function, the configured ones and a user's own. This module needs numpy and torch alone.
-Shape letters: `B` users of a batch, `G` completions, `A` aspects, `C` candidates, `T` tokens.
+Shape letters: `B` users of a batch, `G` completions, `A` aspects, `C` candidates, `T` tokens. `X` are groups of
+completions: none for one user's, or B.
 """
 
 import re
@@ -100,18 +101,18 @@ def mean_of_others(values: Tensor, dim: int = 0) -> Tensor:
     return (values.sum(dim, keepdim=True) - values) / max(values.shape[dim] - 1, 1)
 
 
-def leave_one_out_advantage(reward_G: Tensor) -> Tensor:
-    """Reward minus the mean reward of the user's other completions; 0 for a group of one."""
-    return reward_G - mean_of_others(reward_G) if len(reward_G) > 1 else torch.zeros_like(reward_G)
+def leave_one_out_advantage(reward_XG: Tensor) -> Tensor:
+    """Reward minus the mean reward of the user's other completions, (..., G); 0 for a group of one."""
+    return reward_XG - mean_of_others(reward_XG, dim=-1) if reward_XG.shape[-1] > 1 else torch.zeros_like(reward_XG)
 
 
-def aspect_credit(user_GA: Tensor, items_CA: Tensor, relevant_C: Tensor, reward: Reward) -> Tensor:
-    """Advantage of each rating, (G, A): the reward that is lost with the other completions' mean in its place."""
-    g, a = user_GA.shape
-    mean_GA = mean_of_others(user_GA)
-    changed_GAA = torch.where(torch.eye(a, dtype=torch.bool, device=user_GA.device), mean_GA[:, None], user_GA[:, None])
-    changed_GA = reward(changed_GAA.reshape(g * a, a), items_CA, relevant_C).view(g, a)
-    return reward(user_GA, items_CA, relevant_C)[:, None] - changed_GA
+def aspect_credit(users_XGA: Tensor, items_CA: Tensor, relevant_C: Tensor, reward: Reward) -> Tensor:
+    """Advantage of each rating, (..., G, A): the reward that is lost with the other completions' mean in its place."""
+    a = users_XGA.shape[-1]
+    is_changed_AA = torch.eye(a, dtype=torch.bool, device=users_XGA.device)
+    changed_XGAA = torch.where(is_changed_AA, mean_of_others(users_XGA, dim=-2)[..., None, :], users_XGA[..., None, :])
+    changed_XGA = reward(changed_XGAA.reshape(-1, a), items_CA, relevant_C).view(users_XGA.shape)
+    return reward(users_XGA.reshape(-1, a), items_CA, relevant_C).view(users_XGA.shape[:-1])[..., None] - changed_XGA
 
 
 def token_advantages(advantage_BGA: Tensor, aspect_BGT: Tensor, correct_BGT: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ LOSS_PARTS = {
     "format_reward": "format's reward",
     "teacher": "teacher's answer",
     "kl": "KL, weighted",
+    "entropy_bonus": "entropy, weighted",
 }
 STEP_FIGURES = {
     "reward": "reward",
@@ -204,7 +205,7 @@ def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Step], figu
     rewards = [held_out_curve(evaluations, "reward", "held-out users"), step_curve(trained, "reward", "training users")]
     metrics = [held_out_curve(evaluations, metric, METRICS[metric]) for metric in ("mrr", "auc", "personal_auc")]
     parts = [line["losses"] | {"step": line["step"]} for line in trained]
-    used = [name for name in LOSS_PARTS if any(line[name] for line in parts)]
+    used = [name for name in LOSS_PARTS if any(line.get(name) for line in parts)]
     nats, answers = ([step_curve(trained, n, STEP_FIGURES[n]) for n in pair] for pair in (NATS, ANSWERS))
     return [
         chart("Reward by step", rewards, f"{figure_id}-reward"),

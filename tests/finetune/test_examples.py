@@ -1,6 +1,7 @@
 """Prompts end before the interactions of the reward; users are drawn by seed; bad inputs are refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,16 @@ import pytest
 from toy_data import random_scores, walks, write_csv, write_prepared, write_score_run
 
 from raygr.config import ConfigError, check_config
+from raygr.data.interactions import Interactions, read_interactions
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import TuningData, TuningExample, like_threshold, load_tuning_data
+from raygr.finetune.examples import (
+    TuningData,
+    TuningExample,
+    cut_histories,
+    draw_candidates,
+    like_threshold,
+    load_tuning_data,
+)
 from raygr.finetune.metrics import tuning_task
 from raygr.score.aspects import load_aspects
 from raygr.score.subjects import encoder_of, prompt_settings
@@ -123,6 +132,49 @@ def test_what_is_liked_follows_the_rating_range(toy: Path, low: float, high: flo
         like_threshold(settings(toy, like_threshold=11), (low, high))
 
 
+def test_liked_is_what_the_user_rates_above_the_train_mean_of_the_item():
+    """Item 1 has the train ratings 5, 5 and 2, mean 4; item 2 has 2 and 1; item 3 has one; items 4 and 5 have none."""
+    nan = float("nan")
+    user_N = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    item_N = np.array([1, 2, 4, 1, 2, 1, 1, 3, 5])
+    rating_N = np.array([5.0, 2, 5, 5, 1, 4, 2, 5, nan])
+    split_N = np.array(["train", "train", "test", "train", "train", "validation", "train", "train", "train"])
+    data = Interactions(user_N, item_N, rating_N, split_N, users=3, items=5)
+    config = FinetuneConfig(output="o", data="d", item_scores="s", aspects="a", liked_by="item_mean", keep_out=1)
+    found = cut_histories(config, data, (1, 5))
+    assert found.liked_N.tolist() == [True, True, False, True, False, False, False, False, False]
+    assert found.popularity_I.tolist() == [3, 2, 1, 0, 1]
+    by_rating = cut_histories(replace(config, liked_by="rating"), data, (1, 5))
+    assert by_rating.liked_N.tolist() == [True, False, True, True, False, True, False, True, False]
+
+
+def test_candidates_by_popularity_leave_popularity_little_to_gain(toy: Path):
+    """The user's own items, often popular ones, are no candidates, so a little is left to gain."""
+    generator = np.random.default_rng(0)
+    share_I = np.arange(1, 61) ** -0.8
+    histories = [(1 + generator.choice(60, 10, replace=False, p=share_I / share_I.sum())).tolist() for _ in range(1500)]
+    data = read_interactions(write_prepared(toy / "skewed", histories, items=60))
+    for draw, lowest, highest in (("uniform", 0.7, 1.0), ("popularity", 0.45, 0.62)):
+        config = settings(toy, candidate_draw=draw, candidate_items=5)
+        cut = cut_histories(config, data, (1, 5))
+        drawn_UC = np.stack([draw_candidates(config, cut, user) for user in range(1500)])
+        count_UC = cut.popularity_I[drawn_UC]
+        auc = (np.sign(count_UC[:, :1] - count_UC[:, 1:]) / 2 + 0.5).mean()
+        assert lowest < auc < highest, f"{draw}: {auc}"
+        assert all(len(set(row)) == 6 for row in drawn_UC.tolist())
+
+
+def test_candidates_by_popularity_are_items_with_train_interactions(toy: Path):
+    config = settings(toy, candidate_draw="popularity", candidate_items=3)
+    cut = cut_histories(config, read_interactions(config.data), (1, 5))
+    own = set(cut.own_items(0).tolist())
+    others = [item for item in range(ITEMS) if item not in own]
+    cut = cut._replace(popularity_I=np.where(np.isin(np.arange(ITEMS), others[:3]), 1, 0))
+    assert set(draw_candidates(config, cut, 0)[1:].tolist()) == set(others[:3])
+    with pytest.raises(ConfigError, match=r"candidate_items: 4 are more than the 3 items .*candidate_draw: popularity"):
+        draw_candidates(replace(config, candidate_items=4), cut, 0)
+
+
 def test_a_teacher_table_may_miss_users_and_they_are_counted(toy: Path):
     train, held_out = users_of(load_tuning_data(settings(toy)))
     ratings = {f"u{user}": [float(1 + user % 10)] * len(NAMES) for user in [*train[1:], *held_out]}
@@ -193,6 +245,16 @@ def test_a_teacher_that_saw_held_out_interactions_is_refused(toy: Path):
         ({"lambda_format_unread": 0.5}, "lambda_format_unread: no effect on rollouts: slots"),
         ({"teacher": "profile"}, "teacher: no effect on rollouts: slots without warm_start_epochs"),
         ({"format_reward": False, "lambda_format_read": 0.5}, "lambda_format_read: no effect without format_reward"),
+        ({"liked_by": "item_mean", "like_threshold": 3.0}, "like_threshold: no effect on liked_by: item_mean"),
+        (
+            {"rollouts": "free", "value_reward": False, "contrast_weight": 1.0},
+            "contrast_weight: no effect without value_reward",
+        ),
+        (
+            {"teacher": "profile", "warm_start_epochs": 1, "epochs": 0, "contrast_weight": 1.0, "entropy_weight": 0.1},
+            "contrast_weight, entropy_weight: no effect without epochs of reinforcement",
+        ),
+        ({"contrast_weight": 1.0, "batch_size": 1}, "batch_size * accumulation must be 2 or more"),
     ],
 )
 def test_contradictions_are_refused_in_one_line(changes: dict[str, Any], message: str):

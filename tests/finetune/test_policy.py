@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny_policy import SMALL_VOCABULARY, SPLIT, naive_rating_log_probs, save_tiny_llama, toy_config, toy_inputs
 
 from raygr.finetune.examples import TuningExample
-from raygr.finetune.policy import Policy, adapter_weights, build_policy, likeliest_ratings, teacher_ratings
+from raygr.finetune.policy import Policy, adapter_weights, build_policy, likeliest_ratings, pass_dtype, teacher_ratings
 
 CPU = torch.device("cpu")
 
@@ -40,6 +41,21 @@ def test_without_a_teacher_the_bare_models_structured_answer_teaches(tmp_path):
     assert policy.base_answers == {example.user_index: answer for example, answer in zip(examples, own, strict=False)}
     tuned = likeliest_ratings(policy, examples)[:2].round()
     assert (tuned != torch.tensor(own)).any()  # the adapter changes the answers
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "precision", "expected"),
+    [
+        ("cpu", True, "auto", torch.float32),
+        ("cuda", True, "auto", torch.bfloat16),
+        ("cuda", False, "auto", torch.float16),
+        ("cuda", True, "fp32", torch.float32),
+    ],
+)
+def test_passes_are_in_bf16_where_the_card_has_it(monkeypatch, device, has_bf16, precision, expected):
+    """A card that only emulates bf16 does not have it."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *, including_emulation: has_bf16 or including_emulation)
+    assert pass_dtype(toy_config(precision=precision), torch.device(device)) == expected
 
 
 def test_the_bare_model_is_asked_once_per_user(tmp_path):

@@ -15,6 +15,7 @@ from raygr.finetune.losses import (
     is_canonical,
     log_complement,
     loss_rows,
+    rating_entropy,
     sampled_log_probs,
     slots_loss,
     soft_ratings,
@@ -205,6 +206,42 @@ def test_the_kl_divergence_is_zero_at_the_base_and_its_weight_adds_to_the_loss()
     parts = slots_loss(logits, rollouts, advantage, SPLIT, weights, torch.zeros_like(logits))
     assert parts.divergence.item() > 0
     assert parts.total.item() == pytest.approx(2 * parts.divergence.item())
+
+
+def test_the_entropy_bonus_worked_by_hand():
+    """Two equally likely ratings at the first slot, log 2 nats, and ten at the second, log 10."""
+    rollouts = slots_rollouts(JOINED, torch.tensor([[[2, 3]]]))
+    logits = torch.zeros(1, 1, JOINED.places, 100)
+    first, second = JOINED.first_A
+    logits[0, 0, first, 2:4] = 50.0
+    logits.requires_grad_()
+    parts = slots_loss(logits, rollouts, torch.zeros(1, 1, 2), JOINED, LossWeights(entropy=0.5, format_read=0.0), None)
+    expected = (np.log(2) + np.log(10)) / 2
+    assert parts.entropy.item() == pytest.approx(expected, rel=1e-5)
+    assert parts.total.item() == parts.entropy_bonus.item() == pytest.approx(-0.5 * expected, rel=1e-5)
+    pushed = logits.detach().clone()
+    pushed[0, 0, second, 5] = 1.0  # a rating that became more likely than the others
+    pushed.requires_grad_()
+    slots_loss(pushed, rollouts, torch.zeros(1, 1, 2), JOINED, LossWeights(entropy=0.5), None).total.sum().backward()
+    slope = pushed.grad[0, 0, second, list(range(1, 10))]
+    assert slope[4] > 0 and (slope[[0, 1, 2, 3, 5, 6, 7, 8]] < 0).all()  # a step of descent evens them out
+    parts = slots_loss(logits, rollouts, torch.zeros(1, 1, 2), JOINED, LossWeights(format_read=0.0), None)
+    assert parts.entropy_bonus.item() == parts.total.item() == 0
+
+
+def test_the_entropy_bonus_of_free_completions_is_of_their_ratings_alone():
+    rollouts = free_case([TEXTS[1], TEXTS[2]])  # one rating is read, at one token
+    logits = torch.zeros(1, 2, rollouts.rows.ids_BRT.shape[2], 49_152)
+    [place] = (rollouts.aspect_BGT[0, 0] == 0).nonzero().flatten().tolist()
+    logits[0, 0, place, :4] = 50.0
+    entropy = rating_entropy(logits, rollouts.aspect_BGT)
+    assert entropy.tolist() == pytest.approx([np.log(4)], rel=1e-5)
+    assert rating_entropy(logits, rollouts.aspect_BGT.clamp(max=-1)).tolist() == [0]
+    weights = LossWeights(format_reward=0.0, format_read=0.0, format_unread=0.0, entropy=0.1)
+    rollouts = free_case([TEXTS[0]])
+    logits = torch.zeros(1, 1, rollouts.rows.ids_BRT.shape[2], 49_152)
+    parts = free_loss(logits, rollouts, torch.zeros(1, 1, 2), template(), weights, None, None)
+    assert parts.total.item() == parts.entropy_bonus.item() == pytest.approx(-0.1 * np.log(49_152), rel=1e-5)
 
 
 def test_a_teachers_rating_between_two_is_shared_by_them():

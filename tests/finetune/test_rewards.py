@@ -81,6 +81,13 @@ def test_an_aspects_credit_is_the_loss_when_the_others_mean_replaces_it():
             assert credit[g, a].item() == pytest.approx((one_by_one[0] - one_by_one[1]).item())
 
 
+def test_groups_side_by_side_have_the_credits_and_advantages_of_each_alone():
+    groups_BGA = torch.stack([USERS_GA, USERS_GA.flip(0) + 1])
+    together = aspect_credit(groups_BGA, ITEMS_CA, FIRST_C, reciprocal_rank)
+    assert together.tolist() == [aspect_credit(one, ITEMS_CA, FIRST_C, reciprocal_rank).tolist() for one in groups_BGA]
+    assert leave_one_out_advantage(torch.tensor([[1.0, 0.0], [0.0, 4.0]])).tolist() == [[1.0, -1.0], [-4.0, 4.0]]
+
+
 def test_token_advantages_worked_by_hand():
     # completion 0: format token in format, value of aspect 1, format token out of format, padding
     # completion 1: value of aspect 0, format token in format, the same, the same

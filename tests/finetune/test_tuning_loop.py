@@ -38,6 +38,7 @@ from raygr.finetune.losses import free_loss
 from raygr.finetune.metrics import METRICS, advantages_of, keep_best_by, rewards_of, standardised_users
 from raygr.finetune.policy import (
     adapter_state,
+    adapter_weights,
     load_adapter_state,
     loss_weights,
     reference_logits,
@@ -346,6 +347,23 @@ def test_an_adapter_that_answers_alike_for_all_is_not_kept_for_its_reward(folder
     monkeypatch.setattr("raygr.finetune.loop.evaluate", lambda tuning, examples: {"metrics": next(values)})
     tuning = run(tuning_of(folder, epochs=1, keep_best_by=metric))
     assert tuning.progress.best_step == (0 if metric == "personal_mrr" else tuning.progress.step)
+
+
+@pytest.mark.parametrize("stage", ["reinforcement", "warm_start"])
+def test_logits_that_are_not_numbers_stop_the_run_with_the_step_and_what_to_try(folder, stage: str):
+    tuning = tuning_of(folder, warm_start_epochs=int(stage == "warm_start"), epochs=2, learning_rate=0.5)
+    steps = tune(tuning)
+    while not any(line["stage"] == stage for line in tuning.progress.lines):
+        next(steps)
+    with torch.no_grad():
+        next(iter(adapter_weights(tuning.model).values())).fill_(float("nan"))
+    with pytest.raises(ConfigError) as caught:
+        list(steps)
+    name, rate = ("learning_rate", 0.5) if stage == "reinforcement" else ("warm_start_learning_rate", 0.01)
+    assert str(caught.value) == (
+        f"{name}: the model's logits are NaN or infinite in step 2 of {stage}, in float32, so the tuning stops "
+        f"before it loses the adapter: set {name} below {rate:g}"
+    )
 
 
 def test_an_epoch_sees_every_user_once_in_its_own_order(folder):
