@@ -232,7 +232,7 @@ def probed_log_probs(policy: Policy, examples: Sequence[TuningExample]) -> Tenso
     wanted_X = torch.cat([end_A - place for place in range(template.width, 0, -1)])
     prompts = [example.prompt_ids for example in examples]
     model.train(learn and (config.gradient_checkpointing or config.lora_dropout > 0))
-    with autocast(policy):
+    with autocast(policy.device, policy.dtype):
         cached = not (learn and config.gradient_checkpointing)
         logits_BXV = tail_logits(model, prompts, tails, wanted_X, cached=cached)
     model.eval()

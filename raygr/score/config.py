@@ -82,7 +82,9 @@ class HttpConfig:
     budget_cost: float | None = Field(default=None, gt=0)
     """The same for money, in the currency of the prices."""
     price_per_million_input: float = Field(default=0.0, ge=0)
+    """Price of a million tokens of prompts, in any currency."""
     price_per_million_output: float = Field(default=0.0, ge=0)
+    """Price of a million tokens of answers."""
     leave_out_failed: bool = False
     """Finish the run without answers to the prompts whose requests failed after all retries; the default ends it
     unfinished."""

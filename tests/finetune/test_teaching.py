@@ -36,7 +36,7 @@ def policy_of(template: AnswerTemplate, **changes: Any) -> Policy:
     model = tiny_policy()
     if config.gradient_checkpointing:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(config, model, None, template, NAMES, CPU, {}, {})
+    return Policy(config, model, None, template, NAMES, CPU, torch.float32, {}, {})
 
 
 def engine_reading(model: torch.nn.Module, prompt: tuple[int, ...], template: AnswerTemplate) -> np.ndarray:
