@@ -4,8 +4,9 @@ The expected rating is read at the token where a rating starts: the mean of the 
 that the server gives (`top_logprobs`), weighted by their probabilities. A rating outside the alternatives counts as
 impossible. Where a tokenizer splits `10`, the probability of the token `1` belongs to 1 and 10 together. The next
 token's alternatives divide it where the answer itself says 1 or 10; elsewhere nothing divides it, and it is left out of
-the mean. (With vLLM in actors, engine.py asks for the missing probability.) Without alternatives, or where one token
-joins the rating with other text, the expected rating is the rating itself.
+the mean. (With vLLM in actors, engine.py asks for the missing probability.) Where the server forces a format, its
+probabilities are those that the format leaves: `15` is impossible then, so 10 is more probable than to engine.py.
+Without alternatives, or where one token joins the rating with other text, the expected rating is the rating itself.
 """
 
 import bisect
