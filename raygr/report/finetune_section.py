@@ -110,7 +110,7 @@ def taught_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
     """A finetune run of items: agreement of the held-out items with the teacher, and the loss by step."""
     found = read_json(join(path, METRICS_FILE))
     text = (
-        f"{found['taught']} items were taught the scores of {config['item_scores']} in {config['epochs']} passes; the "
+        f"{found['taught']} items were taught the scores of {config['item_scores']}, epochs: {config['epochs']}; the "
         f"figures are of {found['held_out']} held-out items, before and after. They also chose the step, so “after” is "
         "a little too high. Error is the mean absolute error; the mean guess is the taught items' mean for all items. "
         "Bias is the mean score minus the teacher's, 0 where calibrated; slope is that of the teacher's scores on "
