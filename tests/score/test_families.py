@@ -201,7 +201,7 @@ def test_a_model_whose_passes_can_share_a_prompt_is_taken(name):
     model, prompt = family_policy(name), short_prompts()[0]
     with torch.no_grad():
         before = model(torch.tensor([prompt]), use_cache=False).logits
-        check_passes(toy_config(), model, prompt)
+        check_passes(toy_config(), model, prompt, torch.float32)
         after = model(torch.tensor([prompt]), use_cache=False).logits
     assert model.get_base_model().config._attn_implementation == register_attention()
     torch.testing.assert_close(after, before, atol=0, rtol=0)
@@ -231,7 +231,7 @@ def test_a_model_with_attention_of_another_kind_is_refused(config, message):
             torch.nn.init.ones_(weight)
     lora = LoraConfig(r=4, target_modules=["o_proj"], task_type="CAUSAL_LM")
     with pytest.raises(ConfigError, match=message):
-        check_passes(toy_config(), get_peft_model(model, lora).eval(), tuple(range(20, 40)))
+        check_passes(toy_config(), get_peft_model(model, lora).eval(), tuple(range(20, 40)), torch.float32)
 
 
 def test_targets_that_a_model_does_not_have_are_refused():
