@@ -9,7 +9,7 @@ Shape letters: `B` users of a batch, `U` users, `G` completions, `A` aspects, `T
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -138,27 +138,10 @@ def tune(tuning: Tuning) -> Iterator[bool]:
     taught = [example for example in data.train if example.teacher_A is not None]
     epoch_steps = steps_per_epoch(config, taught)
     steps = config.warm_start_epochs * epoch_steps
+    rate = config.warm_start_learning_rate
     while progress.sft_step < steps:
-        started, loss_sum = time.perf_counter(), torch.zeros(1, dtype=torch.float64, device=tuning.device)
-        examples = step_examples(config, taught, progress.sft_step, SFT_ORDER)
-        seed_dropout(tuning, progress.sft_step)
-        for batch in own_batches(tuning, examples):
-            teacher_BA = teacher_ratings(policy, batch)
-            ratings_B1A = rounded(teacher_BA).long()[:, None]
-            row_B1 = torch.zeros(ratings_B1A.shape[:2], dtype=torch.long, device=tuning.device)
-            answers = TargetAnswers(ratings_B1A, slots_rows(template, ratings_B1A), row_B1, teacher_BA)
-            logits_BRTV = answer_logits(policy, batch, answers.rows)
-            _, loss_B1 = target_losses(logits_BRTV, answers, template)
-            check_finite(tuning, loss_B1, "warm_start", progress.sft_step)
-            tuning.scaler.scale(loss_B1.sum() / len(examples)).backward()
-            loss_sum += loss_B1.detach().sum()
-            del logits_BRTV, loss_B1  # frees memory for the next pass
-        rate = config.warm_start_learning_rate * learning_rate_at(progress.sft_step, steps, config.warmup_ratio)
-        norm = optimizer_step(tuning, rate)
+        sft_step(tuning, taught, answer_loss, "warm_start", progress.sft_step, steps, rate)
         progress.sft_step += 1
-        loss = float(tuning.share.total(loss_sum)) / len(examples)
-        line = {"stage": "warm_start", "step": progress.sft_step, "learning_rate": rate, "gradient_norm": norm}
-        log_step(tuning, line | {"loss": loss, "seconds": time.perf_counter() - started})
         if progress.sft_step == steps:
             evaluate_and_keep_best(tuning, "warm_start", may_be_best=True)
         yield progress.sft_step % epoch_steps == 0
@@ -204,6 +187,41 @@ def tune(tuning: Tuning) -> Iterator[bool]:
         if evaluate_now:
             evaluate_and_keep_best(tuning, "reinforcement", may_be_best=True)
         yield evaluate_now
+
+
+def sft_step(
+    tuning: Tuning,
+    taught: list[TuningExample],
+    loss_of: Callable[[Policy, list[TuningExample]], Tensor],
+    stage: str,
+    step: int,
+    steps: int,
+    highest_rate: float,
+) -> None:
+    """Takes and logs one optimizer step of SFT, the one after `step` of `steps`; `loss_of` gives a loss per example."""
+    started, loss_sum = time.perf_counter(), torch.zeros(1, dtype=torch.float64, device=tuning.device)
+    examples = step_examples(tuning.config, taught, step, SFT_ORDER)
+    seed_dropout(tuning, step)
+    for batch in own_batches(tuning, examples):
+        losses = loss_of(tuning.policy, batch)
+        check_finite(tuning, losses, stage, step)
+        tuning.scaler.scale(losses.sum() / len(examples)).backward()
+        loss_sum += losses.detach().sum()
+        del losses  # frees memory for the next pass
+    rate = highest_rate * learning_rate_at(step, steps, tuning.config.warmup_ratio)
+    norm = optimizer_step(tuning, rate)
+    loss = float(tuning.share.total(loss_sum)) / len(examples)
+    line = {"stage": stage, "step": step + 1, "learning_rate": rate, "gradient_norm": norm}
+    log_step(tuning, line | {"loss": loss, "seconds": time.perf_counter() - started})
+
+
+def answer_loss(policy: Policy, batch: list[TuningExample]) -> Tensor:
+    """Cross-entropy of whole answers to the teacher's, (B, 1)."""
+    teacher_BA = teacher_ratings(policy, batch)
+    ratings_B1A = rounded(teacher_BA).long()[:, None]
+    row_B1 = torch.zeros(ratings_B1A.shape[:2], dtype=torch.long, device=policy.device)
+    answers = TargetAnswers(ratings_B1A, slots_rows(policy.template, ratings_B1A), row_B1, teacher_BA)
+    return target_losses(answer_logits(policy, batch, answers.rows), answers, policy.template)[1]
 
 
 def steps_per_epoch(config: FinetuneConfig, examples: list[TuningExample]) -> int:
@@ -275,8 +293,8 @@ def check_finite(tuning: Tuning, loss: Tensor, stage: str, step: int) -> None:
     if loss.isfinite().all():
         return
     config, dtype = tuning.config, str(tuning.policy.dtype).removeprefix("torch.")
-    name = "learning_rate" if stage == "reinforcement" else "warm_start_learning_rate"
-    rate = config.learning_rate if stage == "reinforcement" else config.warm_start_learning_rate
+    name = "warm_start_learning_rate" if stage == "warm_start" else "learning_rate"
+    rate = config.warm_start_learning_rate if stage == "warm_start" else config.learning_rate
     fp32 = "" if tuning.policy.dtype == torch.float32 else ", or precision: fp32"
     raise ConfigError(
         f"{name}: the model's logits are NaN or infinite in step {step + 1} of {stage}, in {dtype}, so the tuning "

@@ -6,12 +6,12 @@ Shape letters: `B` prompts of a batch, `I` items, `A` aspects, `Q` levels 1..10.
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raygr.config import ConfigError
 from raygr.data.interactions import read_ids
@@ -19,21 +19,9 @@ from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import check_ratings, read_vectors, rows_by_id
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import TuningData, TuningExample
-from raygr.finetune.loop import (
-    SFT_ORDER,
-    USERS_AT_ONCE,
-    Tuning,
-    keep_if_best,
-    learning_rate_at,
-    log_step,
-    optimizer_step,
-    own_batches,
-    seed_dropout,
-    step_examples,
-    steps_per_epoch,
-)
+from raygr.finetune.loop import USERS_AT_ONCE, Tuning, keep_if_best, own_batches, sft_step, steps_per_epoch
 from raygr.finetune.losses import probe_loss
-from raygr.finetune.policy import probed_log_probs, teacher_ratings
+from raygr.finetune.policy import Policy, probed_log_probs, teacher_ratings
 from raygr.finetune.sampling import AnswerTemplate
 from raygr.metrics.agreement import agreement, mean_agreement
 from raygr.schema import ITEMS
@@ -103,32 +91,24 @@ def split_items(config: FinetuneConfig, taught: np.ndarray) -> tuple[np.ndarray,
 
 def teach(tuning: Tuning) -> Iterator[bool]:
     """Teaches the adapter to the end; yields after every step, True where a checkpoint may be written."""
-    config, data, policy, progress = tuning.config, tuning.data, tuning.policy, tuning.progress
+    config, taught, progress = tuning.config, tuning.data.train, tuning.progress
     assert config.learning_rate is not None
     if not progress.evaluations:
         keep_if_best(tuning, "before", evaluate_items(tuning), may_be_best=True)
         yield True
-    epoch_steps = steps_per_epoch(config, data.train)
+    epoch_steps = steps_per_epoch(config, taught)
     steps = config.epochs * epoch_steps
     while progress.step < steps:
-        started, loss_sum = time.perf_counter(), torch.zeros(1, dtype=torch.float64, device=tuning.device)
-        examples = step_examples(config, data.train, progress.step, SFT_ORDER)
-        seed_dropout(tuning, progress.step)
-        for batch in own_batches(tuning, examples):
-            loss_B = probe_loss(probed_log_probs(policy, batch), teacher_ratings(policy, batch))
-            tuning.scaler.scale(loss_B.sum() / len(examples)).backward()
-            loss_sum += loss_B.detach().sum()
-            del loss_B  # frees memory for the next pass
-        rate = config.learning_rate * learning_rate_at(progress.step, steps, config.warmup_ratio)
-        norm = optimizer_step(tuning, rate)
+        sft_step(tuning, taught, teaching_loss, "teaching", progress.step, steps, config.learning_rate)
         progress.step += 1
-        line = {"stage": "teaching", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
-        line |= {"loss": float(tuning.share.total(loss_sum)) / len(examples), "seconds": time.perf_counter() - started}
-        log_step(tuning, line)
         evaluate_now = progress.step % (config.evaluate_every_steps or epoch_steps) == 0 or progress.step == steps
         if evaluate_now:
             keep_if_best(tuning, "teaching", evaluate_items(tuning), may_be_best=True)
         yield evaluate_now
+
+
+def teaching_loss(policy: Policy, batch: list[TuningExample]) -> Tensor:
+    return probe_loss(probed_log_probs(policy, batch), teacher_ratings(policy, batch))
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ def write_scores(
     # only the last line: the task and the aspects before it cost more than half as much time as the items' own texts
     prefix = (encoder.shared[0], *encoder.encode(user_lead_in(settings.aspects, "items") + "\n"))
     score_of = dict(zip(taught.ids, taught.scores_SA, strict=True))
-    own = [one for texts in item_texts(encoder, config) for one in texts if one.item_id in score_of and one.token_ids]
+    own = [one for texts in item_texts(encoder, config, taught.ids) for one in texts if one.token_ids]
     if len(own) < LEAST_TAUGHT:
         raise ConfigError(f"readout: {len(own)} of {len(taught.ids)} items have a text: at least {LEAST_TAUGHT} must")
     batches = list(batches_of_states(model, prefix, own, config.batch_size))

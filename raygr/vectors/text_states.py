@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache, PreTrainedModel
@@ -37,12 +39,13 @@ def language_model(path: str, *, half: bool) -> PreTrainedModel:
     return model.to("cuda" if on_gpu else "cpu")
 
 
-def item_texts(encoder: PromptEncoder, config: VectorsConfig) -> Iterator[list[Text]]:
-    """The texts of all items, at most ITEMS_READ at a time."""
-    for rows in stored_table(config.data, ITEMS).to_batches(batch_size=ITEMS_READ):
+def item_texts(encoder: PromptEncoder, config: VectorsConfig, ids: Sequence[str] | None = None) -> Iterator[list[Text]]:
+    """The texts of all items, or of those with `ids`, at most ITEMS_READ at a time."""
+    wanted = None if ids is None else pc.is_in(pc.field("item_id"), value_set=pa.array(ids, pa.string()))
+    for rows in stored_table(config.data, ITEMS).to_batches(batch_size=ITEMS_READ, filter=wanted):
         prompts = [encoder.item_prompt(item_from_row(row, config.item_rating)) for row in rows.to_pylist()]
-        ids = [encoder.subject_ids(prompt.prefix_ids) for prompt in prompts]
-        yield [Text(item, own) for item, own in zip(rows["item_id"].to_pylist(), ids, strict=True)]
+        tokens = [encoder.subject_ids(prompt.prefix_ids) for prompt in prompts]
+        yield [Text(item, own) for item, own in zip(rows["item_id"].to_pylist(), tokens, strict=True)]
 
 
 def batches_of_states(
