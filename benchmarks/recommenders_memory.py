@@ -43,7 +43,7 @@ def write(folder: Path, users: int, history: int, items: int) -> None:
 def measure(folder: str, history: int) -> list[int]:
     import torch
 
-    from raygr.distributed import keep_freed_memory
+    from raygr.execution.distributed import keep_freed_memory
     from raygr.models.workers import Share
     from raygr.schema import VALIDATION
     from raygr.train.batches import Targets

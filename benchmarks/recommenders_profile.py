@@ -13,7 +13,7 @@ import torch
 from recommenders_raygr import one_epoch
 from torch.profiler import ProfilerActivity, profile
 
-from raygr.distributed import keep_freed_memory
+from raygr.execution.distributed import keep_freed_memory
 from raygr.models.workers import Share
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import load_inputs

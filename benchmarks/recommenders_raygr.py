@@ -3,7 +3,7 @@
 import torch
 from recommenders_orders import Orders, read_job
 
-from raygr.distributed import keep_freed_memory
+from raygr.execution.distributed import keep_freed_memory
 from raygr.models.workers import Share
 from raygr.schema import VALIDATION
 from raygr.train.config import TrainConfig

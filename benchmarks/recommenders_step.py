@@ -45,7 +45,7 @@ def main() -> None:
 def measure(items: int, optimizer: str, parsed: argparse.Namespace) -> tuple[float, int]:
     import torch
 
-    from raygr.distributed import keep_freed_memory
+    from raygr.execution.distributed import keep_freed_memory
     from raygr.models.workers import Share
     from raygr.train.config import TrainConfig
     from raygr.train.loop import accumulate_gradients, take_step

@@ -12,6 +12,7 @@ BLOCK = re.compile(r"(?<=<!-- tree -->\n).*?(?=<!-- end of tree -->)", re.DOTALL
 WIDTH, COLUMN = 118, 26
 FOLDERS = {
     "data": "what later stages read: interactions, id -> vector tables, user vectors",
+    "execution": "where the work of a stage runs: in the calling process, or in workers of Ray Train",
     "metrics": "ranks, intervals and diversity: no files, no configuration",
     "models": "the recommenders in plain PyTorch: no files, no configuration",
     "reproduce": "`raygr reproduce`: the paper's experiments",

@@ -18,7 +18,8 @@ import ray
 
 from raygr import files, runs
 from raygr.config import ConfigError
-from raygr.distributed import placement, run_workers, wants_gpu, worker_cpus
+from raygr.execution.distributed import placement, run_workers, wants_gpu, worker_cpus
+from raygr.execution.in_process import Worker, last_checkpoint, remove_checkpoint, save_checkpoint
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import PROFILE, load_tuning_data
 from raygr.finetune.loop import Tuning, checkpoint_state, restore, start_tuning, tune
@@ -27,7 +28,6 @@ from raygr.finetune.metrics import keep_best_by
 from raygr.finetune.policy import load_adapter_state
 from raygr.finetune.rewards import Reward
 from raygr.finetune.teaching import load_taught_items, teach
-from raygr.in_process import Worker, last_checkpoint, remove_checkpoint, save_checkpoint
 from raygr.models.workers import Share
 from raygr.ray_setup import connect
 from raygr.schema import EVALUATIONS, HELD_OUT_EVALUATIONS, METRICS, STEPS

@@ -24,7 +24,7 @@ from raygr.config import ConfigError
 from raygr.data.ids import complete_ids, read_id_lines
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import is_list, named
-from raygr.in_process import runs_here, torch_of_a_worker, worker_here
+from raygr.execution.in_process import runs_here, torch_of_a_worker, worker_here
 from raygr.prepare.json_lines import as_id, decode_object
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.recommender import Histories, Recommender, check_known, check_steer, load_recommender, unrated
@@ -73,7 +73,7 @@ def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:
         return
     import ray.data
 
-    from raygr.distributed import wants_gpu
+    from raygr.execution.distributed import wants_gpu
     from raygr.ray_setup import connect
 
     connect()

@@ -29,8 +29,8 @@ from ray.util.queue import Queue
 
 from raygr import files, locks, runs
 from raygr.config import ConfigError, input_paths
-from raygr.distributed import wants_gpu, workers_on_gpus
-from raygr.in_process import runs_here
+from raygr.execution.distributed import wants_gpu, workers_on_gpus
+from raygr.execution.in_process import runs_here
 from raygr.ray_setup import connect
 from raygr.sweep.config import SweepConfig, ValueRange, needs_ray
 from raygr.sweep.results import Ended, epoch_lines, write_results

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.data.row_counts import log_rows
-from raygr.in_process import (
+from raygr.execution.in_process import (
     Worker,
     last_checkpoint,
     remove_checkpoint,
@@ -99,7 +99,7 @@ def loop_on_ray(
     config: TrainConfig, gpu_share: float, at_once: int, callbacks: "Sequence[ray.train.UserCallback]"
 ) -> Callable[[runs.Run], None]:
     """Checks the room; returns what trains in workers of Ray Train."""
-    from raygr.distributed import placement, run_workers, wants_gpu, worker_cpus
+    from raygr.execution.distributed import placement, run_workers, wants_gpu, worker_cpus
     from raygr.ray_setup import connect
 
     connect()
@@ -127,7 +127,7 @@ def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainC
         raise ConfigError(f"at_once: {at_once} train runs side by side need Ray, and ray: never forbids it")
     import ray
 
-    from raygr.distributed import check_at_once
+    from raygr.execution.distributed import check_at_once
     from raygr.ray_setup import connect
 
     connect()  # before the threads, each of which would start a Ray

@@ -362,7 +362,7 @@ def test_runs_train_at_the_same_time_where_asked(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("raygr.train.stage.train", train)
     monkeypatch.setattr("raygr.ray_setup.connect", lambda: None)
-    monkeypatch.setattr("raygr.distributed.check_at_once", lambda workers, at_once, threads: None)
+    monkeypatch.setattr("raygr.execution.distributed.check_at_once", lambda workers, at_once, threads: None)
     reproduce(settings(tmp_path, at_once=2, gpu_share=0.5))
     assert placed == [{"gpu_share": 0.5, "at_once": 2}] * 4
 
@@ -376,7 +376,7 @@ def test_after_a_failed_run_no_other_begins(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("raygr.train.stage.train", train)
     monkeypatch.setattr("raygr.ray_setup.connect", lambda: None)
-    monkeypatch.setattr("raygr.distributed.check_at_once", lambda workers, at_once, threads: None)
+    monkeypatch.setattr("raygr.execution.distributed.check_at_once", lambda workers, at_once, threads: None)
     with pytest.raises(ValueError, match="the loss is nan"):
         reproduce(settings(tmp_path, at_once=2, seeds=tuple(range(50))))
     assert len(begun) < 50

@@ -181,7 +181,7 @@ from pathlib import Path
 import ray, ray.train
 from ray import tune
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from raygr.distributed import placement, workers_on_gpus
+from raygr.execution.distributed import placement, workers_on_gpus
 
 folder = sys.argv[1]  # as a name it reaches the workers; their sys.argv is Ray's
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import ray.train.torch
 
-from raygr import distributed
 from raygr.config import ConfigError
-from raygr.distributed import begin_worker, check_at_once, placement, wants_gpu, worker_cpus
+from raygr.execution import distributed
+from raygr.execution.distributed import begin_worker, check_at_once, placement, wants_gpu, worker_cpus
 from raygr.ray_setup import Node
 
 FAULTS = """
 import resource, sys, torch
-from raygr.distributed import keep_freed_memory
+from raygr.execution.distributed import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     keep_freed_memory()

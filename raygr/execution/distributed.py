@@ -18,7 +18,7 @@ import torch
 
 from raygr import files, runs
 from raygr.config import ConfigError
-from raygr.in_process import Worker
+from raygr.execution.in_process import Worker
 from raygr.ray_setup import Node, cluster_nodes
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,10 @@ from toy_data import cycles, random_scores, write_csv, write_prepared
 from toy_sweep import ITEMS
 from toy_sweep import settings as sweep_settings
 
-from raygr import files, in_process, runs
+from raygr import files, runs
 from raygr.config import ConfigError
-from raygr.in_process import CHECKPOINT, cpus_here, last_checkpoint, runs_here, save_checkpoint, worker_here
+from raygr.execution import in_process
+from raygr.execution.in_process import CHECKPOINT, cpus_here, last_checkpoint, runs_here, save_checkpoint, worker_here
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.stage import recommend
 from raygr.sweep.config import needs_ray
@@ -114,7 +115,7 @@ def test_a_training_is_small_by_interactions_times_epochs(toy: Path, monkeypatch
 
 
 def test_the_documented_bound_is_the_codes():
-    text = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
     assert f"at most {train_stage.SMALL // 1_000_000} million interactions times epochs" in text
 
 
