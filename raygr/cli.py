@@ -5,14 +5,18 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 from raygr import __version__
 from raygr.config import ConfigError, PipelineConfig, did_you_mean, load_config
-from raygr.files import exists, shipped
+from raygr.execution.console import OF_A_WORKER, own_lines
+from raygr.files import IN_JOB, absolute, exists, shipped
 from raygr.flags import add_settings, flag_overrides, json_schema, parse_flags
 from raygr.pipeline import make_room, pipeline, run_alone
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
@@ -20,24 +24,6 @@ from raygr.runs import RunError
 from raygr.score.config import ScoreConfig
 from raygr.stages import STAGES
 
-# Log lines of Ray's own processes that tell a user nothing. Ray reads this setting when it is imported.
-SKIPPED_LINES = "|".join(
-    [
-        "Failed to query Ray Train Controller actor state",
-        "has constructor arguments in the object store",
-        "Found multiple active Ray instances",
-    ]
-)
-# Tracebacks of Ray's processes. The command ends with their last line as its message; --debug shows them whole.
-TRACEBACKS = "|".join(
-    [
-        "^Exception raised in creation task",
-        r"^Traceback \(most recent call last\)",
-        "^  ",
-        r"^[A-Za-z_.]+(Error|Exception)\b",
-        "There are infinite retries remaining",
-    ]
-)
 # Errors that a user can fix, such as a missing file: their message is printed as it is, and the exit code is 2.
 USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
 COMMANDS = {**STAGES, "reproduce": ReproduceConfig, "pipeline": PipelineConfig}
@@ -77,7 +63,7 @@ def run_job(stage: str, words: Sequence[str] | None = None, *, prog: str | None 
 
 
 def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
-    parser.add_argument("--debug", action="store_true", help="show tracebacks, and all that Ray prints")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks, and all that Ray and vLLM print")
     parser.add_argument("--config", metavar="FILE", help="YAML, local or any fsspec URI")
     parser.add_argument(
         "--set",
@@ -106,39 +92,50 @@ def add_flags(parser: argparse.ArgumentParser, *, stage: str) -> None:
 
 def run(stage: str, parsed: argparse.Namespace) -> int:
     """Run the stage that the command line names; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    if parsed.debug:
-        logging.getLogger("raygr").setLevel(logging.DEBUG)  # ray_setup.py leaves Ray's logs as they are then
-    else:
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{SKIPPED_LINES}|{TRACEBACKS}")
+    os.environ.setdefault("RAY_DEDUP_LOGS_ALLOW_REGEX", OF_A_WORKER.pattern)  # read where Ray is imported
     try:
-        with warnings_again():
-            run_named(stage, parsed)
-    except KeyboardInterrupt:
-        return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, debug=parsed.debug)
+        config = load_config(COMMANDS[stage], *config_source(stage, parsed))
+        with warnings_again(), console_of(config, parsed):
+            said = run_named(stage, config, parsed)
+        print(said, end="")
+    except KeyboardInterrupt as stop:
+        return failed(stage, "interrupted; the same command goes on from here", INTERRUPTED, stop, debug=parsed.debug)
     except Exception as error:
         message, code = in_words(error)
-        return failed(stage, message, code, debug=parsed.debug)
+        return failed(stage, message, code, error, debug=parsed.debug)
     return 0
 
 
-def run_named(stage: str, parsed: argparse.Namespace) -> None:
-    """Run the stage, and print the path of its run or what else it was asked for."""
+def run_named(stage: str, config: Any, parsed: argparse.Namespace) -> str:
+    """Run the stage; return the path of its run, or what else it was asked for, as lines of text."""
     if stage == "pipeline":
-        pipeline(load_config(PipelineConfig, *config_source(stage, parsed)), dry_run=parsed.dry_run)
-    elif stage == "reproduce":
+        return pipeline(config, dry_run=parsed.dry_run)
+    if stage == "reproduce":
         from raygr.reproduce.stage import reproduce  # torch, which other commands do without
 
-        experiment = load_config(ReproduceConfig, *config_source(stage, parsed))
-        print(run_alone(stage, experiment, reproduce, force=parsed.force))
+        return run_alone(stage, config, reproduce, force=parsed.force) + "\n"
+    flags = ("show_prompts", "export_prompts", "import_answers")  # of score alone
+    is_exchange = any(vars(parsed).get(flag) for flag in flags)
+    return (exchange(config, parsed) if is_exchange else run_alone(stage, config, force=parsed.force)) + "\n"
+
+
+def console_of(config: Any, parsed: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return what shows raygr's lines while a stage runs.
+
+    With --debug the console gets all lines; so does that of a cluster job, which Ray keeps, and of a dry run.
+    """
+    if parsed.debug or IN_JOB in os.environ or vars(parsed).get("dry_run"):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+        logging.getLogger("raygr").setLevel(logging.DEBUG if parsed.debug else logging.INFO)
+        return nullcontext()
+    if isinstance(config, PipelineConfig):
+        settings = [one for entry in config.stages for one in entry.values() if isinstance(one, Mapping)]
+        outputs, name = [str(one["output"]) for one in settings if "output" in one], Path(parsed.config or "").stem
     else:
-        config = load_config(STAGES[stage], *config_source(stage, parsed))
-        flags = ("show_prompts", "export_prompts", "import_answers")  # of score alone
-        is_exchange = any(vars(parsed).get(flag) for flag in flags)
-        if isinstance(config, ScoreConfig) and is_exchange:
-            print(exchange(config, parsed))
-        else:
-            print(run_alone(stage, config, force=parsed.force))
+        outputs, name = [config.output], Path(config.output).name
+    places = [os.path.dirname(absolute(one)) for one in outputs if "://" not in one]
+    # beside the runs: a run's folder starts empty, and is never changed once it is finished
+    return own_lines(os.path.join(os.path.commonpath(places) if places else tempfile.gettempdir(), f"{name}.log"))
 
 
 @contextmanager
@@ -170,11 +167,11 @@ def warnings_again() -> Iterator[None]:
             print("\n  ".join(["warnings of this run, once more:", *gone]), file=sys.stderr)
 
 
-def failed(stage: str, message: str, code: int, *, debug: bool) -> int:
-    """Print why the stage ended and return `code`; `debug` prints the traceback of the current error first."""
+def failed(stage: str, message: str, code: int, error: BaseException, *, debug: bool) -> int:
+    """Print why the stage ended, with what the console has noted at the error; return `code`."""
     if debug:
-        traceback.print_exc()
-    print(f"raygr {stage}: {message}", file=sys.stderr)
+        traceback.print_exception(error)
+    print("\n".join([f"raygr {stage}: {message}", *vars(error).get("__notes__", [])]), file=sys.stderr)
     return code
 
 

@@ -75,18 +75,21 @@ def make_room(job: str, config: Any) -> None:
         logger.info("set aside: %s is now %s", config.output, runs.set_aside(config.output, job))
 
 
-def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> None:
-    """Run the stages that are not finished yet, in order; `dry_run` prints the plan and stops there."""
+def pipeline(config: PipelineConfig, *, dry_run: bool = False) -> str:
+    """Run the stages that are not finished yet, in order; return `outcome`.
+
+    `dry_run` prints the plan and stops there.
+    """
     started = time.time()
     stages = [checked_stage(number, entry) for number, entry in enumerate(config.stages, start=1)]
     if dry_run:
         plans = plan_stages(stages)
         print("\n".join(plan_lines(plans)))
         check_plan(plans)
-        return
+        return ""
     run_stages(stages)
     logger.info("pipeline done in %.0f s, last output: %s", time.time() - started, stages[-1][1].output)
-    print(outcome(stages), end="")
+    return outcome(stages)
 
 
 def outcome(stages: Sequence[tuple[str, StageConfig]]) -> str:

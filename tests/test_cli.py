@@ -106,10 +106,11 @@ def test_warnings_that_have_scrolled_away_are_printed_again_at_the_end(monkeypat
     monkeypatch.setenv("LINES", "24")
     command = ["train", "--output", f"{tmp_path}/o", "--data", f"{tmp_path}/d"]
     assert cli.main([*command, "--epochs", "40"]) == 2
-    assert capsys.readouterr().err.splitlines()[-3:] == [
+    assert capsys.readouterr().err.splitlines()[-4:] == [
         "warnings of this run, once more:",
         "  7 items have no scores",
         "raygr train: full disk",
+        f"log: {tmp_path}/o.log",
     ]
     assert cli.main([*command, "--epochs", "4"]) == 2
     assert "once more" not in capsys.readouterr().err

@@ -18,6 +18,7 @@ import torch
 
 from raygr import files, runs
 from raygr.config import ConfigError
+from raygr.execution.console import log_to_driver
 from raygr.execution.in_process import Worker
 from raygr.ray_setup import Node, cluster_nodes
 
@@ -166,7 +167,7 @@ def begin_worker() -> Worker:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and logs every report
-    logging.getLogger("raygr").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    log_to_driver(logging.INFO if rank == 0 else logging.WARNING)
     torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     keep_freed_memory()
     return Worker(rank, workers, ray.train.torch.get_device(), ray.train.report)

@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from raygr.config import ConfigError
+from raygr.execution.console import log_progress
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import TuningData, TuningExample
 from raygr.finetune.losses import TargetAnswers, free_loss, rounded, slots_loss, target_losses
@@ -182,7 +183,7 @@ def tune(tuning: Tuning) -> Iterator[bool]:
         progress.step += 1
         figures = step_figures(tuning.share.total(sums).tolist(), time.perf_counter() - started)
         line = {"stage": "reinforcement", "step": progress.step, "learning_rate": rate, "gradient_norm": norm}
-        log_step(tuning, line | figures)
+        log_step(tuning, line | figures, steps)
         evaluate_now = progress.step % (config.evaluate_every_steps or epoch_steps) == 0 or progress.step == steps
         if evaluate_now:
             evaluate_and_keep_best(tuning, "reinforcement", may_be_best=True)
@@ -212,7 +213,7 @@ def sft_step(
     norm = optimizer_step(tuning, rate)
     loss = float(tuning.share.total(loss_sum)) / len(examples)
     line = {"stage": stage, "step": step + 1, "learning_rate": rate, "gradient_norm": norm}
-    log_step(tuning, line | {"loss": loss, "seconds": time.perf_counter() - started})
+    log_step(tuning, line | {"loss": loss, "seconds": time.perf_counter() - started}, steps)
 
 
 def answer_loss(policy: Policy, batch: list[TuningExample]) -> Tensor:
@@ -302,11 +303,12 @@ def check_finite(tuning: Tuning, loss: Tensor, stage: str, step: int) -> None:
     )
 
 
-def log_step(tuning: Tuning, line: dict[str, Any]) -> None:
+def log_step(tuning: Tuning, line: dict[str, Any], steps: int) -> None:
+    """Keeps the figures of a step, and logs it as one of `steps`."""
     tuning.progress.lines.append(line)
     shown = ("reward", "loss", "entropy", "gradient_norm", "tokens_per_second")
-    text = "  ".join(f"{name} {line[name]:.4g}" for name in shown if name in line)
-    logger.info("%s step %d  %s", line["stage"], line["step"], text)
+    text = ", ".join(f"{name.replace('_', ' ')} {line[name]:.4g}" for name in shown if name in line)
+    log_progress(logger, line["stage"].replace("_", " "), line["step"], steps, "steps", text)
 
 
 def evaluate_and_keep_best(tuning: Tuning, stage: str, *, may_be_best: bool) -> None:

@@ -21,6 +21,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from raygr.execution.console import log_progress
 from raygr.files import join, write_json, write_table
 from raygr.prepare import metadata, output_tables, reviews, run_counts, selection
 from raygr.prepare.bad_rows import InputError, Tally
@@ -64,7 +65,9 @@ def prepare(config: PrepareConfig) -> Run:
     write_json(statistics, run.file(STATISTICS))
     finish_run(run, inputs=[*review_files, *metadata_files], counts=counts)
     run_counts.log_counts(counts, config)
-    logger.info("prepared %s: %s", run.path, statistics)
+    shown = ("users", "items", "reviews", "mean_history")
+    numbers = ", ".join(f"{name.replace('_', ' ')} {statistics[name]:,.6g}" for name in shown)
+    logger.info("prepared %s: %s", run.path, numbers)
     return run
 
 
@@ -137,12 +140,14 @@ def scan_files(
     tally, usable = Tally(files), []
     for rows in stream_files(files, scan_file, {"read": read, "config": config}, config):
         tally.add(rows)
+        log_progress(logger, f"read {what}", tally.read, None, "rows")
         good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
         good = good.drop_columns(["reason", "snippet", "time_form"]).combine_chunks()
         for name in encode:
             place = good.column_names.index(name)
             good = good.set_column(place, name, good[name].dictionary_encode())
         usable.append(good)
+    log_progress(logger, f"read {what}", tally.read, tally.read, "rows")
     if not tally.read:
         raise InputError(f"no rows in {', '.join(files)}: the files are empty")
     tally.check(config.max_bad_fraction, what=what, allow_broken_files=config.allow_broken_files)
@@ -215,6 +220,7 @@ def write_texts(
     totals: Counter[str] = Counter()
     for counts in stream_files(files, write_file, arguments, config):
         totals.update({name: pc.sum(counts[name]).as_py() for name in counts.column_names})
+        log_progress(logger, f"write {what}", totals["written"], rows.num_rows, "rows")
     check_written(totals["written"], rows.num_rows, what=what)
     return totals
 

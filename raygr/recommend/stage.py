@@ -24,6 +24,7 @@ from raygr.config import ConfigError
 from raygr.data.ids import complete_ids, read_id_lines
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import is_list, named
+from raygr.execution.console import log_progress
 from raygr.execution.in_process import runs_here, torch_of_a_worker, worker_here
 from raygr.prepare.json_lines import as_id, decode_object
 from raygr.recommend.config import RecommendConfig
@@ -68,8 +69,9 @@ def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:
         worker = worker_here(config.use_gpu, config.threads)
         with torch_of_a_worker(worker, config.threads):
             actor = RecommendingActor(**actor_settings(config, device=worker.device.type))
-            for block in blocks:
+            for number, block in enumerate(blocks, start=1):
                 actor(block)
+                log_progress(logger, "recommend", number, len(blocks), "batches")
         return
     import ray.data
 
@@ -88,8 +90,8 @@ def write_lists(config: RecommendConfig, subjects: pa.Table) -> None:
         num_cpus=config.threads,
         num_gpus=int(use_gpu),
     )
-    for _ in written.iter_batches(batch_format="numpy"):
-        pass
+    for number, _ in enumerate(written.iter_batches(batch_size=None, batch_format="numpy"), start=1):
+        log_progress(logger, "recommend", number, len(blocks), "batches")
 
 
 def without_lists(subjects: pa.Table, folder: str) -> pa.Table:

@@ -31,6 +31,7 @@ import numpy as np
 
 from raygr import files
 from raygr.config import ConfigError
+from raygr.execution.console import log_to_driver
 from raygr.score.adapters import adapter_rank, copied_adapter, merged_model
 from raygr.score.answer_format import ParsedRatings, RatingTokens, parse_ratings, token_ends
 from raygr.score.config import ScoreConfig
@@ -86,6 +87,9 @@ class ScoringEngine:
     def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
         import vllm
 
+        if not logging.getLogger("raygr").hasHandlers():  # in an actor
+            log_to_driver()
+        started = time.perf_counter()
         self.adapter_copy = copied_adapter(settings.adapter)  # kept as long as the engine, which may read it late
         if self.adapter_copy:
             settings = dataclasses.replace(settings, adapter=self.adapter_copy.name)
@@ -101,6 +105,7 @@ class ScoringEngine:
         self.tokenizer: Any = self.llm.get_tokenizer()
         if settings.shared_ids:  # fills the prefix cache with the system prompt before other requests need it
             self.run([list(settings.shared_ids)], [self.sampling(max_tokens=1)])
+        logger.info("vLLM is ready after %.0f s", time.perf_counter() - started)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         started = time.perf_counter()

@@ -8,7 +8,6 @@ the run, the same command continues it and asks no answered prompt again. What w
 import asyncio
 import dataclasses
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from raygr import files, runs
 from raygr.config import ConfigError
+from raygr.execution.console import log_progress
 from raygr.score.chat_replies import Reply, Sample, joined, read_reply, sample_of
 from raygr.score.config import HttpConfig, ScoreConfig
 from raygr.score.engine import request_seed
@@ -75,6 +75,7 @@ def ask_server(
     for name in ("openai", "httpx2"):  # a line per request
         logging.getLogger(name).setLevel(logging.WARNING)
     asking = Asking(run, config, settings, store, len(missing))
+    log_progress(logger, f"score {config.subjects}", 0, len(missing), config.subjects)
     asyncio.run(asking.ask_all(prompt_rows(run.path, missing)))
     left = len(missing) - asking.filed
     if left:
@@ -118,7 +119,7 @@ class Asking:
         self.spent = Spending(**files.read_json(self.spent_file)) if files.exists(self.spent_file) else Spending()
         self.reserved = Spending()  # the most that requests under way may take
         self.batch: dict[str, StoredScore] = {}
-        self.filed, self.started, self.next_start = 0, time.monotonic(), 0.0
+        self.filed, self.next_start = 0, 0.0
         self.stopped, self.failure = "", ""
         self.has_answers = bool(store.known())
         self.fruitless = 0  # prompts in a row that failed, or that were refused before there was any answer
@@ -164,10 +165,8 @@ class Asking:
             self.filed += len(self.batch)
             self.batch = {}
         files.write_json(self.spent, self.spent_file)
-        rate = self.filed / (time.monotonic() - self.started)
-        left = (self.asked - self.filed) / rate if rate else math.inf
-        words = (self.filed, self.asked, rate, left, self.spending())
-        logger.info("score: %d of %d, %.2f/s, %.0f s left; %s", *words)
+        subjects = self.config.subjects
+        log_progress(logger, f"score {subjects}", self.filed, self.asked, subjects, self.spending())
 
     async def answer(self, row: Mapping[str, Any]) -> StoredScore:
         """The answer to one PROMPT row, from as many requests as its samples take."""

@@ -23,6 +23,7 @@ from ray.data.expressions import col
 
 from raygr import files, runs, schema
 from raygr.config import ConfigError
+from raygr.execution.console import log_progress
 from raygr.ray_setup import Node, cluster_nodes, connect
 from raygr.score.adapters import answer_mode, fitting_adapter
 from raygr.score.answer_format import aspect_tails, completion_tokens, format_regex, rating_tokens
@@ -217,6 +218,7 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
         )
     else:
         prompts = user_prompts(config, settings)
+    logger.info("making the prompts of the %s", config.subjects)
     filesystem, folder = files.arrow_filesystem(run.file(PROMPTS))
     prompts.write_parquet(folder, filesystem=filesystem)
     has_subjects = files.exists(run.file(PROMPTS))  # without subjects Ray writes no folder
@@ -307,7 +309,10 @@ def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
             **actor_resources(config, [node.cpus for node in cluster_nodes()], on_gpu=scoring.on_gpu),
         )
     )
-    started, totals = time.perf_counter(), EngineTotals()
+    each = f" in each of {config.actors} actors" if config.actors > 1 else ""
+    device = "GPU" if scoring.on_gpu else "CPU"
+    logger.info("starting vLLM%s with %s, on the %s: this takes half a minute or more", each, config.llm, device)
+    totals = EngineTotals()
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         totals = EngineTotals(
             subjects=totals.subjects + int(batch["subjects"].sum()),
@@ -315,9 +320,8 @@ def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
             tokens_computed=totals.tokens_computed + int(batch["tokens_computed"].sum()),
             seconds=totals.seconds + float(batch["engine_seconds"].sum()),
         )
-        rate = totals.subjects / (time.perf_counter() - started)
-        left = (len(missing) - totals.subjects) / rate
-        logger.info("score: %d of %d, %.2f/s, %.0f s left", totals.subjects, len(missing), rate, left)
+        how_far = (f"score {config.subjects}", totals.subjects, len(missing), config.subjects)
+        log_progress(logger, *how_far, seconds=totals.seconds / config.actors)  # without the engines' start
     return totals
 
 

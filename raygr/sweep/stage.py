@@ -29,6 +29,7 @@ from ray.util.queue import Queue
 
 from raygr import files, locks, runs
 from raygr.config import ConfigError, input_paths
+from raygr.execution.console import log_progress
 from raygr.execution.distributed import wants_gpu, workers_on_gpus
 from raygr.execution.in_process import runs_here
 from raygr.ray_setup import connect
@@ -60,7 +61,11 @@ def sweep(config: SweepConfig) -> runs.Run:
     is_small = not needs_ray(config) and sum(map(training_size, trained)) <= SMALL
     if runs_here(config.ray, is_small=is_small):
         run = runs.start_run(config.output, job="sweep", config=config)
-        ended = [trial_here(config, number, point) for number, point in enumerate(points)]
+        ended = []
+        for number, point in enumerate(points):
+            log_progress(logger, "sweep", number, len(points), "trials")
+            ended.append(trial_here(config, number, point))
+        log_progress(logger, "sweep", len(points), len(points), "trials")
     else:
         run, ended = trials_on_tune(config, points, trained[0])
     counts = write_results(config, run, ended)
@@ -86,7 +91,7 @@ def trial_here(config: SweepConfig, number: int, point: Point) -> Ended:
 
 def trials_on_tune(config: SweepConfig, points: list[Point], shared: TrainConfig) -> tuple[runs.Run, list[Ended]]:
     """Starts the sweep's run and its trials, whose workers and threads are those of `shared`."""
-    callbacks = [EndsTraining(), *mlflow_logger(config)]
+    callbacks = [EndsTraining(), LogsTrials(config.trials or len(points)), *mlflow_logger(config)]
     if config.search == "tpe":
         check_optuna()
     connect()
@@ -287,6 +292,19 @@ class EndsTraining(tune.Callback):
             pass  # the controller has ended
         except GetTimeoutError:
             logger.warning("trial %s is still ending after %d s", trial, ENDING_SECONDS)
+
+
+class LogsTrials(tune.Callback):
+    """Logs how many of all trials have ended."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials, self.ended = trials, 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.ended += 1
+        log_progress(logger, "sweep", self.ended, self.trials, "trials")
+
+    on_trial_error = on_trial_complete
 
 
 def controller_queue() -> Queue:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raygr.execution.console import log_progress
 from raygr.metrics.ranking import rank_metrics
 from raygr.schema import VALIDATION
 from raygr.train.batches import Batch, length_groups, worker_part
+from raygr.train.config import TrainConfig
 from raygr.train.evaluate import target_ranks
 from raygr.train.optimizer import clip_gradients, gradient_values, join_rows, learning_rate
 from raygr.train.state import Progress, Training, copied_weights
@@ -34,6 +36,7 @@ def training_rounds(training: Training) -> Iterator[None]:
     ValueError where the loss is not finite.
     """
     config, inputs, share, progress = training.config, training.inputs, training.share, training.progress
+    log_progress(logger, run_name(config), progress.epoch, config.epochs, "epochs")
     while progress.epoch < config.epochs and progress.evaluations_since_best < config.patience:
         progress.epoch += 1
         epoch, started = progress.epoch, time.perf_counter()
@@ -66,9 +69,12 @@ def training_rounds(training: Training) -> Iterator[None]:
                 training.best_weights = copied_weights(training.model)
             line |= {"validation": metrics, "evaluation_seconds": time.perf_counter() - started}
         progress.lines.append(line)
-        logger.info(progress_line(line, epochs=config.epochs, progress=progress))
+        log_progress(logger, run_name(config), epoch, config.epochs, "epochs", figures(line, progress))
         if is_evaluated:
             yield  # the caller saves a checkpoint
+    if progress.epoch < config.epochs:
+        done = (progress.epoch, progress.epoch, "epochs", f"stopped early, {best_so_far(progress)}")
+        log_progress(logger, run_name(config), *done)
 
 
 def accumulate_gradients(training: Training, whole: WholeBatch) -> Tensor:
@@ -122,9 +128,14 @@ def passes(training: Training, own: Batch) -> list[Batch]:
     return length_groups(own, POSITIONS_AT_ONCE)
 
 
-def progress_line(line: dict[str, Any], *, epochs: int, progress: Progress) -> str:
-    text = f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.4f}  {line['seconds']:.1f} s"
-    if "validation" in line:
-        score = line["validation"][CHOSEN_BY]
-        text += f"  validation NDCG@10 {score:.4f} (best {progress.best_score:.4f} in epoch {progress.best_epoch})"
-    return text
+def run_name(config: TrainConfig) -> str:
+    """The last part of the run's path, which tells runs apart on the console."""
+    return config.output.rstrip("/").rpartition("/")[2]
+
+
+def figures(line: dict[str, Any], progress: Progress) -> str:
+    return f"loss {line['loss']:.4f}" + (f", {best_so_far(progress)}" if progress.best_epoch else "")
+
+
+def best_so_far(progress: Progress) -> str:
+    return f"best validation NDCG@10 {progress.best_score:.4f} in epoch {progress.best_epoch}"

@@ -69,7 +69,8 @@ def write_outputs(training: Training) -> None:
     for text in metrics.warnings:
         logger.warning("%s", text)
     files.write_json(metrics, files.join(config.output, METRICS))
-    logger.info("test NDCG@10 %s", {name: round(found[CHOSEN_BY], 4) for name, found in metrics.test.items()})
+    found = ", ".join(f"{scores[CHOSEN_BY]:.4f} ({name})" for name, scores in metrics.test.items())
+    logger.info("test NDCG@10 %s", found)
 
 
 def rank_table(inputs: Inputs, part: str, candidate_set: str, rank_E: np.ndarray) -> pa.Table:

@@ -21,6 +21,7 @@ from raygr import files, runs, schema
 from raygr.config import ConfigError
 from raygr.data.row_counts import log_rows
 from raygr.data.vector_tables import check_ratings, read_vectors
+from raygr.execution.console import log_progress
 from raygr.metrics.agreement import AspectAgreement, mean_agreement
 from raygr.score.prompts import PromptEncoder, prompt_sha256, user_lead_in
 from raygr.score.quality import log_quality, score_quality
@@ -90,7 +91,7 @@ def write_components(
         for batch, states_BXD in batches_of_states(model, encoder.shared, written, config.batch_size):
             ids += batch
             means.append(states_BXD[:, -1])
-        logger.info("vectors: %d items", len(ids) + empty)
+        log_progress(logger, "vectors", len(ids) + empty, None, "items")
     if not ids:
         raise ValueError(f"{config.data}: no item has any text")
     found = principal_components(np.concatenate(means), config.width)
@@ -172,7 +173,7 @@ def write_scores(
             for one in texts
         ]
         tables.append(pa.Table.from_pylist(rows, schema=schema.SCORE_SCHEMA))
-        logger.info("vectors: %d items", sum(map(len, tables)))
+        log_progress(logger, "vectors", sum(map(len, tables)), None, "items")
     scores = pa.concat_tables(tables)
     files.write_table(scores, files.join(run.file(schema.SCORES), "part-0.parquet"))
     quality = score_quality(scores, names)
