@@ -37,12 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in COMMANDS:
         return run_job(words[0], words[1:], prog=f"raygr {words[0]}")
+    if words and words[0] == "init":
+        return first_files(words[1:])
     parser = argparse.ArgumentParser(prog="raygr", description="LLM scores inside the recommender you already run.")
     parser.add_argument("--version", action="version", version=f"raygr {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, config in COMMANDS.items():
         stages.add_parser(name, help=(config.__doc__ or "").strip().partition("\n")[0])
     schema = stages.add_parser("schema", help="Print the JSON schema of a stage's YAML, with which editors check it")
+    stages.add_parser("init", help="Look at your files and write prepare.yaml, aspects.yaml and pipeline.yaml for them")
     schema.add_argument("of", choices=COMMANDS, metavar="STAGE", help=", ".join(COMMANDS))
     if words and not words[0].startswith("-") and words[0] not in stages.choices:
         names = [*stages.choices]
@@ -50,6 +53,33 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no stage {words[0]}{like + ' S' if like else ': s'}tages are {', '.join(names)}")
     of = parser.parse_args(words).of
     print(json_schema(COMMANDS[of], STAGES if of == "pipeline" else None))
+    return 0
+
+
+def first_files(words: Sequence[str]) -> int:
+    """`raygr init`: write the first files for one's own data; return the exit code."""
+    about = (
+        "Look at your files and write prepare.yaml, aspects.yaml and pipeline.yaml, in which every line is explained."
+    )
+    parser = argparse.ArgumentParser(prog="raygr init", description=about, allow_abbrev=False)
+    parser.add_argument("reviews", metavar="ORDERS", help="who had what and when: CSV, JSON lines or Parquet")
+    parser.add_argument("metadata", metavar="PRODUCTS", nargs="?", help="titles and texts; default: they are in ORDERS")
+    parser.add_argument("--folder", default="", help="where to write (default: here)")
+    parser.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS",
+        nargs="+",
+        default=[],
+        help="columns that it should not guess: user_id=buyer",
+    )
+    parsed = parse_flags(parser, words)
+    from raygr.prepare.first_files import init  # numpy and pyarrow
+
+    try:
+        columns = dict(one.split("=", 1) for one in parsed.columns)
+        print(init(parsed.reviews, parsed.metadata, folder=parsed.folder, columns=columns), end="")
+    except Exception as error:
+        return failed("init", *in_words(error), error, debug=False)
     return 0
 
 

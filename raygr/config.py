@@ -102,8 +102,9 @@ class ConfigError(Exception):
 class PipelineConfig:
     """Run several stages in order, each given as its name with its settings."""
 
-    stages: tuple[Mapping[str, Mapping[str, Any]], ...] = Field(min_length=1)
-    """Entries such as `- train: {output: ..., data: ...}`, in the order in which they run."""
+    stages: tuple[Mapping[str, Mapping[str, Any] | str], ...] = Field(min_length=1)
+    """Entries such as `- train: {output: ..., data: ...}`, in the order in which they run. In place of its settings a
+    stage may have the path of a YAML file that holds them."""
 
 
 Config = TypeVar("Config", bound="DataclassInstance")

@@ -193,7 +193,7 @@ def json_schema(config: Any, stages: Mapping[str, Any] | None = None) -> str:
     if stages:
         kinds = [(name, "validation", TypeAdapter(kind)) for name, kind in stages.items()]
         entries, definitions = TypeAdapter.json_schemas(kinds)  # type: ignore[arg-type]
-        by_name = {name: entry for (name, _), entry in entries.items()}
+        by_name = {name: {"anyOf": [entry, {"type": "string"}]} for (name, _), entry in entries.items()}
         fields["stages"]["items"] = {"type": "object", "properties": by_name, "additionalProperties": False}
         schema |= definitions
     return json.dumps(schema, indent=2)

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic_core import to_jsonable_python
 
 from raygr import files, records, runs
-from raygr.config import ConfigError, InputPath, PipelineConfig, check_config, input_paths
+from raygr.config import ConfigError, InputPath, PipelineConfig, check_config, input_paths, load_config
 from raygr.finetune.config import FinetuneConfig
 from raygr.score.config import ScoreConfig
 from raygr.stages import STAGES, StageConfig, run_stage
@@ -150,6 +150,8 @@ def checked_stage(number: int, entry: Mapping[str, Any]) -> tuple[str, StageConf
             'a stage is "- train: {output: ...}", its settings indented below the name'
         )
     [(job, settings)] = entry.items()
+    if isinstance(settings, str):
+        return job, load_config(STAGES[job], settings, [])
     return job, check_config(STAGES[job], settings, source=f"stage {number} ({job})")
 
 
