@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from raygr.stages import STAGES
 # Errors that a user can fix, such as a missing file: their message is printed as it is, and the exit code is 2.
 USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
 COMMANDS = {**STAGES, "reproduce": ReproduceConfig, "pipeline": PipelineConfig}
+OTHERS = {
+    "init": "Look at your files and write prepare.yaml, aspects.yaml and pipeline.yaml, every line explained",
+    "aspects": "Check a file of aspects: weak ones by their words, by a prompt, and by the scores that they got",
+}
 LONGEST_MESSAGE = 600  # characters of an error that was not written for users
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 A_MINUTE = 60
@@ -37,15 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in COMMANDS:
         return run_job(words[0], words[1:], prog=f"raygr {words[0]}")
-    if words and words[0] == "init":
-        return first_files(words[1:])
+    if words and words[0] in OTHERS:
+        return (run_init if words[0] == "init" else run_aspects)(words[1:])
     parser = argparse.ArgumentParser(prog="raygr", description="LLM scores inside the recommender you already run.")
     parser.add_argument("--version", action="version", version=f"raygr {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, config in COMMANDS.items():
         stages.add_parser(name, help=(config.__doc__ or "").strip().partition("\n")[0])
     schema = stages.add_parser("schema", help="Print the JSON schema of a stage's YAML, with which editors check it")
-    stages.add_parser("init", help="Look at your files and write prepare.yaml, aspects.yaml and pipeline.yaml for them")
+    for name, about in OTHERS.items():
+        stages.add_parser(name, help=about)
     schema.add_argument("of", choices=COMMANDS, metavar="STAGE", help=", ".join(COMMANDS))
     if words and not words[0].startswith("-") and words[0] not in stages.choices:
         names = [*stages.choices]
@@ -56,30 +61,50 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def first_files(words: Sequence[str]) -> int:
-    """`raygr init`: write the first files for one's own data; return the exit code."""
-    about = (
-        "Look at your files and write prepare.yaml, aspects.yaml and pipeline.yaml, in which every line is explained."
-    )
-    parser = argparse.ArgumentParser(prog="raygr init", description=about, allow_abbrev=False)
+def run_init(words: Sequence[str]) -> int:
+    """Write the first files for one's own data; return the exit code."""
+    parser = argparse.ArgumentParser(prog="raygr init", description=f"{OTHERS['init']}.", allow_abbrev=False)
     parser.add_argument("reviews", metavar="ORDERS", help="who had what and when: CSV, JSON lines or Parquet")
     parser.add_argument("metadata", metavar="PRODUCTS", nargs="?", help="titles and texts; default: they are in ORDERS")
     parser.add_argument("--folder", default="", help="where to write (default: here)")
     parser.add_argument(
-        "--columns",
-        metavar="OURS=THEIRS",
-        nargs="+",
-        default=[],
-        help="columns that it should not guess: user_id=buyer",
+        "--columns", metavar="OURS=THEIRS", nargs="+", default=[], help="columns that it cannot tell: user_id=buyer"
     )
     parsed = parse_flags(parser, words)
-    from raygr.prepare.first_files import init  # numpy and pyarrow
 
-    try:
+    def written() -> str:
+        from raygr.prepare.first_files import init  # numpy and pyarrow, which the help does without
+
         columns = dict(one.split("=", 1) for one in parsed.columns)
-        print(init(parsed.reviews, parsed.metadata, folder=parsed.folder, columns=columns), end="")
+        return init(parsed.reviews, parsed.metadata, folder=parsed.folder, columns=columns)
+
+    return print_or_fail("init", written)
+
+
+def run_aspects(words: Sequence[str]) -> int:
+    """Check a file of aspects; return the exit code."""
+    parser = argparse.ArgumentParser(prog="raygr aspects", description=f"{OTHERS['aspects']}.", allow_abbrev=False)
+    parser.add_argument("what", choices=["check"], metavar="check")
+    parser.add_argument("file", metavar="FILE", help="the YAML file of the aspects")
+    parser.add_argument("--data", metavar="PREPARE_RUN", help="show a prompt of its items, with token counts")
+    parser.add_argument("--scores", metavar="SCORE_RUN", help="find dead aspects and those that say the same")
+    parser.add_argument("--llm", default="smollm2", help="whose tokens are counted (default: smollm2)")
+    parsed = parse_flags(parser, words)
+
+    def checked() -> str:
+        from raygr.score.aspect_checks import check_aspects
+
+        return check_aspects(parsed.file, data=parsed.data, scores=parsed.scores, llm=parsed.llm)
+
+    return print_or_fail("aspects", checked)
+
+
+def print_or_fail(command: str, text: Callable[[], str]) -> int:
+    try:
+        print(text(), end="")
     except Exception as error:
-        return failed("init", *in_words(error), error, debug=False)
+        message, code = in_words(error)
+        return failed(command, message, code, error, debug=False)
     return 0
 
 

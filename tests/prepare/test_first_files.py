@@ -85,7 +85,7 @@ def test_what_cannot_be_told_is_asked_for(tmp_path: Path, changes, given, expect
 def test_columns_without_known_names_are_asked_for(tmp_path: Path):
     columns = dict(zip(("a", "b", "c", "d"), orders().values(), strict=True))
     files = write(tmp_path / "o.csv", columns), write(tmp_path / "p.csv", products())
-    with pytest.raises(ConfigError, match="which column is user_id and which is item_id.*: --columns user_id=NAME it"):
+    with pytest.raises(ConfigError, match=r"which column is user_id and which is item_id.*: --columns user_id=NAME it"):
         look_at(*files, {})
     found = look_at(*files, {"user_id": "b", "item_id": "c"})
     assert found.columns == {"user_id": "b", "item_id": "c", "timestamp": "d"}
