@@ -68,8 +68,9 @@ def look_at(reviews: str, metadata: str, given: Mapping[str, str]) -> FirstLook:
     """
     sample = columns_of(reviews, column_names(reviews), most=1)
     columns = matched(reviews, sample.column_names, REVIEW_HINTS, given)
-    if "timestamp" not in columns and (dates := [name for name in sample.column_names if has_dates(sample[name])]):
-        columns["timestamp"] = dates[0]
+    free = [name for name in sample.column_names if name not in columns.values()]
+    if "timestamp" not in columns and (times := [name for name in free if has_times(sample[name])]):
+        columns["timestamp"] = times[0]
     check_found(columns, sample.column_names, reviews)
     rows = columns_of(reviews, list(columns.values()))
     codes = [np.unique(as_texts(rows, columns[name], len(rows))[0], return_inverse=True)[1] for name in REQUIRED[:2]]
@@ -205,11 +206,6 @@ def has_times(column: pa.ChunkedArray, kind: Any = "time") -> bool:
         as_texts(pa.table({"times": values}), "times", len(values))[0] if pa.types.is_binary(values.type) else values
     )
     return float(np.mean(read_times(texts, kind).form >= DATES)) >= READABLE
-
-
-def has_dates(column: pa.ChunkedArray) -> bool:
-    values = plain(column)
-    return (pa.types.is_binary(values.type) or pa.types.is_string(values.type)) and has_times(column)
 
 
 def rating_range(ratings: np.ndarray) -> tuple[float, float] | None:

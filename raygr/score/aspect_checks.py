@@ -20,6 +20,7 @@ LIKE_WORDS = 0.7  # share of the words that two names and descriptions have in c
 LIKE_NAMES = 0.85  # difflib's ratio of two names
 FEWEST_WORDS, MOST_WORDS = 4, 40  # of a description
 ALIKE = 0.9  # magnitude of the rank correlation of two aspects of which one is enough
+FEW_SCORED = 50
 PREVIEWED = 128  # subjects whose prompts are counted
 LITTLE_WORDS = {"a", "an", "and", "e", "for", "g", "in", "of", "or", "the", "to", "very", "vs", "with", "1", "10"}
 
@@ -82,7 +83,9 @@ def score_lines(aspects: AspectSet, run: str) -> list[str]:
     expected_SA = vectors(table, "expected", len(names))
     spread = {name: quality["aspects"][name]["spread"] or 0.0 for name in names}
     dead = [name for name in names if quality["aspects"][name]["dead"]]
-    lines = [f"{run}: {len(table):,} scored, {quality['valid_share']:.0%} valid; {rank_words(quality, len(names))}"]
+    rank = quality["effective_rank"]
+    unlike = f"; they say as much as {rank:.1f} unrelated aspects of {len(names)}" if rank else ""
+    lines = [f"{run}: {len(table):,} scored, {quality['valid_share']:.0%} valid{unlike}"]
     lines += [
         f"{name}: dead, the same for nearly all (standard deviation {spread[name]:.2f} of 1..10)" for name in dead
     ]
@@ -95,15 +98,12 @@ def score_lines(aspects: AspectSet, run: str) -> list[str]:
             if not {one, other} & dropped:
                 dropped.add(min(one, other, key=lambda name: spread[name]))
     kept = [name for name in names if name not in dropped]
+    if dropped and len(table) < FEW_SCORED:
+        lines.append(f"only {len(table)} are scored: score more before you drop any")
     if dropped:
         lines.append(f"drop: {', '.join(name for name in names if name in dropped)}")
         lines.append(f"train without them, with no new LLM call: aspect_names: [{', '.join(map(repr, kept))}]")
     return lines
-
-
-def rank_words(quality: dict, aspects: int) -> str:
-    rank = quality["effective_rank"]
-    return f"as much as {rank:.1f} unrelated aspects of {aspects}" if rank else "too few for correlations"
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -116,10 +116,9 @@ def prompt_lines(path: str, data: str, llm: str) -> list[str]:
     settings = prompt_settings(config, subjects)
     rows = chosen_prompts(config.data, settings, subjects_of(config.data, subjects, PREVIEWED))
     counts, shared = prompt_counts(rows), len(encoder_of(settings).shared)
-    return [
-        f"prompts of {counts['count']:,} items: {counts['mean_tokens']:.0f} tokens on average, {counts['max_tokens']:,} "
-        f"at most, of which {shared:,} are the aspects and the task, the same in each; {counts['cut_subjects']:,} were "
-        f"cut at max_prompt_tokens={config.max_prompt_tokens}",
-        "",
-        show_prompts(config, 1),
-    ]
+    about = (
+        f"prompts of {counts['count']:,} items: {counts['mean_tokens']:.0f} tokens on average, "
+        f"{counts['max_tokens']:,} at most, of which the aspects and the task take {shared:,}"
+    )
+    cut = f"cut at max_prompt_tokens={config.max_prompt_tokens}: {counts['cut_subjects']:,}"
+    return [about, cut, "", show_prompts(config, 1)]
