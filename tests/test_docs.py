@@ -328,7 +328,7 @@ def test_the_page_on_own_data_leads_from_csv_to_lists(tmp_path, tokenizer):
     assert "report: file://" in pipeline.stdout and re.search(r"^guided +0\.\d+ ", pipeline.stdout, re.MULTILINE)
     lists = pq.read_table(tmp_path / "outputs/lists/recommendations").to_pandas()
     products = {f"sku{number}" for number in range(40)}
-    assert lists.groupby("user_id").size().tolist() == [10] * 150 and set(lists["item_id"]) <= products
+    assert lists.groupby("subject_id").size().tolist() == [10] * 150 and set(lists["item_id"]) <= products
     own = [line for line in pipeline.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d |  |warnings of", line)]
     assert own == [] and f"what Ray and vLLM print: {tmp_path}/outputs/pipeline.log" in pipeline.stderr
 
