@@ -21,7 +21,8 @@ from torch.nn.functional import pad
 
 from raygr.finetune.prefix_cache import TokenRows
 from raygr.finetune.rewards import FORMAT, PADDING, token_advantages
-from raygr.finetune.sampling import AnswerTemplate, Rollouts, slots_rows, zero_or_other
+from raygr.finetune.sampling import AnswerTemplate, Rollouts, slots_rows
+from raygr.score.shared_prefix import zero_or_other
 
 
 class LossWeights(NamedTuple):

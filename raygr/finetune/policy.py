@@ -16,37 +16,27 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from raygr.config import ConfigError
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import TuningData, TuningExample
 from raygr.finetune.lora import load_start, with_adapter
 from raygr.finetune.losses import LossWeights, TargetAnswers, is_canonical, loss_rows, target_answers
-from raygr.finetune.prefix_cache import (
-    FULL,
-    WINDOW,
-    PromptCache,
-    Tails,
-    TokenRows,
-    completion_logits,
-    layer_kinds,
-    packed_logits,
-    prefill,
-    register_attention,
-    tail_logits,
-)
+from raygr.finetune.prefix_cache import PromptCache, TokenRows, completion_logits, packed_logits, prefill
 from raygr.finetune.sampling import (
     AnswerTemplate,
     Rollouts,
     free_places,
     free_rollouts,
-    rating_log_probs,
     sample_free,
     sample_slots,
     slots_rollouts,
 )
-
-# allowed differences of a log-probability; wrong ones differ by several
-FARTHEST = {torch.float32: 0.01, torch.float16: 0.3, torch.bfloat16: 1.0}
+from raygr.score.shared_prefix import (
+    beginning,
+    check_passes,
+    common_beginning,
+    probe_log_probs,
+    register_attention,
+)
 
 
 class Policy(NamedTuple):
@@ -82,7 +72,8 @@ def build_policy(config: FinetuneConfig, data: TuningData, device: torch.device)
         load_start(model, config.adapter)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    check_passes(config, model, data.train[0].prompt_ids, dtype)
+    with autocast(device, dtype), model.disable_adapter():
+        check_passes(base, data.train[0].prompt_ids, name=config.llm)
     tokenizer = AutoTokenizer.from_pretrained(data.model)
     return Policy(config, model, tokenizer, data.template, data.names, device, dtype, {}, {})
 
@@ -92,33 +83,6 @@ def pass_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
     if device.type != "cuda" or config.precision == "fp32":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-@torch.no_grad()
-def check_passes(config: FinetuneConfig, model: PeftModel, prompt: tuple[int, ...], dtype: torch.dtype) -> None:
-    """ConfigError where passes that share a prompt do not give the log-probabilities of plain passes.
-
-    Attention can be shared only if it depends on nothing but the mask: no recurrent layers, no learned sinks.
-    """
-    base: Any = model.get_base_model()
-    kinds = layer_kinds(model)
-    if unknown := kinds - {FULL, WINDOW}:
-        raise ConfigError(f"llm: {config.llm} has layers of {', '.join(sorted(unknown))}, which cannot be tuned here")
-    prompts, device = [prompt[:-2], prompt[:-4]], model.device
-    ids_BRT = torch.tensor([prompt[-2:], prompt[-4:-2]], device=device)[:, None]
-    with autocast(device, dtype), model.disable_adapter():
-        shared = completion_logits(model, prefill(model, prompts), TokenRows(ids_BRT, torch.ones_like(ids_BRT) > 0))
-        base.set_attn_implementation("eager")
-        plain = base(torch.tensor([prompt], device=device), logits_to_keep=5, use_cache=False).logits[0, :-1].float()
-        base.set_attn_implementation(register_attention())
-    expected = torch.stack([plain[2:], plain[:2]]).log_softmax(-1)
-    likeliest = expected.argmax(-1, keepdim=True)
-    off = (shared[:, 0].log_softmax(-1).gather(-1, likeliest) - expected.gather(-1, likeliest)).abs().max().item()
-    if not off < FARTHEST[dtype]:
-        raise ConfigError(
-            f"llm: {config.llm} cannot be tuned: its attention is of a kind that shared prompts do not keep "
-            f"(log-probabilities are off by {off:.2g}); choose another model"
-        )
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -218,26 +182,17 @@ def answer_logits(
 
 
 def probed_log_probs(policy: Policy, examples: Sequence[TuningExample]) -> Tensor:
-    """log P(1..10) of every aspect as the scoring mode `probe` reads it, (B, A, 10), with gradients where enabled.
-
-    Each aspect is asked for on its own: none sees the line of another. The ten probabilities add up to 1.
-    """
-    config, model, template, learn = policy.config, policy.model, policy.template, torch.is_grad_enabled()
-    # behind each line a `1` that asks for P('0' | '1'), where `10` is two tokens
-    probe = template.ratings.ten[:-1]
-    lines = [[*piece, *probe] for piece in template.pieces]
-    places = [(token, aspect, depth) for aspect, line in enumerate(lines) for depth, token in enumerate(line)]
-    tails = Tails(*torch.tensor(places, device=policy.device).T)
-    end_A = torch.as_tensor(np.cumsum([len(line) for line in lines]), device=policy.device)
-    wanted_X = torch.cat([end_A - place for place in range(template.width, 0, -1)])
-    prompts = [example.prompt_ids for example in examples]
-    model.train(learn and (config.gradient_checkpointing or config.lora_dropout > 0))
+    """log P(1..10) of every aspect as the scoring mode `probe` reads it, (B, A, 10), with gradients where enabled."""
+    base: Any = policy.model.get_base_model()
+    config, learn = policy.config, torch.is_grad_enabled()
+    prompts, template = [example.prompt_ids for example in examples], policy.template
+    policy.model.train(learn and (config.gradient_checkpointing or config.lora_dropout > 0))
     with autocast(policy.device, policy.dtype):
-        cached = not (learn and config.gradient_checkpointing)
-        logits_BXV = tail_logits(model, prompts, tails, wanted_X, cached=cached)
-    model.eval()
-    at_line_BAV, *behind_one = logits_BXV.split(len(template.pieces), dim=1)
-    return rating_log_probs(at_line_BAV, behind_one[0] if behind_one else None, template.ratings).log_softmax(-1)
+        in_full = learn and config.gradient_checkpointing
+        start = None if in_full else beginning(base, common_beginning([ids[:-1] for ids in prompts]))
+        log_probs_BAQ = probe_log_probs(base, prompts, template.pieces, template.ratings, start)
+    policy.model.eval()
+    return log_probs_BAQ
 
 
 @torch.no_grad()

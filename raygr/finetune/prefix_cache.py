@@ -16,15 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-GROUPED = "grouped"  # the name of `grouped_attention` in transformers
-FULL, WINDOW = "full_attention", "sliding_attention"  # kinds of layers in a model's configuration
-LayerMasks = Tensor | dict[str, Tensor]  # one mask for all layers, or one for each kind
+from raygr.score.shared_prefix import (
+    beginning,
+    cached_states,
+    causal_mask,
+    common_beginning,
+    layer_masks,
+    padded,
+    positions,
+)
 
 
 class TokenRows(NamedTuple):
@@ -43,122 +46,32 @@ class PromptCache(NamedTuple):
     last_B: Tensor  # the last token of each prompt
 
 
-def register_attention() -> str:
-    """Registers `grouped_attention` in transformers, and returns its name there."""
-    AttentionInterface.register(GROUPED, grouped_attention)
-    AttentionMaskInterface.register(GROUPED, sdpa_mask)
-    return GROUPED
-
-
-def grouped_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Attention of transformers' sdpa, with the query heads of one key head in one row.
-
-    transformers copies the keys for every query head. With few queries after a long prompt, copying is most of the
-    work.
-    """
-    b, heads, queries, width = query.shape
-    groups = heads // key.shape[1]
-    if attention_mask is None or groups == 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    in_one_row = query.reshape(b, heads // groups, groups * queries, width)
-    mask = attention_mask.repeat(1, 1, groups, 1)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        in_one_row, key, value, attn_mask=mask, dropout_p=options["dropout"], scale=options["scaling"]
-    )
-    # reshape and not view: CUDA kernels lay the heads of a place side by side
-    return output.reshape(b, heads, queries, -1).transpose(1, 2).contiguous(), None
-
-
 def prefill(model: PeftModel, prompts: Sequence[tuple[int, ...]]) -> PromptCache:
     """KV cache of prompts of at least two tokens each, with its gradient where gradients are enabled."""
+    base: Any = model.get_base_model()
     device = model.device
     known = [prompt[:-1] for prompt in prompts]
-    shared = common_beginning(known)
-    cache = DynamicCache()
-    if shared:
-        forward(model, torch.tensor([shared], device=device), cache)
-    rest_BX, real_BX = padded([ids[len(shared) :] for ids in known], device)
-    visible_BP = torch.cat([torch.ones(len(prompts), len(shared), dtype=torch.bool, device=device), real_BX], dim=1)
+    start = beginning(base, common_beginning(known))
+    rest_BX, real_BX = padded([ids[len(start.ids) :] for ids in known], device)
+    visible_BP = torch.cat([torch.ones(len(prompts), len(start.ids), dtype=torch.bool, device=device), real_BX], dim=1)
     whole = (len(prompts), -1, -1, -1)
-    keys_values = [(keys.expand(whole), values.expand(whole)) for keys, values in cached_states(cache)]
+    keys_values = [(keys.expand(whole), values.expand(whole)) for keys, values in start.keys_values]
     if rest_BX.shape[1]:
         cache = continued(keys_values)
         position_BP = positions(visible_BP)
-        position_BX = position_BP[:, len(shared) :]
-        mask = layer_masks(model, causal_mask(visible_BP, rest_BX.shape[1]), position_BX, position_BP)
-        forward(model, rest_BX, cache, mask, position_BX)
+        position_BX = position_BP[:, len(start.ids) :]
+        mask = layer_masks(base, causal_mask(visible_BP, rest_BX.shape[1]), position_BX, position_BP)
+        base(
+            input_ids=rest_BX,
+            attention_mask=mask,
+            position_ids=position_BX,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,  # the fewest that a model allows
+        )
         keys_values = cached_states(cache)
     last_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
     return PromptCache(keys_values, visible_BP, visible_BP.sum(1), last_B)
-
-
-def cached_states(cache: Cache) -> list[tuple[Tensor, Tensor]]:
-    """The keys and values of each layer."""
-    layers: list[Any] = list(cache.layers)  # typed as any kind of layer, also those without keys
-    return [(layer.keys, layer.values) for layer in layers]
-
-
-def common_beginning(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    first, last = min(sequences), max(sequences)  # all sequences share what the first and last in order share
-    length = 0
-    while length < min(len(first), len(last)) and first[length] == last[length]:
-        length += 1
-    return first[:length]
-
-
-def forward(
-    model: PeftModel, ids_BX: Tensor, cache: Cache, mask: LayerMasks | None = None, position_BX: Tensor | None = None
-) -> None:
-    """Extends the KV cache; logits are computed for one place, the fewest that a model allows."""
-    model.get_base_model()(
-        input_ids=ids_BX,
-        attention_mask=mask,
-        position_ids=position_BX,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-
-
-def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids, padded at the end with 0, and a mask of the real tokens."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in sequences], dtype=torch.long, device=device)
-    lengths = torch.tensor([len(ids) for ids in sequences], device=device)
-    return ids, torch.arange(longest, device=device) < lengths[:, None]
-
-
-def causal_mask(visible_BP: Tensor, queries: int) -> Tensor:
-    """What the last places of P see, (B, queries, P); padding sees itself, so that no row is empty."""
-    places = torch.arange(visible_BP.shape[1], device=visible_BP.device)
-    earlier_XP = places <= places[-queries:, None]
-    return (earlier_XP & visible_BP[:, None]) | (places == places[-queries:, None])
-
-
-def positions(visible_BP: Tensor) -> Tensor:
-    """Positions of the places of a prompt, (B, P)."""
-    return torch.arange(visible_BP.shape[1], device=visible_BP.device).expand_as(visible_BP)
-
-
-def layer_kinds(model: PeftModel) -> set[str]:
-    """Kinds of the model's layers; empty where all are alike and the configuration does not list them."""
-    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-
-
-def layer_masks(model: PeftModel, mask_BXP: Tensor, position_BX: Tensor, position_BP: Tensor) -> LayerMasks:
-    """The mask in the form that transformers' models take; sliding windows hide positions further back.
-
-    `position_BX` are the positions of the places that see, `position_BP` those of the places that are seen.
-    """
-    # not every configuration has `sliding_window`
-    kinds, window = layer_kinds(model), getattr(model.config.get_text_config(), "sliding_window", None)
-    if window is None or kinds == {FULL}:
-        return mask_BXP[:, None]
-    near_BXP = position_BX[:, :, None] - position_BP[:, None] < window
-    windowed = (mask_BXP & near_BXP)[:, None]
-    return {FULL: mask_BXP[:, None], WINDOW: windowed} if kinds else windowed
 
 
 def continued(keys_values: list[tuple[Tensor, Tensor]]) -> DynamicCache:
@@ -204,6 +117,7 @@ def completion_logits(model: PeftModel, prompts: PromptCache, rows: TokenRows) -
 
 def packed_logits(model: PeftModel, prompts: Sequence[tuple[int, ...]], rows: TokenRows) -> Tensor:
     """`completion_logits` in one pass without a KV cache, which gradient checkpointing does not allow."""
+    base: Any = model.get_base_model()
     ids_BP, visible_BP = padded([prompt[:-1] for prompt in prompts], rows.ids_BRT.device)
     inputs = model_inputs(rows, torch.tensor([prompt[-1] for prompt in prompts], device=ids_BP.device))
     b, r, t = inputs.ids_BRT.shape
@@ -214,62 +128,14 @@ def packed_logits(model: PeftModel, prompts: Sequence[tuple[int, ...]], rows: To
     mask[:, p:, p:] = own_mask(inputs)
     position_BRT = visible_BP.sum(1)[:, None, None] + places_before(inputs.kept_BRT)
     position_BX = torch.cat([positions(visible_BP), position_BRT.flatten(1)], dim=1)
-    output = model.get_base_model()(
+    output = base(
         input_ids=torch.cat([ids_BP, inputs.ids_BRT.flatten(1)], dim=1),
-        attention_mask=layer_masks(model, mask, position_BX, position_BX),
+        attention_mask=layer_masks(base, mask, position_BX, position_BX),
         position_ids=position_BX,
         use_cache=False,
         logits_to_keep=torch.arange(p, p + r * t, device=ids_BP.device),
     )
     return output.logits.view(b, r, t, -1).float()
-
-
-class Tails(NamedTuple):
-    """Token sequences that follow one prompt in turn, in one row: none of them sees another."""
-
-    ids_X: Tensor
-    tail_X: Tensor
-    """Number of the tail that a token belongs to."""
-    depth_X: Tensor
-    """Place of a token in its tail, from 0."""
-
-
-def tail_logits(
-    model: PeftModel, prompts: Sequence[tuple[int, ...]], tails: Tails, wanted_X: Tensor, *, cached: bool
-) -> Tensor:
-    """Logits in fp32 after the tail tokens at the places `wanted_X`, behind every prompt: (B, places, V).
-
-    `cached`: the prompts' common beginning is computed once. Without it all prompts pass in full, without a KV cache,
-    which gradient checkpointing does not allow.
-    """
-    device, new = model.device, len(tails.ids_X) + 1  # the last prompt token comes first, and all tails see it
-    if cached:
-        known, start = prefill(model, prompts), 0
-        visible_BP, cache = known.visible_BP, continued(known.keys_values)
-    else:
-        before_BP, visible_BP = padded([prompt[:-1] for prompt in prompts], device)
-        start, cache = before_BP.shape[1], None
-    last_B1 = torch.tensor([prompt[-1:] for prompt in prompts], device=device)
-    ids_BX = torch.cat([last_B1, tails.ids_X.expand(len(prompts), -1)], dim=1)
-    tail_X, depth_X = pad(tails.tail_X, (1, 0), value=-1), pad(tails.depth_X + 1, (1, 0))
-    own_XX = (tail_X == tail_X[:, None]) & (depth_X <= depth_X[:, None])
-    own_XX[:, 0] = True
-    mask_BXP = torch.cat([visible_BP[:, None].expand(-1, new, -1), own_XX.expand(len(prompts), -1, -1)], dim=2)
-    position_BX = visible_BP.sum(1)[:, None] + depth_X
-    position_BP = torch.cat([positions(visible_BP), position_BX], dim=1)
-    if not cached:
-        before_BXP = pad(causal_mask(visible_BP, start), (0, new))
-        mask_BXP, ids_BX = torch.cat([before_BXP, mask_BXP], dim=1), torch.cat([before_BP, ids_BX], dim=1)
-        position_BX = position_BP
-    output = model.get_base_model()(
-        input_ids=ids_BX,
-        attention_mask=layer_masks(model, mask_BXP, position_BX, position_BP),
-        position_ids=position_BX,
-        past_key_values=cache,
-        use_cache=cached,
-        logits_to_keep=start + 1 + wanted_X,
-    )
-    return output.logits.float()
 
 
 class DecodingLayer(DynamicLayer):
@@ -317,15 +183,16 @@ class Decoding:
 
     def feed(self, ids_BRT: Tensor, kept_BRT: Tensor, wanted: int) -> Tensor:
         """Logits after the last `wanted` of the T new places of every row, (B, R, wanted, V) in fp32."""
+        base: Any = self.model.get_base_model()
         b, r, s = ids_BRT.shape
         own_BXX = own_mask(TokenRows(ids_BRT, kept_BRT))
         mask = torch.cat([self.seen_BRP.repeat_interleave(s, dim=1), own_BXX], dim=2)
         place_RT = torch.arange(r * s, device=ids_BRT.device).view(r, s)
         position_BX = (self.length_BR[:, :, None] + places_before(kept_BRT)).flatten(1)
         self.position_BP = torch.cat([self.position_BP, position_BX], dim=1)
-        output = self.model.get_base_model()(
+        output = base(
             input_ids=ids_BRT.flatten(1),
-            attention_mask=layer_masks(self.model, mask, position_BX, self.position_BP),
+            attention_mask=layer_masks(base, mask, position_BX, self.position_BP),
             position_ids=position_BX,
             past_key_values=self.cache,
             use_cache=True,

@@ -24,6 +24,7 @@ from raygr.finetune.rewards import FORMAT, PADDING, correct_characters
 from raygr.score.answer_format import ParsedRatings, RatingTokens, decoded, parse_ratings, rating_tokens, token_ends
 from raygr.score.aspects import AspectSet
 from raygr.score.chat_template import PromptError, chat_parts, encode_answers, encode_control
+from raygr.score.shared_prefix import rating_log_probs
 
 FREE_ROOM = 1.25  # a free completion has at most this many times the template's places, and two more per aspect
 
@@ -134,31 +135,6 @@ def last_tokens(template: AnswerTemplate, ratings: Tensor) -> Tensor:
     """The last token of each rating: the digit, or `10`, or the `0` of a `10` that is two tokens."""
     table = torch.tensor([*template.ratings.digits, template.ratings.ten[-1]], device=ratings.device)
     return table[ratings.long() - 1]
-
-
-def rating_log_probs(logits_TV: Tensor, behind_one_TV: Tensor | None, tokens: RatingTokens) -> Tensor:
-    """log P(1..10) where a rating is expected, (..., 10), not normalised to the ten.
-
-    `behind_one_TV`: the logits after a `1` in the rating's place; needed where `10` is two tokens.
-    """
-    total_T1 = logits_TV.logsumexp(-1, keepdim=True)
-    if behind_one_TV is None:
-        return logits_TV[..., [*tokens.digits, tokens.ten[0]]] - total_T1
-    digit_T9 = logits_TV[..., list(tokens.digits)] - total_T1
-    zero_T1, other_T1 = zero_or_other(behind_one_TV, tokens.ten[1])
-    one_T1 = digit_T9[..., :1]
-    return torch.cat([one_T1 + other_T1, digit_T9[..., 1:], one_T1 + zero_T1], dim=-1)
-
-
-def zero_or_other(logits_TV: Tensor, zero: int) -> tuple[Tensor, Tensor]:
-    """log P('0') and log P(not '0'), (..., 1) each, exact where either probability is close to one."""
-    zero_T1 = logits_TV[..., zero, None]
-    # by slices: a copy of the logits with one of them masked would double the largest tensor
-    below_T1 = logits_TV[..., :zero].logsumexp(-1, keepdim=True)
-    above_T1 = logits_TV[..., zero + 1 :].logsumexp(-1, keepdim=True)
-    other_T1 = torch.logaddexp(below_T1, above_T1)
-    total_T1 = torch.logaddexp(zero_T1, other_T1)
-    return zero_T1 - total_T1, other_T1 - total_T1
 
 
 def choose(log_probs: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:

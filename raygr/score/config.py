@@ -142,8 +142,9 @@ class ScoreConfig:
     only counts tokens. Needs mode generate, structured false."""
     requests: RequestConfig = Field(default_factory=RequestConfig)
     """Layout of the requests to another LLM."""
-    engine: Literal["vllm", "http"] = "vllm"
-    """`vllm` loads the LLM in Ray actors; `http` asks the server at `http.url` for the answers of `answered_by`."""
+    engine: Literal["vllm", "transformers", "http"] = "vllm"
+    """What answers. `vllm` loads the LLM in Ray actors; so does `transformers`, for mode probe alone, faster with small
+    models on processors; `http` asks the server at `http.url` for the answers of `answered_by`."""
     http: HttpConfig = Field(default_factory=HttpConfig)
     mode: Literal["probe", "generate"] = "probe"
     """`probe` reads the probabilities of 1..10 aspect by aspect; `generate` lets the LLM write all ratings."""
@@ -186,8 +187,13 @@ class ScoreConfig:
         is_free = self.mode == "generate" and not self.structured
         is_http = self.engine == "http"
         batches = ("api", "url", "requests_per_file", "megabytes_per_file")
+        vllm_only = ("tensor_parallel_size", "engine_kwargs")
         without_effect = {
-            f"on engine: {self.engine}": ("actors", "tensor_parallel_size", "engine_kwargs") if is_http else ("http",),
+            f"on engine: {self.engine}": {
+                "vllm": ("http",),
+                "transformers": ("http", *vllm_only),
+                "http": ("actors", *vllm_only),
+            }[self.engine],
             "on mode: probe": ("temperature", "structured") if self.mode == "probe" and not self.answered_by else (),
             "on subjects: items": ("cutoff_fraction",) if self.subjects == "items" else (),
             "without an adapter": () if self.adapter else ("force_adapter",),
@@ -204,6 +210,9 @@ class ScoreConfig:
             ),
             "requests are those of --export-prompts: set answered_by to the LLM that answers them": (
                 self.answered_by is None and self.requests != RequestConfig()
+            ),
+            "engine: transformers only probes: set mode: probe, or engine: vllm": (
+                self.engine == "transformers" and (self.mode != "probe" or self.answered_by is not None)
             ),
             "engine: http asks the LLM answered_by at the address http.url: set both": (
                 is_http and not (self.answered_by and self.http.url)

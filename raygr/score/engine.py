@@ -81,31 +81,14 @@ class TokenCounts:
             self.computed += length - (output.num_cached_tokens or 0) + generated - 1
 
 
-class ScoringEngine:
-    """Answers batches of prompts with one vLLM engine and writes the answers to the score store."""
+class ScoringActor:
+    """Answers batches of prompts and writes the answers to the score store."""
 
     def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
-        import vllm
-
         if not logging.getLogger("raygr").hasHandlers():  # in an actor
             log_to_driver()
-        started = time.perf_counter()
-        self.adapter_copy = copied_adapter(settings.adapter)  # kept as long as the engine, which may read it late
-        if self.adapter_copy:
-            settings = dataclasses.replace(settings, adapter=self.adapter_copy.name)
         self.settings = settings
         self.store = store
-        tokens = settings.rating_tokens
-        self.rating_ids = [*tokens.digits, tokens.ten[-1]]  # ten ids; the last is `10`, or the `0` of a split ten
-        self.lora = lora_request(settings.adapter) if settings.adapter and settings.on_gpu else None
-        merged = merged_model(settings.model, settings.adapter) if settings.adapter and not self.lora else None
-        self.llm = vllm.LLM(**engine_arguments(settings, merged))
-        if merged:
-            merged.cleanup()  # vLLM has read the folder, which a killed actor would leave behind
-        self.tokenizer: Any = self.llm.get_tokenizer()
-        if settings.shared_ids:  # fills the prefix cache with the system prompt before other requests need it
-            self.run([list(settings.shared_ids)], [self.sampling(max_tokens=1)])
-        logger.info("vLLM is ready after %.0f s", time.perf_counter() - started)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         started = time.perf_counter()
@@ -118,6 +101,34 @@ class ScoringEngine:
             "tokens_computed": np.array([counts.computed]),
             "engine_seconds": np.array([time.perf_counter() - started]),
         }
+
+    def answer(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
+        """One answer per prompt; the tokens are added to `counts`."""
+        raise NotImplementedError
+
+
+class ScoringEngine(ScoringActor):
+    """Answers batches of prompts with one vLLM engine."""
+
+    def __init__(self, settings: EngineSettings, store: ScoreStore) -> None:
+        import vllm
+
+        started = time.perf_counter()
+        self.adapter_copy = copied_adapter(settings.adapter)  # kept as long as the engine, which may read it late
+        if self.adapter_copy:
+            settings = dataclasses.replace(settings, adapter=self.adapter_copy.name)
+        super().__init__(settings, store)
+        tokens = settings.rating_tokens
+        self.rating_ids = [*tokens.digits, tokens.ten[-1]]  # ten ids; the last is `10`, or the `0` of a split ten
+        self.lora = lora_request(settings.adapter) if settings.adapter and settings.on_gpu else None
+        merged = merged_model(settings.model, settings.adapter) if settings.adapter and not self.lora else None
+        self.llm = vllm.LLM(**engine_arguments(settings, merged))
+        if merged:
+            merged.cleanup()  # vLLM has read the folder, which a killed actor would leave behind
+        self.tokenizer: Any = self.llm.get_tokenizer()
+        if settings.shared_ids:  # fills the prefix cache with the system prompt before other requests need it
+            self.run([list(settings.shared_ids)], [self.sampling(max_tokens=1)])
+        logger.info("vLLM is ready after %.0f s", time.perf_counter() - started)
 
     def answer(self, prompts: list[list[int]], counts: TokenCounts) -> list[StoredScore]:
         """One answer per prompt; a prompt that vLLM refuses, such as one too long, has its error as text."""

@@ -2,8 +2,9 @@
 
 1. `write_prompts` makes each subject's prompt (token ids, hash, cut-off) and writes prompts/.
 2. `missing_subjects` drops the prompts that the score store has answers to.
-3. `ask_engine` sends the others through actors that run vLLM (engine.py), which write their answers to the store;
-   under `engine: http`, `ask_server` sends them to a server (http_engine.py).
+3. `ask_engine` sends the others through actors that run vLLM (engine.py) or, under `engine: transformers`, one pass of
+   the model per subject (transformers_engine.py), which write their answers to the store; under `engine: http`,
+   `ask_server` sends them to a server (http_engine.py).
 4. `joined_scores` joins prompts and answers into SCORE rows, which are written to scores/ with a summary of quality.
 
 A run that was killed continues with the first of these steps that it did not finish.
@@ -28,7 +29,7 @@ from raygr.ray_setup import Node, cluster_nodes, connect
 from raygr.score.adapters import answer_mode, fitting_adapter
 from raygr.score.answer_format import aspect_tails, completion_tokens, format_regex, rating_tokens
 from raygr.score.config import ScoreConfig
-from raygr.score.engine import EngineSettings, ScoringEngine, actor_resources, require_vllm
+from raygr.score.engine import EngineSettings, ScoringActor, ScoringEngine, actor_resources, require_vllm
 from raygr.score.external_llm import check_free, import_answers, numbered, request_fields, write_requests
 from raygr.score.http_engine import SPENT, api_key, ask_server
 from raygr.score.prompt_checks import CHECKED_COLUMNS, check_prompts
@@ -87,7 +88,7 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     if answers:
         asked = set(files.read_table(run.file(PROMPTS), columns=["prompt_sha256"])["prompt_sha256"].to_pylist())
         filed = {"answers": import_answers(answers, store, asked=asked, names=names)}
-    by_batches = config.answered_by is not None and config.engine == "vllm"
+    by_batches = config.answered_by is not None and config.engine != "http"
     missing = missing_subjects(run, store.known(retry_failed=config.retry_failed and not by_batches))
     logger.info("score: %d %s to score; the store has answers to the others", len(missing), config.subjects)
     totals = EngineTotals()
@@ -162,7 +163,9 @@ def start_scoring(config: ScoreConfig, *, by_service: bool) -> Scoring:
     if config.engine == "http":
         api_key(config.http)
     # before Ray has started, this machine stands for the cluster's
-    elif not (config.answered_by or open_store(config, on_gpu=torch.cuda.is_available()).known()):
+    elif config.engine == "vllm" and not (
+        config.answered_by or open_store(config, on_gpu=torch.cuda.is_available()).known()
+    ):
         require_vllm()
     run = runs.start_run(config.output, job="score", config=config, inputs=input_paths(config))
     connect()
@@ -287,7 +290,11 @@ def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
             f"{run.path}: {len(missing)} prompts have no answer of {config.answered_by} yet; "
             "--export-prompts FILE writes them, --import-answers FILE reads the answers, engine=http asks a server"
         )
-    require_vllm()
+    engine: type[ScoringActor] = ScoringEngine
+    if config.engine == "vllm":
+        require_vllm()
+    else:
+        from raygr.score.transformers_engine import TransformersEngine as engine  # loads torch's models, for seconds
     # an engine's memory is known and bounded: no warning about it every half minute
     ray.data.DataContext.get_current().issue_detectors_config.detectors = []
     keep = {"wanted": ray.put(pa.array(missing))}
@@ -302,7 +309,7 @@ def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
         )
         .repartition(target_num_rows_per_block=config.batch_size)
         .map_batches(
-            ScoringEngine,
+            engine,
             fn_constructor_args=(engine_settings(scoring), scoring.store),
             batch_size=config.batch_size,
             compute=ray.data.ActorPoolStrategy(size=config.actors),

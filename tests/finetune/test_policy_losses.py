@@ -24,8 +24,9 @@ from raygr.finetune.losses import (
     token_log_probs,
 )
 from raygr.finetune.policy import adapter_weights
-from raygr.finetune.prefix_cache import completion_logits, packed_logits, prefill, register_attention
+from raygr.finetune.prefix_cache import completion_logits, packed_logits, prefill
 from raygr.finetune.sampling import answer_ids, free_rollouts, sample_slots, slots_rollouts, slots_rows
+from raygr.score.shared_prefix import register_attention
 
 RATINGS_BGA = torch.tensor([[[1, 10], [5, 3]], [[10, 1], [9, 10]], [[1, 1], [2, 7]]])
 

@@ -26,7 +26,6 @@ from raygr.finetune.sampling import (
     answer_template,
     choose,
     free_rollouts,
-    rating_log_probs,
     read_completion,
     sample_free,
     sample_slots,
@@ -35,6 +34,7 @@ from raygr.finetune.sampling import (
 )
 from raygr.score.chat_template import PromptError
 from raygr.score.engine import rating_probabilities
+from raygr.score.shared_prefix import rating_log_probs
 
 
 def read_back(answer: AnswerTemplate, ratings: list[int]) -> list[int]:

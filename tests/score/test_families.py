@@ -15,13 +15,13 @@ from transformers.utils import chat_template_utils
 
 from raygr.config import ConfigError
 from raygr.finetune.lora import with_adapter
-from raygr.finetune.policy import check_passes
-from raygr.finetune.prefix_cache import TokenRows, completion_logits, packed_logits, prefill, register_attention
+from raygr.finetune.prefix_cache import TokenRows, completion_logits, packed_logits, prefill
 from raygr.finetune.sampling import answer_ids, answer_template, read_completion, sample_free, sample_slots
 from raygr.score.answer_format import aspect_tails, parse_ratings, rating_tokens, token_ends
 from raygr.score.chat_template import TODAY, chat_parts, render_chat
 from raygr.score.engine import ScoringEngine
 from raygr.score.prompts import Item, PromptEncoder, item_lines, lines_text, system_text, user_lead_in
+from raygr.score.shared_prefix import check_passes, register_attention
 
 ASPECTS = aspect_set()
 FILM = Item(title="Sátántangó (1994)", categories="Drama", rating=4.5, rating_count=7)
@@ -201,7 +201,7 @@ def test_a_model_whose_passes_can_share_a_prompt_is_taken(name):
     model, prompt = family_policy(name), short_prompts()[0]
     with torch.no_grad():
         before = model(torch.tensor([prompt]), use_cache=False).logits
-        check_passes(toy_config(), model, prompt, torch.float32)
+        check_passes(model.get_base_model(), prompt, name=name)
         after = model(torch.tensor([prompt]), use_cache=False).logits
     assert model.get_base_model().config._attn_implementation == register_attention()
     torch.testing.assert_close(after, before, atol=0, rtol=0)
@@ -229,9 +229,8 @@ def test_a_model_with_attention_of_another_kind_is_refused(config, message):
     for name, weight in model.named_parameters():
         if name.endswith("sinks"):
             torch.nn.init.ones_(weight)
-    lora = LoraConfig(r=4, target_modules=["o_proj"], task_type="CAUSAL_LM")
     with pytest.raises(ConfigError, match=message):
-        check_passes(toy_config(), get_peft_model(model, lora).eval(), tuple(range(20, 40)), torch.float32)
+        check_passes(model.eval(), range(20, 40), name="odd")
 
 
 def test_targets_that_a_model_does_not_have_are_refused():

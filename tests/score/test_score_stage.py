@@ -104,6 +104,21 @@ def test_expected_ratings_with_exact_ten_equal_enumeration(undisturbed, data, la
         assert near_tie or row["ratings"][aspect] == probabilities.argmax() + 1
 
 
+def test_the_transformers_engine_answers_as_vllm_and_computes_every_token_once(undisturbed, data, tmp_path):
+    answers = score(item_run(data, tmp_path / "run", engine="transformers"))
+    expected = files.read_table(str(undisturbed / "run" / "scores"))
+    assert answers["subject_id"].equals(expected["subject_id"])
+    np.testing.assert_allclose(
+        np.array(answers["expected"].to_pylist()), np.array(expected["expected"].to_pylist()), atol=2e-3
+    )
+    prompts = files.read_table(str(tmp_path / "run" / "prompts")).to_pylist()
+    tails = sum(len(tail) + 1 for tail in tail_ids())
+    shared = [len(set(tokens)) == 1 for tokens in zip(*(row["prompt_ids"] for row in prompts), strict=False)].index(0)
+    needed = shared + sum(row["prompt_tokens"] - shared + tails for row in prompts)
+    computed = runs.read_run(str(tmp_path / "run"), job="score").counts["engine"]["tokens_computed"]
+    assert needed <= computed <= 1.03 * needed
+
+
 def test_a_score_run_says_what_it_did(undisturbed, data):
     record = runs.read_run(str(undisturbed / "run"), job="score")
     assert record.counts["subjects"] == 12
