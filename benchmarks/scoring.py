@@ -1,10 +1,11 @@
-"""Items per second of three ways to score, with the same engine settings, model and items.
+"""Items per second of four ways to score, with the same model and items.
 
     python benchmarks/scoring.py --data outputs/quickstart/prepare --items 48 --out benchmarks/results/scoring.json
 
-free        plain vLLM: the paper's prompt, one free completion per item, nothing of raygr's engine
-structured  mode generate: forced format, expected ratings with an exact P(10)
-probe       mode probe: whole blocks of the prompt from the prefix cache, one short tail per aspect, an exact P(10)
+free          plain vLLM: the paper's prompt, one free completion per item, nothing of raygr's engine
+structured    mode generate: forced format, expected ratings with an exact P(10)
+probe         mode probe: whole blocks of the prompt from the prefix cache, one short tail per aspect, an exact P(10)
+transformers  mode probe with engine: transformers: one pass, in which the tails of all aspects share their prompt
 
 The ways run one after the other, each in a process of its own, because vLLM binds its process's threads. Seconds are
 those of scoring, without loading the model. `distinct` tokens are those that any engine must compute at least once.
@@ -19,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-WAYS = ("free", "structured", "probe")
+WAYS = ("free", "structured", "probe", "transformers")
 ROUNDS = 2  # on different items; the first warms up the kernels
 
 
@@ -101,6 +102,7 @@ def measure(way: str, data: str, items: int) -> dict:
     from raygr.score.default_model import model_folder
     from raygr.score.engine import EngineSettings, ScoringEngine, TokenCounts
     from raygr.score.prompts import PromptEncoder, item_from_row
+    from raygr.score.transformers_engine import TransformersEngine
 
     aspects, model = load_aspects("configs/aspects/movies.yaml"), model_folder("smollm2")
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -111,7 +113,7 @@ def measure(way: str, data: str, items: int) -> dict:
     settings = EngineSettings(
         model=model,
         adapter=None,
-        mode={"free": "generate-free", "structured": "generate", "probe": "probe"}[way],
+        mode={"free": "generate-free", "structured": "generate"}.get(way, "probe"),
         temperature=0.0,
         names=aspects.names,
         tails=tails,
@@ -125,7 +127,7 @@ def measure(way: str, data: str, items: int) -> dict:
         engine_kwargs={},
         seed=0,
     )
-    engine = ScoringEngine(settings, store=None)
+    engine = (TransformersEngine if way == "transformers" else ScoringEngine)(settings, store=None)
     for number in range(ROUNDS):
         batch = [list(prompt.prefix_ids) for prompt in prompts[number * items : (number + 1) * items]]
         counts = TokenCounts()
@@ -133,7 +135,7 @@ def measure(way: str, data: str, items: int) -> dict:
         if way == "free":
             valid = plain_generation(engine, batch, counts)
         else:
-            scores = engine.probe(batch, counts) if way == "probe" else engine.generate(batch, counts)
+            scores = engine.answer(batch, counts)
             valid = sum(score.reason == "ok" for score in scores)
         seconds = time.perf_counter() - started
     own = sum(len(prompt) for prompt in batch) - items * prompts[0].shared_length
