@@ -318,7 +318,8 @@ def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
     )
     each = f" in each of {config.actors} actors" if config.actors > 1 else ""
     device = "GPU" if scoring.on_gpu else "CPU"
-    logger.info("starting vLLM%s with %s, on the %s: this takes half a minute or more", each, config.llm, device)
+    how_long = "half a minute or more" if config.engine == "vllm" else "some seconds"
+    logger.info("starting %s%s with %s, on the %s: this takes %s", config.engine, each, config.llm, device, how_long)
     totals = EngineTotals()
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         totals = EngineTotals(
