@@ -4,8 +4,8 @@ The common beginning of the prompts (the system prompt) is computed once. Behind
 lie side by side in one row, and none sees another. So every distinct token is computed once.
 
 A place is an index in a padded row. A position is a token's position id, which counts only the tokens that are seen.
-Shape letters: `B` prompts, `A` aspects, `P` places that are seen (first those of the beginning), `X` places that are
-fed at once, `T` places of a row, `V` vocabulary, `Q` levels 1..10.
+Shape letters: `B` prompts, `A` aspects, `P` places in the KV cache: of a prefix first, `T` tokens, `V` vocabulary, `Q`
+levels 1..10. `X` is all places that are fed at once.
 """
 
 from collections.abc import Sequence
