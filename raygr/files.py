@@ -1,9 +1,10 @@
 """Read and write paths, JSON, text and tables on local disks and any fsspec file system."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +113,20 @@ def read_table(path: str, columns: list[str] | None = None) -> "pa.Table":
 
 
 def write_table(table: "pa.Table", path: str) -> None:
+    write_tables([table], path)
+
+
+def write_tables(tables: "Iterable[pa.Table]", path: str) -> None:
+    """Write tables of one schema, at least one, as one Parquet file."""
     import pyarrow.parquet as pq
 
     filesystem, inner = filesystem_of(path)
     filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
-    pq.write_table(table, inner + ".part", filesystem=filesystem)
+    rest = iter(tables)
+    first = next(rest)
+    with pq.ParquetWriter(inner + ".part", first.schema, filesystem=filesystem) as writer:
+        for table in itertools.chain([first], rest):
+            writer.write_table(table)
     filesystem.mv(inner + ".part", inner)
 
 

@@ -179,14 +179,14 @@ def take(path: str, job: str) -> None:
 
 
 def remove_parts(run: Run, name: str) -> None:
-    """Delete the Parquet parts that an interrupted attempt left in the run's folder `name`, if there is one.
+    """Delete the Parquet and Arrow parts that an interrupted attempt left in the run's folder `name`, if there is one.
 
     RunError where the folder holds other files.
     """
     filesystem, inner = filesystem_of(run.file(name))
     if not filesystem.exists(inner):
         return
-    strange = [file for file in filesystem.find(inner) if not file.endswith((".parquet", ".parquet.part"))]
+    strange = [file for file in filesystem.find(inner) if not file.endswith((".parquet", ".parquet.part", ".arrow"))]
     if strange:
         raise RunError(f"{run.file(name)} holds files that no run wrote ({some(strange)}): move them to another folder")
     filesystem.rm(inner, recursive=True)

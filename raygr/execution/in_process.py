@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raygr import files
 from raygr.config import ConfigError, RayUse
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT = "training.pt"
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container, in microseconds of each period, or "max"
@@ -22,7 +23,7 @@ class Worker(NamedTuple):
 
     rank: int
     workers: int
-    device: torch.device
+    device: "torch.device"
     report: Callable[[dict[str, Any]], None]
     """Takes the metrics of an evaluation. All workers call it together."""
 
@@ -47,6 +48,8 @@ def is_in_cluster() -> bool:
 
 def worker_here(use_gpu: bool | None, threads: int | None) -> Worker:
     """The only worker, in the calling process. ConfigError where the machine lacks the GPU or the CPUs."""
+    import torch
+
     if threads and threads > cpus_here():
         raise ConfigError(f"threads: {threads} need as many CPUs, this machine has {cpus_here()}")
     has_gpu = torch.cuda.is_available()
@@ -66,6 +69,8 @@ def cpus_here() -> int:
 @contextmanager
 def torch_of_a_worker(worker: Worker, threads: int | None) -> Iterator[None]:
     """Sets torch's threads for the work inside; puts them and torch's random numbers back afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads or cpus_here())
     try:
@@ -80,14 +85,18 @@ def torch_of_a_worker(worker: Worker, threads: int | None) -> Iterator[None]:
 
 def save_checkpoint(state: Mapping[str, Any], output: str) -> None:
     """Replaces the run's checkpoint; a reader never sees half of one."""
+    import torch
+
     filesystem, inner = files.filesystem_of(files.join(output, CHECKPOINT))
     with filesystem.open(f"{inner}.part", "wb") as file:
         torch.save(state, file)
     filesystem.mv(f"{inner}.part", inner)
 
 
-def last_checkpoint(output: str, device: torch.device) -> dict[str, Any] | None:
+def last_checkpoint(output: str, device: "torch.device") -> dict[str, Any] | None:
     """The saved state; None at the start of a run."""
+    import torch
+
     filesystem, inner = files.filesystem_of(files.join(output, CHECKPOINT))
     if not filesystem.exists(inner):
         return None

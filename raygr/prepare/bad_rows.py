@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raygr.prepare.timestamps import FORMS
+
 EXAMPLES_PER_REASON = 3
 SNIPPET_CHARS = 120
 
@@ -60,24 +62,21 @@ class Tally:
         self.time_forms: Counter[str] = Counter()
         self.time_range: tuple[int, int] | None = None
 
-    def add(self, rows: pa.Table) -> None:
-        """Counts rows of SCAN_SCHEMA plus `file`, an index into `files`; a row with a reason is refused."""
+    def add(self, rows: pa.Table, file: int) -> None:
+        """Counts rows of SCAN_SCHEMA from the file with this index; a row with a reason is refused."""
         self.read += rows.num_rows
-        self._add_times(rows)
         bad = rows.filter(pc.is_valid(rows["reason"]))
-        if bad.num_rows == 0:
-            return
+        self._add_times(usable(rows))
         for entry in bad["reason"].value_counts().to_pylist():
             self.by_reason[entry["values"]] += entry["counts"]
-        shown = bad.filter(pc.is_valid(bad["snippet"])).select(["file", "row", "reason", "snippet"])
+        shown = bad.filter(pc.is_valid(bad["snippet"])).select(["row", "reason", "snippet"])
         for row in shown.to_pylist():
-            example = Example(self.files[row["file"]], row["row"] + 1, row["snippet"])
+            example = Example(self.files[file], row["row"] + 1, row["snippet"])
             # Ray delivers files in any order; sorted examples are the same in every run.
             examples = sorted([*self.examples.get(row["reason"], []), example])
             self.examples[row["reason"]] = examples[:EXAMPLES_PER_REASON]
 
-    def _add_times(self, rows: pa.Table) -> None:
-        good = rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
+    def _add_times(self, good: pa.Table) -> None:
         times = good["timestamp"].drop_null()
         if len(times) == 0:
             return
@@ -85,7 +84,7 @@ class Tally:
         known = self.time_range or (low, high)
         self.time_range = min(low, known[0]), max(high, known[1])
         for entry in good["time_form"].drop_null().value_counts().to_pylist():
-            self.time_forms[entry["values"]] += entry["counts"]
+            self.time_forms[FORMS[entry["values"]]] += entry["counts"]
 
     def times(self) -> str:
         """One line: the range of the times of usable rows, and the forms if there are several; "" without times."""
@@ -135,6 +134,11 @@ class Tally:
         examples = {reason: [e._asdict() for e in shown] for reason, shown in sorted(self.examples.items())}
         times = {"times": self.times()} if self.time_range else {}
         return {"read": self.read, "by_reason": dict(sorted(self.by_reason.items())), "examples": examples, **times}
+
+
+def usable(rows: pa.Table) -> pa.Table:
+    """The rows of SCAN_SCHEMA without a reason."""
+    return rows.filter(pc.is_null(rows["reason"])) if rows["reason"].null_count < rows.num_rows else rows
 
 
 def iso_time(milliseconds: int) -> str:

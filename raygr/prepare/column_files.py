@@ -18,7 +18,7 @@ from raygr.prepare.bad_rows import Refusal, cut_snippet
 from raygr.prepare.column_values import as_texts
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.csv_files import csv_form, read_csv
-from raygr.prepare.json_lines import as_id, as_text, decode_object, without_surrogates
+from raygr.prepare.json_lines import OBJECT, as_id, as_text, decode_block, decode_object, without_surrogates
 from raygr.prepare.raw_files import (
     Columns,
     file_kind,
@@ -59,8 +59,8 @@ JSON_KINDS = ("json", "jsonl", "ndjson")
 PLAIN_NAMES = ("user_id", "item_id", "rating", "timestamp")
 
 
-def review_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
-    """Columns of one file of reviews: those of `names` that it has, and others of REVIEW_NAMES where they cost nothing.
+def review_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
+    """Columns of one file of reviews: those of REVIEW_NAMES that it has.
 
     A file without user_id, item_id or timestamp is refused as a whole.
     """
@@ -70,11 +70,11 @@ def review_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> It
         return read_delimited(path, delimiter=DELIMITERS[file_kind(path)], wanted=wanted)
     if config.format == "movielens":
         return named_columns(path, MOVIELENS_RATINGS, required=(*required, "rating"))
-    return table_columns(path, REVIEW_NAMES, config.columns, config, required=required, read=names)
+    return table_columns(path, REVIEW_NAMES, config.columns, config, required=required)
 
 
-def item_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iterator[Columns]:
-    """Columns of one metadata file: those of `names` that it has, and others of ITEM_NAMES where they cost nothing.
+def item_columns(path: str, config: PrepareConfig) -> Iterator[Columns]:
+    """Columns of one metadata file: those of ITEM_NAMES that it has.
 
     The plot of MovieLens becomes the description, the genres become the categories.
     """
@@ -92,7 +92,7 @@ def item_columns(path: str, config: PrepareConfig, names: Sequence[str]) -> Iter
             shared = config.columns if config.header else {}  # positions describe reviews only
             columns = {**shared, **config.item_columns}
             own_id = {"item_id": "item_id"} if "item_id" not in config.item_columns else {}
-            return table_columns(path, ITEM_NAMES, columns, config, required=("item_id",), read=names, instead=own_id)
+            return table_columns(path, ITEM_NAMES, columns, config, required=("item_id",), instead=own_id)
 
 
 def table_columns(
@@ -102,15 +102,14 @@ def table_columns(
     config: PrepareConfig,
     *,
     required: Sequence[str],
-    read: Sequence[str],
     instead: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Columns]:
-    """The columns to `read` that a table has; `columns` maps our `names` to its own, `instead` to a second choice."""
+    """The columns that a table has; `columns` maps our `names` to its own, `instead` to a second choice."""
     is_named = not any(isinstance(theirs, int) for theirs in columns.values())
     known = {ours: (columns.get(ours, ours), *([instead[ours]] if ours in instead else [])) for ours in names}
     aliases = {ours: theirs for ours, theirs in known.items() if is_named or ours in columns}
     asked = [ours for ours in names if ours in required or ours in columns]
-    return named_columns(path, aliases, required=asked, read=read, delimiter=config.delimiter, encoding=config.encoding)
+    return named_columns(path, aliases, required=asked, delimiter=config.delimiter, encoding=config.encoding)
 
 
 def check_columns(config: PrepareConfig) -> None:
@@ -159,17 +158,15 @@ def named_columns(
     names: Mapping[str, Sequence[str | int]],
     *,
     required: Sequence[str],
-    read: Sequence[str] | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> Iterator[Columns]:
     """Columns of a Parquet, CSV or JSON-lines file; `names` maps ours to those of the file, the first found counts.
 
-    `read` limits the columns; None reads all. Columns that are `required` and absent make the file refused.
+    Columns that are `required` and absent make the file refused.
     """
-    read = list(names) if read is None else read
     if file_kind(path) in JSON_KINDS:
-        yield from json_columns(path, names, required=required, read=read, encoding=encoding)
+        yield from json_columns(path, names, required=required, encoding=encoding)
         return
     if file_kind(path) == "parquet":
         schema = parquet_schema(path)
@@ -187,7 +184,6 @@ def named_columns(
     elif problem:
         yield no_columns([Refusal(0, "missing_columns", cut_snippet(problem))])
     else:
-        wanted = {ours: theirs for ours, theirs in wanted.items() if ours in read}
         yield from read_parquet(path, wanted) if schema else read_csv(path, wanted, form)
 
 
@@ -217,20 +213,15 @@ def json_columns(
     names: Mapping[str, Sequence[str | int]],
     *,
     required: Sequence[str],
-    read: Sequence[str],
     encoding: str | None,
 ) -> Iterator[Columns]:
     """Columns of JSON lines as text; absent values are null. A required name that no row has is a missing column."""
     missing = {ours: names[ours] for ours in required}
     keys: Sequence[str] = ()
     for lines in read_json_lines(path, encoding):
-        values = [decode_object(line) for line in lines.lines]
-        good = [i for i, v in enumerate(values) if isinstance(v, dict)]
-        bad = {i: v for i, v in enumerate(values) if isinstance(v, str)}
-        rows = [v for v in values if isinstance(v, dict)]
-        table = {ours: json_column(ours, picked(rows, theirs)) for ours, theirs in names.items() if ours in read}
-        refused = [Refusal(lines.first + i, reason, cut_snippet(lines.lines[i])) for i, reason in bad.items()]
-        yield Columns(lines.first + np.array(good, np.int64), pa.table(table), [*lines.refused, *refused])
+        at, _, rows, refused = decode_block(lines, OBJECT, decode_object)
+        table = {ours: json_column(ours, picked(rows, theirs)) for ours, theirs in names.items()}
+        yield Columns(lines.first + np.array(at, np.int64), pa.table(table), [*lines.refused, *refused])
         keys = keys or list(rows[0] if rows else ())
         missing = {
             ours: theirs for ours, theirs in missing.items() if not any(name in row for row in rows for name in theirs)

@@ -6,14 +6,14 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Place, RawFiles, refuse
+from raygr.config import STRICT, Place, RawFiles, RayUse, refuse
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class PrepareConfig:
     """Raw reviews and metadata -> items, reviews, users, interactions with their split (4.1, A.1)."""
 
-    SPEED: ClassVar = frozenset({"parallelism"})
+    SPEED: ClassVar = frozenset({"parallelism", "ray"})
 
     output: Place
     """Folder of the run, local or any fsspec URI."""
@@ -74,7 +74,10 @@ class PrepareConfig:
     max_text_chars: int = Field(default=20_000, ge=1)
     """Longer texts are cut to this length, and their number is reported."""
     parallelism: int = Field(default=1, ge=1)
-    """Number of files read at the same time; each takes one CPU."""
+    """Number of raw files that tasks on Ray read at the same time, each with one CPU; 1 reads one file after the other
+    in the calling process, with all its CPUs."""
+    ray: RayUse = "auto"
+    """`auto` works in the calling process where `parallelism` is 1, outside a cluster; the results are the same."""
     seed: int = 0
     """Seed of all draws, such as `sample_users`."""
 
@@ -89,5 +92,11 @@ class PrepareConfig:
             "without new_items": () if self.new_items else ("new_items_by",),
         }
         by_order = self.new_items_by == "time" and self.timestamps == "position"
-        refuse(self, unused, {"new_items_by: time needs times, but timestamps: position has only an order": by_order})
+        contradictions = {
+            "new_items_by: time needs times, but timestamps: position has only an order": by_order,
+            "ray: never reads in the calling process, one file after the other: set parallelism: 1": (
+                self.ray == "never" and self.parallelism > 1
+            ),
+        }
+        refuse(self, unused, contradictions)
         return self

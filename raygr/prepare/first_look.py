@@ -137,7 +137,7 @@ def column_names(path: str) -> list[str]:
         schema = parquet_schema(path)
         names = schema.names if isinstance(schema, pa.Schema) else []
     elif file_kind(path) in JSON_KINDS:
-        lines = [line for lines in read_json_lines(path) for line in lines.lines[:100]][:100]
+        lines = [line for lines in read_json_lines(path) for line in lines.split()[:100]][:100]
         names = list(
             dict.fromkeys(key for line in lines if isinstance(row := decode_object(line), dict) for key in row)
         )

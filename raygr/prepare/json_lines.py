@@ -1,7 +1,7 @@
 """JSON lines to records: whole blocks at full speed, single lines where a block holds anything unusual.
 
-`decode_block` returns one record or one reason per line, so that the number of a row is the number of its line. The
-functions at the end turn values of unexpected types into texts, ids and numbers.
+The number of a row is the number of its line. The functions at the end turn values of unexpected types into texts, ids
+and numbers.
 """
 
 import ast
@@ -10,11 +10,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from raygr.data.ids import EXACT_FLOATS
+from raygr.prepare.bad_rows import Refusal, cut_snippet
 from raygr.prepare.raw_files import Lines
 
 Record = TypeVar("Record", bound=msgspec.Struct | dict[str, Any])
@@ -24,20 +25,33 @@ PYTHON_DICT = re.compile(r"\s*\{\s*(?:u?'|u\")")
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
+class Decoded(NamedTuple, Generic[Record]):
+    """Records of lines, these lines and their indexes, and the lines that hold no record; blank lines are neither."""
+
+    at: Sequence[int]
+    raw: list[bytes]
+    records: list[Record]
+    refused: list[Refusal]
+
+
 def decode_block(
-    lines: Lines, decoder: msgspec.json.Decoder[Record], repair: Callable[[Mapping[str, Any]], Record]
-) -> Sequence[Record | str | None]:
-    """One entry per line: its record, the reason why it has none, or None for a blank line."""
+    block: Lines, decoder: msgspec.json.Decoder[Record], decode_one: Callable[[bytes], Record | str | None]
+) -> Decoded[Record]:
+    """The records of a block: all at once, or from `decode_one` (as `decode_line`) where `decoder` refuses any line."""
+    lines = block.split()
     try:
-        # msgspec does not check the UTF-8 of fields that it skips, and the second pass reads those fields.
-        str(lines.block, "utf-8")
-        records: list[Record] = decoder.decode_lines(lines.block)
+        if not block.block.isascii():
+            str(block.block, "utf-8")  # msgspec does not check the UTF-8 of fields that it skips
+        return Decoded(range(len(lines)), lines, list(map(decoder.decode, lines)), [])
     except BAD_JSON:
-        records = []
-    if len(records) == len(lines.lines) and b"\n\n" not in lines.block:
-        return records
-    entries = [decode_line(line, decoder, repair) for line in lines.lines]
-    return entries
+        entries = list(map(decode_one, lines))
+    refused = [
+        Refusal(block.first + at, entry, cut_snippet(lines[at]))
+        for at, entry in enumerate(entries)
+        if isinstance(entry, str)
+    ]
+    known = {at: entry for at, entry in enumerate(entries) if entry is not None and not isinstance(entry, str)}
+    return Decoded(list(known), [lines[at] for at in known], list(known.values()), refused)
 
 
 def decode_line(

@@ -1,9 +1,10 @@
-"""Raw item metadata in two passes: every row's item id, then the texts of the kept rows.
+"""Raw item metadata to rows: item ids, and texts. Amazon's lines are kept whole until their texts are needed.
 
 Whitespace in Amazon's texts is collapsed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,16 +15,10 @@ from raygr.data.ids import bad_id_reason, id_strings
 from raygr.prepare.column_files import item_columns
 from raygr.prepare.column_values import row_text
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.json_lines import as_id, as_number, as_text, decode_loosely
-from raygr.prepare.raw_files import Columns
-from raygr.prepare.two_passes import (
-    is_empty,
-    read_column_texts,
-    read_json_texts,
-    scan_columns,
-    scan_json_lines,
-    scan_rows,
-)
+from raygr.prepare.json_lines import as_id, as_number, as_text, decode_line, decode_loosely
+from raygr.prepare.parallel_map import Cpus
+from raygr.prepare.raw_files import Columns, Lines, read_json_lines
+from raygr.prepare.scanned_rows import Scanned, filled, is_empty, scan_columns, scan_lines, scan_rows
 
 TEXT_NAMES = ("title", "description", "categories", "details")
 ITEM_TEXT_SCHEMA = pa.schema(
@@ -70,19 +65,21 @@ def repair_texts(values: Mapping[str, Any]) -> ItemTexts:
     return ItemTexts(*(values.get(name) for name in ItemTexts.__struct_fields__))
 
 
-# --- first pass -----------------------------------------------------------------------------------
-
-
-def read_item_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
-    """SCAN_SCHEMA of every metadata row of one file, in tables of bounded size."""
+def read_items(path: str, config: PrepareConfig, cpus: Cpus) -> Iterator[Scanned]:
+    """Every metadata row of one file, in tables of bounded size; `item_texts` makes ITEM_TEXT_SCHEMA from the texts."""
     if config.format == "amazon":
-        return scan_json_lines(path, IDS, repair_id, scan_amazon_items)
-    return scan_columns(item_columns(path, config, ("item_id",)), scan_item_table)
+        return cpus.in_processes(scan_amazon_item_lines, read_json_lines(path))
+    return scan_columns(item_columns(path, config), scan_item_table, TEXT_NAMES, cpus)
 
 
-def scan_amazon_items(records: list[ItemId], rows: np.ndarray, raw: list[bytes]) -> pa.Table:
+def scan_amazon_item_lines(lines: Lines) -> Scanned:
+    return scan_lines(lines, IDS, partial(decode_line, decoder=IDS, repair=repair_id), scan_amazon_items)
+
+
+def scan_amazon_items(records: Sequence[ItemId], rows: np.ndarray, raw: Sequence[bytes]) -> Scanned:
     ids = pa.array([record.parent_asin or record.asin for record in records], pa.string())
-    return scan_rows(rows, {"item_id": ids}, {"missing_item": is_empty(ids)}, lambda at: raw[at])
+    scanned = scan_rows(rows, {"item_id": ids}, {"missing_item": is_empty(ids)}, lambda at: raw[at])
+    return Scanned(scanned, pa.table({"row": rows, "line": pa.array(raw, pa.binary())}))
 
 
 def scan_item_table(columns: Columns) -> pa.Table:
@@ -92,18 +89,16 @@ def scan_item_table(columns: Columns) -> pa.Table:
     return scan_rows(columns.rows, {"item_id": ids}, conditions, lambda at: row_text(columns.table, at))
 
 
-# --- second pass ----------------------------------------------------------------------------------
+def item_texts(texts: pa.Table) -> pa.Table:
+    """ITEM_TEXT_SCHEMA of texts of `read_items`."""
+    found = {name: texts[name] for name in texts.column_names}
+    if "line" in found:
+        records = [decode_line(line, TEXTS, repair_texts) for line in texts["line"].to_pylist()]
+        found |= amazon_item_texts(records) | {"repaired": np.zeros(len(texts), bool)}
+    return filled(ITEM_TEXT_SCHEMA, found, len(texts))
 
 
-def read_item_texts(path: str, config: PrepareConfig, rows: np.ndarray) -> Iterator[pa.Table]:
-    """ITEM_TEXT_SCHEMA of the rows with these sorted numbers, uncut, in tables of bounded size."""
-    if config.format == "amazon":
-        return read_json_texts(path, rows, TEXTS, repair_texts, amazon_item_texts, ITEM_TEXT_SCHEMA)
-    batches = item_columns(path, config, ("item_id", *TEXT_NAMES))
-    return read_column_texts(batches, rows, TEXT_NAMES, ITEM_TEXT_SCHEMA)
-
-
-def amazon_item_texts(records: Sequence[ItemTexts]) -> dict[str, list[Any]]:
+def amazon_item_texts(records: Sequence[Any]) -> dict[str, list[Any]]:
     counts = [within_or_none(record.rating_number, MAX_COUNT) for record in records]
     return {
         "title": [as_text(record.title) for record in records],

@@ -1,6 +1,6 @@
 """Kept interactions and their texts -> tables of the pipeline's schemas: pure functions on Arrow tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,17 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.prepare import selection, splits
-from raygr.prepare.metadata import TEXT_NAMES
+from raygr.prepare.metadata import ITEM_TEXT_SCHEMA, TEXT_NAMES, item_texts
 from raygr.prepare.reviews import REVIEW_TEXTS
+from raygr.prepare.scanned_rows import filled
 from raygr.prepare.selection import Kept
-from raygr.prepare.two_passes import filled
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, NEW_INTERACTION_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
-
-COUNTS = ("written", "text_cut", "text_repaired", "without_text")
 
 
 class Part(NamedTuple):
-    """A table to be written and its COUNTS: rows written, texts cut and repaired, and items without text."""
+    """A table to be written and counts: rows written, texts cut and repaired, and items without text."""
 
     table: pa.Table
     counts: Mapping[str, int]
@@ -27,30 +25,26 @@ class Part(NamedTuple):
 # --- reviews --------------------------------------------------------------------------------------
 
 
-def kept_rows(kept: Kept) -> pa.Table:
-    """The numbers of REVIEW_SCHEMA with `file` and `row`, sorted by user_index and position."""
+def kept_rows(kept: Kept, which: np.ndarray | slice) -> pa.Table:
+    """The numbers of REVIEW_SCHEMA with `row`, of some interactions."""
+    rating = kept.rating[which]
     return pa.table(
         {
-            "user_index": kept.user_index,
-            "item_index": kept.item_index,
-            "position": kept.position,
-            "rating": pa.array(kept.rating, mask=np.isnan(kept.rating)),
-            "timestamp": kept.timestamp,
-            "part": kept.part,
-            "file": kept.file,
-            "row": kept.row,
+            "user_index": kept.user_index[which],
+            "item_index": kept.item_index[which],
+            "position": kept.position[which],
+            "rating": pa.array(rating, mask=np.isnan(rating)),
+            "timestamp": kept.timestamp[which],
+            "split": pa.DictionaryArray.from_arrays(kept.part[which], pa.array(splits.PARTS)),
+            "row": kept.row[which],
         }
     )
 
 
-def part_names(part: np.ndarray) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(part, pa.array(splits.PARTS)).cast(pa.string())
-
-
-def interactions(kept: Kept) -> pa.Table:
-    """INTERACTION_SCHEMA of all kept interactions."""
-    rows = kept_rows(kept).append_column("split", part_names(kept.part))
-    return rows.select(INTERACTION_SCHEMA.names).cast(INTERACTION_SCHEMA)
+def interactions(kept: Kept, size: int) -> Iterator[pa.Table]:
+    """INTERACTION_SCHEMA of all kept interactions, in tables of `size` rows."""
+    for start in range(0, len(kept.row), size):
+        yield kept_rows(kept, slice(start, start + size)).select(INTERACTION_SCHEMA.names).cast(INTERACTION_SCHEMA)
 
 
 def new_interactions(kept: Kept) -> pa.Table:
@@ -61,15 +55,13 @@ def new_interactions(kept: Kept) -> pa.Table:
 
 def review_part(rows: pa.Table, texts: pa.Table, limit: int) -> Part:
     """REVIEW_SCHEMA of rows of `kept_rows` with their texts of TEXT_SCHEMA, cut to `limit` characters."""
-    columns = {name: rows[name] for name in ("user_index", "item_index", "position", "rating", "timestamp")}
-    columns["split"] = part_names(rows["part"].to_numpy())
+    columns = {name: rows[name] for name in INTERACTION_SCHEMA.names}
     return part_with_texts(columns, texts, REVIEW_TEXTS, REVIEW_SCHEMA, limit)
 
 
-def empty_texts(schema: pa.Schema, count: int) -> pa.Table:
-    """TEXT_SCHEMA or ITEM_TEXT_SCHEMA of `count` rows with "" in every text."""
-    names = [field.name for field in schema if field.type == pa.string()]
-    return filled(schema, dict.fromkeys(names, pa.repeat("", count)), count)
+def empty_texts(count: int) -> pa.Table:
+    """ITEM_TEXT_SCHEMA of `count` rows with "" in every text."""
+    return filled(ITEM_TEXT_SCHEMA, dict.fromkeys(TEXT_NAMES, pa.repeat("", count)), count)
 
 
 def part_with_texts(
@@ -79,7 +71,8 @@ def part_with_texts(
     counts = {"written": len(texts), "text_cut": 0, "text_repaired": pc.sum(texts["repaired"]).as_py() or 0}
     whole = {**columns, **{name: texts[name] for name in names}}
     for name in names:
-        longer = pc.sum(pc.greater(pc.utf8_length(texts[name]), limit)).as_py()
+        longest = pc.max(pc.binary_length(texts[name])).as_py() or 0
+        longer = longest > limit and pc.sum(pc.greater(pc.utf8_length(texts[name]), limit)).as_py()
         if longer:
             whole[name] = pc.utf8_slice_codeunits(texts[name], 0, limit)
             counts["text_cut"] += longer
@@ -106,11 +99,12 @@ def item_rows(kept: Kept) -> pa.Table:
     )
 
 
-def item_part(rows: pa.Table, texts: pa.Table, limit: int) -> Part:
-    """ITEM_SCHEMA of rows of `item_rows` with their texts of ITEM_TEXT_SCHEMA, cut to `limit` characters.
+def item_part(rows: pa.Table, raw_texts: pa.Table, limit: int) -> Part:
+    """ITEM_SCHEMA of rows of `item_rows` with their texts of `read_items`, cut to `limit` characters.
 
     An average rating that the metadata states replaces that of the reviews in all_rating.
     """
+    texts = item_texts(raw_texts)
     stated = pc.is_valid(texts["rating"])
     columns = {
         **{name: rows[name] for name in ("item_index", "item_id", "train_rating", "train_rating_count")},
@@ -133,12 +127,13 @@ def statistics(kept: Kept) -> dict[str, float]:
     """Sizes as in the paper's Table 1, history lengths, and the filled share of the user-item matrix."""
     users, items, rows = len(kept.user_ids), len(kept.item_ids), len(kept.row)
     lengths = np.bincount(kept.user_index, minlength=users)
-    pairs = len(np.unique(kept.user_index.astype(np.int64) * items + kept.item_index - 1))
+    pairs = kept.user_index.astype(np.int64) * items + kept.item_index
+    pairs.sort()
     return {
         "users": users,
         "items": items,
         "reviews": rows,
         "mean_history": float(lengths.mean()),
         "median_history": float(np.median(lengths)),
-        "density": pairs / (users * items),
+        "density": (1 + int(np.count_nonzero(np.diff(pairs)))) / (users * items),
     }

@@ -5,6 +5,7 @@ reason, and every row before the damage is read.
 """
 
 import codecs
+import gzip
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,8 @@ def decompressed(file: IO[bytes], compression: str) -> io.BufferedIOBase:
         if len(names) != 1:
             raise ValueError(f"the archive holds {len(names)} files, not one: unpack it")
         return compr["zip"](file, filename=names[0])
+    if compression == "gzip":  # fsspec would take isal where it is installed, which loses the data before a damage
+        return gzip.GzipFile(fileobj=file, mode="rb")
     return compr[compression](file, mode="rb")
 
 
@@ -155,15 +158,18 @@ def read_blocks(file: RawFile) -> Iterator[bytes]:
 
 
 class Lines(NamedTuple):
-    """Consecutive lines of a file without their newlines; `first` is the number of the first one, from 0.
+    """Consecutive lines of a file; `first` is the number of the first one, from 0.
 
     `refused` holds lines that cannot be read, and the reason why a file ends too early.
     """
 
     first: int
-    lines: list[bytes]
     block: bytes
     refused: list[Refusal]
+
+    def split(self) -> list[bytes]:
+        """The lines without their newlines."""
+        return self.block.removesuffix(b"\n").split(b"\n") if self.block else []
 
 
 def read_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
@@ -171,15 +177,14 @@ def read_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
     first = 0
     with open_raw(path, encoding) as file:
         for block in read_blocks(file):
-            lines = block.removesuffix(b"\n").split(b"\n")
-            if len(lines[0]) > MAX_LINE_BYTES:
-                yield Lines(first, [], b"", [Refusal(first, "line_too_long", cut_snippet(lines[0]))])
-                block, first = block[len(lines.pop(0)) + 1 :], first + 1
-            if lines:
-                yield Lines(first, lines, block, [])
-                first += len(lines)
+            if len(block) > MAX_LINE_BYTES and b"\n" not in block[:MAX_LINE_BYTES]:
+                yield Lines(first, b"", [Refusal(first, "line_too_long", cut_snippet(block))])
+                block, first = block.partition(b"\n")[2], first + 1
+            if block:
+                yield Lines(first, block, [])
+                first += block.count(b"\n") + (not block.endswith(b"\n"))
         if file.broken:
-            yield Lines(first, [], b"", [lost_rest(first, file.broken)])
+            yield Lines(first, b"", [lost_rest(first, file.broken)])
 
 
 def read_json_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
@@ -188,9 +193,9 @@ def read_json_lines(path: str, encoding: str | None = None) -> Iterator[Lines]:
     A file that holds a JSON array, or objects over several lines, is refused as a whole.
     """
     for lines in read_lines(path, encoding):
-        what = not_json_lines(lines.lines) if lines.first == 0 else None
+        what = not_json_lines(lines.split()) if lines.first == 0 else None
         if what:
-            yield Lines(0, [], b"", [Refusal(0, "not_json_lines", what)])
+            yield Lines(0, b"", [Refusal(0, "not_json_lines", what)])
             return
         yield lines
 
@@ -231,11 +236,12 @@ def read_delimited(path: str, *, delimiter: str, wanted: Mapping[str, int]) -> I
         if group.refused:
             yield no_columns(group.refused)
             continue
-        cells = [movielens_text(line).split(delimiter) for line in group.lines]
+        lines = group.split()
+        cells = [movielens_text(line).split(delimiter) for line in lines]
         whole = [i for i, row in enumerate(cells) if len(row) >= width]
-        short = [i for i, row in enumerate(cells) if len(row) < width and group.lines[i].strip()]
+        short = [i for i, row in enumerate(cells) if len(row) < width and lines[i].strip()]
         table = {ours: pa.array([cells[i][at] for i in whole], pa.string()) for ours, at in wanted.items()}
-        refused = [Refusal(group.first + i, "missing_columns_in_line", cut_snippet(group.lines[i])) for i in short]
+        refused = [Refusal(group.first + i, "missing_columns_in_line", cut_snippet(lines[i])) for i in short]
         yield Columns(group.first + np.array(whole, np.int64), pa.table(table), refused)
 
 

@@ -1,4 +1,4 @@
-"""Raw reviews in two passes: ids and numbers of every row, then the texts of the kept rows.
+"""Raw reviews to rows: ids and numbers, and texts.
 
 Formats: Amazon Reviews 2023, Amazon 2018 and 2014 (told apart line by line by their keys), MovieLens, and tables with
 named columns as Parquet, CSV or JSON lines. Tables keep their texts as written, apart from JSON fields that hold no
@@ -18,19 +18,12 @@ from raygr.data.ids import bad_id_reason, id_strings
 from raygr.prepare.column_files import review_columns
 from raygr.prepare.column_values import as_ratings, as_strings, plain, row_text
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.json_lines import as_id, as_number, as_text, without_html
-from raygr.prepare.raw_files import Columns
+from raygr.prepare.json_lines import as_id, as_number, as_text, decode_line, without_html
+from raygr.prepare.parallel_map import Cpus
+from raygr.prepare.raw_files import Columns, Lines, read_json_lines
+from raygr.prepare.scanned_rows import Scanned, is_empty, scan_columns, scan_lines, scan_rows
 from raygr.prepare.timestamps import DATE_AS_NUMBER, DECLARED, FORMS, NOT_READ, OUT_OF_RANGE, Times, checked, read_times
-from raygr.prepare.two_passes import (
-    is_empty,
-    read_column_texts,
-    read_json_texts,
-    scan_columns,
-    scan_json_lines,
-    scan_rows,
-)
 
-REVIEW_IDS = ("user_id", "item_id", "rating", "timestamp")
 REVIEW_TEXTS = ("review_title", "review_text")
 TEXT_SCHEMA = pa.schema(
     [
@@ -61,7 +54,16 @@ class ReviewText(msgspec.Struct, gc=False):
     reviewText: str | None = None
 
 
-IDS, TEXT = msgspec.json.Decoder(ReviewIds), msgspec.json.Decoder(ReviewText)
+class AmazonReview(ReviewIds, gc=False):
+    """All fields, for lines whose fields all have their usual types."""
+
+    title: str | None = None
+    text: str | None = None
+    summary: str | None = None
+    reviewText: str | None = None
+
+
+IDS, TEXT, REVIEWS = (msgspec.json.Decoder(kind) for kind in (ReviewIds, ReviewText, AmazonReview))
 
 
 def repair_ids(values: Mapping[str, Any]) -> ReviewIds:
@@ -81,18 +83,30 @@ def repair_text(values: Mapping[str, Any]) -> ReviewText:
     return ReviewText(*(as_text(values.get(name)) for name in ReviewText.__struct_fields__))
 
 
-# --- first pass -----------------------------------------------------------------------------------
-
-
-def read_ids(path: str, config: PrepareConfig) -> Iterator[pa.Table]:
-    """SCAN_SCHEMA of every raw row of one file, in tables of bounded size."""
+def read_reviews(path: str, config: PrepareConfig, cpus: Cpus) -> Iterator[Scanned]:
+    """Every raw row of one file in tables of bounded size, with TEXT_SCHEMA of the readable rows."""
     if config.format == "amazon":
-        return scan_json_lines(path, IDS, repair_ids, partial(scan_amazon, config=config))
-    return scan_columns(review_columns(path, config, REVIEW_IDS), partial(scan_table, config=config))
+        return cpus.in_processes(partial(scan_amazon_lines, config=config), read_json_lines(path))
+    return scan_columns(review_columns(path, config), partial(scan_table, config=config), REVIEW_TEXTS, cpus)
 
 
-def scan_amazon(records: list[ReviewIds], rows: np.ndarray, raw: list[bytes], *, config: PrepareConfig) -> pa.Table:
-    return scan_reviews(
+def scan_amazon_lines(lines: Lines, *, config: PrepareConfig) -> Scanned:
+    return scan_lines(lines, REVIEWS, decode_review, partial(scan_amazon, config=config))
+
+
+def decode_review(line: bytes) -> AmazonReview | str | None:
+    """`decode_line` of one review; ids or texts of another type than usual do not change the others."""
+    ids = decode_line(line, IDS, repair_ids)
+    text = decode_line(line, TEXT, repair_text)
+    if isinstance(ids, ReviewIds) and isinstance(text, ReviewText):
+        return AmazonReview(**msgspec.structs.asdict(ids), **msgspec.structs.asdict(text))
+    return text if isinstance(ids, ReviewIds) else ids  # type: ignore[return-value]  # a reason or None
+
+
+def scan_amazon(
+    records: Sequence[AmazonReview], rows: np.ndarray, raw: Sequence[bytes], *, config: PrepareConfig
+) -> Scanned:
+    scanned = scan_reviews(
         rows,
         users=pa.array([r.user_id or r.reviewerID or None for r in records], pa.string()),
         items=pa.array([r.parent_asin or r.asin or None for r in records], pa.string()),
@@ -101,9 +115,14 @@ def scan_amazon(records: list[ReviewIds], rows: np.ndarray, raw: list[bytes], *,
         rating_range=config.rating_range,
         show=lambda at: raw[at],
     )
+    texts = {
+        "review_title": pa.array([without_html(r.title or r.summary or "") for r in records], pa.string()),
+        "review_text": pa.array([without_html(r.text or r.reviewText or "") for r in records], pa.string()),
+    }
+    return Scanned(scanned, pa.table({"row": rows, **texts, "repaired": np.zeros(len(rows), bool)}))
 
 
-def amazon_times(records: Sequence[ReviewIds]) -> Times:
+def amazon_times(records: Sequence[AmazonReview]) -> Times:
     """Seconds in 2018 and 2014, milliseconds in 2023; the name of the field says which."""
     seconds = floats([r.unixReviewTime for r in records])
     is_seconds = ~np.isnan(seconds)
@@ -159,34 +178,11 @@ def scan_reviews(
         "rating_out_of_range": ((ratings < low) | (ratings > high)) & (ratings != -np.inf),
         **{FORMS[code]: times.form == code for code in (NOT_READ, OUT_OF_RANGE, DATE_AS_NUMBER)},
     }
-    forms = pa.DictionaryArray.from_arrays(times.form.astype(np.int8), FORMS, mask=times.form <= DECLARED)
     columns = {
         "user_id": users,
         "item_id": items,
         "rating": pa.array(ratings.astype(np.float32), mask=~np.isfinite(ratings)),
         "timestamp": np.where(times.form > DATE_AS_NUMBER, times.milliseconds, 0).astype(np.int64),
-        "time_form": forms.cast(pa.string()),
+        "time_form": pa.array(times.form, mask=times.form <= DECLARED),
     }
     return scan_rows(rows, columns, conditions, show)
-
-
-# --- second pass ----------------------------------------------------------------------------------
-
-
-def has_text(config: PrepareConfig) -> bool:
-    """False for MovieLens, which has ratings only: its files need no second pass."""
-    return config.format != "movielens"
-
-
-def read_texts(path: str, config: PrepareConfig, rows: np.ndarray) -> Iterator[pa.Table]:
-    """TEXT_SCHEMA of the rows with these sorted numbers, uncut, in tables of bounded size."""
-    if config.format == "amazon":
-        return read_json_texts(path, rows, TEXT, repair_text, amazon_texts, TEXT_SCHEMA)
-    return read_column_texts(review_columns(path, config, ("item_id", *REVIEW_TEXTS)), rows, REVIEW_TEXTS, TEXT_SCHEMA)
-
-
-def amazon_texts(records: Sequence[ReviewText]) -> dict[str, list[str]]:
-    return {
-        "review_title": [without_html(r.title or r.summary or "") for r in records],
-        "review_text": [without_html(r.text or r.reviewText or "") for r in records],
-    }

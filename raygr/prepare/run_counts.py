@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def kept_counts(
-    everything: ScannedInteractions,
+    reduced: ScannedInteractions,
     kept: Kept,
     dropped: Mapping[str, Dropped],
     tally: Tally,
@@ -25,7 +25,9 @@ def kept_counts(
     """The counts of reviews, users and reviewed items, read, kept and dropped by reason, and of each part."""
     record = tally.record()
     record["by_reason"] |= {reason: one.interactions for reason, one in dropped.items() if one.interactions}
-    users_with = {part: len(np.unique(kept.user_index[kept.part == part])) for part in (TRAIN_PART, TEST_PART)}
+    users_with = {
+        part: int(np.count_nonzero(np.bincount(kept.user_index[kept.part == part]))) for part in (TRAIN_PART, TEST_PART)
+    }
     sizes = np.bincount(kept.part, minlength=len(PARTS)).tolist()
     tests = np.bincount(kept.user_index[kept.part == TEST_PART], minlength=len(kept.user_ids))
     new: dict[str, Any] = {}
@@ -41,13 +43,13 @@ def kept_counts(
     return {
         "reviews": {"kept": len(kept.row), **record},
         "users": {
-            "read": len(everything.user_ids),
+            "read": len(reduced.user_ids),
             "kept": len(kept.user_ids),
             "by_reason": {reason: one.users for reason, one in dropped.items() if one.users},
             **{f"no_{PARTS[part]}": len(kept.user_ids) - count for part, count in users_with.items()},
         },
         "reviewed_items": {
-            "read": len(everything.item_ids),
+            "read": len(reduced.item_ids),
             "kept": len(kept.item_ids),
             "by_reason": {reason: one.items for reason, one in dropped.items() if one.items},
         },

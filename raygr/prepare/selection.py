@@ -1,7 +1,7 @@
-"""Scanned ids -> the kept interactions with indexes, positions and split, in numpy only.
+"""Coded rows -> the kept interactions with indexes, positions and split, in numpy only.
 
-Interactions stay in chronological order, equal times by file and row, until the last step sorts them by user. Users and
-items are numbered by their ids in byte order, so the numbers do not depend on the order of reading.
+Interactions are sorted by user, then in chronological order, equal times by file and row. Users and items are numbered
+by their ids in byte order, so the numbers do not depend on the order of reading.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raygr.prepare import splits
 from raygr.prepare.bad_rows import InputError
+from raygr.prepare.coded_rows import CodedRows
 from raygr.prepare.config import PrepareConfig
 
 
@@ -34,38 +34,25 @@ class ScannedInteractions:
         return len(self.user)
 
     def take(self, which: np.ndarray) -> "ScannedInteractions":
-        """The interactions of a mask, or of indexes in their order."""
-        return ScannedInteractions(
-            user=self.user[which],
-            item=self.item[which],
-            rating=self.rating[which],
-            timestamp=self.timestamp[which],
-            file=self.file[which],
-            row=self.row[which],
-            user_ids=self.user_ids,
-            item_ids=self.item_ids,
-        )
+        """The interactions of a mask, without a copy if it holds all of them."""
+        if which.all():
+            return self
+        return dataclasses.replace(self, **{name: column[which] for name, column in self.columns().items()})
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return {name: column for name, column in vars(self).items() if isinstance(column, np.ndarray)}
 
 
-def from_scan(scan: pa.Table) -> ScannedInteractions:
-    """Usable rows of SCAN_SCHEMA, plus `file` and with dictionary-encoded ids, in chronological order."""
-    user, user_ids = encode_ids(scan["user_id"])
-    item, item_ids = encode_ids(scan["item_id"])
-    time, file, row = (scan[name].to_numpy() for name in ("timestamp", "file", "row"))
-    order = np.lexsort((row, file, time))
-    rating = scan["rating"].to_numpy()
-    return ScannedInteractions(user, item, rating, time, file, row, user_ids, item_ids).take(order)
-
-
-def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """int32 indexes into the sorted distinct ids, and those ids."""
-    unified = column.unify_dictionaries()
-    ids = unified.chunk(0).dictionary
-    order = pc.sort_indices(ids).to_numpy()
-    place = np.empty(len(ids), np.int32)
-    place[order] = np.arange(len(ids), dtype=np.int32)
-    codes = np.concatenate([chunk.indices.to_numpy() for chunk in unified.chunks])
-    return place[codes], ids.take(pa.array(order))
+def from_rows(rows: CodedRows) -> ScannedInteractions:
+    """The interactions of usable rows, whose columns are moved out of `rows`."""
+    (user, user_ids), (item, item_ids) = (rows.pop_ids(name) for name in ("user_id", "item_id"))
+    columns = {"user": user, "item": item}
+    columns |= {name: rows.pop(name) for name in ("rating", "timestamp", "file", "row")}
+    order = np.lexsort((columns["timestamp"], user))  # stable, and the rows are in the order of files and rows
+    del user, item
+    for name in columns:
+        columns[name] = columns[name][order]
+    return ScannedInteractions(**columns, user_ids=user_ids, item_ids=item_ids)
 
 
 class Dropped(NamedTuple):
@@ -108,7 +95,7 @@ def sizes(data: ScannedInteractions) -> tuple[int, int, int]:
 
 
 def distinct(data: ScannedInteractions, *, keep: str) -> np.ndarray:
-    """Mask of the first, last or all interactions of each (user, item) in chronological order."""
+    """Mask of the first, last or all interactions of each (user, item)."""
     if keep == "all":
         return np.ones(len(data), bool)
     pair = data.user.astype(np.int64) * len(data.item_ids) + data.item
@@ -122,7 +109,7 @@ def distinct(data: ScannedInteractions, *, keep: str) -> np.ndarray:
 
 def sample_users(data: ScannedInteractions, count: int | None, *, seed: int) -> np.ndarray:
     """Mask of the interactions of `count` users drawn without replacement; None, or too many, keeps all."""
-    users = np.unique(data.user)
+    users = np.flatnonzero(np.bincount(data.user))
     if count is None or count >= len(users):
         return np.ones(len(data), bool)
     drawn = np.random.default_rng(seed).choice(users, count, replace=False)
@@ -133,18 +120,18 @@ def newest(data: ScannedInteractions, count: int | None) -> np.ndarray:
     """Mask of the last `count` interactions of each user; None keeps all."""
     if count is None:
         return np.ones(len(data), bool)
-    position, length = positions(data.user, len(data.user_ids))
+    position, length = positions(data.user)
     return length - position <= count
 
 
-def positions(user: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:
-    """The position of each interaction in the history of its user, from 0, and the length of that history."""
-    count = np.bincount(user, minlength=users)
+def positions(user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The position of each interaction in the history of its user, from 0, and the length of that history, as int32.
+
+    The users are sorted.
+    """
+    count = np.bincount(user).astype(np.int32)
     start = np.cumsum(count) - count
-    order = np.argsort(user, kind="stable")
-    position = np.empty(len(user), np.int64)
-    position[order] = np.arange(len(user)) - start[user[order]]
-    return position, count[user]
+    return (np.arange(len(user)) - start[user]).astype(np.int32), count[user]
 
 
 def enough(data: ScannedInteractions, config: PrepareConfig) -> np.ndarray:
@@ -210,17 +197,23 @@ class Kept:
 
 def new_item_mask(data: ScannedInteractions, config: PrepareConfig) -> np.ndarray:
     """Mask of the interactions with new items; InputError if the share is below one item."""
-    items, first = np.unique(data.item, return_index=True)
-    count = round(config.new_items * len(items))
     if not config.new_items:
         return np.zeros(len(data), bool)
+    items = np.flatnonzero(np.bincount(data.item))
+    count = round(config.new_items * len(items))
     if not 0 < count < len(items):
         raise InputError(f"new_items={config.new_items} makes {count} of {len(items)} items new: choose another share")
     if config.new_items_by == "time":
-        chosen = items[np.argsort(first)[-count:]]  # interactions are in chronological order
+        _, first = np.unique(data.item[chronological(data)], return_index=True)
+        chosen = items[np.argsort(first)[-count:]]
     else:
         chosen = np.random.default_rng([config.seed, 1]).choice(items, count, replace=False)
     return np.isin(data.item, chosen)
+
+
+def chronological(data: ScannedInteractions) -> np.ndarray:
+    """Indexes of the interactions of all users by time, equal times by file and row."""
+    return np.lexsort((data.row, data.file, data.timestamp))
 
 
 def set_aside(data: ScannedInteractions, config: PrepareConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -241,21 +234,19 @@ def assign(data: ScannedInteractions, config: PrepareConfig) -> tuple[Kept, Drop
     is_new, is_dropped = set_aside(data, config)
     before, known, new = sizes(data), data.take(~is_new), data.take(is_new & ~is_dropped)
     dropped = Dropped(*(b - a for b, a in zip(before, sizes(data.take(~is_dropped)), strict=True)))
-    users, user_index = np.unique(known.user, return_inverse=True)
-    items, item_place = np.unique(known.item, return_inverse=True)
-    new_items, new_place = np.unique(new.item, return_inverse=True)
-    position, length = positions(user_index, len(users))
-    part = split(known.timestamp, position, length, config)
-    order = np.argsort(user_index, kind="stable")
+    users, user_index = renumbered(known.user)
+    items, item_place = renumbered(known.item)
+    new_items, new_place = renumbered(new.item)
+    position, length = positions(user_index)
     kept = Kept(
-        user_index=user_index[order].astype(np.int32),
-        item_index=(item_place[order] + 1).astype(np.int32),
-        position=position[order].astype(np.int32),
-        rating=known.rating[order],
-        timestamp=known.timestamp[order],
-        part=part[order],
-        file=known.file[order],
-        row=known.row[order],
+        user_index=user_index,
+        item_index=item_place + 1,
+        position=position,
+        rating=known.rating,
+        timestamp=known.timestamp,
+        part=split(known, position, length, config),
+        file=known.file,
+        row=known.row,
         user_ids=data.user_ids.take(pa.array(users)),
         item_ids=data.item_ids.take(pa.array(np.concatenate([items, new_items]))),
         new=new_interactions(data, is_new, is_dropped, users, new_place + len(items) + 1),
@@ -264,26 +255,26 @@ def assign(data: ScannedInteractions, config: PrepareConfig) -> tuple[Kept, Drop
     return kept, dropped
 
 
+def renumbered(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted distinct codes, and the index of each code among them as int32."""
+    is_there = np.bincount(codes) > 0
+    return np.flatnonzero(is_there), (np.cumsum(is_there, dtype=np.int32) - np.int32(1))[codes]
+
+
 def new_interactions(
     data: ScannedInteractions, is_new: np.ndarray, is_dropped: np.ndarray, users: np.ndarray, item_index: np.ndarray
 ) -> NewInteractions:
     """Interactions with new items that are not dropped, whose items are `item_index`; `users` are sorted."""
     kept = data.take(~is_dropped)
     is_new = is_new[~is_dropped]
-    by_user = np.argsort(kept.user, kind="stable")
-    known = ~is_new[by_user]
-    before = np.cumsum(known) - known  # known interactions before each one, of earlier users too
-    start = before[np.searchsorted(kept.user[by_user], kept.user[by_user])]
-    position = np.empty(len(kept), np.int32)
-    position[by_user] = before - start
+    before = np.cumsum(~is_new) - ~is_new  # known interactions before each one, of earlier users too
+    position = before - before[np.searchsorted(kept.user, kept.user)]
     new = kept.take(is_new)
     user_index = np.searchsorted(users, new.user)
-    columns = (user_index, item_index, position[is_new], new.rating, new.timestamp)
-    order = np.argsort(user_index, kind="stable")
-    return NewInteractions(*(column[order] for column in columns))
+    return NewInteractions(user_index, item_index, position[is_new].astype(np.int32), new.rating, new.timestamp)
 
 
-def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, config: PrepareConfig) -> np.ndarray:
+def split(known: ScannedInteractions, position: np.ndarray, length: np.ndarray, config: PrepareConfig) -> np.ndarray:
     if config.split == "leave_one_out":
         part = splits.leave_one_out(position, length, config.test_interactions)
         hint = "keep users with three or more interactions (min_user_interactions)"
@@ -291,7 +282,9 @@ def split(timestamp: np.ndarray, position: np.ndarray, length: np.ndarray, confi
         files = ", ".join(config.reviews)
         raise InputError(f"split=temporal needs times, but {files} has positions in the history: use leave_one_out")
     else:
-        part = splits.temporal(timestamp, quantile=config.temporal_quantile)
+        order = chronological(known)
+        part = np.empty(len(order), np.int8)
+        part[order] = splits.temporal(known.timestamp[order], quantile=config.temporal_quantile)
         hint = "lower temporal_quantile"
     if not (part == splits.TEST_PART).any():
         raise InputError(f"split={config.split} leaves no test interaction: {hint}")

@@ -8,7 +8,6 @@ import warnings
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -150,6 +149,8 @@ def merged(one: Times, other: Times, which: np.ndarray) -> Times:
 
 def read_date_texts(texts: pa.Array, formats: tuple[str, ...]) -> np.ndarray:
     """Milliseconds of dates in one of pandas' `formats`; NaN where there is no such day."""
+    import pandas as pd  # a second of start-up that most data do not need
+
     unique = texts.dictionary_encode()
     values = pd.Series(unique.dictionary.to_pylist(), dtype=object)
     found = np.full(len(values), np.nan)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from raygr.data.ids import check_lines, complete_ids, id_strings, read_id_lines, write_id_lines
 from raygr.data.vector_tables import read_vectors
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.metadata import read_item_ids
-from raygr.prepare.reviews import read_ids
+from raygr.prepare.metadata import read_items
+from raygr.prepare.parallel_map import Cpus
+from raygr.prepare.reviews import read_reviews
 
 WHOLE = [decimal.Decimal("7.00"), decimal.Decimal("12.00"), None]
 SAME_IDS = {
@@ -106,9 +107,9 @@ def test_tables_and_raw_files_read_all_of_them(tmp_path: Path, kind: str):
     path = str(tmp_path / "r.parquet")
     pq.write_table(pa.table({"user_id": ids, "item_id": ids, "timestamp": [1_600_000_000, 1_600_000_001]}), path)
     config = PrepareConfig(output="o", reviews=(path,), format="table", timestamps="position")
-    (scan,) = read_ids(path, config)
+    ((scan, _),) = read_reviews(path, config, Cpus(1))
     assert (scan["user_id"].to_pylist(), scan["item_id"].to_pylist()) == (["7", "12"], ["7", "12"])
-    (scan,) = read_item_ids(path, config)
+    ((scan, _),) = read_items(path, config, Cpus(1))
     assert scan["item_id"].to_pylist() == ["7", "12"]
 
 
@@ -116,9 +117,13 @@ def test_fractions_among_raw_ids_are_refused_by_reason(tmp_path: Path):
     path = str(tmp_path / "r.parquet")
     ids = pa.array([7.0, 1.5, None])
     pq.write_table(pa.table({"user_id": ["a", "b", "c"], "item_id": ids, "timestamp": [1, 2, 3]}), path)
-    (scan,) = read_ids(path, PrepareConfig(output="o", reviews=(path,), format="table", timestamps="position"))
+    ((scan, _),) = read_reviews(
+        path, PrepareConfig(output="o", reviews=(path,), format="table", timestamps="position"), Cpus(1)
+    )
     assert scan["reason"].to_pylist() == [None, "id_not_whole", "missing_item"]
-    (scan,) = read_item_ids(path, PrepareConfig(output="o", reviews=(path,), format="table", timestamps="position"))
+    ((scan, _),) = read_items(
+        path, PrepareConfig(output="o", reviews=(path,), format="table", timestamps="position"), Cpus(1)
+    )
     assert scan["reason"].to_pylist() == [None, "id_not_whole", "missing_item"]
 
 
@@ -127,8 +132,8 @@ def test_ids_in_json_tables_are_text_or_whole_numbers(tmp_path: Path):
     path.write_text(
         "".join(f'{{"user_id": {user}, "item_id": "x", "timestamp": 1}}\n' for user in ("7", "7.0", "true", "7.5"))
     )
-    (scan,) = read_ids(
-        str(path), PrepareConfig(output="o", reviews=(str(path),), format="table", timestamps="position")
+    ((scan, _),) = read_reviews(
+        str(path), PrepareConfig(output="o", reviews=(str(path),), format="table", timestamps="position"), Cpus(1)
     )
     assert scan["user_id"].to_pylist() == ["7", "7", None, None]
     assert scan["reason"].to_pylist() == [None, None, "missing_user", "missing_user"]

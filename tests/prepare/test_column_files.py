@@ -12,7 +12,8 @@ from hypothesis import given, settings
 
 from raygr.prepare import raw_files
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.reviews import read_ids
+from raygr.prepare.parallel_map import Cpus
+from raygr.prepare.reviews import read_reviews
 
 START = 1_500_000_000_000  # ms
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=6).filter(lambda text: text.strip())
@@ -25,7 +26,7 @@ TEXT_TYPES = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa
 
 def scan(path: Path) -> list[dict]:
     config = PrepareConfig(output="unused", reviews=(str(path),), format="table")
-    return [row for table in read_ids(str(path), config) for row in table.sort_by("row").to_pylist()]
+    return [row for rows, _ in read_reviews(str(path), config, Cpus(1)) for row in rows.sort_by("row").to_pylist()]
 
 
 def usable(rows: list[dict]) -> list[tuple]:

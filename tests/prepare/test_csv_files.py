@@ -5,7 +5,6 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -16,7 +15,8 @@ from raygr.prepare import csv_files, raw_files
 from raygr.prepare.bad_rows import InputError, Tally
 from raygr.prepare.column_files import check_columns
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.reviews import read_ids, read_texts
+from raygr.prepare.parallel_map import Cpus
+from raygr.prepare.reviews import read_reviews
 
 HEADER = "user_id,item_id,rating,timestamp,review_text"
 TEXTS = ["fine", "good, very", 'say "hi"', "two\nlines", "", "é", "a\n\nb", '"', 'l1\n"q" he said, "x"\nl3', '\n""']
@@ -27,7 +27,15 @@ def table(**given) -> PrepareConfig:
 
 
 def scan(path: Path, **given) -> list[dict]:
-    return pa.concat_tables(read_ids(str(path), table(**given))).sort_by("row").to_pylist()
+    return (
+        pa.concat_tables(rows for rows, _ in read_reviews(str(path), table(**given), Cpus(1)))
+        .sort_by("row")
+        .to_pylist()
+    )
+
+
+def texts_of(path: Path) -> pa.Table:
+    return pa.concat_tables(texts for _, texts in read_reviews(str(path), table(), Cpus(1)) if len(texts))
 
 
 def reasons(rows: list[dict]) -> Counter:
@@ -81,8 +89,8 @@ def test_a_cut_gzip_is_fatal_unless_allowed(tmp_path):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(body.encode())[:9000])
     tally = Tally([str(path)])
-    for rows in read_ids(str(path), table()):
-        tally.add(rows.append_column("file", pa.array([0] * rows.num_rows, pa.int32())))
+    for rows, _ in read_reviews(str(path), table(), Cpus(1)):
+        tally.add(rows, file=0)
     with pytest.raises(InputError, match=rf"a\.csv\.gz breaks off after row {tally.read - 1} .*allow_broken_files"):
         tally.check(1.0, what="reviews")
     tally.check(1.0, what="reviews", allow_broken_files=True)
@@ -118,7 +126,7 @@ def test_positions_without_a_header_and_their_contradictions(tmp_path):
 
 def test_windows_texts_are_read_and_counted(tmp_path):
     (tmp_path / "a.csv").write_bytes((HEADER + "\nu,i,4,1600000000,Café ’\nv,i,4,1600000000,x\n").encode("cp1252"))
-    rows = pa.concat_tables(read_texts(str(tmp_path / "a.csv"), table(), np.arange(2)))
+    rows = texts_of(tmp_path / "a.csv")
     assert (rows["review_text"].to_pylist(), rows["repaired"].to_pylist()) == (["Café ’", "x"], [True, False])
 
 
@@ -130,7 +138,7 @@ def test_any_text_is_read_back_over_any_block_border(tmp_path_factory, texts, en
     path.write_bytes(end.join([HEADER, *rows]).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(raw_files, "BLOCK_BYTES", block)
-        found = pa.concat_tables(read_texts(str(path), table(), np.arange(len(texts))))
+        found = texts_of(path)
     assert found["review_text"].to_pylist() == texts
 
 

@@ -1,4 +1,4 @@
-"""The prepare stage on Ray: the contract of its files, reductions against plain loops, real data, refusals."""
+"""The prepare stage: the contract of its files, reductions against plain loops, real data, refusals."""
 
 import dataclasses
 import gzip
@@ -13,11 +13,11 @@ import pytest
 
 from raygr.config import load_config
 from raygr.files import read_json, read_table
-from raygr.prepare import selection, stage
+from raygr.prepare import raw_files, selection, stage, text_store
 from raygr.prepare.bad_rows import InputError
+from raygr.prepare.coded_rows import CodedRows
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.output_tables import Part
-from raygr.prepare.selection import from_scan, passes, reduce
+from raygr.prepare.selection import passes, reduce
 from raygr.prepare.stage import prepare as run_prepare
 from raygr.runs import Run, RunError, read_run
 from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, REVIEW_SCHEMA, USER_SCHEMA
@@ -74,7 +74,7 @@ def check_contract(run: Run) -> dict[str, pa.Table]:
 
 
 @pytest.fixture(scope="module")
-def small_run(local_ray, tmp_path_factory) -> Run:
+def small_run(tmp_path_factory) -> Run:
     """Two review files and two metadata files; the numbers in the tests below are worked out by hand."""
     folder = tmp_path_factory.mktemp("small")
     a, b = review("ann", "x", 1, 5.0), review("bob", "y", 5, 1.0)
@@ -92,6 +92,19 @@ def small_run(local_ray, tmp_path_factory) -> Run:
     metadata = [write_lines(folder / "m0.jsonl.gz", meta), write_lines(folder / "m1.jsonl.gz", more)]
     config = loose(folder, reviews=files, metadata=metadata, max_text_chars=20, parallelism=2)
     return run_prepare(config)
+
+
+def test_a_run_here_equals_one_on_ray(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "outputs_on_ray", lambda *_: pytest.fail("Ray was used"))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in small_run.config.items()}
+    here = run_prepare(PrepareConfig(**{**given, "parallelism": 1, "ray": "never", "output": str(tmp_path / "here")}))
+    for name, order in (("items", "item_index"), ("reviews", "timestamp"), ("interactions.parquet", None)):
+        tables = [read_table(run.file(name)) for run in (small_run, here)]
+        one, other = (table.sort_by(order) if order else table for table in tables)
+        assert one.num_rows and one.equals(other)
+    assert counts_of(here) == counts_of(small_run)
+    with pytest.raises(ValueError, match=r"ray: never reads in the calling process.*set parallelism: 1"):
+        PrepareConfig(**{**given, "ray": "never"})
 
 
 def test_small_run_keeps_the_contract(small_run):
@@ -142,27 +155,32 @@ def test_a_finished_run_is_not_overwritten(small_run):
         run_prepare(config)
 
 
-def test_a_run_without_run_json_is_done_again_without_stale_parts(local_ray, tmp_path):
+def test_a_run_without_run_json_is_done_again_without_stale_parts(tmp_path):
     rows = [review("a", i, t) for t, i in enumerate("xyz")]
     config = loose(tmp_path, reviews=[write_lines(tmp_path / "r.jsonl", rows)])
     run = run_prepare(config)
     Path(run.file("run.json")).unlink()
-    stale = Path(run.file("reviews")) / "part-00007-00003.parquet"
-    stale.write_bytes((Path(run.file("reviews")) / "part-00000-00000.parquet").read_bytes())
+    stale = Path(run.file("reviews")) / "part-00007-00003-00000.parquet"
+    stale.write_bytes((Path(run.file("reviews")) / "part-00000-00000-00000.parquet").read_bytes())
     check_contract(run_prepare(config))
     assert not stale.exists()
 
 
 def test_large_files_are_written_as_several_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "PART_BYTES", 100)
-    tables = [pa.table({"n": list(range(10 * i, 10 * i + 10))}) for i in range(5)]
-    parts = (Part(table, {"written": table.num_rows}) for table in tables)
-    assert stage.write_parts(parts, str(tmp_path / "out"), file=3) == {"written": 50}
-    assert len(list((tmp_path / "out").iterdir())) == 3
-    assert sorted(read_table(str(tmp_path / "out"))["n"].to_pylist()) == list(range(50))
+    monkeypatch.setattr(stage, "PART_BYTES", 200)
+    monkeypatch.setattr(raw_files, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(text_store, "GROUP_ROWS", 16)
+    rows = [review("ab"[time % 2], "xyz"[time % 3], time) for time in range(60)]
+    path = write_lines(tmp_path / "r.jsonl.gz", rows)
+    run = run_prepare(loose(tmp_path, reviews=[path], keep_duplicate="all", min_item_interactions=1))
+    tables = check_contract(run)
+    assert len(list(Path(run.file("reviews")).iterdir())) > 4
+    texts = tables["reviews"].sort_by("timestamp")["review_text"].to_pylist()
+    assert texts == [row["text"] for row in rows]
+    assert {one.name for one in Path(run.path).iterdir() if one.is_dir()} == {"items", "reviews"}
 
 
-def test_bad_rows_are_counted_with_examples_and_too_many_refused(local_ray, tmp_path):
+def test_bad_rows_are_counted_with_examples_and_too_many_refused(tmp_path):
     rows = [review("a", i, t) for t, i in enumerate("xyz")] + [{**review("a", "w", 9), "rating": 11}]
     path = write_lines(tmp_path / "r.jsonl", rows)
     with pytest.raises(InputError, match=r"(?s)1 of 4 rows are bad.*rating_out_of_range: 1.*r\.jsonl:4: "):
@@ -175,14 +193,14 @@ def test_bad_rows_are_counted_with_examples_and_too_many_refused(local_ray, tmp_
     check_contract(run)
 
 
-def test_bad_metadata_is_refused_too(local_ray, tmp_path):
+def test_bad_metadata_is_refused_too(tmp_path):
     reviews = write_lines(tmp_path / "r.jsonl", [review("a", i, t) for t, i in enumerate("xyz")])
     (tmp_path / "m.jsonl").write_text('{"parent_asin": "x"}\n{"parent\n')
     with pytest.raises(InputError, match=r"(?s)metadata: 1 of 2 rows.*malformed_json"):
         run_prepare(loose(tmp_path, reviews=[reviews], metadata=[str(tmp_path / "m.jsonl")]))
 
 
-def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(local_ray, tmp_path):
+def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(tmp_path):
     """The reviews have the id 0001, the metadata have 1 in an integer column."""
     (tmp_path / "r.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u,{i:04d},{i}\n" for i in range(1, 9)))
     pq.write_table(pa.table({"item_id": list(range(1, 9)), "title": ["t"] * 8}), tmp_path / "m.parquet")
@@ -194,16 +212,16 @@ def test_ids_of_metadata_that_match_nothing_are_refused_with_both_sides(local_ra
 
 
 def test_metadata_that_match_little_are_warned_of(caplog):
-    reduced, _ = reduce(from_scan(random_scan(200)), loose(Path("x"), reviews=["x"]))
+    reduced, _ = reduce(interactions_of(random_scan(200)), loose(Path("x"), reviews=["x"]))
     kept, _ = selection.assign(reduced, loose(Path("x"), reviews=["x"]))
     items = kept.item_ids.to_pylist()
-    stage.check_matched(kept, pa.chunked_array([pa.array(items)]), matched=len(items))
+    stage.check_matched(kept, pa.array(items), matched=len(items))
     assert not caplog.text
-    stage.check_matched(kept, pa.chunked_array([pa.array([*items[:3], "1"])]), matched=3)
+    stage.check_matched(kept, pa.array([*items[:3], "1"]), matched=3)
     assert f"metadata: {len(items) - 3} of {len(items)} items have none, such as {items[3]!r}" in caplog.text
 
 
-def test_what_is_left_out_is_said_by_reason(local_ray, tmp_path, caplog):
+def test_what_is_left_out_is_said_by_reason(tmp_path, caplog):
     caplog.set_level("INFO")
     rows = [review(user, item, time) for time, (user, item) in enumerate(["ax", "ax", "ay", "az", "bx", "bx", "cw"])]
     rows += [{**review("a", "q", 9), "rating": 11}]
@@ -228,7 +246,7 @@ def test_what_is_left_out_is_said_by_reason(local_ray, tmp_path, caplog):
         assert line in caplog.messages
 
 
-def test_repeats_are_kept_when_asked_for(local_ray, tmp_path):
+def test_repeats_are_kept_when_asked_for(tmp_path):
     """An earlier version silently dropped 220 of 2,000 orders of a shop as duplicates."""
     rows = [f"u{n % 4},i{n % 3},{1_700_000_000 + n}\n" for n in range(48)]
     (tmp_path / "orders.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
@@ -238,12 +256,7 @@ def test_repeats_are_kept_when_asked_for(local_ray, tmp_path):
     assert read_json(run.file("statistics.json"))["density"] == 1.0  # each of 12 pairs four times
 
 
-def test_rows_that_a_second_reading_does_not_find_are_an_error():
-    with pytest.raises(InputError, match="reviews: 5 rows to write, 4 found again"):
-        stage.check_written(4, 5, what="reviews")
-
-
-def test_what_cannot_be_prepared_says_what_to_change(local_ray, tmp_path):
+def test_what_cannot_be_prepared_says_what_to_change(tmp_path):
     missing = loose(tmp_path, reviews=[str(tmp_path / "no*.gz")])
     with pytest.raises(InputError, match="no file matches"):
         run_prepare(missing)
@@ -267,18 +280,28 @@ def test_what_cannot_be_prepared_says_what_to_change(local_ray, tmp_path):
 
 
 def random_scan(rows: int = 600, seed: int = 0) -> pa.Table:
-    """Unordered rows with many equal times and repeated pairs of user and item."""
+    """Unordered rows of three files with many equal times and repeated pairs of user and item."""
     rng = np.random.default_rng(seed)
     return pa.table(
         {
-            "user_id": pa.chunked_array([pa.array([f"u{v}" for v in rng.integers(0, 60, rows)]).dictionary_encode()]),
-            "item_id": pa.chunked_array([pa.array([f"i{v}" for v in rng.integers(0, 40, rows)]).dictionary_encode()]),
+            "user_id": [f"u{v}" for v in rng.integers(0, 60, rows)],
+            "item_id": [f"i{v}" for v in rng.integers(0, 40, rows)],
             "rating": pa.array(rng.integers(1, 6, rows), pa.float32()),
             "timestamp": rng.integers(0, 50, rows),
             "file": pa.array(rng.integers(0, 3, rows), pa.int32()),
             "row": rng.permutation(rows),
         }
     )
+
+
+def interactions_of(scan: pa.Table) -> selection.ScannedInteractions:
+    """Adds the rows file by file, each in two tables, the later ones first."""
+    coded = CodedRows(("user_id", "item_id"), stage.HELD)
+    for file in (2, 0, 1):
+        rows = scan.filter(pa.compute.equal(scan["file"], file)).sort_by("row")
+        for table in (rows.slice(len(rows) // 2), rows.slice(0, len(rows) // 2)):
+            coded.add(table, file)
+    return selection.from_rows(coded)
 
 
 def events(scan: pa.Table) -> list[tuple]:
@@ -291,7 +314,7 @@ def as_events(data: selection.ScannedInteractions) -> list[tuple]:
     users, items = data.user_ids.to_pylist(), data.item_ids.to_pylist()
     columns = (data.timestamp.tolist(), data.file.tolist(), data.row.tolist())
     names = [users[u] for u in data.user], [items[i] for i in data.item]
-    return list(zip(*columns, *names, strict=True))
+    return sorted(zip(*columns, *names, strict=True))
 
 
 def plain_reduce(rows: list[tuple], config: PrepareConfig) -> list[tuple]:
@@ -321,7 +344,7 @@ def test_reduce_against_loops(filter, keep, last):
     scan = random_scan()
     config = PrepareConfig(output="x", reviews=("x",), filter=filter, keep_duplicate=keep, last_interactions=last,
                            min_user_interactions=5, min_item_interactions=6)  # fmt: skip
-    kept, dropped = reduce(from_scan(scan), config)
+    kept, dropped = reduce(interactions_of(scan), config)
     assert as_events(kept) == plain_reduce(events(scan), config)
     assert 0 < len(kept) < 600
     assert sum(one.interactions for one in dropped.values()) == 600 - len(kept)
@@ -340,10 +363,10 @@ def test_the_sample_of_users_depends_on_the_seed_alone():
     config = PrepareConfig(output="x", reviews=("x",), sample_users=5, min_user_interactions=1, min_item_interactions=1)
     scan = random_scan()
     shuffled = scan.take(np.random.default_rng(9).permutation(scan.num_rows))
-    first, again = (as_events(reduce(from_scan(table), config)[0]) for table in (scan, shuffled))
+    first, again = (as_events(reduce(interactions_of(table), config)[0]) for table in (scan, shuffled))
     assert first == again
     assert len({event[3] for event in first}) == 5
-    other = as_events(reduce(from_scan(scan), dataclasses.replace(config, seed=1))[0])
+    other = as_events(reduce(interactions_of(scan), dataclasses.replace(config, seed=1))[0])
     assert {event[3] for event in first} != {event[3] for event in other}
 
 
@@ -351,7 +374,7 @@ def test_the_sample_of_users_depends_on_the_seed_alone():
 
 
 @pytest.fixture(scope="module")
-def gift_cards(local_ray, shared_data, tmp_path_factory) -> Run:
+def gift_cards(shared_data, tmp_path_factory) -> Run:
     folder = shared_data / "amazon2018_gift_cards"
     return run_prepare(PrepareConfig(
         output=str(tmp_path_factory.mktemp("gift") / "run"), reviews=(f"{folder}/Gift_Cards_5.json.gz",),
@@ -380,7 +403,7 @@ def test_no_rating_outside_train_reaches_train_rating(gift_cards):
         assert (row["split"] == "train") == (row["position"] <= last_train[row["user_index"]])
 
 
-def test_musical_instruments_without_metadata(local_ray, shared_data, tmp_path):
+def test_musical_instruments_without_metadata(shared_data, tmp_path):
     path = shared_data / "amazon2014_musical_instruments" / "Musical_Instruments_5.json.gz"
     run = run_prepare(PrepareConfig(output=str(tmp_path / "run"), reviews=(str(path),)))
     check_contract(run)
@@ -388,7 +411,7 @@ def test_musical_instruments_without_metadata(local_ray, shared_data, tmp_path):
     assert counts_of(run)["items"]["without_metadata"] == 900
 
 
-def test_all_beauty_with_temporal_split(local_ray, shared_data, tmp_path):
+def test_all_beauty_with_temporal_split(shared_data, tmp_path):
     folder = shared_data / "amazon2023_all_beauty"
     config = loose(tmp_path, reviews=[f"{folder}/All*.gz"], metadata=[f"{folder}/meta*.gz"], split="temporal")
     tables = check_contract(run_prepare(config))
@@ -402,7 +425,7 @@ def test_all_beauty_with_temporal_split(local_ray, shared_data, tmp_path):
     ("name", "ratings", "rows", "timestamps"),
     [("ml-1m", "interactions", 999_611, "position"), ("ml-100k", "ratings", 99_287, "time")],
 )
-def test_movielens(local_ray, shared_data, tmp_path, name, ratings, rows, timestamps):
+def test_movielens(shared_data, tmp_path, name, ratings, rows, timestamps):
     folder = shared_data / name
     config = PrepareConfig(output=str(tmp_path / "run"), format="movielens", timestamps=timestamps,
                            reviews=(f"{folder}/{ratings}.csv.gz",), metadata=(f"{folder}/movies.csv.gz",))  # fmt: skip
@@ -415,7 +438,7 @@ def test_movielens(local_ray, shared_data, tmp_path, name, ratings, rows, timest
         check_contract(run)
 
 
-def test_office_products_as_a_table(local_ray, shared_data, tmp_path):
+def test_office_products_as_a_table(shared_data, tmp_path):
     folder = shared_data / "amazon2018_office_products"
     config = PrepareConfig(output=str(tmp_path / "run"), format="table", columns={"item_id": "asin"},
                            reviews=(f"{folder}/interactions.csv.gz",),
@@ -437,9 +460,7 @@ def test_office_products_as_a_table(local_ray, shared_data, tmp_path):
         ),
     ],
 )
-def test_shipped_configurations_read_movielens_as_published(
-    local_ray, tmp_path, monkeypatch, name, files, separator, film
-):
+def test_shipped_configurations_read_movielens_as_published(tmp_path, monkeypatch, name, files, separator, film):
     monkeypatch.chdir(tmp_path)
     ratings, films = (tmp_path / "data" / name / file for file in files)
     ratings.parent.mkdir(parents=True)
@@ -453,7 +474,7 @@ def test_shipped_configurations_read_movielens_as_published(
     assert min(tables["interactions.parquet"]["timestamp"].to_pylist()) == 978_300_820_000
 
 
-def test_shipped_configuration_reads_gift_cards_as_published(local_ray, shared_data, tmp_path, monkeypatch):
+def test_shipped_configuration_reads_gift_cards_as_published(shared_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "gift-cards").symlink_to(shared_data / "amazon2018_gift_cards")

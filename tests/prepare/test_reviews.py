@@ -16,9 +16,10 @@ from raygr.prepare.bad_rows import InputError, Tally
 from raygr.prepare.column_files import check_columns
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.json_lines import as_text
-from raygr.prepare.metadata import read_item_ids, read_item_texts
+from raygr.prepare.metadata import item_texts, read_items
+from raygr.prepare.parallel_map import Cpus
 from raygr.prepare.raw_files import expand_files, file_kind
-from raygr.prepare.reviews import read_ids, read_texts
+from raygr.prepare.reviews import read_reviews
 
 GOOD = {"rating": 4.0, "title": "T", "text": "body", "asin": "A0", "parent_asin": "P0", "user_id": "U0",
         "timestamp": 1_600_000_000_000}  # fmt: skip
@@ -36,12 +37,15 @@ def write_lines(path: Path, lines: list[bytes | dict]) -> str:
     return str(path)
 
 
-def scan(path: str, settings: PrepareConfig, read=read_ids) -> list[dict]:
-    return pa.concat_tables(read(path, settings)).to_pylist()
+def scan(path: str, settings: PrepareConfig, read=read_reviews) -> list[dict]:
+    return pa.concat_tables(rows for rows, _ in read(path, settings, Cpus(1))).to_pylist()
 
 
-def texts(path: str, settings: PrepareConfig, rows: list[int], read=read_texts) -> list[dict]:
-    return pa.concat_tables(read(path, settings, np.array(rows, np.int64))).drop_columns("repaired").to_pylist()
+def texts(path: str, settings: PrepareConfig, rows: list[int], read=read_reviews, finish=None) -> list[dict]:
+    found = pa.concat_tables(
+        finish(texts) if finish else texts for _, texts in read(path, settings, Cpus(1)) if len(texts)
+    )
+    return [row for row in found.drop_columns("repaired").to_pylist() if row["row"] in rows]
 
 
 def reasons(rows: list[dict]) -> Counter:
@@ -160,8 +164,8 @@ def test_a_line_without_end_is_bounded(tmp_path, monkeypatch):
 def test_examples_are_three_per_reason(tmp_path):
     path = write_lines(tmp_path / "r.jsonl", [{**GOOD, "user_id": ""}] * 9 + [GOOD])
     tally = Tally([path])
-    for table in read_ids(path, config()):
-        tally.add(table.append_column("file", pa.array([0] * table.num_rows, pa.int32())))
+    for rows, _ in read_reviews(path, config(), Cpus(1)):
+        tally.add(rows, file=0)
     record = tally.record()
     assert (record["read"], record["by_reason"]) == (10, {"missing_user": 9})
     assert [e["line"] for e in record["examples"]["missing_user"]] == [1, 2, 3]
@@ -179,9 +183,9 @@ def test_published_movielens_files(tmp_path):
     assert reasons(rows) == {"time_not_read": 1, "missing_columns_in_line": 1}
     assert (rows[0]["item_id"], rows[0]["timestamp"]) == ("1193", 978_300_760_000)
     assert scan(str(tmp_path / "u.data"), config("movielens"))[0]["user_id"] == "196"
-    film = texts(str(tmp_path / "movies.dat"), config("movielens"), [0], read_item_texts)[0]
+    film = texts(str(tmp_path / "movies.dat"), config("movielens"), [0], read_items, item_texts)[0]
     assert (film["title"], film["categories"], film["details"]) == ("Café Noir (1995)", "Drama War", "")
-    film = texts(str(tmp_path / "u.item"), config("movielens"), [0], read_item_texts)[0]
+    film = texts(str(tmp_path / "u.item"), config("movielens"), [0], read_items, item_texts)[0]
     assert (film["title"], film["categories"]) == ("Kolya (1996)", "Action Western")
 
 
@@ -200,8 +204,8 @@ def test_movielens_csv_of_other_releases_and_its_missing_columns(tmp_path):
 def test_movie_plot_genres_and_credits_become_item_texts(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text('movie_id,title,genres,director,actors,plot\n1,One,A|B,Ann,"X, Y","Line\nbreak"\n2,Two,A,,,\n')
-    assert [r["item_id"] for r in scan(str(path), config("movielens"), read_item_ids)] == ["1", "2"]
-    one, two = texts(str(path), config("movielens"), [0, 1], read_item_texts)
+    assert [r["item_id"] for r in scan(str(path), config("movielens"), read_items)] == ["1", "2"]
+    one, two = texts(str(path), config("movielens"), [0, 1], read_items, item_texts)
     assert (one["description"], one["categories"], one["details"]) == (
         "Line\nbreak", "A B", "Director: Ann Actors: X, Y")  # fmt: skip
     assert (two["description"], two["details"]) == ("", "")
@@ -275,10 +279,10 @@ def test_item_texts_of_2023_2018_and_2014(tmp_path):
            "details": {"\n   Weight: \n  ": " 3 ounces\n"}, "brand": "Acme"}  # fmt: skip
     oldest = b"{'asin': 'R', 'title': \"It's\", 'categories': [['G', 'H']]}"
     path = write_lines(tmp_path / "m.jsonl", [new, old, oldest, b"{", {"title": "nameless"}])
-    rows = scan(path, config(), read_item_ids)
+    rows = scan(path, config(), read_items)
     assert [r["item_id"] for r in rows if not r["reason"]] == ["P", "Q", "R"]
     assert reasons(rows) == {"malformed_json": 1, "missing_item": 1}
-    one, two, three = texts(path, config(), [0, 1, 2], read_item_texts)
+    one, two, three = texts(path, config(), [0, 1, 2], read_items, item_texts)
     assert one == {"row": 0, "title": "New", "description": "a b", "categories": "C D",
                    "details": "Size: L Rank: Toys: 3", "rating": 4.5, "rating_count": 7}  # fmt: skip
     assert (two["title"], two["description"], two["details"]) == ("", "only features", "Brand: Acme Weight: 3 ounces")
@@ -329,7 +333,7 @@ def test_a_column_that_no_json_row_has_is_missing(tmp_path):
 
 def test_counts_out_of_range_are_unknown(tmp_path):
     path = write_lines(tmp_path / "m.jsonl", [{"parent_asin": "P", "rating_number": 3_000_000_000}])
-    assert texts(path, config(), [0], read_item_texts)[0]["rating_count"] is None
+    assert texts(path, config(), [0], read_items, item_texts)[0]["rating_count"] is None
 
 
 def test_half_stars_of_movielens_are_ratings(tmp_path):
@@ -341,8 +345,8 @@ def test_columns_of_metadata_apart(tmp_path):
     (tmp_path / "m.csv").write_text("id,name\nx,N\n")
     settings = PrepareConfig(output="o", reviews=("r",), format="table", columns={"item_id": "product_id"},
                              item_columns={"item_id": "id", "title": "name"})  # fmt: skip
-    assert scan(str(tmp_path / "m.csv"), settings, read_item_ids)[0]["item_id"] == "x"
-    assert texts(str(tmp_path / "m.csv"), settings, [0], read_item_texts)[0]["title"] == "N"
+    assert scan(str(tmp_path / "m.csv"), settings, read_items)[0]["item_id"] == "x"
+    assert texts(str(tmp_path / "m.csv"), settings, [0], read_items, item_texts)[0]["title"] == "N"
 
 
 def test_json_of_other_kinds(tmp_path):

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygr.prepare.bad_rows import InputError
+from raygr.prepare.coded_rows import CodedRows
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.selection import Kept, ScannedInteractions, assign, from_scan, reduce, user_cutoffs
+from raygr.prepare.selection import Kept, ScannedInteractions, assign, from_rows, reduce, user_cutoffs
 from raygr.prepare.splits import TEST_PART, TRAIN_PART, VALIDATION_PART
+from raygr.prepare.stage import HELD
 
 Row = tuple[int, int, int]  # user, item, time
 
@@ -25,18 +27,19 @@ def scanned(rows: list[Row]) -> ScannedInteractions:
     """Scanned interactions of `rows`; row n belongs to file n % 2, and ids are text."""
     users, items, times = zip(*rows, strict=True)
     number = np.arange(len(rows))
-    return from_scan(
-        pa.table(
-            {
-                "user_id": pa.chunked_array([pa.array([f"u{user}" for user in users]).dictionary_encode()]),
-                "item_id": pa.chunked_array([pa.array([f"i{item}" for item in items]).dictionary_encode()]),
-                "rating": pa.array([1.0 + item for item in items], pa.float32()),
-                "timestamp": pa.array(times, pa.int64()),
-                "file": pa.array(number % 2, pa.int32()),
-                "row": number,
-            }
-        )
+    table = pa.table(
+        {
+            "user_id": [f"u{user}" for user in users],
+            "item_id": [f"i{item}" for item in items],
+            "rating": pa.array([1.0 + item for item in items], pa.float32()),
+            "timestamp": pa.array(times, pa.int64()),
+            "row": number,
+        }
     )
+    coded = CodedRows(("user_id", "item_id"), HELD)
+    for file in (1, 0):
+        coded.add(table.filter(pa.array(number % 2 == file)), file)
+    return from_rows(coded)
 
 
 def configured(**changes: object) -> PrepareConfig:

@@ -20,8 +20,10 @@ from raygr.metrics.rank_tables import Ranking
 from raygr.models.losses import PairLoss, StepNegatives, step_loss
 from raygr.models.negatives import owned_pairs
 from raygr.models.workers import Share
+from raygr.prepare.coded_rows import CodedRows
 from raygr.prepare.config import PrepareConfig
-from raygr.prepare.selection import assign, from_scan, reduce
+from raygr.prepare.selection import assign, from_rows, reduce
+from raygr.prepare.stage import HELD
 from raygr.recommend.recommender import load_recommender
 from raygr.schema import TEST, TRAIN
 from raygr.train.config import TrainConfig
@@ -40,29 +42,23 @@ ITEMS = 130
 HISTORIES = [[1, 2, 3, 1, 2, 1], [4, 5, 4, 6, 5, 4], [7, 7, 7, 7, 7], [8, 9, 10, 11, 12]]
 
 
-def orders() -> pa.Table:
-    """The scan of HISTORIES."""
+def orders() -> CodedRows:
+    """HISTORIES as one file."""
     rows = [
         (f"u{user}", f"i{item:03d}", time) for user, found in enumerate(HISTORIES) for time, item in enumerate(found)
     ]
     users, items, times = zip(*rows, strict=True)
-    return pa.table(
-        {
-            "user_id": pa.chunked_array([pa.array(users).dictionary_encode()]),
-            "item_id": pa.chunked_array([pa.array(items).dictionary_encode()]),
-            "rating": pa.nulls(len(rows), pa.float32()),
-            "timestamp": pa.array(times, pa.int64()),
-            "file": np.zeros(len(rows), np.int32),
-            "row": np.arange(len(rows)),
-        }
-    )
+    columns = {"user_id": users, "item_id": items, "rating": pa.nulls(len(rows), pa.float32()), "timestamp": times}
+    coded = CodedRows(("user_id", "item_id"), HELD)
+    coded.add(pa.table({**columns, "row": np.arange(len(rows))}), 0)
+    return coded
 
 
 def test_prepare_keeps_every_purchase_and_the_last_one_is_the_test():
     config = PrepareConfig(
         output="o", reviews=("r",), keep_duplicate="all", min_user_interactions=2, min_item_interactions=1
     )
-    reduced, dropped = reduce(from_scan(orders()), config)
+    reduced, dropped = reduce(from_rows(orders()), config)
     kept, _ = assign(reduced, config)
     assert len(kept.row) == sum(map(len, HISTORIES)) and dropped["duplicate"].interactions == 0
     ids = np.array([int(one.removeprefix("i")) for one in kept.item_ids.to_pylist()])
