@@ -13,6 +13,7 @@ WIDTH, COLUMN = 118, 26
 FOLDERS = {
     "data": "what later stages read: interactions, id -> vector tables, user vectors",
     "execution": "where the work of a stage runs: in the calling process, or in workers of Ray Train",
+    "frames": "DataFrames in and out, for notebooks",
     "metrics": "ranks, intervals and diversity: no files, no configuration",
     "models": "the recommenders in plain PyTorch: no files, no configuration",
     "reproduce": "`raygr reproduce`: the paper's experiments",

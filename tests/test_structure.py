@@ -60,7 +60,7 @@ def test_a_stage_is_a_folder_of_its_name_with_settings_and_a_function_of_its_nam
         assert config.__module__ == f"raygr.{name}.config"
         functions = [node.name for node in TREES[PACKAGE / name / "stage.py"].body if isinstance(node, ast.FunctionDef)]
         assert name in functions, f"raygr/{name}/stage.py has no function {name}"
-    assert set(FOLDERS) == {*STAGES, *SHARED, "reproduce"}
+    assert set(FOLDERS) == {*STAGES, *SHARED, "frames", "reproduce"}
 
 
 def test_imports_go_down():

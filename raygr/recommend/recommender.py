@@ -131,10 +131,14 @@ class Recommender:
         A value is what one standard deviation of the item's score adds to the score of the item, so 0 is indifference.
         ValueError names unknown ids, and a run without a guided user state.
         """
-        guided_1A = self.encoded(self.histories_of(who)).guided_BA
-        if self.model.embedding.state is None or guided_1A is None:
+        return dict(zip(self.aspects, self.guided(self.histories_of(who))[0].tolist(), strict=True))
+
+    def guided(self, histories: Histories) -> Tensor:
+        """(B, A): what `looks_for` returns, after each history. ValueError names a run without a guided user state."""
+        guided_BA = self.encoded(histories).guided_BA
+        if self.model.embedding.state is None or guided_BA is None:
             raise ValueError(f"{self.run} has no guided user state: train with item_scores and user_scores: history")
-        return dict(zip(self.aspects, guided_1A[0].tolist(), strict=True))
+        return guided_BA
 
     def histories_of(self, who: str | Sequence[str]) -> Histories:
         return self.of_users([who]) if isinstance(who, str) else self.of_items([who])

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -254,11 +254,26 @@ def recommendations(recommender: Recommender, batch: pa.Table, config: Recommend
     length_B = items.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     items_N, rating_N = items.flatten().to_numpy().astype(np.int64), batch["ratings"].combine_chunks().flatten()
     histories = Histories(items_N, length_B, batch["user_index"].to_numpy(), rating_N.to_numpy())
-    lists, score_BY = recommender.lists(histories, config.n, mmr_weight=config.mmr_weight, steer=config.steer)
+    return list_rows(
+        recommender, batch["subject_id"], histories, config.n, mmr_weight=config.mmr_weight, steer=config.steer
+    )
+
+
+def list_rows(
+    recommender: Recommender,
+    subject_ids: pa.ChunkedArray | pa.Array,
+    histories: Histories,
+    n: int,
+    *,
+    mmr_weight: float | None,
+    steer: Mapping[str, float],
+) -> pa.Table:
+    """The RECOMMENDATION rows of histories and their ids."""
+    lists, score_BY = recommender.lists(histories, n, mmr_weight=mmr_weight, steer=steer)
     is_there_BY = (lists.relevance_BY > -torch.inf).cpu().numpy()
     row_X, rank_X = np.nonzero(is_there_BY)
     columns: dict[str, Any] = {
-        "subject_id": batch["subject_id"].take(pa.array(row_X)),
+        "subject_id": subject_ids.take(pa.array(row_X)),
         "rank": rank_X + 1,
         "item_id": recommender.item_ids_I[lists.place_BY.cpu().numpy()[is_there_BY]],
         "score": score_BY.cpu().numpy()[is_there_BY],
