@@ -16,7 +16,7 @@ from typing import Any
 from raygr import __version__
 from raygr.config import ConfigError, PipelineConfig, did_you_mean, load_config
 from raygr.execution.console import OF_A_WORKER, own_lines
-from raygr.files import IN_JOB, absolute, exists, shipped
+from raygr.files import IN_JOB, absolute, shipped
 from raygr.flags import add_settings, flag_overrides, json_schema, parse_flags
 from raygr.pipeline import make_room, pipeline, run_alone
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
@@ -26,6 +26,7 @@ from raygr.stages import STAGES
 
 # Errors that a user can fix, such as a missing file: their message is printed as it is, and the exit code is 2.
 USER_ERRORS = (ConfigError, RunError, ValueError, OSError)
+OF_EXTRA_LLM = ("transformers", "gguf", "peft", "openai", "huggingface_hub")
 COMMANDS = {**STAGES, "reproduce": ReproduceConfig, "pipeline": PipelineConfig}
 OTHERS = {
     "init": "Look at your files and write prepare.yaml, aspects.yaml and pipeline.yaml, every line explained",
@@ -238,6 +239,8 @@ def in_words(error: Exception) -> tuple[str, int]:
         error = cause_of(error)
     if isinstance(error, USER_ERRORS):
         return str(error), 2
+    if isinstance(error, ModuleNotFoundError) and error.name in OF_EXTRA_LLM:
+        return f"this needs {error.name}, which is not installed: pip install 'raygr[llm]'", 2
     text = " ".join(str(error).split())
     shown = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
     return f"{type(error).__name__}: {shown} (--debug shows the traceback)", 1
@@ -248,8 +251,6 @@ def config_source(stage: str, parsed: argparse.Namespace) -> tuple[str | None, l
     file = parsed.config
     if stage == "reproduce" and not file:
         file = shipped(f"configs/paper/{parsed.experiment}.yaml")
-        if not exists(file):
-            raise ConfigError(f"{file}: not there; it is part of raygr's checkout: run in it, or give --config FILE")
     return file, parsed.set, flag_overrides(COMMANDS[stage], parsed)
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 RUN_FILE, STARTED_FILE = "run.json", "started.json"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in the processes that `ray job submit` starts
-CHECKOUT = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parent
+CHECKOUT = PACKAGE.parent
 NAMED = 3  # files that a message names
 
 
@@ -61,9 +62,12 @@ def placed(path: str) -> str:
 
 
 def shipped(path: str) -> str:
-    """Return the checkout's file where only the checkout has `path`, such as `configs/...`, else `placed(path)`."""
-    own = CHECKOUT / path
-    return str(own) if is_relative(path) and not os.path.exists(path) and own.exists() else placed(path)
+    """Return raygr's own file where only raygr has `path`, such as `configs/aspects/movies.yaml`, else `placed(path)`.
+
+    A checkout has all of configs/, an installed package its aspects and the paper's settings.
+    """
+    own = next((one for one in (CHECKOUT / path, PACKAGE / path) if one.exists()), None)
+    return str(own) if own and is_relative(path) and not os.path.exists(path) else placed(path)
 
 
 def model_place(name: str) -> str:

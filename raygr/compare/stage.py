@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
 
 from raygr import files, runs
 from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, CountGain, Gains, MetricMeans, TargetResults
@@ -304,9 +303,11 @@ def correct_p_values(arms: dict[str, ArmRecord], primary: str) -> None:
                 families.setdefault((name, True), []).append(record.against_base[primary])
     for family in families.values():
         tested = [gain for gain in family if gain.p is not None]
-        corrected = multipletests([gain.p for gain in tested], method="holm")[1] if tested else []
-        for gain, p in zip(tested, corrected, strict=True):
-            gain.p_holm = float(p)
+        p = np.array([gain.p for gain in tested], np.float64)
+        order = np.argsort(p)
+        corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)  # Holm's
+        for place, value in zip(order.tolist(), corrected.tolist(), strict=True):
+            tested[place].p_holm = value
 
 
 # --- references ----------------------------------------------------------------------

@@ -52,7 +52,7 @@ class SweepConfig:
     first k aspects, a list the aspects that it names, {random: 6, subsets: 3} three draws of six. total_width:
     sets base_width so that `concat` has this width in all; null leaves base_width as it is."""
     search: Literal["grid", "random", "tpe"] = "grid"
-    """Every point; points drawn at random, none twice; or Optuna's TPE, which needs `pip install 'optuna>=4'`."""
+    """Every point; points drawn at random, none twice; or Optuna's TPE, which needs `pip install 'raygr[optuna]'`."""
     trials: int | None = Field(default=None, ge=1)
     """Number of points that random and tpe try."""
     stop_early: bool = False
@@ -69,7 +69,7 @@ class SweepConfig:
     max_failures: int = Field(default=1, ge=0)
     """Times that a failed trial is tried again, from its last checkpoint."""
     mlflow: str | None = None
-    """Tracking URI of an MLflow server or data base that trials are logged to; needs `pip install 'mlflow>=3'`."""
+    """Tracking URI of an MLflow server or data base that trials are logged to; needs `pip install 'raygr[mlflow]'`."""
     seed: int = 0
     """Seed of random search, tpe and random subsets; the seed of the trials is a field of `raygr train`."""
     ray: RayUse = "auto"

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.api.typing import SeriesGroupBy
-from statsmodels.stats.weightstats import DescrStatsW
+from scipy.stats import ttest_1samp
 
 from raygr import runs
 from raygr.report.charts import BLUE, GREEN, GREY, ORANGE, STYLE, plain_frame, save_figure
@@ -60,7 +60,7 @@ def draw_intervals(axes: Axes, values_by_x: SeriesGroupBy, color: str) -> None:
     limits = axes.get_ylim()
     for x, values in values_by_x:
         if len(values) > 1:
-            low, high = DescrStatsW(values.to_numpy()).tconfint_mean()
+            low, high = ttest_1samp(values, 0).confidence_interval()
             axes.vlines(x, low, high, color=color, linewidth=1)
     axes.set_ylim(limits)
 

@@ -122,7 +122,7 @@ def check_optuna() -> None:
     try:
         import optuna
     except ImportError:
-        raise ConfigError("search: tpe needs Optuna: pip install 'optuna>=4'") from None
+        raise ConfigError("search: tpe needs Optuna: pip install 'raygr[optuna]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -168,7 +168,7 @@ def mlflow_logger(config: SweepConfig) -> list[tune.Callback]:
         import mlflow  # noqa: F401
         from ray.air.integrations.mlflow import MLflowLoggerCallback
     except ImportError:
-        raise ConfigError("mlflow: needs MLflow: pip install 'mlflow>=3'") from None
+        raise ConfigError("mlflow: needs MLflow: pip install 'raygr[mlflow]'") from None
     return [MLflowLoggerCallback(tracking_uri=config.mlflow, experiment_name=config.output)]
 
 

@@ -32,9 +32,9 @@ def test_tpe_and_mlflow_say_what_to_install(toy: Path, monkeypatch):
     monkeypatch.setattr(stage, "connect", lambda: pytest.fail("Ray was started"))
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ConfigError, match=r"pip install 'optuna>=4'"):
+    with pytest.raises(ConfigError, match=r"pip install 'raygr\[optuna\]'"):
         stage.sweep(settings(toy, {"seed": [0, 1]}, search="tpe", trials=2))
-    with pytest.raises(ConfigError, match=r"pip install 'mlflow>=3'"):
+    with pytest.raises(ConfigError, match=r"pip install 'raygr\[mlflow\]'"):
         stage.sweep(settings(toy, {"seed": [0, 1]}, mlflow="http://127.0.0.1:5000"))
 
 
