@@ -29,7 +29,6 @@ from raygr.data.vector_tables import numbers
 from raygr.explain.explanation import explain_item
 from raygr.frames.preparing import NOTHING, Frame, arrow_table, check_names, column_ids
 from raygr.prepare import output_tables, splits
-from raygr.prepare.metadata import ITEM_TEXT_SCHEMA
 from raygr.prepare.selection import Kept, NewInteractions
 from raygr.recommend.recommender import Histories, Recommender, load_recommender
 from raygr.recommend.stage import list_rows
@@ -105,13 +104,13 @@ def write_interactions(table: pa.Table, data: str, titles: Mapping[str, str]) ->
     has_repeats = len(np.unique(user_N * len(items) + item_N)) < len(order)
     config = {"split": "given", "keep_duplicate": "all" if has_repeats else "first"}
     run = runs.start_run(data, job="prepare", config=config)
-    texts = output_tables.empty_texts(ITEM_TEXT_SCHEMA, len(items))
+    texts = output_tables.empty_texts(len(items))
     named = pa.array([titles.get(item, "") for item in items.tolist()], pa.string())
     texts = texts.set_column(texts.column_names.index("title"), "title", named)
     limit = max(map(len, titles.values()), default=0)
     part = output_tables.item_part(output_tables.item_rows(kept), texts, limit)
     files.write_table(part.table, run.file(f"{ITEMS}/part-00000-00000.parquet"))
-    files.write_table(output_tables.interactions(kept), run.file(INTERACTIONS))
+    files.write_tables(output_tables.interactions(kept, len(order)), run.file(INTERACTIONS))
     files.write_table(output_tables.users(kept), run.file(USERS))
     runs.finish_run(run, inputs=[], counts={})
 

@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 from raygr.config import ConfigError, check_config, did_you_mean
 from raygr.data.ids import complete_ids
 from raygr.prepare import output_tables, selection
-from raygr.prepare.bad_rows import REMEDIES, InputError, Tally
+from raygr.prepare.bad_rows import REMEDIES, InputError, Tally, usable
+from raygr.prepare.coded_rows import HELD, CodedRows
+from raygr.prepare.column_files import PLAIN_NAMES
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.raw_files import Columns
-from raygr.prepare.reviews import REVIEW_IDS, scan_table
+from raygr.prepare.reviews import scan_table
 from raygr.prepare.run_counts import kept_counts
 
 # Fields of PrepareConfig that have a meaning for a frame of interactions; the others are about files and texts.
@@ -55,22 +57,19 @@ def prepare_frame(
     config = check_config(PrepareConfig, given, source="settings of prepare_frame")
     table = renamed(arrow_table(reviews, "reviews"), columns)
     scan = scan_table(Columns(np.arange(len(table)), table, []), config=config)
-    scan = scan.append_column("file", pa.array(np.zeros(len(scan), np.int32)))  # one, without a name
-    tally = Tally([""])
-    tally.add(scan)
+    tally = Tally([""])  # one file, without a name
+    tally.add(scan, 0)
     check_rows(tally, table, columns, config.max_bad_fraction)
-    usable = scan.filter(pc.is_null(scan["reason"]))
-    for name in ("user_id", "item_id"):
-        usable = usable.set_column(usable.column_names.index(name), name, usable[name].dictionary_encode())
-    everything = selection.from_scan(usable)
-    reduced, dropped = selection.reduce(everything, config)
+    rows = CodedRows(("user_id", "item_id"), HELD)
+    rows.add(usable(scan), 0)
+    reduced, dropped = selection.reduce(selection.from_rows(rows), config)
     kept, dropped["only_new_items"] = selection.assign(reduced, config)
-    found = output_tables.interactions(kept)
+    (found,) = output_tables.interactions(kept, len(kept.row))
     times = found["timestamp"].cast(pa.timestamp("ms")) if config.timestamps == "time" else found["timestamp"]
     ids = {"user_id": kept.user_ids.take(kept.user_index), "item_id": kept.item_ids.take(kept.item_index - 1)}
     others = {"rating": found["rating"], "timestamp": times, "position": found["position"], "split": found["split"]}
     frame = pa.table({**ids, **others}).to_pandas()
-    frame.attrs["counts"] = kept_counts(everything, kept, dropped, tally, config)
+    frame.attrs["counts"] = kept_counts(reduced, kept, dropped, tally, config)
     return frame
 
 
@@ -92,13 +91,13 @@ def arrow_table(frame: Frame, what: str) -> pa.Table:
 
 
 def renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
-    """The columns of REVIEW_IDS under these names; ConfigError where one is missing."""
-    unknown = [name for name in columns if name not in REVIEW_IDS]
+    """The columns of PLAIN_NAMES under these names; ConfigError where one is missing."""
+    unknown = [name for name in columns if name not in PLAIN_NAMES]
     if unknown:
-        raise ConfigError(f"columns: our names are {', '.join(REVIEW_IDS)}, not {', '.join(unknown)}")
-    wanted = {ours: columns.get(ours, ours) for ours in REVIEW_IDS}
+        raise ConfigError(f"columns: our names are {', '.join(PLAIN_NAMES)}, not {', '.join(unknown)}")
+    wanted = {ours: columns.get(ours, ours) for ours in PLAIN_NAMES}
     found = {ours: table[theirs] for ours, theirs in wanted.items() if theirs in table.column_names}
-    absent = [name for name in REVIEW_IDS if name not in found and (name != "rating" or name in columns)]
+    absent = [name for name in PLAIN_NAMES if name not in found and (name != "rating" or name in columns)]
     if absent:
         raise ConfigError(
             f"reviews: no column {', '.join(wanted[name] for name in absent)}; the frame has "

@@ -24,7 +24,7 @@ from raygr.execution.in_process import cpus_here, runs_here
 from raygr.files import join, write_json, write_table, write_tables
 from raygr.prepare import metadata, output_tables, reviews, run_counts, selection, text_store
 from raygr.prepare.bad_rows import InputError, Tally, usable
-from raygr.prepare.coded_rows import CodedRows
+from raygr.prepare.coded_rows import HELD, CodedRows
 from raygr.prepare.column_files import check_columns
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.output_tables import Part
@@ -40,7 +40,6 @@ PART_ROWS = 500_000
 SHOWN_IDS = 5
 REVIEW_STORE, ITEM_STORE = "review_texts", "item_texts"  # folders that are gone at the end
 AHEAD = 8  # tables that a task on Ray makes before the first one is taken
-HELD = {"rating": np.float32, "timestamp": np.int64, "row": np.uint32}  # 28 bytes a row with codes and file
 
 logger = logging.getLogger(__name__)
 
