@@ -441,7 +441,7 @@ def test_the_command_on_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_experiments_files_are_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     found: list[ReproduceConfig] = []
-    monkeypatch.setattr(cli, "run_alone", lambda job, config, run, force: found.append(config))
+    monkeypatch.setattr(cli, "run_alone", lambda job, config, run, force: found.append(config) or config.output)
     assert cli.main(["reproduce", "table-3", "--set", "data=../p"]) == 0
     [config] = found
     assert config.paper == f"{ROOT}/configs/paper/table-3.csv"
