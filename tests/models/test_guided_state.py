@@ -107,7 +107,8 @@ def test_scores_are_the_base_models_at_first_and_then_both_products(form: str):
         base_1I = encoder_1D @ embedding.input_rows().T
         standard_IA = torch.tensor(standardise(raw_IA)[0], dtype=torch.float32)
         torch.testing.assert_close(scores_1I, base_1I + state_1A @ standard_IA.T)
-        assert torch.equal(scores_1I, base_1I) != is_learned
+        # not bit for bit: a product with more columns may add up in another order
+        assert torch.allclose(scores_1I, base_1I, atol=1e-5) != is_learned
 
 
 def test_the_state_has_the_same_size_in_a_catalogue_of_any_size():
