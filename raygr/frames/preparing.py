@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 
 from raygr.config import ConfigError, check_config, did_you_mean
 from raygr.data.ids import complete_ids
-from raygr.prepare import output_tables, selection
+from raygr.prepare import output_tables
 from raygr.prepare.bad_rows import REMEDIES, InputError, Tally, usable
 from raygr.prepare.coded_rows import HELD, CodedRows
 from raygr.prepare.column_files import PLAIN_NAMES
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.raw_files import Columns
 from raygr.prepare.reviews import scan_table
-from raygr.prepare.run_counts import kept_counts
+from raygr.prepare.run_counts import kept_and_counts
 
 # Fields of PrepareConfig that have a meaning for a frame of interactions; the others are about files and texts.
 PREPARE_SETTINGS = (
@@ -62,14 +62,13 @@ def prepare_frame(
     check_rows(tally, table, columns, config.max_bad_fraction)
     rows = CodedRows(("user_id", "item_id"), HELD)
     rows.add(usable(scan), 0)
-    reduced, dropped = selection.reduce(selection.from_rows(rows), config)
-    kept, dropped["only_new_items"] = selection.assign(reduced, config)
+    kept, counts = kept_and_counts(rows, tally, config)
     (found,) = output_tables.interactions(kept, len(kept.row))
     times = found["timestamp"].cast(pa.timestamp("ms")) if config.timestamps == "time" else found["timestamp"]
     ids = {"user_id": kept.user_ids.take(kept.user_index), "item_id": kept.item_ids.take(kept.item_index - 1)}
     others = {"rating": found["rating"], "timestamp": times, "position": found["position"], "split": found["split"]}
     frame = pa.table({**ids, **others}).to_pandas()
-    frame.attrs["counts"] = kept_counts(reduced, kept, dropped, tally, config)
+    frame.attrs["counts"] = counts
     return frame
 
 

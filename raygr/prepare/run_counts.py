@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 
 from raygr.data.row_counts import log_rows
+from raygr.prepare import selection
 from raygr.prepare.bad_rows import Tally
+from raygr.prepare.coded_rows import CodedRows
 from raygr.prepare.config import PrepareConfig
 from raygr.prepare.selection import Dropped, Kept, ScannedInteractions
 from raygr.prepare.splits import PARTS, TEST_PART, TRAIN_PART
 
 logger = logging.getLogger(__name__)
+
+
+def kept_and_counts(rows: CodedRows, tally: Tally, config: PrepareConfig) -> tuple[Kept, dict[str, Any]]:
+    """The kept interactions of usable rows, and the counts of `kept_counts`; columns are moved out of `rows`."""
+    reduced, dropped = selection.reduce(selection.from_rows(rows), config)
+    kept, dropped["only_new_items"] = selection.assign(reduced, config)
+    return kept, kept_counts(reduced, kept, dropped, tally, config)
 
 
 def kept_counts(

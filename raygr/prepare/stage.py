@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from raygr.execution.console import log_progress
 from raygr.execution.in_process import cpus_here, runs_here
 from raygr.files import join, write_json, write_table, write_tables
-from raygr.prepare import metadata, output_tables, reviews, run_counts, selection, text_store
+from raygr.prepare import metadata, output_tables, reviews, run_counts, text_store
 from raygr.prepare.bad_rows import InputError, Tally, usable
 from raygr.prepare.coded_rows import HELD, CodedRows
 from raygr.prepare.column_files import check_columns
@@ -99,9 +99,7 @@ def keep_interactions(files: list[str], run: Run, config: PrepareConfig) -> tupl
     rows = CodedRows(("user_id", "item_id"), HELD)
     tally = scan_files(files, REVIEW, rows, run, config)
     logger.log(logging.WARNING if len(tally.time_forms) > 1 else logging.INFO, "reviews: %s", tally.times())
-    reduced, dropped = selection.reduce(selection.from_rows(rows), config)
-    kept, dropped["only_new_items"] = selection.assign(reduced, config)
-    return kept, run_counts.kept_counts(reduced, kept, dropped, tally, config)
+    return run_counts.kept_and_counts(rows, tally, config)
 
 
 def match_metadata(kept: Kept, files: list[str], run: Run, config: PrepareConfig) -> tuple[pa.Table, dict[str, Any]]:

@@ -15,6 +15,7 @@ from transformers import AutoModel, DynamicCache, PreTrainedModel
 
 from raygr.schema import ITEMS
 from raygr.score.prompts import PromptEncoder, item_from_row
+from raygr.score.shared_prefix import cached_states, padded
 from raygr.score.subjects import stored_table
 from raygr.vectors.config import VectorsConfig
 
@@ -64,7 +65,7 @@ def prefilled(model: PreTrainedModel, prefix: Sequence[int]) -> list[tuple[Tenso
     """KV cache of the prefix: keys and values of each layer, (1, heads, P, head size)."""
     ids_1P = torch.tensor([list(prefix)], device=model.device)
     cache = model(input_ids=ids_1P, past_key_values=DynamicCache(), use_cache=True).past_key_values
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    return cached_states(cache)
 
 
 @torch.inference_mode()
@@ -75,10 +76,8 @@ def mean_states(
 
     Texts are padded at their end, which the tokens of a causal model do not attend to.
     """
-    longest, known = max(map(len, token_ids)), prefix[0][0].shape[2]
-    ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids], device=model.device)
-    length_B1 = torch.tensor([[len(ids)] for ids in token_ids], device=model.device)
-    is_real_BT = torch.arange(longest, device=model.device) < length_B1
+    known = prefix[0][0].shape[2]
+    ids_BT, is_real_BT = padded(token_ids, model.device)
     cache = DynamicCache()
     for number, (keys, values) in enumerate(prefix):
         size = (len(token_ids), -1, -1, -1)
@@ -86,10 +85,10 @@ def mean_states(
     states = model(
         input_ids=ids_BT,
         attention_mask=torch.cat([is_real_BT.new_ones(len(token_ids), known), is_real_BT], dim=1).long(),
-        position_ids=(known + torch.arange(longest, device=model.device)).expand_as(ids_BT),
+        position_ids=(known + torch.arange(ids_BT.shape[1], device=model.device)).expand_as(ids_BT),
         past_key_values=cache,
         use_cache=True,
         output_hidden_states=True,
     ).hidden_states
     totals = [(states_BTD.float() * is_real_BT[:, :, None]).sum(1) for states_BTD in states[1:]]
-    return (torch.stack(totals, dim=1) / length_B1[:, :, None]).cpu().numpy()
+    return (torch.stack(totals, dim=1) / is_real_BT.sum(1)[:, None, None]).cpu().numpy()
