@@ -25,6 +25,7 @@ from raygr.score.default_model import cache_folder
 CHECKOUT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
 BOUND = 240  # seconds for one command
+OF_THE_CLUSTER = {"_AutoscalingCoordinatorActor"}  # Ray Data and Ray Train start it once; it stays for later jobs
 pytestmark = pytest.mark.slow
 
 
@@ -141,7 +142,6 @@ def test_a_bad_configuration_fails_the_job_in_words(head: Head, setting: str, wo
 
 
 def test_a_stopped_job_leaves_no_actor_behind(head: Head, prepared: str):
-    before = head.living_actors()  # a few small ones of Ray Data stay for the next job
     output = head.folder / "train"
     settings = [
         f"output={output}",
@@ -158,10 +158,6 @@ def test_a_stopped_job_leaves_no_actor_behind(head: Head, prepared: str):
     assert "RayTrainWorker" in " ".join(head.living_actors())
     stopped = head.ray("job", "stop", "stopped")
     assert "was stopped" in stopped.stdout + stopped.stderr
-    wait_for(lambda: left_behind(head, before) == [], seconds=120, what="actors of the stopped job live on")
+    wait_for(lambda: set(head.living_actors()) <= OF_THE_CLUSTER, seconds=120, what="actors of the stopped job live on")
     assert not runs.is_finished(str(output))
     assert "epoch" in head.ray("job", "logs", "stopped").stdout
-
-
-def left_behind(head: Head, before: list[str]) -> list[str]:
-    return [name for name in head.living_actors() if name not in before]
