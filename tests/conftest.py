@@ -12,6 +12,8 @@ SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+# Quick tests run beside those on Ray, and OpenMP's waiting threads would spin on cores that others need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 

@@ -62,8 +62,9 @@ def finish_without_the_other_node(stage, is_under_way, *, replace):
 """
 
 SCORE = """
-from raygr.score import stage as scoring
+from raygr.score import actors
 from raygr.score.config import ScoreConfig
+from raygr.score.stage import score
 from raygr.score.store import StoredScore
 
 class StandIn:
@@ -86,8 +87,8 @@ class StandIn:
 def is_under_way():
     return len({path.parent.name for path in Path(output, "nodes").glob("*/*")}) == 2
 
-scoring.ScoringEngine = StandIn
-finish_without_the_other_node(lambda: scoring.score(ScoreConfig(**CONFIG)), is_under_way, replace=False)
+actors.ScoringEngine = StandIn
+finish_without_the_other_node(lambda: score(ScoreConfig(**CONFIG)), is_under_way, replace=False)
 """
 
 TRAIN = """

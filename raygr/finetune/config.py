@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Adapter, ItemVectors, Model, Place, PrepareRun, Shipped, UserVectors, refuse
+from raygr.config import STRICT, Adapter, ItemVectors, Model, Place, PrepareRun, RayUse, Shipped, UserVectors, refuse
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -15,7 +15,7 @@ class FinetuneConfig:
     `subjects: items` teaches the LLM the item scores instead, by SFT on item prompts.
     """
 
-    SPEED: ClassVar = frozenset({"gradient_checkpointing", "threads"})
+    SPEED: ClassVar = frozenset({"gradient_checkpointing", "ray", "threads"})
     REINFORCEMENT: ClassVar = (
         "task", "reward", "like_threshold", "liked_by", "keep_out", "candidate_items", "candidate_draw", "max_users",
         "completions", "temperature", "per_aspect_credit", "contrast_weight", "value_reward", "format_reward",
@@ -136,6 +136,8 @@ class FinetuneConfig:
     """`auto`: bf16 on a GPU that has it, fp16 with a loss scaler on another, fp32 on a CPU."""
     use_gpu: bool | None = None
     """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
+    ray: RayUse = "auto"
+    """`auto` tunes a small run of one worker in the calling process, outside a cluster; the results are the same."""
     seed: int = 0
     """Seed of the drawn users, the adapter's start, the batches and the sampled answers."""
 
@@ -182,6 +184,9 @@ class FinetuneConfig:
             "warm_start_epochs needs a teacher": self.warm_start_epochs > 0 and self.teacher is None,
             "value_reward and format_reward are both off, so there is nothing to learn from": (
                 not (self.value_reward or self.format_reward)
+            ),
+            "ray: never tunes in the calling process, which is one worker: set workers: 1": (
+                self.ray == "never" and self.workers > 1
             ),
             "rollouts: slots always keep the format, so value_reward must be on": slots and not self.value_reward,
         }

@@ -2,8 +2,9 @@
 
 With `subjects: items` also metrics.json, the held-out items' agreement with the teacher before and after.
 
-The driver reads and checks all inputs once, then Ray Train runs the loop of loop.py in one or more workers. After a
-worker is killed, or when an unfinished run is started again, tuning continues from the last checkpoint.
+The driver reads and checks all inputs once. Then the loop of loop.py runs in the calling process, or in one or more
+workers of Ray Train. After a worker is killed, or when an unfinished run is started again, tuning continues from the
+last checkpoint.
 """
 
 import copy
@@ -11,17 +12,24 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from raygr import files, runs
 from raygr.config import ConfigError
-from raygr.execution.distributed import placement, run_workers, wants_gpu, worker_cpus
-from raygr.execution.in_process import Worker, last_checkpoint, remove_checkpoint, save_checkpoint
+from raygr.execution.in_process import (
+    Worker,
+    last_checkpoint,
+    remove_checkpoint,
+    runs_here,
+    save_checkpoint,
+    torch_of_a_worker,
+    worker_here,
+)
 from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import PROFILE, load_tuning_data
+from raygr.finetune.examples import PROFILE, TuningData, load_tuning_data
 from raygr.finetune.loop import Tuning, checkpoint_state, restore, start_tuning, tune
 from raygr.finetune.lora import check_start, save_adapter
 from raygr.finetune.metrics import keep_best_by
@@ -29,7 +37,6 @@ from raygr.finetune.policy import load_adapter_state
 from raygr.finetune.rewards import Reward
 from raygr.finetune.teaching import load_taught_items, teach
 from raygr.models.workers import Share
-from raygr.ray_setup import connect
 from raygr.schema import EVALUATIONS, HELD_OUT_EVALUATIONS, METRICS, STEPS
 from raygr.score.adapters import ADAPTER, AdapterNote, adapter_folder, model_sha256
 from raygr.score.default_model import model_folder
@@ -39,6 +46,7 @@ from raygr.score.subjects import encoder_of, prompt_settings
 logger = logging.getLogger(__name__)
 
 WATCHED_EVERY = 2.0  # seconds; steps are long here, and watching takes time on the cores that the workers use
+SMALL = 2000  # prompts times epochs, minutes for a small LLM: above it Ray's restart of a killed worker pays
 
 
 def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Run:
@@ -72,22 +80,50 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     own = {"reward": f"{reward.__module__}.{reward.__qualname__}"} if reward else {}
     data = load_taught_items(config) if config.subjects == "items" else load_tuning_data(config)
     logger.info("finetune: %s %s", config.subjects, json.dumps(data.counts))
-    connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
-    cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
-    placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
+    is_small = config.workers == 1 and len(data.train) * (config.epochs + config.warm_start_epochs) <= SMALL
+    prepare_loop = loop_here if runs_here(config.ray, is_small=is_small) else loop_on_ray
+    run_loop = prepare_loop(on_workers, data, reward, note)
     teacher = None if config.teacher == PROFILE else config.teacher
     read = [config.data, config.item_scores, config.aspects, config.adapter, teacher, config.llm]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="finetune", config=config, inputs=used)
-    settings = {"config": on_workers, "data": ray.put(data), "reward": reward, "note": note}
-    run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
+    run_loop(run)
     steps = files.read_json(run.file(EVALUATIONS))
     warn_if_untouched(config, steps["best_step"])
     counts = {config.subjects: data.counts, "steps": steps["steps"], "best_step": steps["best_step"]} | own
     runs.finish_run(run, inputs=used, counts=counts)
     remove_checkpoint(run.path)
     return run
+
+
+def loop_here(
+    config: FinetuneConfig, data: TuningData, reward: Reward | None, note: AdapterNote
+) -> Callable[[runs.Run], None]:
+    """Checks the room; returns what tunes in the calling process."""
+    worker = worker_here(config.use_gpu, config.threads)
+
+    def run_loop(run: runs.Run) -> None:
+        with torch_of_a_worker(worker, config.threads):
+            tune_and_write(config, data, reward, note, worker)
+
+    return run_loop
+
+
+def loop_on_ray(
+    config: FinetuneConfig, data: TuningData, reward: Reward | None, note: AdapterNote
+) -> Callable[[runs.Run], None]:
+    """Checks the room; returns what tunes in workers of Ray Train."""
+    import ray
+
+    from raygr.execution.distributed import placement, run_workers, wants_gpu, worker_cpus
+    from raygr.ray_setup import connect
+
+    connect()
+    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
+    cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
+    placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
+    settings = {"config": config, "data": ray.put(data), "reward": reward, "note": note}
+    return lambda run: run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
 
 
 def warn_if_untouched(config: FinetuneConfig, best_step: int) -> None:
@@ -126,12 +162,20 @@ def adapter_note(config: FinetuneConfig) -> AdapterNote:
 
 
 def tune_per_worker(settings: dict[str, Any], worker: Worker) -> None:
-    """Runs the loop in one Ray Train worker; rank 0 writes the run's files."""
-    config: FinetuneConfig = settings["config"]
+    """The function that every Ray Train worker runs."""
+    import ray
+
+    data = copy.deepcopy(ray.get(settings["data"]))  # because Ray's arrays are read-only
+    tune_and_write(settings["config"], data, settings["reward"], settings["note"], worker)
+
+
+def tune_and_write(
+    config: FinetuneConfig, data: TuningData, reward: Reward | None, note: AdapterNote, worker: Worker
+) -> None:
+    """Tunes from the last checkpoint on. Rank 0 writes the run's files."""
     share = Share(worker.rank, worker.workers)
-    # copied, because Ray's arrays are read-only; the model's folder may be another one on this machine
-    data = copy.deepcopy(ray.get(settings["data"]))._replace(model=model_folder(config.llm))
-    tuning = start_tuning(config, data, worker.device, share, settings["reward"])
+    data = data._replace(model=model_folder(config.llm))  # the model's folder may be another one on this machine
+    tuning = start_tuning(config, data, worker.device, share, reward)
     state = last_checkpoint(config.output, tuning.device)
     if state is not None:
         restore(tuning, state)
@@ -148,7 +192,7 @@ def tune_per_worker(settings: dict[str, Any], worker: Worker) -> None:
         write_progress(tuning)
         load_adapter_state(tuning.model, tuning.best_adapter)
         log_agreement(tuning)
-        note = dataclasses.replace(settings["note"], normalisation=dataclasses.asdict(tuning.progress.normalisation))
+        note = dataclasses.replace(note, normalisation=dataclasses.asdict(tuning.progress.normalisation))
         save_adapter(tuning.model, note, files.join(config.output, ADAPTER))
 
 

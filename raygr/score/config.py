@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Adapter, Model, Place, PrepareRun, Shipped, refuse
+from raygr.config import STRICT, Adapter, Model, Place, PrepareRun, RayUse, Shipped, refuse
 
 # Arguments of vllm.LLM that are known to change no answer beyond rounding. Any other argument counts as changing
 # answers; at worst the same prompts are asked again.
@@ -120,7 +120,7 @@ class ScoreConfig:
     SPEED: ClassVar = frozenset(
         [*(f"engine_kwargs.{name}" for name in SAME_ANSWERS)]
         + [f"http.{name}" for name in HttpConfig.__annotations__ if name not in ANSWER_SETTINGS]
-        + ["actors", "tensor_parallel_size", "batch_size", "store", "requests", "retry_failed"]
+        + ["actors", "tensor_parallel_size", "batch_size", "ray", "store", "requests", "retry_failed"]
     )
 
     output: Place
@@ -143,7 +143,7 @@ class ScoreConfig:
     requests: RequestConfig = Field(default_factory=RequestConfig)
     """Layout of the requests to another LLM."""
     engine: Literal["vllm", "transformers", "http"] = "vllm"
-    """What answers. `vllm` loads the LLM in Ray actors; so does `transformers`, for mode probe alone, faster with small
+    """What answers. `vllm` loads the LLM in Ray actors; `transformers` is for mode probe alone, and faster with small
     models on processors; `http` asks the server at `http.url` for the answers of `answered_by`."""
     http: HttpConfig = Field(default_factory=HttpConfig)
     mode: Literal["probe", "generate"] = "probe"
@@ -179,6 +179,9 @@ class ScoreConfig:
     """Subjects per engine call and per store file."""
     engine_kwargs: Mapping[str, Any] = Field(default_factory=dict)
     """Arguments passed to vllm.LLM unchanged; they override raygr's own choices."""
+    ray: RayUse = "auto"
+    """`auto` scores few subjects in the calling process, outside a cluster, unless vLLM answers; the results are the
+    same."""
     seed: int = 0
     """Seed of vLLM's sampling; it matters where `temperature` is above 0."""
 
@@ -210,6 +213,9 @@ class ScoreConfig:
             ),
             "requests are those of --export-prompts: set answered_by to the LLM that answers them": (
                 self.answered_by is None and self.requests != RequestConfig()
+            ),
+            "ray: never scores in the calling process: set engine: transformers or http, and actors: 1": (
+                self.ray == "never" and (self.actors > 1 or (self.engine == "vllm" and self.answered_by is None))
             ),
             "engine: transformers only probes: set mode: probe, or engine: vllm": (
                 self.engine == "transformers" and (self.mode != "probe" or self.answered_by is not None)

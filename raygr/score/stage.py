@@ -2,34 +2,32 @@
 
 1. `write_prompts` makes each subject's prompt (token ids, hash, cut-off) and writes prompts/.
 2. `missing_subjects` drops the prompts that the score store has answers to.
-3. `ask_engine` sends the others through actors that run vLLM (engine.py) or, under `engine: transformers`, one pass of
-   the model per subject (transformers_engine.py), which write their answers to the store; under `engine: http`,
-   `ask_server` sends them to a server (http_engine.py).
+3. `ask_engine` sends the others through actors (actors.py) that run vLLM (engine.py) or, under `engine: transformers`,
+   one pass of the model per subject (transformers_engine.py), which write their answers to the store; under
+   `engine: http`, `ask_server` sends them to a server (http_engine.py).
 4. `joined_scores` joins prompts and answers into SCORE rows, which are written to scores/ with a summary of quality.
 
-A run that was killed continues with the first of these steps that it did not finish.
+Ray makes the prompts and runs the actors, or for few subjects the calling process, but vLLM always runs on Ray. A run
+that was killed continues with the first of these steps that it did not finish.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
 import torch
-from ray.data.expressions import col
 
 from raygr import files, runs, schema
 from raygr.config import ConfigError
-from raygr.execution.console import log_progress
-from raygr.ray_setup import Node, cluster_nodes, connect
+from raygr.execution.in_process import runs_here
+from raygr.score.actors import EngineTotals, ask_engine, check_room
 from raygr.score.adapters import answer_mode, fitting_adapter
 from raygr.score.answer_format import aspect_tails, completion_tokens, format_regex, rating_tokens
 from raygr.score.config import ScoreConfig
-from raygr.score.engine import EngineSettings, ScoringActor, ScoringEngine, actor_resources, require_vllm
+from raygr.score.engine import EngineSettings, require_vllm
 from raygr.score.external_llm import check_free, import_answers, numbered, request_fields, write_requests
 from raygr.score.http_engine import SPENT, api_key, ask_server
 from raygr.score.prompt_checks import CHECKED_COLUMNS, check_prompts
@@ -40,6 +38,7 @@ from raygr.score.subjects import (
     PROMPTS,
     PROMPTS_DONE,
     PromptSettings,
+    chosen_prompts,
     chosen_subjects,
     encoder_of,
     item_prompts,
@@ -48,9 +47,13 @@ from raygr.score.subjects import (
     user_prompt,
 )
 
+if TYPE_CHECKING:
+    import ray.data
+
 logger = logging.getLogger(__name__)
 
 PROMPT_BATCH = 256  # subjects tokenised per task call
+SMALL = 5000  # subjects whose prompts the calling process makes within a minute
 
 
 class Scoring(NamedTuple):
@@ -62,18 +65,11 @@ class Scoring(NamedTuple):
     adapter: str | None
     """Folder in PEFT's format."""
     store: ScoreStore
+    is_here: bool
+    """Whether the calling process makes the prompts and runs the engine, instead of Ray."""
     on_gpu: bool
-    """Whether the cluster has GPUs, on which the engine then runs."""
+    """Whether there are GPUs, on which the engine then runs."""
     prompt_counts: dict[str, Any]
-
-
-class EngineTotals(NamedTuple):
-    """Work of the engine actors in this run; zeros where the store had all answers."""
-
-    subjects: int = 0
-    tokens_given: int = 0
-    tokens_computed: int = 0
-    seconds: float = 0.0
 
 
 def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
@@ -97,7 +93,19 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
         done = ask_server(run, config, scoring.settings, store, missing)
         totals = EngineTotals(subjects=done, seconds=time.monotonic() - began)
     elif missing:
-        totals = ask_engine(scoring, missing)
+        if config.answered_by:
+            raise runs.RunError(
+                f"{run.path}: {len(missing)} prompts have no answer of {config.answered_by} yet; --export-prompts FILE "
+                "writes them, --import-answers FILE reads the answers, engine=http asks a server"
+            )
+        totals = ask_engine(
+            run.file(PROMPTS),
+            missing,
+            config=config,
+            settings=engine_settings(scoring),
+            store=store,
+            is_here=scoring.is_here,
+        )
     store.compact()
     scores = joined_scores(scoring)
     if len(scores) and set(scores["reason"].to_pylist()) == {REFUSED_BY_ENGINE}:  # not the fault of single prompts
@@ -168,13 +176,30 @@ def start_scoring(config: ScoreConfig, *, by_service: bool) -> Scoring:
     ):
         require_vllm()
     run = runs.start_run(config.output, job="score", config=config, inputs=input_paths(config))
+    is_here = runs_here(config.ray, is_small=is_small(config))
+    on_gpu = torch.cuda.is_available() if is_here else room_on_ray(config)
+    store = open_store(config, on_gpu=on_gpu)
+    return Scoring(
+        run, config, settings, adapter, store, is_here, on_gpu, write_prompts(run, config, settings, is_here)
+    )
+
+
+def is_small(config: ScoreConfig) -> bool:
+    """Whether the calling process may do the work: few subjects, and at most one engine, which is not vLLM."""
+    is_vllm = config.engine == "vllm" and not config.answered_by
+    return not is_vllm and config.actors == 1 and len(chosen_subjects(config)) <= SMALL
+
+
+def room_on_ray(config: ScoreConfig) -> bool:
+    """Connects to Ray; returns whether it has GPUs. ConfigError where the actors would not fit."""
+    from raygr.ray_setup import cluster_nodes, connect
+
     connect()
     nodes = cluster_nodes()
-    on_gpu = int(ray.cluster_resources().get("GPU", 0)) > 0
+    on_gpu = any(node.gpus >= 1 for node in nodes)
     if not config.answered_by:
         check_room(config, nodes, on_gpu=on_gpu)
-    store = open_store(config, on_gpu=on_gpu)
-    return Scoring(run, config, settings, adapter, store, on_gpu, write_prompts(run, config, settings))
+    return on_gpu
 
 
 def input_paths(config: ScoreConfig) -> list[str]:
@@ -182,48 +207,22 @@ def input_paths(config: ScoreConfig) -> list[str]:
     return [path for path in (config.data, config.aspects, config.adapter, config.llm) if path]
 
 
-def check_room(config: ScoreConfig, nodes: Sequence[Node], *, on_gpu: bool) -> None:
-    """ConfigError where the actors would wait forever for CPUs or GPUs."""
-    cpus, needed = int(sum(node.cpus for node in nodes)), config.actors + 1
-    if cpus < needed:
-        raise ConfigError(
-            f"actors: {config.actors} and one CPU to feed them need {needed} CPUs, Ray has {cpus}: set actors lower"
-        )
-    each = config.tensor_parallel_size
-    if not on_gpu and each > 1:
-        raise ConfigError(f"tensor_parallel_size: {each} GPUs for each actor, Ray has none: set it to 1")
-    if on_gpu and sum(int(node.gpus) // each for node in nodes) < config.actors:
-        has = " + ".join(f"{node.gpus:.0f}" for node in nodes if node.gpus)
-        name = "tensor_parallel_size" if each > 1 else "actors"
-        raise ConfigError(
-            f"{name}: {config.actors} actors of {each} GPUs, each on one node, need "
-            f"{config.actors * each} GPUs, Ray has {has}: set actors or tensor_parallel_size lower"
-        )
-
-
 # --- prompts -----------------------------------------------------------------------------------
 
 
-def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) -> dict[str, Any]:
+def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings, is_here: bool) -> dict[str, Any]:
     """Write and check prompts/, unless an earlier attempt did; return the counts of `check_prompts`."""
     done = files.read_json(run.file(PROMPTS_DONE)) if files.exists(run.file(PROMPTS_DONE)) else {}
     if "cut_tokens_share" in done:  # earlier versions cut prompts without counting it: these are made again
         return done
     runs.remove_parts(run, PROMPTS)
-    if config.subjects == "items":
-        items = chosen_rows(read_parquet(files.join(config.data, schema.ITEMS)), "item_index", config)
-        arguments = {"settings": settings}
-        prompts = items.map_batches(
-            item_prompts,  # type: ignore[arg-type]  # Ray's types know no function that gets keywords by fn_kwargs
-            fn_kwargs=arguments,
-            batch_format="pyarrow",
-            batch_size=PROMPT_BATCH,
-        )
-    else:
-        prompts = user_prompts(config, settings)
     logger.info("making the prompts of the %s", config.subjects)
-    filesystem, folder = files.arrow_filesystem(run.file(PROMPTS))
-    prompts.write_parquet(folder, filesystem=filesystem)
+    if is_here:
+        prompts = chosen_prompts(config.data, settings, chosen_subjects(config))
+        files.write_table(prompts, files.join(run.file(PROMPTS), "part-0.parquet"))
+    else:
+        filesystem, folder = files.arrow_filesystem(run.file(PROMPTS))
+        prompts_on_ray(config, settings).write_parquet(folder, filesystem=filesystem)
     has_subjects = files.exists(run.file(PROMPTS))  # without subjects Ray writes no folder
     rows = files.read_table(run.file(PROMPTS), CHECKED_COLUMNS) if has_subjects else PROMPT_SCHEMA.empty_table()
     try:
@@ -235,20 +234,39 @@ def write_prompts(run: runs.Run, config: ScoreConfig, settings: PromptSettings) 
     return counts
 
 
-def chosen_rows(rows: ray.data.Dataset, column: str, config: ScoreConfig) -> ray.data.Dataset:
+def prompts_on_ray(config: ScoreConfig, settings: PromptSettings) -> "ray.data.Dataset":
+    """PROMPT rows of the chosen items or users, made by Ray's tasks."""
+    if config.subjects == "users":
+        return user_prompts(config, settings)
+    return chosen_rows(read_parquet(files.join(config.data, schema.ITEMS)), "item_index", config).map_batches(
+        item_prompts,  # type: ignore[arg-type]  # Ray's types know no function that gets keywords by fn_kwargs
+        fn_kwargs={"settings": settings},
+        batch_format="pyarrow",
+        batch_size=PROMPT_BATCH,
+    )
+
+
+def chosen_rows(rows: "ray.data.Dataset", column: str, config: ScoreConfig) -> "ray.data.Dataset":
     """The rows of the items or users that `max_subjects` or `sample_subjects` chooses; all rows without either."""
+    from ray.data.expressions import col
+
     if not (config.max_subjects or config.sample_subjects):
         return rows
     return rows.filter(expr=col(column).is_in(chosen_subjects(config).tolist()))
 
 
-def read_parquet(path: str) -> ray.data.Dataset:
+def read_parquet(path: str) -> "ray.data.Dataset":
+    import ray.data
+
     filesystem, inner = files.arrow_filesystem(path)
     return ray.data.read_parquet(inner, filesystem=filesystem)
 
 
-def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Dataset:
+def user_prompts(config: ScoreConfig, settings: PromptSettings) -> "ray.data.Dataset":
     """Prompts from each user's train reviews; later reviews are never read."""
+    import ray.data
+    from ray.data.expressions import col
+
     # shuffled by tasks: the default shuffle takes every CPU of a two-core machine for its actors and waits forever
     ray.data.DataContext.get_current().shuffle_strategy = "sort_shuffle_pull_based"
     items = files.read_table(files.join(config.data, schema.ITEMS)).sort_by("item_index")
@@ -264,9 +282,11 @@ def user_prompts(config: ScoreConfig, settings: PromptSettings) -> ray.data.Data
 
 
 def prompt_of_group(
-    reviews: pa.Table, *, settings: PromptSettings, items: ray.ObjectRef, user_ids: ray.ObjectRef
+    reviews: pa.Table, *, settings: PromptSettings, items: "ray.ObjectRef", user_ids: "ray.ObjectRef"
 ) -> pa.Table:
     """`user_prompt` with the tables that every worker reads from Ray's object store."""
+    import ray
+
     return user_prompt(reviews, settings=settings, items=ray.get(items), user_ids=ray.get(user_ids))
 
 
@@ -280,61 +300,6 @@ def missing_subjects(run: runs.Run, known: set[str]) -> list[str]:
 
 
 # --- answers -----------------------------------------------------------------------------------
-
-
-def ask_engine(scoring: Scoring, missing: list[str]) -> EngineTotals:
-    """Send the prompts of these subjects through the engine actors; RunError where another LLM has to answer them."""
-    run, config = scoring.run, scoring.config
-    if config.answered_by:
-        raise runs.RunError(
-            f"{run.path}: {len(missing)} prompts have no answer of {config.answered_by} yet; "
-            "--export-prompts FILE writes them, --import-answers FILE reads the answers, engine=http asks a server"
-        )
-    engine: type[ScoringActor] = ScoringEngine
-    if config.engine == "vllm":
-        require_vllm()
-    else:
-        from raygr.score.transformers_engine import TransformersEngine as engine  # loads torch's models, for seconds
-    # an engine's memory is known and bounded: no warning about it every half minute
-    ray.data.DataContext.get_current().issue_detectors_config.detectors = []
-    keep = {"wanted": ray.put(pa.array(missing))}
-    dataset = (
-        read_parquet(run.file(PROMPTS))
-        .select_columns(["subject_id", "prompt_ids", "prompt_sha256"])
-        .map_batches(
-            keep_subjects,  # type: ignore[arg-type]  # as above
-            fn_kwargs=keep,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-        )
-        .repartition(target_num_rows_per_block=config.batch_size)
-        .map_batches(
-            engine,
-            fn_constructor_args=(engine_settings(scoring), scoring.store),
-            batch_size=config.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=config.actors),
-            **actor_resources(config, [node.cpus for node in cluster_nodes()], on_gpu=scoring.on_gpu),
-        )
-    )
-    each = f" in each of {config.actors} actors" if config.actors > 1 else ""
-    device = "GPU" if scoring.on_gpu else "CPU"
-    how_long = "half a minute or more" if config.engine == "vllm" else "some seconds"
-    logger.info("starting %s%s with %s, on the %s: this takes %s", config.engine, each, config.llm, device, how_long)
-    totals = EngineTotals()
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        totals = EngineTotals(
-            subjects=totals.subjects + int(batch["subjects"].sum()),
-            tokens_given=totals.tokens_given + int(batch["tokens_given"].sum()),
-            tokens_computed=totals.tokens_computed + int(batch["tokens_computed"].sum()),
-            seconds=totals.seconds + float(batch["engine_seconds"].sum()),
-        )
-        how_far = (f"score {config.subjects}", totals.subjects, len(missing), config.subjects)
-        log_progress(logger, *how_far, seconds=totals.seconds / config.actors)  # without the engines' start
-    return totals
-
-
-def keep_subjects(prompts: pa.Table, *, wanted: ray.ObjectRef) -> pa.Table:
-    return prompts.filter(pc.is_in(prompts["subject_id"], value_set=ray.get(wanted))).drop_columns("subject_id")
 
 
 def engine_settings(scoring: Scoring) -> EngineSettings:

@@ -1,7 +1,7 @@
 """Items and users of a prepare run as prompts: rows of the data in, PROMPT rows (PROMPT_SCHEMA) out.
 
-Scoring hands `item_prompts` and `user_prompt` to Ray Data. Without Ray, `chosen_prompts` makes the same prompts for a
-few subjects: for estimates, `raygr score --show-prompts` and error messages.
+On Ray, scoring hands `item_prompts` and `user_prompt` to Ray Data. `chosen_prompts` makes the same prompts in the
+calling process: for few subjects, estimates, `raygr score --show-prompts` and error messages.
 """
 
 import dataclasses
@@ -225,6 +225,8 @@ def subjects_left_out(config: ScoreConfig, *, asked: int) -> dict[str, int]:
 
 def chosen_prompts(data: str, settings: PromptSettings, chosen: np.ndarray) -> pa.Table:
     """PROMPT rows of the items or users given by item_index or user_index."""
+    if not len(chosen):
+        return PROMPT_SCHEMA.empty_table()
     if settings.subjects == "items":
         return item_prompts(rows_where(data, ITEMS, "item_index", chosen), settings=settings)
     histories, items = user_rows(data, chosen)

@@ -22,8 +22,10 @@ from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.execution import in_process
 from raygr.execution.in_process import CHECKPOINT, cpus_here, last_checkpoint, runs_here, save_checkpoint, worker_here
+from raygr.finetune import stage as finetune_stage
 from raygr.recommend.config import RecommendConfig
 from raygr.recommend.stage import recommend
+from raygr.score import stage as score_stage
 from raygr.sweep.config import needs_ray
 from raygr.sweep.stage import sweep
 from raygr.train import stage as train_stage
@@ -114,9 +116,11 @@ def test_a_training_is_small_by_interactions_times_epochs(toy: Path, monkeypatch
             train(config)
 
 
-def test_the_documented_bound_is_the_codes():
+def test_the_documented_bounds_are_the_codes():
     text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
     assert f"at most {train_stage.SMALL // 1_000_000} million interactions times epochs" in text
+    assert f"at most {score_stage.SMALL:,} subjects" in text
+    assert f"at most {finetune_stage.SMALL:,} prompts times epochs" in text
 
 
 # --- what is refused ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The finetune stage on Ray: a tiny model end to end, a killed worker, and what scoring accepts."""
+"""The finetune stage here and on Ray: a tiny model end to end, a killed worker, and what scoring accepts."""
 
 import json
 import logging
@@ -101,7 +101,7 @@ def assert_is_best(folder: str, tuning: Tuning, *, atol: float = 1e-7) -> None:
         torch.testing.assert_close(saved[name], values, rtol=1e-5, atol=atol)
 
 
-def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
+def test_a_run_keeps_the_contract(toy: Path, tiny_model: str):
     config = settings(toy, tiny_model, teacher="profile", warm_start_epochs=1, evaluate_every_steps=3)
     run = finetune(config)
     record = runs.read_run(run.path, job="finetune")
@@ -122,7 +122,7 @@ def test_a_run_keeps_the_contract(toy: Path, tiny_model: str, local_ray: Any):
         finetune(config)
 
 
-def test_the_adapter_is_for_the_user_prompt_it_was_tuned_with(toy: Path, tiny_model: str, local_ray: Any):
+def test_the_adapter_is_for_the_user_prompt_it_was_tuned_with(toy: Path, tiny_model: str):
     run = finetune(settings(toy, tiny_model, epochs=0, teacher="profile", warm_start_epochs=1))
     folder, aspects = adapter_folder(run.path), load_aspects(str(toy / "aspects.yaml"))
     note = read_note(folder)
@@ -143,7 +143,7 @@ def test_the_adapter_is_for_the_user_prompt_it_was_tuned_with(toy: Path, tiny_mo
                 check_adapter(folder, **checks)
 
 
-def test_ones_own_reward(toy: Path, tiny_model: str, local_ray: Any):
+def test_ones_own_reward(toy: Path, tiny_model: str):
     def first_aspect(user_GA: torch.Tensor, items_CA: torch.Tensor, relevant_C: torch.Tensor) -> torch.Tensor:
         assert len(items_CA) == len(relevant_C) == 11
         return user_GA[:, 0].clamp(-1, 1)
@@ -154,7 +154,7 @@ def test_ones_own_reward(toy: Path, tiny_model: str, local_ray: Any):
     assert all(-1 <= line["reward"] <= 1 for line in lines)
 
 
-def test_an_adapter_that_never_got_better_is_said_to_be_untouched(toy: Path, tiny_model: str, local_ray: Any, caplog):
+def test_an_adapter_that_never_got_better_is_said_to_be_untouched(toy: Path, tiny_model: str, caplog):
     def nothing(user_GA: torch.Tensor, items_CA: torch.Tensor, relevant_C: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(user_GA))
 
@@ -219,7 +219,7 @@ def kill_after_two_steps(history: Path, killed: list[int]) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(toy: Path, tiny_model: str, local_ray: Any):
-    config = settings(toy, tiny_model, epochs=8)
+    config = settings(toy, tiny_model, epochs=8, ray="always")
     killed: list[int] = []
     killer = threading.Thread(target=kill_after_two_steps, args=(toy / "tuned" / STEPS, killed), daemon=True)
     killer.start()

@@ -50,7 +50,7 @@ def fitted() -> FrameRecommender:
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_results_are_those_of_the_stages(tmp_path: Path, local_ray, guided: bool):
+def test_results_are_those_of_the_stages(tmp_path: Path, guided: bool):
     orders().to_csv(tmp_path / "orders.csv", index=False)
     scores()[["item_id", *ASPECTS]].to_csv(tmp_path / "scores.csv", index=False)
     places = {"output": str(tmp_path / "data"), "reviews": (str(tmp_path / "orders.csv"),)}

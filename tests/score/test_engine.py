@@ -16,6 +16,7 @@ from toy_data import walks, write_prepared
 from raygr.config import ConfigError
 from raygr.ray_setup import Node
 from raygr.score import engine, stage
+from raygr.score.actors import check_room
 from raygr.score.answer_format import RatingTokens
 from raygr.score.config import ScoreConfig
 from raygr.score.engine import EngineSettings, ScoringEngine, TokenCounts, request_seed
@@ -176,7 +177,7 @@ def test_a_prompt_that_the_engine_refuses_fails_alone(vllm, tmp_path):
 def test_without_vllm_scoring_says_so_before_ray_starts(tmp_path, monkeypatch, tokenizer):
     data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(stage, "connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(stage, "room_on_ray", lambda config: pytest.fail("Ray was started"))
     config = ScoreConfig(output=str(tmp_path / "s"), data=data, subjects="items", aspects=ASPECTS)
     with pytest.raises(ConfigError, match="scoring needs vLLM"):
         stage.score(config)
@@ -217,7 +218,7 @@ def test_actors_that_would_wait_for_ever_are_refused_with_the_numbers(nodes, ask
     config = ScoreConfig(output="o", data="d", subjects="items", aspects="a", **asked)
     on_gpu = any(gpus for _, gpus in nodes)
     with pytest.raises(ConfigError, match=words):
-        stage.check_room(config, [Node(*node) for node in nodes], on_gpu=on_gpu)
+        check_room(config, [Node(*node) for node in nodes], on_gpu=on_gpu)
 
 
 def test_actors_that_fit_are_not_refused():
@@ -226,6 +227,6 @@ def test_actors_that_fit_are_not_refused():
     accepted = []
     for actors in (1, 2, 3, 4):
         with suppress(ConfigError):
-            stage.check_room(replace(config, actors=actors), [Node(3, 4), Node(2, 2)], on_gpu=True)
+            check_room(replace(config, actors=actors), [Node(3, 4), Node(2, 2)], on_gpu=True)
             accepted.append(actors)
     assert accepted == [1, 2, 3]

@@ -263,7 +263,7 @@ def test_another_llm_needs_a_name(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_score_run_by_another_llm(tmp_path: Path, local_ray: Any, capsys: pytest.CaptureFixture):
+def test_a_score_run_by_another_llm(tmp_path: Path, capsys: pytest.CaptureFixture):
     data = write_prepared(tmp_path / "prepare", walks(6, 9, 6, seed=0), items=9, ratings=[[1, 2, 3, 4, 5, 1]] * 6)
     requests, output = str(tmp_path / "requests.jsonl"), str(tmp_path / "scores")
     flags = [f"output={output}", f"data={data}", "subjects=users", f"aspects={ASPECTS}", "mode=generate"]

@@ -364,7 +364,7 @@ def assert_no_key(folder: Path, *texts: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_score_run_by_a_server(data: Path, tmp_path: Path, local_ray, capsys, caplog, monkeypatch):
+def test_a_score_run_by_a_server(data: Path, tmp_path: Path, capsys, caplog, monkeypatch):
     """The key is nowhere, not even where the server repeats it in an answer; run.json says what was spent."""
     caplog.set_level("DEBUG")
     monkeypatch.setenv("A_KEY", KEY)

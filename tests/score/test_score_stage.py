@@ -237,22 +237,28 @@ def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path, lang
     assert abs(by_peft - by_bare) > 5e-3
 
 
-def test_users_prompts_end_before_validation(data, tmp_path):
-    config = item_run(data, tmp_path / "run", subjects="users", max_subjects=3)
-    rows = {row["subject_id"]: row for row in score(config).to_pylist()}
+def test_users_scored_here_equal_those_of_ray_and_their_prompts_end_before_validation(data, tmp_path):
+    users = {"subjects": "users", "max_subjects": 3, "engine": "transformers"}
+    table = score(item_run(data, tmp_path / "run", **users, ray="always")).sort_by("subject_id")
+    here = score(item_run(data, tmp_path / "here", **users)).sort_by("subject_id")
+    answers = ["ratings", "expected"]
+    assert here.drop_columns(answers).equals(table.drop_columns(answers))
+    np.testing.assert_allclose(here["expected"].to_pylist(), table["expected"].to_pylist(), atol=1e-4)
+    rows = {row["subject_id"]: row for row in table.to_pylist()}
     assert len(rows) == 3
-    users = {row["user_id"]: row for row in files.read_table(files.join(data, "users.parquet")).to_pylist()}
+    stored = {row["user_id"]: row for row in files.read_table(files.join(data, "users.parquet")).to_pylist()}
     for user_id, row in rows.items():
-        assert row["cutoff_position"] == users[user_id]["cutoff_position"] == users[user_id]["interactions"] - 3
-        assert row["cutoff"] == users[user_id]["cutoff"]
+        assert row["cutoff_position"] == stored[user_id]["cutoff_position"] == stored[user_id]["interactions"] - 3
+        assert row["cutoff"] == stored[user_id]["cutoff"]
 
 
 GPU_PLACEMENT = """
 import sys
 import numpy as np, ray
 from raygr import files
-from raygr.score import stage
+from raygr.score import actors
 from raygr.score.config import ScoreConfig
+from raygr.score.stage import score
 from raygr.score.store import StoredScore
 
 ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False)
@@ -270,10 +276,10 @@ class StandIn:
         names = ("subjects", "tokens_given", "tokens_computed", "engine_seconds")
         return {name: np.array([len(batch["prompt_sha256"])]) for name in names}
 
-stage.ScoringEngine = StandIn
+actors.ScoringEngine = StandIn
 config = ScoreConfig(output=sys.argv[1], data=sys.argv[2], subjects="items", aspects=sys.argv[3], max_subjects=8,
                      batch_size=2, actors=2, tensor_parallel_size=2)
-rows = files.read_table(stage.score(config).path + "/scores").to_pylist()
+rows = files.read_table(score(config).path + "/scores").to_pylist()
 print("GPUs per actor:", {row["ratings"][0] for row in rows})
 """
 
