@@ -16,6 +16,7 @@ In a notebook, with DataFrames and without run folders:
 The names below are imported when they are first used; `import raygr` itself loads no other library.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["explain_item", "finetune_llm", "fit", "load_recommender", "prepare_frame"]
 __version__ = "0.1.0"
+
+# Read when torch is imported. OpenMP's threads spin by default while they wait, and another process on the same cores
+# then makes small operations many times slower (docs/results/speed.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def __getattr__(name: str) -> Any:
