@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from raygr.explain.explanation import Explanation, UserExplanation
+from raygr.explain.sentences import Explanation, UserExplanation
 from raygr.report.charts import BLUE, GREEN, GREY, LIGHT, ORANGE, STYLE
 
 COLORS = (BLUE, ORANGE, GREEN, "#8a4f9e")  # one for each user that ExplainConfig allows

@@ -221,7 +221,7 @@ class FrameRecommender:
 
         score and rank of the item; base_part and `term`, which add up to the score over all aspects; item_value and
         user_value on 1..10; looks_for; and `lift`, the term less its average over all items. AspectTerm in
-        `raygr.explain.explanation` says more. `attrs["sentences"]` has a text per user. Without an item or users, those
+        `raygr.explain.sentences` says more. `attrs["sentences"]` has a text per user. Without an item or users, those
         whose ratings differ most are taken. `aspects` names the rows; None is all. ValueError says what is wrong.
         """
         with names_of_frames(self.folder.name):

@@ -199,11 +199,13 @@ class Recommender:
         return (self.vectors(states) @ self.rows_ID.T).float()
 
     @torch.inference_mode()
-    def score_and_rank(self, histories: Histories, item: int) -> tuple[Tensor, Tensor]:
-        """The score of an item_index after each history, and its rank among what `lists` may hold: (B,) each."""
+    def score_and_rank(self, histories: Histories, item: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The score of an item_index after each history, its rank among what `lists` may hold, and the standard
+        deviation of all items' scores: (B,) each."""
         scores_BI = self.scores(self.encoded(histories))
         target_B = torch.full((len(scores_BI),), item, device=scores_BI.device)
-        return scores_BI[:, item - 1], full_ranks(scores_BI, target_B, *self.left_out(histories))
+        rank_B = full_ranks(scores_BI, target_B, *self.left_out(histories))
+        return scores_BI[:, item - 1], rank_B, scores_BI.std(dim=1, correction=0)
 
     @torch.inference_mode()
     def split_scores(self, histories: Histories, item_C: Tensor) -> ScoreParts:

@@ -13,7 +13,8 @@ from toy_data import random_scores, walks, write_csv, write_prepared, write_scor
 from raygr import files, runs
 from raygr.cli import main
 from raygr.explain import explanation as explain_module
-from raygr.explain.explanation import UserExplanation, explain_item, sentence
+from raygr.explain.explanation import explain_item
+from raygr.explain.sentences import UserExplanation, sentence
 from raygr.models.workers import Share
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.train.config import TrainConfig
@@ -121,6 +122,7 @@ def check_adds_up(recommender: Recommender) -> list[UserExplanation]:
         better = sum(scores_I[other - 1] > scores_I[item - 1] for other in range(1, ITEMS + 1) if other not in history)
         assert (one.rank, one.ranked, one.history) == (better + 1, ITEMS - len(history), len(history))
         assert one.part == {LENGTH - 1: "test", 4: "train", None: None}[at]
+        assert one.spread == pytest.approx(float(np.std(scores_I.numpy())), rel=1e-5)
         assert one.rating == (None if at is None else RATINGS[user][at])
         found.append(one)
     return found
@@ -171,8 +173,9 @@ def test_the_sentence_says_what_the_user_looks_for_and_that_no_aspect_is_in_the_
     most, least = max(looks_for, key=looks_for.get), min(looks_for, key=looks_for.get)
     said = sentence("title", found)
     assert said.endswith("The base part depends on no aspect.")
-    assert looks_for[most] <= 0 or f"looks for {most} most ({looks_for[most]:+.2f} a deviation)" in said
-    assert looks_for[least] >= 0 or f"avoids {least} most ({looks_for[least]:+.2f})" in said
+    is_sought, is_avoided = (found.speaks(value) for value in (max(looks_for[most], 0), min(looks_for[least], 0)))
+    assert (f"looks for {most} most ({looks_for[most]:+.2f} a deviation)" in said) == is_sought
+    assert (f"avoids {least} most ({looks_for[least]:+.2f})" in said) == is_avoided
 
 
 def test_terms_worked_by_hand(recommender: Recommender):

@@ -1,5 +1,6 @@
 """The parts of an explanation by hand: the choice of item and users, raw values, and the sentences word by word."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -7,15 +8,9 @@ import numpy as np
 import pytest
 from toy_data import interaction_arrays
 
-from raygr.explain.explanation import (
-    AspectTerm,
-    UserExplanation,
-    Values,
-    choose_case,
-    level_word,
-    sentence,
-    user_values,
-)
+from raygr.explain.case_choice import choose_case
+from raygr.explain.explanation import Values, user_values
+from raygr.explain.sentences import AspectTerm, UserExplanation, level_word, sentence
 
 # Item 2: held-out ratings 4 and 2. Item 3: 5 and 1, but 5 in train. Item 4: 3 and 1, held out. Item 1 opens histories.
 CASE = interaction_arrays([
@@ -74,7 +69,7 @@ def term(aspect: str, item: float, user: float, encoder: float, average: float =
 
 def test_the_sentence_is_made_of_the_numbers():
     terms = (term("pace", 7, 7.5, 0.4), term("mood", 2, 8.25, -0.3), term("length", 3, 3.5, 0.9, average=0.95))
-    user = UserExplanation("u7", "test", 2.0, 9, 1.3, 12.5, 300, 1.25, 0.75, 0.333, terms, 0, 0.0, 0.0, 0.0)
+    user = UserExplanation("u7", "test", 2.0, 9, 1.3, 12.5, 300, 1.0, 1.25, 0.75, 0.333, terms, 0, 0.0, 0.0, 0.0)
     assert sentence("Heat (1995)", user) == (
         "u7 rated “Heat (1995)” 2, and the model ranks it 12.5 of 300 for this user: it is within one level of the "
         "user's value in 2 of 3 aspects and furthest from it in mood (2.0 against 8.2); against the average item, pace "
@@ -84,13 +79,25 @@ def test_the_sentence_is_made_of_the_numbers():
         "all items it would change by 33% of its spread."
     )
     calm = UserExplanation(
-        "u8", None, None, 9, 1.3, 1.0, 300, 0.5, 0.5, 0.0, (term("pace", 5, 5.5, 0.4),), 2, 0.0, 0.0, 0.0
+        "u8", None, None, 9, 1.3, 1.0, 300, 1.0, 0.5, 0.5, 0.0, (term("pace", 5, 5.5, 0.4),), 2, 0.0, 0.0, 0.0
     )
     assert sentence("Heat (1995)", calm).startswith(
         "u8 has not seen “Heat (1995)”, and the model ranks it 1 of 300 for this user: it is within one level of the "
         "user's value in 1 of 1 aspects; against the average item, pace lifts the score most (+0.50); recommend items "
         "of moderate levels."
     )
+
+
+def test_terms_that_are_small_beside_the_spread_of_the_scores_are_not_named():
+    terms = (term("pace", 7, 7.5, 0.4), term("mood", 2, 8.25, -0.3), term("length", 3, 3.5, 0.9, average=0.95))
+    first = UserExplanation("u", None, None, 9, 1.3, 1.0, 300, 1.0, 1.25, 1.25, 0.0, terms, 0, 0.0, 0.0, 0.0)
+    shown = {spread: dataclasses.replace(first, spread=spread) for spread in (9.9, 10.1)}
+    assert "pace lifts the score most (+0.50); " in sentence("Heat", shown[9.9])  # 5% are 0.495, and mood has -0.20
+    assert (
+        "; aspects do not speak here: none moves the score from the average item's by 5% of the spread of this user's "
+        "scores; recommend items" in sentence("Heat", shown[10.1])
+    )
+    assert " lifts " not in sentence("Heat", shown[10.1]) and "+0" not in sentence("Heat", shown[10.1])
 
 
 def test_levels_are_thirds_of_the_axis():
