@@ -10,7 +10,7 @@ measured with every aspect of the history at the catalogue's mean.
 Scores are forecasts where possible: an item that a user has interacted with is scored after the history before that
 interaction, an unseen item after the whole history.
 
-Shape letters: `N` interactions, `U` users, `I` items, `A` aspects, `C` candidates.
+Shape letters: `N` interactions, `U` users, `I` items, `A` aspects.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,12 @@ from raygr.explain.case_choice import choose_case
 from raygr.explain.sentences import AspectTerm, Explanation, UserExplanation, level_word
 from raygr.models.embeddings import LEVELS
 from raygr.models.inference import relative_change
-from raygr.recommend.recommender import Histories, Recommender, check_known
+from raygr.recommend.recommender import Recommender, check_known
 from raygr.schema import ITEMS, TRAIN
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import read_item_scores
 from raygr.train.serving import check_sources
 
-ITEMS_AT_ONCE = 1024
 LIKED = "mean score of the train items that the user rated at or above their own mean rating, the item itself left out"
 PROFILE = "; the model itself is given the rating-centred profile of all train items"
 LLM = "the LLM's scores of the prompt of the user's train interactions"
@@ -121,7 +120,7 @@ def explain_user(
     state_1A = recommender.encoded(histories).guided_BA if recommender.model.embedding.state else None
     looks_for_A = [0.0] * len(values.aspects) if state_1A is None else state_1A[0].tolist()
     encoder_A, user_A = parts.encoder_BCA[0, 0].tolist(), parts.user_BCA[0, 0].tolist()
-    average_A = average_terms(recommender, histories)
+    average_A = recommender.average_terms(histories)[0].tolist()
     at_mean_1I, as_is_1I = recommender.base_parts(histories)
     others = [a for a in range(len(values.aspects)) if a not in columns]
     return UserExplanation(
@@ -155,16 +154,6 @@ def explain_user(
         other_user_terms=sum(user_A[a] for a in others),
         other_average_terms=sum(average_A[a] for a in others),
     )
-
-
-def average_terms(recommender: Recommender, histories: Histories) -> list[float]:
-    """Each aspect's encoder and user term together after one history, averaged over all items."""
-    items = len(recommender.item_ids_I)
-    total_A = torch.zeros(recommender.model.embedding.aspects, dtype=torch.float64)
-    for item_C in torch.arange(1, items + 1).split(ITEMS_AT_ONCE):
-        parts = recommender.split_scores(histories, item_C)
-        total_A += (parts.encoder_BCA + parts.user_BCA)[0].double().sum(0).cpu()
-    return (total_A / items).tolist()
 
 
 def shown_columns(names: Sequence[str], aspects: Sequence[str] | None) -> list[int]:

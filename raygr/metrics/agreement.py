@@ -1,12 +1,14 @@
-"""How well predicted scores agree with a teacher's, per aspect.
+"""How well predicted scores agree with a teacher's, per aspect, or with users' ratings.
 
-Shape letters: `S` subjects, `A` aspects.
+Shape letters: `S` subjects, `A` aspects, `E` targets with a rating, `U` users.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
+
+RESAMPLES = 2000
 
 
 class AspectAgreement(NamedTuple):
@@ -30,6 +32,26 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float | None:
     if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return None
     return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
+
+
+def spearman_interval(left_E: np.ndarray, right_E: np.ndarray, user_E: np.ndarray) -> tuple[float, float] | None:
+    """The 95% interval of `spearman` over users: a bootstrap of users with all their values; None where it has none.
+
+    Ranks are those in all values, so that a resample only weights the users' sums.
+    """
+    if spearman(left_E, right_E) is None or len(np.unique(user_E)) < 2:
+        return None
+    x_E, y_E = (rankdata(one) - (len(one) + 1) / 2 for one in (left_E, right_E))
+    _, user_E = np.unique(user_E, return_inverse=True)
+    columns = (np.ones_like(x_E), x_E, y_E, x_E**2, y_E**2, x_E * y_E)
+    sums_XU = np.stack([np.bincount(user_E, weights=column) for column in columns])
+    users = sums_XU.shape[1]
+    weights_UX = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), size=RESAMPLES).T
+    count, x, y, xx, yy, xy = sums_XU @ weights_UX
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may have no spread
+        found = (xy - x * y / count) / np.sqrt((xx - x * x / count) * (yy - y * y / count))
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def agreement(predicted_SA: np.ndarray, teacher_SA: np.ndarray, guess_A: np.ndarray) -> list[AspectAgreement]:

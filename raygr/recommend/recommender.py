@@ -10,7 +10,7 @@
 
 Items of the history are never recommended, unless the data keep repeat purchases (`keep_duplicate: all`). Somebody who
 is no user of the data has no guided vector; the average of all users takes its place. Shape letters: `B` histories,
-`L` history length, `I` items, `U` users, `D` width, `Y` places of a list, `C` candidates.
+`L` history length, `I` items, `U` users, `A` aspects, `D` width, `Y` places of a list, `C` candidates.
 """
 
 import copy
@@ -33,6 +33,8 @@ from raygr.train.batches import history_batch
 from raygr.train.config import TrainConfig
 from raygr.train.inputs import read_list_scores
 from raygr.train.serving import read_model, read_serving
+
+ITEMS_AT_ONCE = 1024
 
 
 class Recommendation(NamedTuple):
@@ -215,6 +217,15 @@ class Recommender:
         """
         parts = self.model.embedding.split_score(*self.encoded(histories), item_C.to(self.rows_ID.device))
         return parts._replace(base_BC=parts.base_BC + self.offsets()[item_C - 1])
+
+    @torch.inference_mode()
+    def average_terms(self, histories: Histories) -> Tensor:
+        """Each aspect's encoder and user term together after each history, averaged over all items, (B, A)."""
+        total_BA = torch.zeros(len(histories.length_B), self.model.embedding.aspects, dtype=torch.float64)
+        for item_C in torch.arange(1, len(self.item_ids_I) + 1).split(ITEMS_AT_ONCE):
+            parts = self.split_scores(histories, item_C)
+            total_BA += (parts.encoder_BCA + parts.user_BCA).double().sum(1).cpu()
+        return total_BA / len(self.item_ids_I)
 
     @torch.inference_mode()
     def base_parts(self, histories: Histories) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
 from raygr.prepare.config import PrepareConfig
 from raygr.report.config import ReportConfig
+from raygr.report.faithfulness_section import can_explain, faithfulness_section
 from raygr.report.finetune_section import finetune_section
 from raygr.report.live_lists import can_steer, live_section
 from raygr.report.scored_subjects import (
@@ -141,6 +142,7 @@ def report_sections(
         if training := training_section(comparison):
             yield training
     yield from live_sections(config, records, comparison)
+    yield from faithfulness_sections(config, records, comparison)
     facts = fact_table("What the data holds", read_json(join(config.data, STATISTICS)))
     rows = fact_table("Rows in and out, by reason", records[config.data].counts)
     yield Section("Data", "", [facts] if facts.rows else [], [], appendix=[rows] if rows.rows else [])
@@ -180,6 +182,26 @@ def live_sections(
         runs = [path for path in comparison.arms[arm].runs if path in records and can_steer(path, records[path].config)]
         if runs:
             yield live_section(runs[0], config.data, name=arm)
+
+
+def faithfulness_sections(
+    config: ReportConfig, records: Mapping[str, RunRecord], comparison: Comparison | None
+) -> Iterable[Section]:
+    """What holds of the explanations of the chosen train run and the other runs of its arm, or of the verdict's arm.
+
+    Nothing where these runs have no aspects of their own items or are gone.
+    """
+    arms = {name: arm.runs for name, arm in comparison.arms.items()} if comparison else {}
+    if config.train_run:
+        chosen = next((name for name, paths in arms.items() if config.train_run in paths), None)
+        paths = [config.train_run, *(path for path in arms.get(chosen or "", []) if path != config.train_run)]
+        name = chosen or short_names(paths)[config.train_run]
+    else:
+        name = (comparison and headline_arm(comparison)) or ""
+        paths = arms.get(name, [])
+    runs = [path for path in paths if path in records and can_explain(path, records[path].config)]
+    if runs:
+        yield faithfulness_section(runs, config.data, name=name)
 
 
 def item_score_sections(config: ReportConfig, item_scores: str) -> Iterable[Section]:

@@ -8,19 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_run import random_run
 from toy_data import random_scores, walks, write_csv, write_prepared, write_score_run
 
 from raygr import files, runs
 from raygr.cli import main
-from raygr.explain import explanation as explain_module
 from raygr.explain.explanation import explain_item
 from raygr.explain.sentences import UserExplanation, sentence
-from raygr.models.workers import Share
+from raygr.recommend import recommender as recommender_module
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.train.config import TrainConfig
-from raygr.train.inputs import load_inputs
-from raygr.train.outputs import write_outputs
-from raygr.train.state import start_training
 
 torch.set_num_threads(1)
 
@@ -58,18 +55,7 @@ def trained(folder: Path, **changes: Any) -> str:
     output = folder / f"train-{len(list(folder.glob('train-*')))}"
     settings = {"item_scores": str(folder / "s.csv"), "fusion": "add", "user_scores": "none"}
     settings |= {"base_width": 8, "max_history": WINDOW} | changes
-    config = TrainConfig(output=str(output), data=data, **settings)
-    run = runs.start_run(config.output, job="train", config=config)
-    training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
-    with torch.no_grad():
-        for parameter in training.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
-    training.best_weights = dict(training.model.state_dict())
-    training.progress.lines.append({"seconds": 1.0})
-    write_outputs(training)
-    runs.finish_run(run, inputs=[config.data], counts={})
-    return run.path
+    return random_run(TrainConfig(output=str(output), data=data, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +224,7 @@ def test_concat_terms_are_products_of_one_dimension_each(folder: Path):
 
 def test_average_terms_are_those_of_a_loop_over_all_items(recommender: Recommender, monkeypatch: pytest.MonkeyPatch):
     histories = recommender.up_to(np.array([2]), np.array([2 * LENGTH + 7]))
-    monkeypatch.setattr(explain_module, "ITEMS_AT_ONCE", 7)
+    monkeypatch.setattr(recommender_module, "ITEMS_AT_ONCE", 7)
     [found] = explain_item(recommender, f"i{HISTORIES[2][7]}", ["u2"]).users
     each = [recommender.split_scores(histories, torch.tensor([item])) for item in range(1, ITEMS + 1)]
     for aspect, term in enumerate(found.terms):

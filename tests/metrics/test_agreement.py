@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raygr.metrics.agreement import agreement, mean_agreement, spearman
+from raygr.metrics.agreement import agreement, mean_agreement, spearman, spearman_interval
 
 
 def test_spearman_by_hand():
@@ -27,3 +27,20 @@ def test_agreement_by_hand():
     assert (constant.spearman, constant.slope, constant.mean_guess_error) == (None, 0.0, 1.0)
     means = mean_agreement([first, alike, constant])
     assert means["spearman"] == 0.5 and means["slope"] == pytest.approx(0.625)
+
+
+def test_the_interval_of_spearman_is_that_of_the_loop_and_widens_with_ratings_of_the_same_user():
+    generator = np.random.default_rng(3)
+    x_E = generator.normal(size=400)
+    y_E = 0.5 * x_E + generator.normal(size=400)
+    low, high = spearman_interval(x_E, y_E, np.arange(400))
+    # Bonett and Wright (2000): Fisher's z with the standard error sqrt((1 + r^2 / 2) / (n - 3))
+    rank = spearman(x_E, y_E)
+    half = 1.96 * np.sqrt((1 + rank**2 / 2) / 397)
+    assert (low, high) == pytest.approx((np.tanh(np.arctanh(rank) - half), np.tanh(np.arctanh(rank) + half)), abs=0.02)
+    # each value four times is no more knowledge
+    copies = [np.repeat(one, 4) for one in (x_E, y_E, np.arange(400))]
+    assert spearman_interval(*copies) == pytest.approx((low, high), abs=0.01)
+    assert (
+        spearman_interval(x_E, y_E, np.zeros(400)) is None and spearman_interval(x_E, x_E * 0, np.arange(400)) is None
+    )

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from browser import Browser, opened_browser
+from random_run import random_run
 from toy_data import random_scores, walks, write_csv, write_prepared
 
 from raygr import files, runs
 from raygr.config import ConfigError
-from raygr.models.workers import Share
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.report import live_lists as live_module
 from raygr.report.config import ReportConfig
@@ -23,9 +23,6 @@ from raygr.report.live_lists import can_steer, first_list, kept_items, live_list
 from raygr.report.stage import report
 from raygr.schema import ITEMS
 from raygr.train.config import TrainConfig
-from raygr.train.inputs import load_inputs
-from raygr.train.outputs import write_outputs
-from raygr.train.state import start_training
 
 ASPECTS = ["pace", "</script><script>alert(1)</script>"]
 HOSTILE = "<script>alert('x')</script><!-- <script>"
@@ -42,17 +39,7 @@ def trained(folder: Path, *, users: int = 14, items: int = 30) -> str:
     path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
     guided = {"item_scores": path, "user_scores": "history", "user_side": "learned", "fusion": "concat"}
     places = {"output": str(folder / "train"), "data": str(folder / "prepare")}
-    config = TrainConfig(**places, **guided, base_width=8, max_history=6)
-    run = runs.start_run(config.output, job="train", config=config)
-    training = start_training(config, load_inputs(config), torch.device("cpu"), Share())
-    with torch.no_grad():
-        for parameter in training.model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
-    training.best_weights = dict(training.model.state_dict())
-    training.progress.lines.append({"seconds": 1.0})
-    write_outputs(training)
-    runs.finish_run(run, inputs=[config.data, path], counts={})
-    return run.path
+    return random_run(TrainConfig(**places, **guided, base_width=8, max_history=6))
 
 
 def with_titles(data: Path, titles: dict[str, str]) -> None:
