@@ -78,7 +78,7 @@ class ArmRecord:
     base: str | None
     """Name of the arm that this one is compared with."""
     is_reference: bool
-    """Whether this is popularity, chance or a truth, which have neither runs nor settings."""
+    """Whether this is popularity, chance, a classic recommender or a truth, which have no train runs."""
     against_references: dict[str, dict[str, Gain]]
     """`popularity` and `chance` -> ranking -> gain over it in the primary metric."""
     protocol: Protocol
@@ -94,6 +94,8 @@ class ArmRecord:
     """By ranking, from rarely bought targets to popular ones; empty for references and for arms without a base."""
     way_to_truth: dict[str, dict[str, WayShare | None]] = field(default_factory=dict)
     """Ranking -> metric -> the share of the way from the base to the truth; empty without one."""
+    chosen: dict[str, float] = field(default_factory=dict)
+    """Hyperparameters of a classic recommender, chosen on validation; empty for all others."""
 
 
 @dataclass

@@ -27,6 +27,9 @@ class CompareConfig:
     truth: SimulateRun | None = None
     """For data of simulated shoppers: the simulate run. Adds the shoppers' own choice model as the best possible
     ranking, the same without their tastes, and each arm's share of the way from its base to the truth."""
+    classic: tuple[Literal["item-kNN", "EASE", "ALS"], ...] = ()
+    """Recommenders without order and aspects, which are fitted here and ranked as the arms are, with hyperparameters
+    chosen on validation. item-kNN and ALS need `pip install 'raygr[classic]'`."""
     cold_below: int = Field(default=10, ge=1)
     """Targets whose item has fewer train interactions are also compared separately."""
     primary_metric: Literal[

@@ -78,6 +78,15 @@ def table_notes(comparison: Comparison) -> list[str]:
     notes = mark_notes(comparison)
     if any(arm.is_reference for arm in comparison.arms.values()):
         notes.append("Popularity ranks by train interactions; chance is the mean over all orders of the candidates.")
+    chosen = {name: arm.chosen for name, arm in comparison.arms.items() if arm.chosen}
+    if chosen:
+        settings = (
+            f"{name} {', '.join(f'{key} {value:g}' for key, value in one.items())}" for name, one in chosen.items()
+        )
+        notes.append(
+            f"{', '.join(chosen)}: fitted on train interactions; ranked after the items before a target, without their "
+            f"order. Chosen on validation: {'; '.join(settings)}."
+        )
     if any(arm.way_to_truth for arm in comparison.arms.values()):
         notes.append(
             "The truth ranks by the model that the simulated shoppers choose by, and no ranking is better in "

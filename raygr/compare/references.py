@@ -1,19 +1,22 @@
-"""Popularity, chance and the truth of simulated shoppers: the references of a comparison, computed without training.
+"""Popularity, chance, classic recommenders and the truth of simulated shoppers: the references of a comparison.
 
 Popularity ranks items by their train interactions, under the run's own protocol and tie rule. Chance is the mean of the
-metrics over all orders of the candidates. The truth ranks by the model that simulated shoppers choose by, after the
-same interactions as the recommenders. Shape letters: `E` targets, `B` targets of a batch, `I` items, `U` users,
-`C` candidates, `N` interactions.
+metrics over all orders of the candidates. Classic recommenders (classic.py) and the truth, which is the model that
+simulated shoppers choose by, rank after the same interactions as the arms. Shape letters: `E` targets, `B` targets of a
+batch, `I` items, `U` users, `C` candidates, `N` interactions.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from raygr import files, runs
+from raygr.compare.classic import EASE, LARGEST_EASE, Scorer, chosen_model, scores_after
 from raygr.data.interactions import Interactions, NewTargets, read_ids, read_interactions, read_new_targets
 from raygr.metrics.rank_tables import NEW_TARGETS, Ranking, candidates_of
 from raygr.metrics.ranking import candidate_ranks, full_ranks, mean_ranks
@@ -24,6 +27,7 @@ from raygr.train.batches import Targets, new_item_targets, ranked_items, seen_pa
 POPULARITY, CHANCE = "popularity", "chance"
 TRUTH, TASTELESS = "truth", "truth without tastes"
 TARGETS_AT_ONCE = 1 << 14
+SCORED_AT_ONCE = 1 << 10  # targets times 20,000 items times 8 bytes = 160 MB of scores
 
 
 def why_not(data: str, protocol: Mapping[str, Any]) -> str | None:
@@ -57,6 +61,42 @@ def reference_rankings(
             for reference, tastes in ((TRUTH, True), (TASTELESS, False)):
                 rank_E = truth_ranks(run, found, name, ranking, truth, tastes=tastes)
                 made[reference][name] = ranking._replace(rank_E=rank_E)
+    return made
+
+
+class ClassicRankings(NamedTuple):
+    """A classic recommender's rankings of the test targets, by name, and the settings that validation chose."""
+
+    rankings: dict[str, Ranking]
+    settings: dict[str, float]
+
+
+def classic_rankings(
+    run: str, data: str, rankings: Mapping[str, Ranking], names: Sequence[str]
+) -> dict[str, ClassicRankings | str]:
+    """Ranks the targets of `rankings` by each recommender of `classic.GRIDS`, or says why one is left out."""
+    found, new = read_interactions(data), read_new_targets(data)
+
+    def ranks(candidates: str, scorer: Scorer, targets: Targets) -> np.ndarray:
+        return score_ranks(
+            run, found, new, candidates, targets, lambda example_B: scores_after(scorer, found, targets, example_B, new)
+        )
+
+    made: dict[str, ClassicRankings | str] = {}
+    for name in names:
+        if name == EASE and found.items > LARGEST_EASE:
+            made[name] = f"it inverts a matrix of {found.items:,} x {found.items:,} items, more than {LARGEST_EASE:,}"
+            continue
+        scorer, settings = chosen_model(name, found, partial(ranks, "full"))
+        made[name] = ClassicRankings(
+            {
+                one: ranking._replace(
+                    rank_E=ranks(candidates_of(one), scorer, ranked_targets(found, new, one, ranking))
+                )
+                for one, ranking in rankings.items()
+            },
+            settings,
+        )
     return made
 
 
@@ -104,19 +144,43 @@ def truth_ranks(
     run: str, found: Interactions, name: str, ranking: Ranking, truth: ShopTruth, *, tastes: bool
 ) -> np.ndarray:
     """Each target's rank by the shoppers' own choice model, (E,). The data have no new items (`check_truth`)."""
-    candidates, targets = candidates_of(name), ranked_targets(found, None, name, ranking)
-    items_N, parts = torch.from_numpy(found.item_N), []
-    candidates_UC = None if candidates == "full" else read_candidates(run, candidates)
-    for example_B in torch.arange(len(targets.user_E)).split(TARGETS_AT_ONCE):
+    targets, items_N = ranked_targets(found, None, name, ranking), torch.from_numpy(found.item_N)
+
+    def logits(example_B: Tensor) -> Tensor:
         user_B, at_B = targets.user_E[example_B], targets.target_at_E[example_B]
         # Where only one interaction is before the target, it stands for all recent ones: their mean is the same.
         at_BL = torch.maximum(at_B[:, None] - torch.arange(RECENT, 0, -1), targets.first_seen_E[example_B][:, None])
-        logits_BI = torch.from_numpy(true_logits(truth, user_B.numpy(), items_N[at_BL].numpy(), tastes=tastes))
+        return torch.from_numpy(true_logits(truth, user_B.numpy(), items_N[at_BL].numpy(), tastes=tastes))
+
+    return score_ranks(run, found, None, candidates_of(name), targets, logits)
+
+
+def score_ranks(
+    run: str,
+    found: Interactions,
+    new: NewTargets | None,
+    candidates: str,
+    targets: Targets,
+    scores_of: Callable[[Tensor], Tensor],
+) -> np.ndarray:
+    """Each target's rank by scores of all items, (E,), in the candidate set of this name.
+
+    `scores_of` takes places among the targets and returns their scores, (B, I).
+    """
+    items_N, parts = torch.from_numpy(found.item_N), []
+    candidates_UC = read_candidates(run, candidates) if candidates.endswith("-100") else None
+    first, end = ranked_items(candidates, found.items, found.new_items)
+    for example_B in torch.arange(len(targets.user_E)).split(SCORED_AT_ONCE):
+        scores_BI, target_B = scores_of(example_B), targets.items(items_N, example_B)
         if candidates_UC is None:
-            seen = seen_pairs(items_N, targets, example_B[:0] if found.repeats else example_B)
-            parts.append(full_ranks(logits_BI, items_N[at_B], *seen))
+            row_N, item_N = seen_pairs(items_N, targets, example_B[:0] if found.repeats else example_B, new)
+            is_ranked_N = (item_N > first) & (item_N <= end)
+            seen = row_N[is_ranked_N], item_N[is_ranked_N] - first
+            parts.append(full_ranks(scores_BI[:, first:end], target_B - first, *seen))
         else:
-            parts.append(candidate_ranks(logits_BI, items_N[at_B], torch.from_numpy(candidates_UC[user_B])))
+            parts.append(
+                candidate_ranks(scores_BI, target_B, torch.from_numpy(candidates_UC[targets.user_E[example_B]]))
+            )
     return torch.cat(parts).double().numpy()
 
 

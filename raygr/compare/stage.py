@@ -1,7 +1,8 @@
 """The compare stage: train runs -> comparison.json, table.md, table.csv, table.tex.
 
 Each arm is compared with its base arm on the test part. Gains have intervals over users and runs (metrics/gains.py) and
-are computed from unrounded means. Popularity, chance and, for simulated data, the truth are added as further arms.
+are computed from unrounded means. Popularity and chance are added as further arms, and on request item-kNN, EASE, ALS
+and the truth of simulated data.
 P-values of the primary metric are corrected by Holm's method, over the arms that one table shows: those of one ranking
 and of either all or the cold-start targets. An arm and a base that were evaluated under different protocols are
 refused. Shape letters: `M` metrics, `Z` runs of an arm, `U` users.
@@ -12,46 +13,28 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 
 from raygr import files, runs
+from raygr.compare.arms import Arms, ComparedRun, base_of, check_arms, read_train_run
 from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, CountGain, Gains, MetricMeans, TargetResults
 from raygr.compare.config import CompareConfig
 from raygr.compare.gain_words import remarks
-from raygr.compare.references import CHANCE, POPULARITY, TASTELESS, TRUTH, reference_rankings, why_not
+from raygr.compare.references import CHANCE, POPULARITY, TRUTH, classic_rankings, reference_rankings, why_not
 from raygr.compare.tables import csv_table, latex_table, markdown_table
-from raygr.config import ConfigError
 from raygr.metrics.gains import Gain, WayShare, gains, way_shares
-from raygr.metrics.rank_tables import Ranking, count_edges, counted_ranking, read_rankings, user_values
+from raygr.metrics.rank_tables import Ranking, count_edges, counted_ranking, user_values
 from raygr.metrics.ranking import METRICS
-from raygr.schema import COMPARISON, NEW, RANKS, TEST
+from raygr.schema import COMPARISON
 from raygr.simulate.truth import check_truth
-from raygr.train.config import TrainConfig
-from raygr.train.run_metrics import RunMetrics, read_metrics
 
 logger = logging.getLogger(__name__)
 
 MARKDOWN, CSV, LATEX = "table.md", "table.csv", "table.tex"
 SETTINGS = ("model", "fusion", "control", "user_scores", "user_control", "base_width", "loss")
 COUNT_BINS = 5  # groups of targets by train interactions, of about equal size
-
-
-class ComparedRun(NamedTuple):
-    """The parts of a finished train run that are compared."""
-
-    path: str
-    config: Mapping[str, Any]
-    """Empty for references."""
-    metrics: RunMetrics
-    rankings: dict[str, Ranking]
-    """Of the test part, by name."""
-
-
-Arms = dict[str, list[ComparedRun]]
-"""Each arm's runs in the order of their seeds."""
 
 
 def compare(config: CompareConfig) -> runs.Run:
@@ -101,83 +84,6 @@ def compared_arms(config: CompareConfig, arms: Arms) -> Comparison:
     )
     comparison.remarks = missing + remarks(comparison)
     return comparison
-
-
-def base_of(name: str, config: CompareConfig) -> str | None:
-    """The arm that `name` is compared with; None for an arm that only serves as a base."""
-    if name in config.bases:
-        return config.bases[name]
-    return None if name == config.base or name in config.bases.values() else config.base
-
-
-# --- reading and checking ----------------------------------------------------------------------
-
-
-def read_train_run(path: str) -> ComparedRun:
-    config = runs.read_run(path, job="train").config
-    ranks = files.read_table(files.join(path, RANKS))
-    rankings = read_rankings(ranks, part=TEST, targets=tuple(config["targets"]))
-    rankings |= read_rankings(ranks, part=NEW, targets=("new",))
-    return ComparedRun(path, config, read_metrics(path), rankings)
-
-
-def check_arms(config: CompareConfig, arms: Arms) -> None:
-    names = {"arm": [*config.bases, *(config.shown or ())], "base": [*config.bases.values()]}
-    unknown = [f"{kind} {name!r}" for kind, found in names.items() for name in found if name not in arms]
-    if unknown:
-        raise ConfigError(f"there is no {', no '.join(unknown)}; the arms are {', '.join(arms)}")
-    empty = [name for name, arm in arms.items() if not arm]
-    if empty:
-        raise ConfigError(f"arm {', '.join(empty)} has no runs")
-    taken = [name for name in (POPULARITY, CHANCE, *((TRUTH, TASTELESS) if config.truth else ())) if name in arms]
-    if taken:
-        raise ConfigError(f"an arm is called {', '.join(taken)}: the comparison adds one of that name, rename yours")
-    for name, arm in arms.items():
-        base = base_of(name, config)
-        if base == name or (base and base not in arms):
-            wrong = "is its own base" if base == name else f"needs a base: no arm is called {base!r}"
-            raise ConfigError(f"arm {name!r} {wrong}; the arms are {', '.join(arms)}; set base or bases")
-        if name in (config.shown or ()) and base is None:
-            raise ConfigError(f"shown: arm {name!r} has no base to be shown with")
-        first = arms[base or name][0]
-        for run in arm:
-            check_protocol(run, first)
-            check_targets(run, first)
-        check_settings(arm)
-
-
-def check_protocol(run: ComparedRun, first: ComparedRun) -> None:
-    stamp, other = run.metrics.protocol, first.metrics.protocol
-    names = dict.fromkeys([*other, *stamp])
-    unlike = [f"{name} ({other.get(name)} / {stamp.get(name)})" for name in names if stamp.get(name) != other.get(name)]
-    if unlike:
-        raise ConfigError(
-            f"{first.path} and {run.path} were evaluated under different protocols: {', '.join(unlike)}; "
-            "train one of them again with the other's data, candidates and targets, or give it its own base in `bases`"
-        )
-
-
-def check_targets(run: ComparedRun, first: ComparedRun) -> None:
-    """Refuses runs that ranked different targets, because gains are paired by user."""
-    for name, ranking in first.rankings.items():
-        other = run.rankings[name]
-        same_users = np.array_equal(ranking.user_E, other.user_E)
-        if not (same_users and np.array_equal(ranking.position_E, other.position_E)):
-            raise ConfigError(f"{first.path} and {run.path} ranked different targets among {name} candidates")
-
-
-def check_settings(arm: list[ComparedRun]) -> None:
-    """Refuses an arm whose runs differ in anything but the seed and what only affects speed."""
-    first = arm[0]
-    for run in arm[1:]:
-        changed = [name for name in first.config if run.config.get(name) != first.config[name]]
-        unlike = [name for name in changed if name not in ("output", "seed", "workers", "use_gpu", *TrainConfig.SPEED)]
-        if unlike:
-            raise ConfigError(
-                f"{first.path} and {run.path} are in one arm but differ in {', '.join(unlike)}: make them two arms"
-            )
-        if run.config["seed"] == first.config["seed"]:
-            raise ConfigError(f"{first.path} and {run.path} are in one arm and have the same seed: remove one")
 
 
 # --- records ------------------------------------------------------------------------------------
@@ -340,10 +246,17 @@ def reference_records(
             missing.append(f"Popularity and chance are left out beside “{base}”: {reason}.")
             continue
         made = reference_rankings(first.path, first.config["data"], first.rankings, shop=config.truth)
+        classic = classic_rankings(first.path, first.config["data"], first.rankings, config.classic)
+        missing += [
+            f"{name} is left out beside “{base}”: {one}." for name, one in classic.items() if isinstance(one, str)
+        ]
+        chosen = {name: one for name, one in classic.items() if not isinstance(one, str)}
+        made |= {name: one.rankings for name, one in chosen.items()}
         references = {name: ComparedRun("", {}, first.metrics, rankings) for name, rankings in made.items()}
         for name, reference in references.items():
             shown_name = name if len(by_protocol) == 1 else f"{name} ({base})"
             found[shown_name] = arm_record([reference], base, arms[base], config)
+            found[shown_name].chosen = chosen[name].settings if name in chosen else {}
             if TRUTH in references:
                 found[shown_name].way_to_truth = ways([reference], arms[base], references[TRUTH])
         for member in members:

@@ -1,6 +1,6 @@
 """How well predicted scores agree with a teacher's, per aspect, or with users' ratings.
 
-Shape letters: `S` subjects, `A` aspects, `E` targets with a rating, `U` users.
+Shape letters: `S` subjects, `A` aspects, `E` targets, `U` users.
 """
 
 from typing import NamedTuple

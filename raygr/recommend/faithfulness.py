@@ -1,8 +1,8 @@
 """How true explanations are: aspects removed from a score, agreement with ratings, and stability over training runs.
 
 An explanation names the aspects with the largest lifts. An aspect's lift is its term of an item's score less its
-average term over all items: no ranking depends on the average. Shape letters: `U` users, `B` histories, `E` targets
-with a rating, `I` items, `A` aspects, `X` numbers of removed aspects, from 0 to all.
+average term over all items: no ranking depends on the average. A column of `X` is a number of removed aspects, from 0
+to all. Shape letters: `U` users, `B` histories, `E` targets, `I` items, `A` aspects.
 """
 
 import itertools

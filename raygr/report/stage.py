@@ -21,7 +21,7 @@ from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
 from raygr.prepare.config import PrepareConfig
 from raygr.report.config import ReportConfig
-from raygr.report.faithfulness_section import can_explain, faithfulness_section
+from raygr.report.faithful_section import can_explain, faithfulness_section
 from raygr.report.finetune_section import finetune_section
 from raygr.report.live_lists import can_steer, live_section
 from raygr.report.scored_subjects import (

@@ -25,7 +25,7 @@ from raygr.recommend.faithfulness import (
 )
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.report.config import ReportConfig
-from raygr.report.faithfulness_section import can_explain, faithfulness_section
+from raygr.report.faithful_section import can_explain, faithfulness_section
 from raygr.report.stage import report
 from raygr.train.config import TrainConfig
 

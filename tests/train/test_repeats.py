@@ -10,8 +10,8 @@ import torch
 from toy_data import RUN_METRICS, interaction_arrays, write_prepared
 
 from raygr import runs
+from raygr.compare.arms import ComparedRun, check_protocol
 from raygr.compare.references import popularity_ranks
-from raygr.compare.stage import ComparedRun, check_protocol
 from raygr.config import ConfigError
 from raygr.data.interactions import read_interactions
 from raygr.finetune.config import FinetuneConfig

@@ -1,6 +1,6 @@
 """The report's section on explanations: whether they say what decides the lists, what users like, and the same again.
 
-Shape letters: `U` users, `X` numbers of removed aspects.
+A column of `X` is a number of removed aspects, from 0 to all. Shape letters: `U` users, `E` targets.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -126,7 +126,8 @@ def stability_words(same: Stability | None, *, runs: int) -> str:
     if same is None:
         return "Does another training say the same? There is one run, so this cannot be told."
     return (
-        f"Does another training say the same? Between two of the {runs} runs, which differ in their seed, what aspects "
+        f"Does another training say the same? Between {'the two' if runs == 2 else f'two of the {runs}'} runs, which "
+        "differ in their seed, what aspects "
         f"add to the same item for the same user correlates by {interval(user_mean(same.correlation_U), '+.2f')}."
     )
 
