@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from raygr.recommend.faithfulness import SPEAKS
+
 NEAR = 1.0  # an item within this many levels of a user's value suits the user in that aspect
 LOW_BELOW, HIGH_ABOVE = 4.0, 7.0  # thirds of 1..10
-SPEAKS = 0.05  # an aspect that moves the score by less than this share of the scores' spread is not named
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from raygr.data.interactions import Interactions
 from raygr.recommend.recommender import Histories, Recommender
 from raygr.schema import TRAIN
 
+SPEAKS = 0.05  # an aspect that moves a score by less than this share of the spread of the user's scores is not named
 USERS_AT_ONCE = 128
 RANDOM_ORDERS = 20  # random orders of the aspects for each user
 MOST_NAMED = 3  # aspects

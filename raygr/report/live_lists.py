@@ -14,6 +14,7 @@ import torch
 
 from raygr.compare.tables import Table
 from raygr.files import exists, join, read_table
+from raygr.recommend.faithfulness import SPEAKS
 from raygr.recommend.recommender import Histories, Recommender, load_recommender
 from raygr.report.scored_subjects import NEWEST_TITLES, short
 from raygr.report.sections import Section
@@ -63,6 +64,7 @@ def live_lists(recommender: Recommender, titles: Mapping[str, str]) -> dict[str,
     histories = recommender.of_users(user_ids)
     states = recommender.encoded(histories)
     scores_UI, looks_for_UA = recommender.scores(states).clone(), states.guided_BA
+    least_U = (SPEAKS * scores_UI.std(dim=1, correction=0)).clamp(min=LEAST_TERM)
     assert looks_for_UA is not None  # `can_steer` was asked, or the configuration was refused
     row_N, item_N = recommender.left_out(histories)
     scores_UI[row_N, item_N - 1] = torch.nan
@@ -74,15 +76,15 @@ def live_lists(recommender: Recommender, titles: Mapping[str, str]) -> dict[str,
         "length": LIST_LENGTH,
         "limit": max(LEAST_LIMIT, round(2 * looks_for_UA.abs().max().item(), 1)),
         "terms": TERMS,
-        "least_term": LEAST_TERM,
         "items": [{"id": one, "title": titles.get(one, one)} for one in ids],
         "users": [
             {
                 "id": one,
                 "newest": [titles.get(item, item) for item in items],
                 "looks_for": [round(v, 4) for v in values],
+                "least_term": round(least, 4),
             }
-            for one, items, values in zip(user_ids, newest, looks_for_UA.tolist(), strict=True)
+            for one, items, values, least in zip(user_ids, newest, looks_for_UA.tolist(), least_U.tolist(), strict=True)
         ],
         "scores": packed(scores_UI.numpy()[:, kept_I]),
         "standard": packed(recommender.model.embedding.standard_rows().numpy()[kept_I]),
@@ -126,13 +128,17 @@ def first_list(live: Mapping[str, Any]) -> Table:
     standard_IA = unpacked(live["standard"], len(aspects))
     best = [one for one in np.argsort(-scores_I, kind="stable") if not np.isnan(scores_I[one])][:LIST_LENGTH]
     rows = [
-        [str(rank), live["items"][one]["title"], reasons(aspects, standard_IA[one] * user["looks_for"])]
+        [
+            str(rank),
+            live["items"][one]["title"],
+            reasons(aspects, standard_IA[one] * user["looks_for"], user["least_term"]),
+        ]
         for rank, one in enumerate(best, start=1)
     ]
     return Table(f"The best items of user {user['id']}", ["rank", "item", "aspects that speak for it"], rows)
 
 
-def reasons(aspects: Sequence[str], terms_A: np.ndarray) -> str:
-    """The largest positive terms of a score in words."""
-    order = [one for one in np.argsort(-terms_A, kind="stable") if terms_A[one] >= LEAST_TERM][:TERMS]
+def reasons(aspects: Sequence[str], terms_A: np.ndarray, least: float) -> str:
+    """The largest terms of a score in words, of those from `least` on."""
+    order = [one for one in np.argsort(-terms_A, kind="stable") if terms_A[one] >= least][:TERMS]
     return ", ".join(f"{aspects[one]} {terms_A[one]:+.2f}" for one in order) or "no aspect speaks for it"

@@ -109,9 +109,11 @@ def test_the_first_list_has_titles_and_the_aspects_that_speak_for_its_items(reco
     assert [row[1].replace("One", "i1") for row in table.rows] == wanted
     index = recommender.index_of_item[wanted[0]]
     parts = recommender.split_scores(recommender.histories_of(HOSTILE_USER), torch.tensor([index]))
-    assert table.rows[0][2] == reasons(ASPECTS, parts.user_BCA[0, 0].numpy())
-    assert reasons(["a", "b", "c", "d"], np.array([0.2, 0.5, 0.004, -1])) == "b +0.50, a +0.20"
-    assert reasons(["a"], np.array([0.004])) == "no aspect speaks for it"
+    _, _, spread_1 = recommender.score_and_rank(recommender.histories_of(HOSTILE_USER), index)
+    assert table.rows[0][2] == reasons(ASPECTS, parts.user_BCA[0, 0].numpy(), 0.05 * float(spread_1))
+    assert reasons(["a", "b", "c", "d"], np.array([0.2, 0.5, 0.004, -1]), 0.01) == "b +0.50, a +0.20"
+    assert reasons(["a", "b", "c", "d"], np.array([0.2, 0.5, 0.004, -1]), 0.3) == "b +0.50"
+    assert reasons(["a"], np.array([0.004]), 0.01) == "no aspect speaks for it"
 
 
 def test_text_of_the_data_stays_text(page: Path):

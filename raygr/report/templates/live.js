@@ -32,7 +32,7 @@
   const reasons = (item) => {
     const terms = data.aspects.map((name, a) =>
       [(data.users[user].looks_for[a] + moves[a]) * standard[item * aspects + a], name]);
-    const known = terms.filter((one) => one[0] >= data.least_term).sort((left, right) => right[0] - left[0]);
+    const known = terms.filter((one) => one[0] >= data.users[user].least_term).sort((left, right) => right[0] - left[0]);
     const words = known.slice(0, data.terms).map(([term, name]) => name + " " + signed(term));
     return words.join(", ") || "no aspect speaks for it";
   };
