@@ -127,7 +127,8 @@ def stability(recommenders: Sequence[Recommender], user_U: np.ndarray) -> Stabil
                 np.mean([shared_strongest(own[left], own[right], named) for left, right in pairs], axis=0),
             )
         )
-    return Stability(*(np.concatenate(column) for column in zip(*found, strict=True)), named)
+    own_U, other_U, shared_U = (np.concatenate(column) for column in zip(*found, strict=True))
+    return Stability(own_U, other_U, shared_U, named)
 
 
 def lifts(recommender: Recommender, histories: Histories, item_B: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def faithfulness_section(runs: Sequence[str], data: str, *, name: str) -> Sectio
     )
     tables = [deletion_table(removed), *agreement_tables(rated), *stability_tables(same, aspects=len(first.aspects))]
     remarks = list(doubts(removed, rated, name=name))
-    return Section("Can the explanations be trusted?", text, tables, [deletion_curves(removed)], remarks)
+    return Section("Can the explanations be trusted?", text, tables, deletion_curves(removed), remarks)
 
 
 # --- removed aspects ----------------------------------------------------------------------------
@@ -79,15 +79,19 @@ def deletion_table(removed: Deletion) -> Table:
     return Table("The rank of users' best items without some aspects, with 95% intervals over users", header, rows)
 
 
-def deletion_curves(removed: Deletion) -> Chart:
+def deletion_curves(removed: Deletion) -> list[Chart]:
+    """One figure, or none for a single user, who has no interval."""
     curves = []
     for name, rank_UX in (("strongest first", removed.strongest_UX), ("in random order", removed.random_UX)):
         means = [user_mean(rank_UX[:, count]) for count in range(rank_UX.shape[1])]
-        values, lows, highs = ([one and one[place] for one in means] for place in range(3))
-        if None not in means:
+        values, lows, highs = ([one[place] for one in means if one is not None] for place in range(3))
+        if len(values) == len(means):
             curves.append(Curve(name, range(len(means)), values, lows, highs))
     caption = "Mean rank of users' best items as their aspects are removed, with 95% intervals over users"
-    return Chart(caption, curve_chart(curves, figure_id="deletion", label=caption, axis="aspects removed"))
+    if not curves:
+        return []
+    svg = curve_chart(curves, figure_id="deletion", label=caption, axis="aspects removed")
+    return [Chart(caption, svg)]
 
 
 # --- ratings ------------------------------------------------------------------------------------
