@@ -123,7 +123,7 @@ def taught_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
         rows.append([aspect, *(show(one[name]) for name in names for one in both[name == "mean_guess_error" :])])
     words = ("Spearman before", "after", "error before", "after", "mean guess", "bias before", "after", "slope before")
     loss = chart("Loss by step", [step_curve(read_lines(path), "loss", "taught items")], f"{figure_id}-loss")
-    return Section(f"Fine-tune: {path}", text, [Table("Held-out items", ["", *words, "after"], rows)], [loss])
+    return Section(f"Fine-tune: {path}", text, [Table("Held-out items", ["aspect", *words, "after"], rows)], [loss])
 
 
 def read_record(path: str) -> TuningRecord:
@@ -154,7 +154,7 @@ def stage_table(evaluations: Sequence[Evaluation], best: Evaluation) -> Table:
     if last.stage == "reinforcement":
         stages += [(f"last step, {last.step}", last), (f"best step, {best.step}", best)]
     rows = [[name, *(stage_cell(one, before, metric) for metric in METRICS)] for name, one in stages]
-    return Table("Held-out users", ["", *METRICS.values()], rows)
+    return Table("Held-out users", ["stage", *METRICS.values()], rows)
 
 
 def stage_cell(one: Evaluation, before: Evaluation, metric: str) -> str:
@@ -193,7 +193,7 @@ def step_table(lines: Sequence[Step]) -> Table:
     for name, words in STEP_FIGURES.items():
         known = [[line[name] for line in some if line.get(name) is not None] for some in (steps[:part], steps[-part:])]
         rows.append([words, *(show(sum(some) / len(some) if some else None) for some in known)])
-    return Table("Reinforcement learning steps, training users", ["", f"first {part}", f"last {part}"], rows)
+    return Table("Reinforcement learning steps, training users", ["mean of", f"first {part}", f"last {part}"], rows)
 
 
 def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Step], figure_id: str) -> list[Chart]:

@@ -4,21 +4,17 @@ import html
 import json
 import re
 import shlex
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from browser import opened_browser
+from fake_runs import HOSTILE, finished, make_comparison, make_data, make_scores, make_tuning
 
 from raygr.compare.comparison import read_comparison
-from raygr.compare.tables import LIST_FIGURES
 from raygr.config import check_config, load_config
 from raygr.files import write_json, write_table, write_text
-from raygr.metrics.ranking import METRICS
 from raygr.report.charts import PAGE_COLORS, share_chart
 from raygr.report.config import ReportConfig
 from raygr.report.finetune_section import (
@@ -34,149 +30,10 @@ from raygr.report.sections import correlation_section
 from raygr.report.stage import markdown, report, run_command, short_names
 from raygr.report.training_section import training_section
 from raygr.report.verdict import against_words, comparison_verdict, headline_arm, verdict_warnings
-from raygr.runs import Run, RunError, finish_run
-from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
+from raygr.runs import RunError
 from raygr.train.config import TrainConfig
 
-ASPECTS = ["tension level", "pace", "dead | aspect"]
-HOSTILE = "<script>alert('x')</script> | [a](b) & $x$"
 EXTERNAL = re.compile(r"""\b(?:src|srcset|href|action|data)\s*=\s*["']?\s*(?:https?:)?//|url\(["'\s]*http|@import""")
-
-
-def finished(path: Path, job: str, config: dict, *, counts: dict | None = None) -> str:
-    """Writes the run.json of a run whose files are there already."""
-    finish_run(Run(str(path), job, config, started=0.0), inputs=[], counts=counts or {})
-    return str(path)
-
-
-def make_data(path: Path) -> str:
-    items = [
-        {"item_index": i, "item_id": f"I{i}", "title": title, "description": "", "categories": "", "details": "",
-         "train_rating": 4.0, "train_rating_count": count, "all_rating": 4.0, "all_rating_count": count}
-        for i, (title, count) in enumerate(
-            [("The Plain Film", 70), (HOSTILE, 50), ("Never Scored", 99), ("", 60), ("Rare Film", 1)], start=1
-        )
-    ]  # fmt: skip
-    users = [
-        {"user_index": u, "user_id": f"U{u}", "interactions": 5 + u, "cutoff": 3, "cutoff_position": 2}
-        for u in range(5)
-    ]
-    events = [
-        {"user_index": u, "item_index": p + 1, "position": p, "rating": 4.0, "timestamp": p,
-         "split": ["train", "train", "train", "validation", "test"][p]}
-        for u in range(5) for p in range(5)
-    ]  # fmt: skip
-    write_table(pa.Table.from_pylist(items, schema=ITEM_SCHEMA), str(path / "items" / "part-0.parquet"))
-    write_table(pa.Table.from_pylist(users, schema=USER_SCHEMA), str(path / "users.parquet"))
-    write_table(pa.Table.from_pylist(events, schema=INTERACTION_SCHEMA), str(path / "interactions.parquet"))
-    write_json({"users": 4321, "items": 5, "history": {"median": 7.25}}, str(path / "statistics.json"))
-    config = {"output": str(path), "reviews": ["a b.jsonl"]}
-    return finished(path, "prepare", config, counts={"rows_in": 98765, "dropped": {"bad rating": 12}})
-
-
-def make_scores(path: Path, subjects: str, ids: list[str]) -> str:
-    rows = [
-        {"subject_id": subject, "aspects": ASPECTS, "ratings": [row + 1, 5, 3], "expected": [row + 1.3, 9.0 - row, 3.0],
-         "reason": "ok" if row < 4 else "no rating", "model": "m", "adapter": "", "mode": "probe"}
-        for row, subject in enumerate(ids)
-    ]  # fmt: skip
-    write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), str(path / "scores" / "part-0.parquet"))
-    aspect = {"mean": 5.25, "spread": 1.75, "identical_share": 0.125, "dead": False}
-    quality = {
-        "subjects": len(ids), "by_reason": {"ok": 4, "no rating": 1}, "valid_share": 0.8, "effective_rank": 1.875,
-        "aspects": {**dict.fromkeys(ASPECTS[:2], aspect), ASPECTS[2]: {**aspect, "spread": 0.0, "dead": True}},
-        "seconds": 33.5, "subjects_per_second": 0.149, "tokens_computed": 1234567,
-    }  # fmt: skip
-    write_json(quality, str(path / "quality.json"))
-    return finished(path, "score", {"output": str(path), "data": "d", "subjects": subjects, "aspects": "a.yaml"})
-
-
-def make_comparison(path: Path, train: str) -> str:
-    protocol = {"split": "leave_one_out", "ties": "mean rank"}
-    lists = {"length": 10, "mmr_weight": 0.5, "scores": None}
-    lists |= dict.fromkeys(("ranked", "reranked"), dict.fromkeys(LIST_FIGURES, 0.4321))
-
-    def arm(mean: float, gain: dict | None, shares: dict | None) -> dict:
-        metrics = {m: {"mean": mean, "per_run": [mean]} for m in METRICS}
-        gains = None if gain is None else dict.fromkeys(METRICS, gain)
-        cold = {m: {"mean": mean / 10, "per_run": [mean / 10]} for m in METRICS}
-        return {
-            "runs": [train, str(path / "gone")], "parameters": 54321, "shares": shares,
-            "base_moved": shares and 0.3456,
-            "base": None if gain is None else "base", "protocol": protocol, "lists": lists,
-            "settings": {"model": "sasrec", "fusion": "add", "control": "none", "user_scores": "llm",
-                         "base_width": 60, "loss": "cross_entropy"},
-            "metrics": {"full": metrics},
-            "against_base": None if gain is None else {"full": gains}, "is_reference": False, "against_references": {},
-            "cold": {"full": {"targets": 17, "users": 15, "metrics": cold,
-                              "against_base": gains and dict.fromkeys(METRICS, nothing)}},
-        }  # fmt: skip
-
-    better = {"difference": 0.01, "low": 0.002, "high": 0.02, "relative": 12.34, "relative_low": 2.1,
-              "relative_high": 22.9, "p": 0.001, "p_holm": 0.02, "per_run": [12.0, 13.0],
-              "over": "users and runs"}  # fmt: skip
-    unsure = {
-        **better,
-        "difference": -0.0036,
-        "low": -0.011,
-        "high": 0.0049,
-        "relative": -3.21,
-        "relative_low": -9.9,
-        "relative_high": 4.4,
-        "p_holm": 0.06,
-    }
-    nothing = {**better, "difference": 0.0, "relative": None, "relative_low": None, "relative_high": None}
-    arms = {
-        "base": arm(0.1111, None, None),
-        "refined": arm(0.1248, better, {"base": 0.62, "encoder_guided": 0.345, "user_guided": 0.035}),
-        "shuffled": arm(0.1075, unsure, None),
-        "chance": arm(0.0123, {**unsure, "over": "users"}, None)
-        | {"runs": [], "is_reference": True, "lists": None, "settings": {}, "parameters": 0},
-    }
-    plain = {name: value for name, value in better.items() if name not in ("p_holm", "per_run")}
-    groups = [(0, 0, 0.0219), (1, 14, -0.0037), (15, 321, 0.0456)]
-    arms["refined"]["by_train_count"] = {
-        "full": [
-            {"least": least, "most": most, "targets": 1414, "users": 1313, "base": 0.0765,
-             "gain": plain | {"difference": gain, "low": gain - 0.01, "high": gain + 0.01}}
-            for least, most, gain in groups
-        ]
-    }  # fmt: skip
-    arms["shuffled"]["settings"] = arms["shuffled"]["settings"] | {"control": "shuffled"}
-    way = {"share": 0.43, "low": 0.352, "high": 0.508}
-    arms["refined"]["way_to_truth"] = {"full": dict.fromkeys(METRICS, way)}
-    record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
-    record |= {"primary_metric": "ndcg_at_10", "remarks": ["“shuffled” ranks worse than chance."]}
-    write_json(record, str(path / "comparison.json"))
-    return finished(path, "compare", {"output": str(path), "arms": {"base": [train]}, "base": "base"})
-
-
-def make_tuning(path: Path) -> str:
-    """Four held-out users whose reward rises by 0.5 each, and whose AUC is known of three."""
-    stages = [("before", 0, 0.0), ("warm_start", 0, 0.25), ("reinforcement", 10, 0.75), ("reinforcement", 20, 0.5)]
-    users = [
-        {"stage": stage, "step": step, "user_index": u, "user_id": f"U{u}", "reward": u / 10 + rise,
-         "mrr": u / 10 + rise / 2, "auc": None if u == 0 else 0.5, "common_mrr": 0.25, "common_auc": 0.5,
-         "personal_mrr": 0.2, "personal_auc": 0.45,
-         "valid": 1.0}
-        for stage, step, rise in stages for u in range(4)
-    ]  # fmt: skip
-    write_table(pa.Table.from_pylist(users), str(path / "evaluations.parquet"))
-    evaluations = [{"stage": stage, "step": step, "metrics": {}} for stage, step, _ in stages]
-    record = {"steps": 20, "warm_steps": 3, "best_step": 10, "held_out": 4, "evaluations": evaluations}
-    write_json(record, str(path / "evaluations.json"))
-    figures = {"reward_spread": 0.25, "flat_groups": 0.125, "valid": 1.0, "entropy": 2.125, "gradient_norm": 1.5}
-    figures["losses"] = {"value": -0.5, "format": 1.5, "format_reward": 0.0, "teacher": 0.0, "kl": 0.0}
-    lines = [{"stage": "warm_start", "step": n, "loss": 3.0} for n in range(1, 4)]
-    lines += [
-        {"stage": "reinforcement", "step": n, "reward": n / 64, "loss": 1.0, "kl": 0.0375 if n % 10 == 0 else None,
-         "tokens_per_second": 4567.0, **figures}
-        for n in range(1, 21)
-    ]  # fmt: skip
-    write_text("".join(json.dumps(line) + "\n" for line in lines), str(path / "steps.jsonl"))
-    config = {"output": str(path), "data": "d", "item_scores": "s", "aspects": "a.yaml", "task": "base"}
-    config["adapter"] = None
-    return finished(path, "finetune", config | {"rollouts": "slots"})
 
 
 @pytest.fixture(scope="module")
@@ -354,27 +211,6 @@ def test_correlations_by_hand():
     assert len(section.charts) == 1  # and the flat aspect is in no pair
 
 
-def test_tables_sort_and_search_in_a_browser(inputs, page, tmp_path):
-    with opened_browser(tmp_path / "profile") as browser:
-        browser.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
-        browser.open(f"{inputs.output}/report.html")
-        browser.run("table = document.querySelector('.table table')")
-        browser.run("names = () => [...table.rows].map((row) => row.cells[0].innerText)")
-        assert browser.run("names().slice(1)") == ["base", "refined", "shuffled", "chance"]
-        click = "table.tHead.rows[0].cells[1].querySelector('button').click();"
-        assert browser.run(f"{click} names().slice(1)") == ["chance", "shuffled", "base", "refined"]  # by MRR
-        assert browser.run(f"{click} names().slice(1)") == ["refined", "base", "shuffled", "chance"]
-        assert browser.run("table.tHead.rows[0].cells[1].ariaSort") == "descending"
-        assert browser.run("table.closest('.table').classList.contains('wide')")
-        assert browser.run("getComputedStyle(table.rows[1].cells[0]).position") == "sticky"
-        assert browser.run("document.documentElement.scrollWidth <= innerWidth"), "the page itself scrolls sideways"
-        search = "box = document.querySelector('.search'); found = box.closest('.table').querySelectorAll('tbody tr');"
-        browser.run(f"{search} box.value = found[2].cells[0].innerText; box.dispatchEvent(new Event('input'))")
-        assert browser.run("[...found].filter((row) => !row.hidden).includes(found[2])")
-        assert browser.run("[...found].filter((row) => row.hidden).length") > 0
-        assert browser.errors == []
-
-
 def test_an_sft_warm_up_alone_has_no_reinforcement_learning_steps(tmp_path):
     path = make_tuning(tmp_path)
     lines = [line for line in (tmp_path / "steps.jsonl").read_text().splitlines() if "warm_start" in line]
@@ -457,15 +293,3 @@ def test_a_reference_that_cannot_be_read_says_why(tmp_path):
             read_reference(str(path))
     with pytest.raises(FileNotFoundError, match="no such scores"):
         read_reference(str(tmp_path / "absent.csv"))
-
-
-def test_page_draws_in_a_browser(inputs, page, tmp_path):
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("needs chromium to draw the page")
-    picture = tmp_path / "page.png"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    target = [f"--screenshot={picture}", "--window-size=1200,2000", f"file://{inputs.output}/report.html"]
-    subprocess.run([browser, *flags, *target], check=True, capture_output=True, timeout=120)
-    assert picture.stat().st_size > 10_000
