@@ -153,6 +153,31 @@ def flag_value(name: str, kind: Any, given: bool | str | list[str]) -> Any:
     return joined
 
 
+def flag_words(name: str, kind: Any, value: Any) -> list[str]:
+    """Return the words that give a field a value, which is as JSON: its flag, or --set where no flag can say it."""
+    kinds = [one for one, _ in alternatives(kind)]
+    if isinstance(value, bool) and set(kinds) <= {bool, NoneType}:
+        return [flag_of(name) if value else flag_of(f"no-{name}")]
+    given = [f"{key}={plain(one)}" for key, one in value.items()] if isinstance(value, Mapping) else [plain(value)]
+    if isinstance(value, list):
+        given = [plain(one) for one in value]
+    many = any(get_origin(one) in (tuple, Mapping) for one in kinds)
+    try:
+        is_read = bool not in kinds and flag_value(name, kind, given if many else given[0]) == value
+    except (ConfigError, IndexError):
+        is_read = False
+    if is_read and not any(word.startswith("-") for word in given):
+        return [flag_of(name), *given]
+    return ["--set", override(name, value)]
+
+
+def plain(value: Any) -> str:
+    """Return a value as a word: text as it is, the values of a list with commas, all else as JSON."""
+    if isinstance(value, list):
+        return ",".join(map(plain, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def read_word(kind: Any, text: str) -> Any:
     """Return a word as a value of a type; ValueError where a mapping's word is no `key=value`."""
     found = alternatives(kind)

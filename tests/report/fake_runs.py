@@ -25,6 +25,17 @@ HOSTILE = "<script>alert('x')</script><!-- <script> | [a](b) & $x$"
 HOSTILE_USER = "u0</script><script>alert(2)</script>"
 
 
+# settings and counts of a prepare run
+PREPARED = {"output": "p", "reviews": ["a b.jsonl"], "test_interactions": 1, "max_text_chars": 20_000}
+COUNTS = {
+    "reviews": {"read": 98_765, "kept": 86_419, "by_reason": {"bad_rating": 12, "too_few_interactions": 12_334},
+                "text_cut": 0, "text_repaired": 0},
+    "users": {"read": 5, "kept": 5, "by_reason": {}, "no_train": 0, "no_test": 0},
+    "items": {"read": 5, "kept": 5, "by_reason": {}, "without_metadata": 2, "without_text": 0, "text_cut": 1,
+              "text_repaired": 0},
+}  # fmt: skip
+
+
 def finished(path: Path, job: str, config: dict, *, counts: dict | None = None) -> str:
     """Writes the run.json of a run whose files are there already."""
     runs.finish_run(runs.Run(str(path), job, config, started=0.0), inputs=[], counts=counts or {})
@@ -52,8 +63,7 @@ def make_data(path: Path) -> str:
     write_table(pa.Table.from_pylist(users, schema=USER_SCHEMA), str(path / "users.parquet"))
     write_table(pa.Table.from_pylist(events, schema=INTERACTION_SCHEMA), str(path / "interactions.parquet"))
     write_json({"users": 4321, "items": 5, "history": {"median": 7.25}}, str(path / "statistics.json"))
-    config = {"output": str(path), "reviews": ["a b.jsonl"]}
-    return finished(path, "prepare", config, counts={"rows_in": 98765, "dropped": {"bad rating": 12}})
+    return finished(path, "prepare", PREPARED | {"output": str(path)}, counts=COUNTS)
 
 
 def make_scores(path: Path, subjects: str, ids: list[str]) -> str:
@@ -125,6 +135,11 @@ def make_comparison(path: Path, train: str) -> str:
         ]
     }  # fmt: skip
     arms["shuffled"]["settings"] = arms["shuffled"]["settings"] | {"control": "shuffled"}
+    for name, one in arms.items():  # two new items, which the base alone cannot rank
+        one["metrics"]["new-items, new targets"] = {key: {"mean": 0.0777, "per_run": [0.0777]} for key in METRICS}
+        one["cold"]["new-items, new targets"] = {"targets": 0, "users": 0, "metrics": None, "against_base": None}
+        if name != "base":
+            one["against_base"]["new-items, new targets"] = one["against_base"]["full"]
     way = {"share": 0.43, "low": 0.352, "high": 0.508}
     arms["refined"]["way_to_truth"] = {"full": dict.fromkeys(METRICS, way)}
     record = {"protocol": protocol, "base": "base", "cold_below": 10, "shown": ["refined", "shuffled"], "arms": arms}
@@ -191,7 +206,7 @@ def with_titles(data: Path, titles: dict[str, str]) -> None:
     write_table(table.from_pylist(rows, schema=table.schema), str(path))
 
 
-def prepare_record(folder: Path, **counts: object) -> str:
+def prepare_record(folder: Path) -> str:
     """Finishes the prepare run that `trained` wrote, so that a report may read it."""
     write_json({"users": 14}, str(folder / "prepare" / "statistics.json"))
-    return finished(folder / "prepare", "prepare", {"output": "p", "reviews": []}, counts=counts)
+    return finished(folder / "prepare", "prepare", PREPARED, counts=COUNTS)

@@ -1,5 +1,6 @@
 """The report over small fake runs: its numbers are the runs' numbers, and the page needs nothing from outside."""
 
+import argparse
 import html
 import json
 import re
@@ -11,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fake_runs import HOSTILE, finished, make_comparison, make_data, make_scores, make_tuning
+from pydantic_core import to_jsonable_python
 
+from raygr.cli import add_flags, config_source
 from raygr.compare.comparison import read_comparison
 from raygr.config import check_config, load_config
 from raygr.files import write_json, write_table, write_text
+from raygr.flags import parse_flags
 from raygr.report.charts import PAGE_COLORS, share_chart
 from raygr.report.config import ReportConfig
 from raygr.report.finetune_section import (
@@ -27,11 +31,10 @@ from raygr.report.finetune_section import (
 )
 from raygr.report.scored_subjects import ScoreMatrix, read_reference
 from raygr.report.sections import correlation_section
-from raygr.report.stage import markdown, report, run_command, short_names
+from raygr.report.stage import JOB_CONFIGS, markdown, report, run_command, short_names
 from raygr.report.training_section import training_section
 from raygr.report.verdict import against_words, comparison_verdict, headline_arm, verdict_warnings
 from raygr.runs import RunError
-from raygr.train.config import TrainConfig
 
 EXTERNAL = re.compile(r"""\b(?:src|srcset|href|action|data)\s*=\s*["']?\s*(?:https?:)?//|url\(["'\s]*http|@import""")
 
@@ -72,7 +75,7 @@ def text(inputs, page) -> str:
 NUMBERS = [
     "4,321", "7.25", "98,765",  # data
     "0.1111", "0.1248", "+12.3%*", "(+2.1 to +22.9)", "-3.2%", "62.0%", "3.5%", "54,321", "leave_one_out",
-    "0.0125", "17 targets of 15 users", "0.4321",  # cold-start targets, lists
+    "0.0777", "0.0125", "17 targets of 15 users", "0.4321",  # cold-start targets, lists
     "43%", "15–321", "1,414", "+0.0219", "+0.0119 to +0.0319",  # the way to the truth, gains by train count
     "0.8", "12.5%", "1.875", "1,234,567", "yes",  # quality
     "+1.00",  # agreement
@@ -93,10 +96,10 @@ def test_only_a_gain_with_a_small_corrected_p_is_marked(page):
 def test_page_refers_to_nothing_outside(page):
     assert not EXTERNAL.search(page)
     assert "http://" not in page and "https://" not in page
-    # verdict, gains, by train count, way to the truth, shares, training,
+    # verdict, gains, by train count, way to the truth, shares, new items, training,
     # correlations, agreement, items, users, six of the fine-tune
-    assert page.count("<svg") == 20
-    assert page.count('role="img" aria-label=') == 20
+    assert page.count("<svg") == 21
+    assert page.count('role="img" aria-label=') == 21
 
 
 def test_figures_take_the_colours_of_the_page(page):
@@ -151,6 +154,9 @@ def test_the_page_opens_with_the_verdict_on_the_first_arm_and_its_warnings(input
     warnings = page[page.index("<strong>Warnings") : page.index("<nav")]
     assert re.findall(r"<li>(.*?)</li>", warnings) == [
         "“shuffled” ranks worse than chance.",
+        "12,346 of 98,765 interactions were left out (12.5%): 12 bad rating, 12,334 too few interactions.",
+        "2 of 5 items have no metadata.",
+        "1 item texts were cut to 20,000 characters.",
         "1 of 3 aspects of the item scores are dead: dead | aspect.",
         "20.0% of the items have no scores; the reasons are in the appendix.",
         "1 of 3 aspects of the user scores are dead: dead | aspect.",
@@ -190,7 +196,7 @@ def test_short_names_tell_paths_apart():
 def test_runs_and_commands_are_shown_and_lost_runs_left_out(page, text, inputs):
     jobs = re.findall(r"<summary>([a-z]+):", page)
     assert jobs == ["prepare", "score", "score", "finetune", "train", "compare"]
-    assert "raygr train --set output=t --set data=d --set dropout=0.25" in text
+    assert "raygr train --output t --data d --dropout 0.25" in text
     assert "Versions" in text and "numpy" in page
 
 
@@ -220,7 +226,7 @@ def test_an_sft_warm_up_alone_has_no_reinforcement_learning_steps(tmp_path):
     write_json(record, str(tmp_path / "evaluations.json"))
     config = {"task": "base", "rollouts": "slots", "adapter": "runs/first"}
     section = finetune_section(path, config, name="tuned", figure_id="t")
-    assert "from the adapter of runs/first" in section.text
+    assert "from the adapter of first" in section.text
     (stages,) = section.tables
     assert [row[0] for row in stages.rows] == ["before", "after the SFT warm-up"]
     assert [chart.caption for chart in section.charts] == ["Loss by step"]
@@ -242,7 +248,7 @@ def test_report_without_comparison_and_scores_leaves_the_sections_out(inputs, tm
     small = ReportConfig(output=str(tmp_path / "small"), title="Data only", data=inputs.data)
     page = Path(report(small).path, "report.html").read_text()
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["Data", "Appendix"]
-    assert "<svg" not in page and 'class="notice"' not in page
+    assert "<svg" not in page and page.count('class="notice"') == 1  # the warnings of prepare
 
 
 def test_equal_inputs_give_equal_pages(inputs, page, tmp_path):
@@ -258,14 +264,30 @@ def test_unfinished_input_is_named_and_nothing_is_written(inputs, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_command_reads_back_as_the_same_configuration():
-    settings = {"output": "runs/a b", "data": "no", "aspect_names": ["tension level", "pace"], "guided_weight": 2.0}
-    settings |= {"item_scores": "x=1", "user_scores": "llm", "user_score_run": "null", "threads": 2}
-    config = check_config(TrainConfig, settings, source="test")
-    command = run_command("train", json.loads(json.dumps(vars(config))))
-    words = shlex.split(command)
-    assert words[:2] == ["raygr", "train"] and set(words[2::2]) == {"--set"} and "heads" not in command
-    assert load_config(TrainConfig, None, words[3::2]) == config
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        ("train", {"output": "runs/a b", "data": "no", "aspect_names": ["tension level", "pace"], "guided_weight": 2.0,
+                   "item_scores": "x=1", "user_scores": "llm", "user_score_run": "null", "threads": 2}),
+        ("train", {"output": "o", "data": "-d", "aspect_names": ["one, two"], "item_scores": "${x}", "use_gpu": None,
+                   "linear_map": True, "user_scores": "history", "fusion": "concat"}),
+        ("score", {"output": "o", "data": "d", "subjects": "items", "aspects": "a.yaml", "max_subjects": 20,
+                   "engine_kwargs": {"block_size": 8, "note": "a b"}}),
+        ("score", {"output": "o", "data": "d", "subjects": "items", "aspects": "a.yaml", "answered_by": "gpt-x",
+                   "mode": "generate", "structured": False, "requests": {"api": "mistral", "service_model": "a b"}}),
+        ("compare", {"output": "o", "arms": {"base": ["b0", "b1"], "my arm": ["r"]}, "base": "base"}),
+        ("prepare", {"output": "o", "reviews": ["a.csv", "b c.csv"], "columns": {"user_id": "who"}}),
+    ],
+)  # fmt: skip
+def test_command_reads_back_as_the_same_configuration(stage, settings):
+    fields = {name for name in settings if name in JOB_CONFIGS[stage].__dataclass_fields__}
+    config = check_config(JOB_CONFIGS[stage], {name: settings[name] for name in fields}, source="test")
+    words = shlex.split(run_command(stage, to_jsonable_python(config)))
+    assert words[:2] == ["raygr", stage] and fields == set(settings)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser, stage=stage)
+    assert load_config(JOB_CONFIGS[stage], *config_source(stage, parse_flags(parser, words[2:]))) == config
+    assert len(words) < 40 and words.count("--set") <= 2
 
 
 def test_negative_share_is_drawn_left_of_zero():
