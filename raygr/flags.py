@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -122,6 +122,19 @@ def type_words(kind: Any) -> str:
         elif one is not NoneType:
             words.append(TYPE_WORDS.get(one, "VALUE"))
     return "VALUE" if "VALUE" in words else "|".join(dict.fromkeys(words))
+
+
+def completion_script(whole: argparse.ArgumentParser, parsers: Iterable[argparse.ArgumentParser], shell: str) -> str:
+    """Return the shell's script for the words of `whole`; the flags of its `parsers` also complete values and paths."""
+    import shtab
+
+    for action in [action for parser in parsers for action in parser._actions]:
+        words = str(action.metavar)
+        if re.fullmatch(r"\{.+\}", words):
+            action.choices = words[1:-1].split(",")
+        elif re.search("FILE|PATH|_RUN", words):
+            vars(action)["complete"] = shtab.FILE
+    return shtab.complete(whole, shell)
 
 
 # --- values --------------------------------------------------------------------------------------
