@@ -17,7 +17,7 @@ from raygr import __version__
 from raygr.config import ConfigError, PipelineConfig, did_you_mean, load_config
 from raygr.execution.console import OF_A_WORKER, own_lines
 from raygr.files import IN_JOB, absolute, shipped
-from raygr.flags import add_settings, flag_overrides, json_schema, parse_flags
+from raygr.flags import add_settings, completion_script, flag_overrides, json_schema, parse_flags
 from raygr.pipeline import make_room, pipeline, run_alone
 from raygr.reproduce.config import EXPERIMENTS, ReproduceConfig
 from raygr.runs import RunError
@@ -52,13 +52,22 @@ def main(arguments: list[str] | None = None) -> int:
     schema = stages.add_parser("schema", help="Print the JSON schema of a stage's YAML, with which editors check it")
     for name, about in OTHERS.items():
         stages.add_parser(name, help=about)
-    schema.add_argument("of", choices=COMMANDS, metavar="STAGE", help=", ".join(COMMANDS))
+    completion = stages.add_parser("completion", help="Print a script that completes stages and flags in a shell")
+    completion.add_argument("shell", choices=["bash", "zsh"])
+    schema.add_argument("of", choices=[*COMMANDS], metavar="STAGE", help=", ".join(COMMANDS))
     if words and not words[0].startswith("-") and words[0] not in stages.choices:
         names = [*stages.choices]
         like = did_you_mean(words[0], names)
         parser.error(f"no stage {words[0]}{like + ' S' if like else ': s'}tages are {', '.join(names)}")
-    of = parser.parse_args(words).of
-    print(json_schema(COMMANDS[of], STAGES if of == "pipeline" else None))
+    parsed = parser.parse_args(words)
+    if parsed.stage == "completion":
+        for name in COMMANDS:
+            add_flags(stages.choices[name], stage=name)
+        for name in OTHERS:
+            stages.choices[name].add_argument("files", metavar="FILE", nargs="*")
+        print(completion_script(parser, stages.choices.values(), parsed.shell))
+    else:
+        print(json_schema(COMMANDS[parsed.of], STAGES if parsed.of == "pipeline" else None))
     return 0
 
 

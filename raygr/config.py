@@ -42,6 +42,9 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 RayUse = Literal["auto", "never", "always"]
 """Whether a stage runs on Ray: `auto` runs small work in the calling process, outside a cluster."""
 
+Logger = Literal["tensorboard", "mlflow", "wandb"]
+"""Where the curves of a training go, beside the files of its run."""
+
 
 class InputKind(NamedTuple):
     """What a path field must name. Without a job it is a file or folder of any content."""

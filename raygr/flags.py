@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -124,6 +124,19 @@ def type_words(kind: Any) -> str:
     return "VALUE" if "VALUE" in words else "|".join(dict.fromkeys(words))
 
 
+def completion_script(whole: argparse.ArgumentParser, parsers: Iterable[argparse.ArgumentParser], shell: str) -> str:
+    """Return the shell's script for the words of `whole`; the flags of its `parsers` also complete values and paths."""
+    import shtab
+
+    for action in [action for parser in parsers for action in parser._actions]:
+        words = str(action.metavar)
+        if re.fullmatch(r"\{.+\}", words):
+            action.choices = words[1:-1].split(",")
+        elif re.search("FILE|PATH|_RUN", words):
+            vars(action)["complete"] = shtab.FILE
+    return shtab.complete(whole, shell)
+
+
 # --- values --------------------------------------------------------------------------------------
 
 
@@ -151,6 +164,31 @@ def flag_value(name: str, kind: Any, given: bool | str | list[str]) -> Any:
         else:
             joined = (joined or []) + (value or [])
     return joined
+
+
+def flag_words(name: str, kind: Any, value: Any) -> list[str]:
+    """Return the words that give a field a value, which is as JSON: its flag, or --set where no flag can say it."""
+    kinds = [one for one, _ in alternatives(kind)]
+    if isinstance(value, bool) and set(kinds) <= {bool, NoneType}:
+        return [flag_of(name) if value else flag_of(f"no-{name}")]
+    given = [f"{key}={plain(one)}" for key, one in value.items()] if isinstance(value, Mapping) else [plain(value)]
+    if isinstance(value, list):
+        given = [plain(one) for one in value]
+    many = any(get_origin(one) in (tuple, Mapping) for one in kinds)
+    try:
+        is_read = bool not in kinds and flag_value(name, kind, given if many else given[0]) == value
+    except (ConfigError, IndexError):
+        is_read = False
+    if is_read and not any(word.startswith("-") for word in given):
+        return [flag_of(name), *given]
+    return ["--set", override(name, value)]
+
+
+def plain(value: Any) -> str:
+    """Return a value as a word: text as it is, the values of a list with commas, all else as JSON."""
+    if isinstance(value, list):
+        return ",".join(map(plain, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_word(kind: Any, text: str) -> Any:

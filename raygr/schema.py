@@ -139,8 +139,8 @@ SERVED_USER_SCHEMA = pa.schema(
 # metrics.json, and evaluations per item with columns stage, step, item_index, item_id, expected and teacher.
 STEPS, EVALUATIONS, HELD_OUT_EVALUATIONS = "steps.jsonl", "evaluations.json", "evaluations.parquet"
 
-# A train run's epochs.jsonl once more, for `tensorboard --logdir <folder of runs>`.
-EVENTS = "events.out.tfevents.raygr"
+# The curves of a train or finetune run once more, for `tensorboard --logdir <folder of runs>`.
+EVENTS, LOGGER_IDS = "events.out.tfevents.raygr", "loggers.json"
 
 # A recommend run: a folder of Parquet parts, the best item of a subject first.
 RECOMMENDATIONS = "recommendations"

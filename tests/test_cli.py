@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
@@ -148,3 +149,22 @@ def test_the_help_loads_no_library_that_computes():
     code += "print([name for name in ('numpy', 'pyarrow', 'pandas', 'torch', 'ray') if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
     assert "recommend" in shown and shown.splitlines()[-1] == "[]"
+
+
+def test_bash_completes_stages_flags_values_and_paths(tmp_path: Path, capsys):
+    pytest.importorskip("shtab", reason="needs shtab to write the script")
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "raygr.bash").write_text(capsys.readouterr().out)
+    (tmp_path / "train.yaml").touch()
+    completed = {
+        "tr": "train",
+        "train --epo": "--epochs",
+        "train --model ''": "gru4rec sasrec bert4rec",
+        "train --config tr": "train.yaml",
+        "schema pre": "prepare",
+        "init tr": "train.yaml",
+    }
+    ask = "COMP_WORDS=(raygr {}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_raygr; echo ${{COMPREPLY[@]}}"
+    script = "\n".join([". ./raygr.bash", *map(ask.format, completed)])
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert found.stdout.splitlines() == list(completed.values())

@@ -45,6 +45,7 @@ PAGES = [
 ]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 KINDS: dict[str, Any] = COMMANDS
+PRINTS = {"schema": KINDS, "completion": ("bash", "zsh")}
 TRAIN_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -139,7 +140,7 @@ def config_of(command: Command) -> Any:
 
 def problem(command: Command) -> str:
     """What is wrong with the command; "" where nothing is."""
-    if command.stage.startswith("--") or (command.stage == "schema" and command.words[0] in KINDS):
+    if command.stage.startswith("--") or (command.words and command.words[0] in PRINTS.get(command.stage, ())):
         return ""
     if command.stage in OTHERS:
         return ""

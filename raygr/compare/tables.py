@@ -6,6 +6,7 @@ The report shows the same tables as `Table` records.
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from raygr.compare.comparison import ArmGain, ArmRecord, Comparison, CountGain, Gains, Metrics, Protocol
@@ -116,7 +117,8 @@ def list_table(arms: Arms) -> Table:
     lists = {name: arm.lists for name, arm in arms.items() if arm.lists is not None}
     settings = [(one.length, one.mmr_weight, one.scores) for one in lists.values()]
     length, weight, scores = settings[0]
-    space = scores or "each model's own item vectors, which cannot be compared between arms"
+    own = "each model's own item vectors, which cannot be compared between arms"
+    space = PurePosixPath(scores).name if scores else own
     rows = [
         [name, order, *(f"{figures[figure]:.4f}" for figure in LIST_FIGURES)]
         for name, one in lists.items()

@@ -5,7 +5,19 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, Adapter, ItemVectors, Model, Place, PrepareRun, RayUse, Shipped, UserVectors, refuse
+from raygr.config import (
+    STRICT,
+    Adapter,
+    ItemVectors,
+    Logger,
+    Model,
+    Place,
+    PrepareRun,
+    RayUse,
+    Shipped,
+    UserVectors,
+    refuse,
+)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -15,7 +27,7 @@ class FinetuneConfig:
     `subjects: items` teaches the LLM the item scores instead, by SFT on item prompts.
     """
 
-    SPEED: ClassVar = frozenset({"gradient_checkpointing", "ray", "threads"})
+    SPEED: ClassVar = frozenset({"gradient_checkpointing", "loggers", "ray", "threads"})
     REINFORCEMENT: ClassVar = (
         "task", "reward", "like_threshold", "liked_by", "keep_out", "candidate_items", "candidate_draw", "max_users",
         "completions", "temperature", "per_aspect_credit", "contrast_weight", "value_reward", "format_reward",
@@ -136,6 +148,9 @@ class FinetuneConfig:
     """`auto`: bf16 on a GPU that has it, fp16 with a loss scaler on another, fp32 on a CPU."""
     use_gpu: bool | None = None
     """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    """Where the curves go, too: tensorboard (a file of the run), mlflow and wandb, which read their own environment
+    variables, such as MLFLOW_TRACKING_URI and WANDB_PROJECT, and need `pip install 'raygr[mlflow]'` or `[wandb]`."""
     ray: RayUse = "auto"
     """`auto` tunes a small run of one worker in the calling process, outside a cluster; the results are the same."""
     seed: int = 0

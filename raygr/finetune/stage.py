@@ -12,7 +12,8 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from raygr.execution.in_process import (
     torch_of_a_worker,
     worker_here,
 )
+from raygr.execution.loggers import Loggers, Point, check_loggers
 from raygr.finetune.config import FinetuneConfig
 from raygr.finetune.examples import PROFILE, TuningData, load_tuning_data
 from raygr.finetune.loop import Tuning, checkpoint_state, restore, start_tuning, tune
@@ -73,6 +75,7 @@ def finetune(config: FinetuneConfig, *, reward: Reward | None = None) -> runs.Ru
     if reward and config.subjects == "items":
         raise ConfigError("reward: a function has no effect on subjects: items, which learn item_scores by SFT alone")
     runs.check_unfinished(config.output)
+    check_loggers(config.loggers)
     note = adapter_note(config)
     on_workers = with_absolute_paths(config)
     if on_workers.adapter:
@@ -181,19 +184,46 @@ def tune_and_write(
         restore(tuning, state)
         steps = (tuning.progress.sft_step, tuning.progress.step)
         logger.info("resumed after %d steps of SFT warm-up and %d of reinforcement learning", *steps)
+    loggers, logged = None, {"steps": len(tuning.progress.lines), "held_out": len(tuning.progress.evaluations)}
+    if share.rank == 0:
+        loggers = Loggers(config.loggers, config.output, vars(config), logged=logged)
     for is_checkpoint in (teach if config.subjects == "items" else tune)(tuning):
         if not is_checkpoint:
             continue
-        if share.rank == 0:
+        if loggers:
             write_progress(tuning)
+            log_curves(loggers, tuning)
             save_checkpoint(checkpoint_state(tuning), config.output)
         worker.report({"step": tuning.progress.step, **tuning.progress.evaluations[-1]["metrics"]})
-    if share.rank == 0:
+    if loggers:
         write_progress(tuning)
+        log_curves(loggers, tuning)
+        loggers.close()
         load_adapter_state(tuning.model, tuning.best_adapter)
         log_agreement(tuning)
         note = dataclasses.replace(note, normalisation=dataclasses.asdict(tuning.progress.normalisation))
         save_adapter(tuning.model, note, files.join(config.output, ADAPTER))
+
+
+def log_curves(loggers: Loggers, tuning: Tuning) -> None:
+    """Logs the figures of each step by its stage, and the metrics of the held-out users or items."""
+    now = time.time()
+    steps = []
+    for line in tuning.progress.lines:
+        flat = line | {f"loss_{name}": value for name, value in line.get("losses", {}).items()}
+        steps.append(Point(line["step"], numbers(flat, line["stage"]), now))
+    evaluations = tuning.progress.evaluations
+    loggers.write("steps", steps)
+    loggers.write("held_out", [Point(one["step"], numbers(one["metrics"], "held_out"), now) for one in evaluations])
+
+
+def numbers(figures: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The figures that are numbers, but the step."""
+    return {
+        f"{prefix}/{name}": value
+        for name, value in figures.items()
+        if isinstance(value, int | float) and name != "step"
+    }
 
 
 def write_progress(tuning: Tuning) -> None:

@@ -69,7 +69,7 @@ def kept_counts(
 
 def log_counts(counts: Mapping[str, Any], config: PrepareConfig) -> None:
     """Logs what was read and left out, line by line, from the counts of run.json."""
-    reviews, items, users = counts["reviews"], counts["items"], counts["users"]
+    reviews, items = counts["reviews"], counts["items"]
     log_rows("reviews", read=reviews["read"], kept=reviews["kept"], dropped=reviews["by_reason"])
     if "duplicate" in reviews["by_reason"]:
         logger.info(
@@ -87,21 +87,29 @@ def log_counts(counts: Mapping[str, Any], config: PrepareConfig) -> None:
     described = items["kept"] - items["without_metadata"]
     if config.metadata:
         log_rows("rows of metadata", read=items["read"], kept=described, dropped=items["by_reason"])
-    repaired = "%d of %d {} have texts that are no UTF-8 (read as Windows-1252) or hold U+FFFD: set `encoding`"
+    for note in count_notes(counts, tests=config.test_interactions, longest=config.max_text_chars):
+        logger.info(note)
+
+
+def count_notes(counts: Mapping[str, Any], *, tests: int, longest: int) -> list[str]:
+    """What the kept rows lack, in sentences, from the counts of run.json.
+
+    `tests` is the wanted number of test interactions of a user, `longest` the most characters of a text.
+    """
+    reviews, items, users = counts["reviews"], counts["items"], counts["users"]
+    repaired = "{:,} of {:,} %s have texts that are no UTF-8 (read as Windows-1252) or hold U+FFFD: set “encoding”"
     notes = {
-        "%d of %d items have no metadata": (items["without_metadata"], items["kept"]),
-        "%d of %d items have no title or text": (items["without_text"], items["kept"]),
-        "%d of %d users have no train interaction": (users["no_train"], users["kept"]),
-        "%d of %d users have no test interaction": (users["no_test"], users["kept"]),
-        f"%d of %d users have fewer than {config.test_interactions} test interactions": (
+        "{:,} of {:,} items have no metadata": (items["without_metadata"], items["kept"]),
+        "{:,} of {:,} items have no title or text": (items["without_text"], items["kept"]),
+        "{:,} of {:,} users have no train interaction": (users["no_train"], users["kept"]),
+        "{:,} of {:,} users have no test interaction": (users["no_test"], users["kept"]),
+        f"{{:,}} of {{:,}} users have fewer than {tests} test interactions": (
             counts.get("users_with_fewer_tests", 0),
             users["kept"] - users["no_test"],
         ),
-        repaired.format("reviews"): (reviews["text_repaired"], reviews["kept"]),
-        repaired.format("items"): (items["text_repaired"], items["kept"]),
-        "%d review texts were cut to %d characters": (reviews["text_cut"], config.max_text_chars),
-        "%d item texts were cut to %d characters": (items["text_cut"], config.max_text_chars),
+        repaired % "reviews": (reviews["text_repaired"], reviews["kept"]),
+        repaired % "items": (items["text_repaired"], items["kept"]),
+        "{:,} review texts were cut to {:,} characters": (reviews["text_cut"], longest),
+        "{:,} item texts were cut to {:,} characters": (items["text_cut"], longest),
     }
-    for text, (count, whole) in notes.items():
-        if count:
-            logger.info(text, count, whole)
+    return [text.format(count, whole) for text, (count, whole) in notes.items() if count]

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GREEN, GREY, VIOLET, LIGHT = "#0b66a0", "#c96f00", "#3f8f5b", "#6b7280", "#8a4fa3", "#d5dae1"
 CURVES = (BLUE, ORANGE, GREEN, GREY, VIOLET)
@@ -171,6 +171,7 @@ def curve_chart(curves: Sequence[Curve], *, figure_id: str, label: str, axis: st
         if curve.lows is not None and curve.highs is not None:
             axes.fill_between(curve.steps, curve.lows, curve.highs, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel(axis)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_frame(axes)
     letters = sum(len(curve.name) for curve in curves)
     columns = len(curves) if letters <= LEGEND_LETTERS else 1

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
@@ -88,10 +89,10 @@ def finetune_section(path: str, config: Mapping[str, Any], *, name: str, figure_
     `config` is the run's own; the title shows `name`; `figure_id` must be unique in the page.
     """
     if config.get("subjects") == "items":  # runs of earlier versions have no such field
-        return taught_section(path, config, figure_id=figure_id)
+        return taught_section(path, config, name=name, figure_id=figure_id)
     record, evaluations, lines = read_record(path), read_evaluations(path), read_lines(path)
     best = next(one for one in reversed(evaluations) if one.step == record.best_step)
-    start = f", from the adapter of {config['adapter']}" if config["adapter"] else ""
+    start = f", from the adapter of {PurePosixPath(config['adapter']).name}" if config["adapter"] else ""
     text = (
         f"Task “{config['task']}”, {config['rollouts']} rollouts, {record.steps} reinforcement learning steps after "
         f"{record.warm_steps} steps of the SFT warm-up{start}; means over {record.held_out} held-out users with 95% "
@@ -106,11 +107,12 @@ def finetune_section(path: str, config: Mapping[str, Any], *, name: str, figure_
     return Section(f"Fine-tune: {name}", text, tables, tuning_charts(evaluations, lines, figure_id))
 
 
-def taught_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> Section:
+def taught_section(path: str, config: Mapping[str, Any], *, name: str, figure_id: str) -> Section:
     """A finetune run of items: agreement of the held-out items with the teacher, and the loss by step."""
     found = read_json(join(path, METRICS_FILE))
+    teacher = PurePosixPath(config["item_scores"]).name
     text = (
-        f"{found['taught']} items were taught the scores of {config['item_scores']}, epochs: {config['epochs']}; the "
+        f"{found['taught']} items were taught the scores of {teacher}, epochs: {config['epochs']}; the "
         f"figures are of {found['held_out']} held-out items, before and after. They also chose the step, so “after” is "
         "a little too high. Error is the mean absolute error; the mean guess is the taught items' mean for all items. "
         "Bias is the mean score minus the teacher's, 0 where calibrated; slope is that of the teacher's scores on "
@@ -123,7 +125,7 @@ def taught_section(path: str, config: Mapping[str, Any], *, figure_id: str) -> S
         rows.append([aspect, *(show(one[name]) for name in names for one in both[name == "mean_guess_error" :])])
     words = ("Spearman before", "after", "error before", "after", "mean guess", "bias before", "after", "slope before")
     loss = chart("Loss by step", [step_curve(read_lines(path), "loss", "taught items")], f"{figure_id}-loss")
-    return Section(f"Fine-tune: {path}", text, [Table("Held-out items", ["", *words, "after"], rows)], [loss])
+    return Section(f"Fine-tune: {name}", text, [Table("Held-out items", ["aspect", *words, "after"], rows)], [loss])
 
 
 def read_record(path: str) -> TuningRecord:
@@ -154,7 +156,7 @@ def stage_table(evaluations: Sequence[Evaluation], best: Evaluation) -> Table:
     if last.stage == "reinforcement":
         stages += [(f"last step, {last.step}", last), (f"best step, {best.step}", best)]
     rows = [[name, *(stage_cell(one, before, metric) for metric in METRICS)] for name, one in stages]
-    return Table("Held-out users", ["", *METRICS.values()], rows)
+    return Table("Held-out users", ["stage", *METRICS.values()], rows)
 
 
 def stage_cell(one: Evaluation, before: Evaluation, metric: str) -> str:
@@ -193,7 +195,7 @@ def step_table(lines: Sequence[Step]) -> Table:
     for name, words in STEP_FIGURES.items():
         known = [[line[name] for line in some if line.get(name) is not None] for some in (steps[:part], steps[-part:])]
         rows.append([words, *(show(sum(some) / len(some) if some else None) for some in known)])
-    return Table("Reinforcement learning steps, training users", ["", f"first {part}", f"last {part}"], rows)
+    return Table("Reinforcement learning steps, training users", ["mean of", f"first {part}", f"last {part}"], rows)
 
 
 def tuning_charts(evaluations: Sequence[Evaluation], lines: Sequence[Step], figure_id: str) -> list[Chart]:

@@ -31,6 +31,7 @@ from raygr.report.charts import (
     share_chart,
 )
 from raygr.report.scored_subjects import Agreement, ScoreMatrix, Subject
+from raygr.schema import CALIBRATED, NEW_ITEMS, WHOLE
 from raygr.score.quality import DEAD_SHARE, DEAD_SPREAD, AspectQuality
 
 LEAST_REACH = 0.5  # points of a profile's axis
@@ -61,7 +62,8 @@ class Section(NamedTuple):
 
 def comparison_section(comparison: Comparison) -> Section:
     """The arms' metrics with gains over their bases, lists, score shares, settings and protocols."""
-    arms, rankings = comparison.arms, ranking_names(comparison.arms)
+    arms = comparison.arms
+    rankings = [name for name in ranking_names(arms) if not has_new_items(name)]
     tables = [metric_table(comparison, ranking) for ranking in rankings]
     tables += [way_table(comparison, ranking) for ranking in rankings]
     tables += [metric_table(comparison, ranking, cold=True) for ranking in rankings]
@@ -80,6 +82,29 @@ def comparison_section(comparison: Comparison) -> Section:
         comparison.remarks,
         [settings_table(arms), *protocol_tables(comparison)],
     )
+
+
+def new_items_section(comparison: Comparison) -> Section | None:
+    """The rankings of items that training does not know; None where no arm has any."""
+    rankings = [name for name in ranking_names(comparison.arms) if has_new_items(name)]
+    if not rankings:
+        return None
+    metric = metric_name(comparison.primary_metric)
+    caption = f"Gain in {metric} over {base_words(comparison.arms)} ({rankings[0]}), with 95% intervals"
+    gains = list(gain_intervals(comparison.arms, rankings[0], comparison.primary_metric))
+    axis = f"{metric} against the base, %"
+    charts = [Chart(caption, gain_chart(gains, figure_id="new-items", label=caption, axis=axis))] if gains else []
+    text = (
+        f"Items that training does not know have no learned part, so their item scores alone rank them. “{NEW_ITEMS}” "
+        f"ranks them among themselves, “{WHOLE}” among all items; “{CALIBRATED}” adds the offset that makes their "
+        "scores comparable with the others. Rankings without “new targets” are of the ordinary targets, and show what "
+        "new items cost them."
+    )
+    return Section("New items", text, [metric_table(comparison, name) for name in rankings], charts)
+
+
+def has_new_items(ranking: str) -> bool:
+    return ranking.split(",")[0] in (NEW_ITEMS, WHOLE, CALIBRATED)
 
 
 def base_words(arms: Arms) -> str:

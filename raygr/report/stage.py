@@ -16,11 +16,13 @@ from pydantic_core import to_jsonable_python
 from raygr.compare.comparison import Comparison, read_comparison
 from raygr.compare.config import CompareConfig
 from raygr.compare.tables import Table
-from raygr.config import ConfigError, check_config, input_paths, override
+from raygr.config import ConfigError, check_config, input_paths
 from raygr.files import join, read_json, write_text
 from raygr.finetune.config import FinetuneConfig
+from raygr.flags import flag_words, settings_of
 from raygr.prepare.config import PrepareConfig
 from raygr.report.config import ReportConfig
+from raygr.report.data_section import data_section
 from raygr.report.faithful_section import can_explain, faithfulness_section
 from raygr.report.finetune_section import finetune_section
 from raygr.report.live_lists import can_steer, live_section
@@ -36,7 +38,7 @@ from raygr.report.sections import (
     agreement_section,
     comparison_section,
     correlation_section,
-    fact_table,
+    new_items_section,
     quality_section,
     show,
     subject_section,
@@ -44,7 +46,7 @@ from raygr.report.sections import (
 from raygr.report.training_section import training_section
 from raygr.report.verdict import Verdict, comparison_verdict, headline_arm
 from raygr.runs import Run, RunRecord, finish_run, is_finished, read_run, start_run
-from raygr.schema import QUALITY, STATISTICS
+from raygr.schema import QUALITY
 from raygr.score.config import ScoreConfig
 from raygr.score.quality import AspectQuality
 from raygr.train.config import TrainConfig
@@ -139,13 +141,10 @@ def report_sections(
 ) -> Iterable[Section]:
     if comparison:
         yield comparison_section(comparison)
-        if training := training_section(comparison):
-            yield training
+        yield from filter(None, (new_items_section(comparison), training_section(comparison)))
     yield from live_sections(config, records, comparison)
     yield from faithfulness_sections(config, records, comparison)
-    facts = fact_table("What the data holds", read_json(join(config.data, STATISTICS)))
-    rows = fact_table("Rows in and out, by reason", records[config.data].counts)
-    yield Section("Data", "", [facts] if facts.rows else [], [], appendix=[rows] if rows.rows else [])
+    yield data_section(config.data, records[config.data])
     if config.item_score_run:
         yield from item_score_sections(config, config.item_score_run)
     if config.user_score_run:
@@ -245,10 +244,16 @@ def run_command(job: str, config: Mapping[str, Any]) -> str:
     kind = JOB_CONFIGS[job]
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     smallest: object = check_config(kind, {name: config[name] for name in required}, source="run.json")
-    defaults = to_jsonable_python(smallest)
-    changed = [name for name, value in config.items() if name in required or value != defaults.get(name)]
-    flags = [f"--set {shlex.quote(override(name, config[name]))}" for name in changed]
-    return " ".join(["raygr", job, *flags])
+    defaults, words = to_jsonable_python(smallest), ["raygr", job]
+    given: Any
+    default: Any
+    for name, hint, field in settings_of(kind):
+        outer, _, inner = name.partition(".")
+        given, default = (found.get(outer) for found in (config, defaults))
+        given, default = (given[inner], default[inner]) if inner and given else (given, default)
+        if outer in config and (field.is_required() or given != default):
+            words += flag_words(name, hint, given)
+    return shlex.join(words)
 
 
 def version_table(records: Mapping[str, RunRecord]) -> Table:

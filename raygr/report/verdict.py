@@ -83,7 +83,7 @@ def verdict_warnings(name: str, arm: ArmRecord, gain: ArmGain, controls: Mapping
     if not controls:
         found.append(
             f"No control arm stands beside “{name}”, so a gain may come from its parameters instead of its aspects: "
-            "add an arm with `control: shuffled`."
+            "add an arm with “control: shuffled”."
         )
     for other, one in controls.items():
         if one.low is not None and one.low > 0:

@@ -38,12 +38,13 @@ class RandomSubsets:
 class SweepConfig:
     """One train run per point of a search space -> their metrics, the best by validation, a figure."""
 
-    SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "mlflow", "ray"})
+    SPEED: ClassVar = frozenset({"gpu_share", "max_failures", "ray"})
 
     output: Place
     """Folder of the run, local or any fsspec URI."""
     train: Annotated[Mapping[str, Any], SettingsOf(TrainConfig)]
-    """What all trials share: fields of `raygr train`, but `output`. Where `threads` is not named it is 1."""
+    """What all trials share: fields of `raygr train`, but `output`. Where `threads` is not named it is 1. `loggers` log
+    each trial as a run of its own."""
     space: Annotated[
         Mapping[str, ValueRange | tuple[Value | RandomSubsets | tuple[str, ...], ...]],
         SettingsOf(TrainConfig, listed=True),
@@ -68,8 +69,6 @@ class SweepConfig:
     """Share of a GPU that each training worker takes, where trials run on GPUs."""
     max_failures: int = Field(default=1, ge=0)
     """Times that a failed trial is tried again, from its last checkpoint."""
-    mlflow: str | None = None
-    """Tracking URI of an MLflow server or data base that trials are logged to; needs `pip install 'raygr[mlflow]'`."""
     seed: int = 0
     """Seed of random search, tpe and random subsets; the seed of the trials is a field of `raygr train`."""
     ray: RayUse = "auto"
@@ -92,7 +91,6 @@ def needs_ray(config: SweepConfig) -> list[str]:
     reasons = {
         "search: tpe": config.search == "tpe",
         "stop_early": config.stop_early,
-        "mlflow": config.mlflow is not None,
         "train.workers": config.train.get("workers", 1) != 1,
     }
     return [name for name, holds in reasons.items() if holds]

@@ -32,6 +32,7 @@ from raygr.config import ConfigError, input_paths
 from raygr.execution.console import log_progress
 from raygr.execution.distributed import wants_gpu, workers_on_gpus
 from raygr.execution.in_process import runs_here
+from raygr.execution.loggers import check_loggers
 from raygr.ray_setup import connect
 from raygr.sweep.config import SweepConfig, ValueRange, needs_ray
 from raygr.sweep.results import Ended, epoch_lines, write_results
@@ -58,6 +59,7 @@ def sweep(config: SweepConfig) -> runs.Run:
     config = with_absolute_paths(config)
     points = search_points(config)
     trained = [train_config(config, point, name="") for point in points]  # refuses wrong points before any work
+    check_loggers(trained[0].loggers)
     is_small = not needs_ray(config) and sum(map(training_size, trained)) <= SMALL
     if runs_here(config.ray, is_small=is_small):
         run = runs.start_run(config.output, job="sweep", config=config)
@@ -91,7 +93,7 @@ def trial_here(config: SweepConfig, number: int, point: Point) -> Ended:
 
 def trials_on_tune(config: SweepConfig, points: list[Point], shared: TrainConfig) -> tuple[runs.Run, list[Ended]]:
     """Starts the sweep's run and its trials, whose workers and threads are those of `shared`."""
-    callbacks = [EndsTraining(), LogsTrials(config.trials or len(points)), *mlflow_logger(config)]
+    callbacks = [EndsTraining(), LogsTrials(config.trials or len(points))]
     if config.search == "tpe":
         check_optuna()
     connect()
@@ -159,17 +161,6 @@ def scheduler(config: SweepConfig) -> TrialScheduler:
         reduction_factor=config.reduction_factor,
         max_t=10**6,  # not the trials' epochs, because a trial evaluates its test part after the last epoch
     )
-
-
-def mlflow_logger(config: SweepConfig) -> list[tune.Callback]:
-    if config.mlflow is None:
-        return []
-    try:
-        import mlflow  # noqa: F401
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
-    except ImportError:
-        raise ConfigError("mlflow: needs MLflow: pip install 'raygr[mlflow]'") from None
-    return [MLflowLoggerCallback(tracking_uri=config.mlflow, experiment_name=config.output)]
 
 
 def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from raygr.config import STRICT, InputFile, ItemVectors, Place, PrepareRun, RayUse, UserScoreRun, refuse
+from raygr.config import STRICT, InputFile, ItemVectors, Logger, Place, PrepareRun, RayUse, UserScoreRun, refuse
 
 USER_FIELDS = ("user_side", "user_control", "user_guided_train", "train_user_guided", "prompt_fraction")
 GUIDED_FIELDS = (
@@ -31,7 +31,7 @@ def off_for_false(value: object) -> object:
 class TrainConfig:
     """Interactions (and scores) -> a recommender, its metrics and per-user ranks (9, 10)."""
 
-    SPEED: ClassVar = frozenset({"ray", "threads"})
+    SPEED: ClassVar = frozenset({"loggers", "ray", "threads"})
 
     output: Place
     """Folder of the run, local or any fsspec URI."""
@@ -147,6 +147,9 @@ class TrainConfig:
     """torch threads of each worker, which reserves as many CPUs; null divides a node's CPUs among its workers."""
     use_gpu: bool | None = None
     """null uses one GPU per worker where the cluster has GPUs, and refuses more workers than GPUs."""
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    """Where the curves go, too: tensorboard (a file of the run), mlflow and wandb, which read their own environment
+    variables, such as MLFLOW_TRACKING_URI and WANDB_PROJECT, and need `pip install 'raygr[mlflow]'` or `[wandb]`."""
     ray: RayUse = "auto"
     """`auto` trains a small run of one worker in the calling process, outside a cluster; the results are the same."""
 

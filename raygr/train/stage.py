@@ -25,10 +25,10 @@ from raygr.execution.in_process import (
     torch_of_a_worker,
     worker_here,
 )
+from raygr.execution.loggers import Loggers, Point, check_loggers
 from raygr.models.workers import Share
-from raygr.schema import EVENTS, HISTORY, INTERACTIONS, TEST, VALIDATION
+from raygr.schema import HISTORY, INTERACTIONS, TEST, VALIDATION
 from raygr.train.config import TrainConfig
-from raygr.train.events import EventFile
 from raygr.train.inputs import Inputs, load_inputs, with_absolute_paths
 from raygr.train.loop import CHOSEN_BY, training_rounds
 from raygr.train.outputs import write_outputs
@@ -60,6 +60,7 @@ def train(
     before anything is trained.
     """
     runs.check_unfinished(config.output)
+    check_loggers(config.loggers)
     inputs = load_inputs(config)
     counts = row_counts(inputs)
     log_users(counts)
@@ -186,18 +187,26 @@ def train_and_write(config: TrainConfig, inputs: Inputs, worker: Worker) -> None
     if state is not None:
         restore(training, state)
         logger.info("resumed after epoch %d", training.progress.epoch)
-    events = EventFile(files.join(config.output, EVENTS)) if share.rank == 0 else None
+    lines, loggers = training.progress.lines, None
+    if share.rank == 0:
+        loggers = Loggers(config.loggers, config.output, vars(config), logged={"epochs": len(lines)})
     for _ in training_rounds(training):
-        if events:
-            lines = training.progress.lines
+        if loggers:
             files.write_text("".join(json.dumps(line) + "\n" for line in lines), files.join(config.output, HISTORY))
-            events.write(lines)
+            loggers.write("epochs", list(map(curve_point, lines)))
             save_checkpoint(checkpoint_state(training), config.output)
-        worker.report(evaluated(training.progress.lines, best=training.progress.best_score))
-    if events:
-        events.close()
+        worker.report(evaluated(lines, best=training.progress.best_score))
+    if loggers:
+        loggers.close()
     training.model.load_state_dict(training.best_weights)
     write_outputs(training)
+
+
+def curve_point(line: dict[str, Any]) -> Point:
+    """The figures of an epoch's line that are drawn as curves."""
+    figures = {f"train/{name}": line[name] for name in ("loss", "learning_rate", "seconds")}
+    figures |= {f"validation/{name}": value for name, value in line.get("validation", {}).items()}
+    return Point(line["epoch"], figures, line["time"])
 
 
 def evaluated(lines: list[dict[str, Any]], *, best: float) -> dict[str, float]:

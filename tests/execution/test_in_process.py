@@ -299,10 +299,7 @@ def test_an_interrupted_sweep_keeps_its_finished_trials(toy: Path, monkeypatch):
 
 def test_settings_of_a_sweep_that_need_ray(toy: Path):
     assert needs_ray(sweep_settings(toy, {"seed": [0, 1]})) == []
-    assert needs_ray(sweep_settings(toy, {"seed": [0, 1]}, mlflow="x", train={"workers": 2})) == [
-        "mlflow",
-        "train.workers",
-    ]
+    assert needs_ray(sweep_settings(toy, {"seed": [0, 1]}, train={"workers": 2})) == ["train.workers"]
 
 
 # --- both ways ---------------------------------------------------------------------------------

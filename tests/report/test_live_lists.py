@@ -1,61 +1,22 @@
-"""The lists that the page steers: its numbers rank as the recommender does, in Python and in Chromium."""
+"""The lists that the page steers: its numbers rank as the recommender does."""
 
 import html
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from browser import Browser, opened_browser
-from random_run import random_run
-from toy_data import random_scores, walks, write_csv, write_prepared
+from fake_runs import HOSTILE, HOSTILE_USER, LIVE_ASPECTS, prepare_record, trained, with_titles
 
-from raygr import files, runs
+from raygr import runs
 from raygr.config import ConfigError
 from raygr.recommend.recommender import Recommender, load_recommender
 from raygr.report import live_lists as live_module
 from raygr.report.config import ReportConfig
 from raygr.report.live_lists import can_steer, first_list, kept_items, live_lists, reasons, unpacked
 from raygr.report.stage import report
-from raygr.schema import ITEMS
-from raygr.train.config import TrainConfig
-
-ASPECTS = ["pace", "</script><script>alert(1)</script>"]
-HOSTILE = "<script>alert('x')</script><!-- <script>"
-HOSTILE_USER = "u0</script><script>alert(2)</script>"
-
-
-def trained(folder: Path, *, users: int = 14, items: int = 30) -> str:
-    """A finished train run with a guided user state and random weights."""
-    histories = walks(users, items, 9, seed=7)
-    ids = [HOSTILE_USER, *(f"u{user}" for user in range(1, users))]
-    ratings = [[1.0 + (user + step) % 5 for step in range(9)] for user in range(users)]
-    write_prepared(folder / "prepare", histories, items=items, user_ids=ids, ratings=ratings)
-    scores_IA = random_scores(items, 2, seed=3)
-    path = write_csv(folder / "s.csv", {f"i{i + 1}": row.tolist() for i, row in enumerate(scores_IA)}, ASPECTS)
-    guided = {"item_scores": path, "user_scores": "history", "user_side": "learned", "fusion": "concat"}
-    places = {"output": str(folder / "train"), "data": str(folder / "prepare")}
-    return random_run(TrainConfig(**places, **guided, base_width=8, max_history=6))
-
-
-def with_titles(data: Path, titles: dict[str, str]) -> None:
-    (path,) = (data / ITEMS).glob("*.parquet") if (data / ITEMS).is_dir() else [data / ITEMS]
-    table = pq.read_table(path)
-    rows = [row | {"title": titles.get(row["item_id"], row["title"])} for row in table.to_pylist()]
-    files.write_table(table.from_pylist(rows, schema=table.schema), str(path))
-
-
-def write_report(folder: Path, run: str) -> Path:
-    (folder / "prepare" / "statistics.json").write_text("{}")
-    runs.finish_run(
-        runs.Run(str(folder / "prepare"), "prepare", {"output": "p", "reviews": []}, started=0.0), inputs=[], counts={}
-    )
-    config = ReportConfig(output=str(folder / "report"), title="t", data=str(folder / "prepare"), train_run=run)
-    return Path(report(config).path, "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +34,9 @@ def recommender(folder: Path) -> Recommender:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> Path:
-    return write_report(folder, str(folder / "train"))
+    data = prepare_record(folder)
+    config = ReportConfig(output=str(folder / "report"), title="t", data=data, train_run=str(folder / "train"))
+    return Path(report(config).path, "report.html")
 
 
 def embedded(page: Path) -> dict:
@@ -91,9 +54,9 @@ def ranked(live: dict, user: int, moves_A: np.ndarray) -> list[str]:
 @pytest.mark.parametrize("move", [0.0, 1.5, -2.0])
 def test_the_embedded_numbers_rank_as_the_recommender_does(page: Path, recommender: Recommender, move: float):
     live = embedded(page)
-    assert len(live["users"]) == 14 and live["aspects"] == ASPECTS
+    assert len(live["users"]) == 14 and live["aspects"] == LIVE_ASPECTS
     for number, user in enumerate(live["users"]):
-        wanted = recommender.recommend(user["id"], 10, steer={ASPECTS[1]: move} if move else None)
+        wanted = recommender.recommend(user["id"], 10, steer={LIVE_ASPECTS[1]: move} if move else None)
         assert ranked(live, number, np.array([0.0, move])) == [one.item_id for one in wanted]
         assert user["looks_for"] == pytest.approx(list(recommender.looks_for(user["id"]).values()), abs=1e-4)
 
@@ -110,7 +73,7 @@ def test_the_first_list_has_titles_and_the_aspects_that_speak_for_its_items(reco
     index = recommender.index_of_item[wanted[0]]
     parts = recommender.split_scores(recommender.histories_of(HOSTILE_USER), torch.tensor([index]))
     _, _, spread_1 = recommender.score_and_rank(recommender.histories_of(HOSTILE_USER), index)
-    assert table.rows[0][2] == reasons(ASPECTS, parts.user_BCA[0, 0].numpy(), 0.05 * float(spread_1))
+    assert table.rows[0][2] == reasons(LIVE_ASPECTS, parts.user_BCA[0, 0].numpy(), 0.05 * float(spread_1))
     assert reasons(["a", "b", "c", "d"], np.array([0.2, 0.5, 0.004, -1]), 0.01) == "b +0.50, a +0.20"
     assert reasons(["a", "b", "c", "d"], np.array([0.2, 0.5, 0.004, -1]), 0.3) == "b +0.50"
     assert reasons(["a"], np.array([0.004]), 0.01) == "no aspect speaks for it"
@@ -148,42 +111,3 @@ def test_a_run_that_cannot_be_steered_is_refused(folder: Path, recommender: Reco
     config = ReportConfig(output=str(tmp_path / "r"), title="t", data=str(folder / "prepare"), train_run=base.path)
     with pytest.raises(ConfigError, match="no guided user state"):
         report(config)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    with opened_browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-SHOWN = "[...document.querySelectorAll('#live li')].map((one) => one.dataset.item)"
-
-
-def test_the_page_ranks_again_in_a_browser(browser: Browser, page: Path, recommender: Recommender):
-    browser.open(str(page))
-    assert browser.run(SHOWN) == [one.item_id for one in recommender.recommend(HOSTILE_USER, 10)]
-    why = browser.run("[...document.querySelectorAll('#live .why')].map((one) => one.textContent)")
-    assert why == [row[2] for row in first_list(embedded(page)).rows]
-    move = "slider = document.querySelectorAll('#live input')[0]; slider.value = 1.3;"
-    browser.run(f"{move} slider.dispatchEvent(new Event('input'))")
-    assert browser.run(SHOWN) == [one.item_id for one in recommender.recommend(HOSTILE_USER, 10, steer={"pace": 1.3})]
-    call = browser.run("document.querySelector('#live code').textContent")
-    assert call == f'recommender.recommend({json.dumps(HOSTILE_USER)}, steer={{"pace": 1.3}})'
-    choose = "choice = document.querySelector('#live select'); choice.value = '3';"
-    browser.run(f"{choose} choice.dispatchEvent(new Event('change'))")
-    assert browser.run(SHOWN) == [one.item_id for one in recommender.recommend("u3", 10)]  # moved aspects are back
-    assert browser.errors == []
-
-
-def test_twenty_thousand_items_stay_small_and_open_fast(browser: Browser, tmp_path: Path):
-    run = trained(tmp_path, users=100, items=20_000)
-    titles = {f"i{i}": f"A title as long as titles of products are, {i}" for i in range(20_001)}
-    with_titles(tmp_path / "prepare", titles)
-    page = write_report(tmp_path, run)
-    assert page.stat().st_size < 5e6 and "4,000 of 20,000 items" in page.read_text()
-    start = time.monotonic()
-    browser.open(str(page))
-    assert len(browser.run(SHOWN)) == 10
-    seconds = time.monotonic() - start
-    print(f"{page.stat().st_size:,} bytes, opened in {seconds:.2f} s")
-    assert seconds < 6  # a bound for busy machines

@@ -19,6 +19,7 @@ from toy_sweep import ITEMS, SMALL, settings, trained, write_toy
 
 from raygr import files, runs
 from raygr.config import ConfigError
+from raygr.execution import loggers
 from raygr.sweep import stage
 from raygr.sweep.space import train_config
 
@@ -31,11 +32,11 @@ def toy(tmp_path: Path) -> Path:
 def test_tpe_and_mlflow_say_what_to_install(toy: Path, monkeypatch):
     monkeypatch.setattr(stage, "connect", lambda: pytest.fail("Ray was started"))
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError, match=r"pip install 'raygr\[optuna\]'"):
         stage.sweep(settings(toy, {"seed": [0, 1]}, search="tpe", trials=2))
-    with pytest.raises(ConfigError, match=r"pip install 'raygr\[mlflow\]'"):
-        stage.sweep(settings(toy, {"seed": [0, 1]}, mlflow="http://127.0.0.1:5000"))
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"loggers: mlflow .* pip install 'raygr\[mlflow\]'"):
+        stage.sweep(settings(toy, {"seed": [0, 1]}, train={"loggers": ["tensorboard", "mlflow"]}))
 
 
 # --- placement ---------------------------------------------------------------------------------
