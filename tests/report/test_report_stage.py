@@ -35,7 +35,7 @@ from raygr.report.stage import markdown, report, run_command, short_names
 from raygr.report.training_section import training_section
 from raygr.report.verdict import against_words, comparison_verdict, headline_arm, verdict_warnings
 from raygr.runs import Run, RunError, finish_run
-from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, SCORE_SCHEMA, USER_SCHEMA
+from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, USER_SCHEMA, score_schema
 from raygr.train.config import TrainConfig
 
 ASPECTS = ["tension level", "pace", "dead | aspect"]
@@ -76,11 +76,11 @@ def make_data(path: Path) -> str:
 
 def make_scores(path: Path, subjects: str, ids: list[str]) -> str:
     rows = [
-        {"subject_id": subject, "aspects": ASPECTS, "ratings": [row + 1, 5, 3], "expected": [row + 1.3, 9.0 - row, 3.0],
+        {"subject_id": subject, "ratings": [row + 1, 5, 3], "expected": [row + 1.3, 9.0 - row, 3.0],
          "reason": "ok" if row < 4 else "no rating", "model": "m", "adapter": "", "mode": "probe"}
         for row, subject in enumerate(ids)
     ]  # fmt: skip
-    write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), str(path / "scores" / "part-0.parquet"))
+    write_table(pa.Table.from_pylist(rows, schema=score_schema(ASPECTS)), str(path / "scores" / "part-0.parquet"))
     aspect = {"mean": 5.25, "spread": 1.75, "identical_share": 0.125, "dead": False}
     quality = {
         "subjects": len(ids), "by_reason": {"ok": 4, "no rating": 1}, "valid_share": 0.8, "effective_rank": 1.875,
