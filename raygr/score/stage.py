@@ -303,12 +303,13 @@ def missing_subjects(run: runs.Run, store: ScoreStore, *, retry_failed: bool, un
 
 def prompt_hashes(run: runs.Run) -> tuple[pa.ChunkedArray, np.ndarray]:
     """The subjects in the order of prompts/, and the hashes of their prompts as 32 bytes each."""
-    columns = ["subject_id", "prompt_sha256"]
-    subjects, digests = [], []
-    for rows in stored_table(run.path, PROMPTS).to_batches(columns=columns):  # the hashes as text take twice the memory
+    prompts, subjects, first = stored_table(run.path, PROMPTS), [], 0
+    digests_N = np.empty(prompts.count_rows(), "S32")
+    for rows in prompts.to_batches(columns=["subject_id", "prompt_sha256"]):  # as text they take twice the memory
         subjects.append(rows["subject_id"])
-        digests.append(binary_hashes(rows["prompt_sha256"], run.file(PROMPTS)))
-    return pa.chunked_array(subjects, pa.string()), np.concatenate([np.zeros(0, "S32"), *digests])
+        digests_N[first : first + len(rows)] = binary_hashes(rows["prompt_sha256"], run.file(PROMPTS))
+        first += len(rows)
+    return pa.chunked_array(subjects, pa.string()), digests_N
 
 
 # --- answers -----------------------------------------------------------------------------------

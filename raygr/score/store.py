@@ -52,7 +52,7 @@ IS_NO_ANSWER = pc.is_in(pc.field("reason"), NO_ANSWERS)
 LARGE_BYTES = 16 << 20  # `compact` leaves files of this size alone
 MERGED_BYTES = 64 << 20  # of files that `compact` merges at once: about a million answers
 GROUP_ROWS = 1 << 14  # of a compacted file: a reader of a range of hashes skips the others
-BATCHES_AHEAD = 4  # that a scan decodes while the last one is looked at
+BATCHES_AHEAD, FILES_AHEAD = 4, 2  # that a scan reads while the last one is looked at
 READERS = 16  # threads
 LISTINGS = 5  # attempts to read a folder that another run is compacting
 
@@ -138,7 +138,7 @@ class ScoreStore:
         def scan(dataset: pyarrow.dataset.Dataset) -> np.ndarray:
             value_N = np.full(len(sorted_N), -1, np.int16)
             for rows in dataset.to_batches(
-                columns=["prompt_sha256", *columns], batch_readahead=BATCHES_AHEAD, fragment_readahead=BATCHES_AHEAD
+                columns=["prompt_sha256", *columns], batch_readahead=BATCHES_AHEAD, fragment_readahead=FILES_AHEAD
             ):
                 digests_R = binary_hashes(rows["prompt_sha256"], self.path)
                 place_R = np.searchsorted(sorted_N, digests_R)
@@ -176,8 +176,8 @@ class ScoreStore:
 
     def merge(self, paths: list[str]) -> None:
         table = best_of_each_hash(self.read_files(paths)).sort_by("prompt_sha256")
-        content = (table[name].combine_chunks().to_numpy(zero_copy_only=False) for name in ("prompt_sha256", "written"))
-        name = f"compacted-{hashlib.sha256(b''.join(map(np.ndarray.tobytes, content))).hexdigest()[:32]}.parquet"
+        content = f"{table['prompt_sha256'].to_pylist()} {table['written'].to_pylist()}"
+        name = f"compacted-{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
         groups = (table.slice(first, GROUP_ROWS) for first in range(0, len(table), GROUP_ROWS))
         files.write_tables(groups, files.join(self.path, name), compression="zstd")  # which halves hexadecimal digits
         for path in paths:
@@ -251,11 +251,15 @@ def ratings_read(ratings: pa.ListArray) -> np.ndarray:
 
 
 def best_of_each_hash(rows: pa.Table) -> pa.Table:
-    """Keep the row of each hash with the most ratings, and of equals the last one written."""
+    """Keep the row of each hash with the most ratings, then one that is an answer, and of equals the last one written.
+
+    So a prompt that was answered without ratings stays answered, whatever an engine did with it later.
+    """
     read = ratings_read(rows["ratings"].combine_chunks())
-    ranked = pa.table({"prompt_sha256": rows["prompt_sha256"], "read": read, "written": rows["written"]})
-    ranked = ranked.append_column("row", pa.array(np.arange(len(rows))))
-    ranked = ranked.sort_by([("read", "ascending"), ("written", "ascending")])
+    is_answer = pc.invert(pc.is_in(rows["reason"], NO_ANSWERS)).combine_chunks().cast(pa.int8())
+    columns = {"prompt_sha256": rows["prompt_sha256"], "read": read, "is_answer": is_answer, "written": rows["written"]}
+    ranked = pa.table(columns | {"row": np.arange(len(rows))})
+    ranked = ranked.sort_by([(name, "ascending") for name in ("read", "is_answer", "written")])
     best = ranked.group_by("prompt_sha256", use_threads=False).aggregate([("row", "last")])["row_last"]
     return rows.take(best)
 

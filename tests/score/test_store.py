@@ -13,8 +13,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import hashes, sha256
+from toy_data import TWO, hashes, sha256
 
+from raygr import files, runs
+from raygr.data.vector_tables import read_score_table
+from raygr.score import stage
 from raygr.score import store as store_module
 from raygr.score.config import SAME_ANSWERS, ScoreConfig
 from raygr.score.store import ScoreStore, StoredScore, binary_hashes, hash_ranges, open_store
@@ -91,7 +94,7 @@ written = st.lists(st.lists(st.tuples(st.integers(0, 7), reasons, st.integers(1,
 @settings(max_examples=12)
 @given(batches=written, asked=st.lists(st.integers(0, 9), max_size=12), compact_after=st.sets(st.integers(0, 9)))
 def test_the_store_answers_as_a_plain_dict_does(batches, asked, compact_after):
-    best: dict[str, tuple[int, StoredScore]] = {}
+    best: dict[str, tuple[tuple[int, bool], StoredScore]] = {}
     reasons_of: dict[str, set[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = ScoreStore(folder)
@@ -101,9 +104,9 @@ def test_the_store_answers_as_a_plain_dict_does(batches, asked, compact_after):
                 answers[str(prompt)] = answer(rating) if reason == "ok" else nothing(reason)
             write(store, answers)
             for prompt, score in answers.items():
-                read = sum(one is not None for one in score.ratings)
-                if read >= best.get(prompt, (0, None))[0]:
-                    best[prompt] = (read, score)
+                value = sum(one is not None for one in score.ratings), score.reason in ("ok", "length")
+                if prompt not in best or value >= best[prompt][0]:
+                    best[prompt] = value, score
                 reasons_of.setdefault(prompt, set()).add(score.reason)
             if number in compact_after:
                 store.compact()
@@ -111,7 +114,9 @@ def test_the_store_answers_as_a_plain_dict_does(batches, asked, compact_after):
         answered_in_words = {one for one, found in reasons_of.items() if found - {"not_finite", "refused_by_engine"}}
         assert store.has_answers() == bool(answered_in_words)
         assert known(store, prompts) == answered_in_words & set(prompts)
-        assert store.ratings_known(hashes(*prompts)).tolist() == [best.get(one, (-1, None))[0] for one in prompts]
+        assert store.ratings_known(hashes(*prompts)).tolist() == [
+            best[one][0][0] if one in best else -1 for one in prompts
+        ]
         rows = [row for low, high in hash_ranges(3) for row in store.read(low, high).to_pylist()]
         assert len(rows) == len(best) == len(store.read())
         found = {row["prompt_sha256"]: (row["ratings"], row["reason"]) for row in rows}
@@ -127,6 +132,30 @@ def test_hashes_are_32_bytes_in_their_order_and_other_files_are_refused(tmp_path
         with pytest.raises(ValueError, match="store: prompt_sha256 holds other values than 64 hexadecimal digits"):
             known(store, "a")
         shutil.rmtree(store.path)
+
+
+def test_many_scores_are_written_in_parts_that_hold_every_subject_once(tmp_path, monkeypatch):
+    names = [f"i{number}" for number in range(60)]
+    prompts = {"subject_id": names, "prompt_sha256": [sha256(name[:2]) for name in names], "prompt_tokens": range(60)}
+    absent = {"cutoff": pa.nulls(60, pa.int64()), "cutoff_position": pa.nulls(60, pa.int32())}
+    files.write_table(pa.table(prompts | absent), str(tmp_path / "prompts" / "part-0.parquet"))
+    store = ScoreStore(str(tmp_path / "store"))
+    distinct = list(dict.fromkeys(prompts["prompt_sha256"]))
+    assert len(distinct) == 10  # equal prompts share an answer
+    store.write(distinct[:9], [StoredScore((n, 1), (float(n), 1.0), "ok", "") for n in range(9)])
+    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a")
+    run, settings = runs.Run(str(tmp_path), "score", {}, started=0.0), SimpleNamespace(aspects=TWO)
+    monkeypatch.setattr(stage, "PART_ROWS", 20)
+    scoring = stage.Scoring(run, config, settings, None, store, False, {})
+    with pytest.raises(runs.RunError, match="1 prompts were not scored"):
+        stage.write_scores(scoring)
+    store.write(distinct[9:], [StoredScore((9, 1), (9.0, 1.0), "ok", "")])
+    stage.write_scores(scoring)
+    assert len(list((tmp_path / "scores").iterdir())) == 4
+    scores, aspects = read_score_table(str(tmp_path), ["subject_id", "ratings", "model", "mode"])
+    assert aspects == TWO.names and sorted(scores["subject_id"].to_pylist()) == sorted(names)
+    assert all(row["ratings"] == [distinct.index(sha256(row["subject_id"][:2])), 1] for row in scores.to_pylist())
+    assert {(row["model"], row["mode"]) for row in scores.to_pylist()} == {("smollm2", "probe")}
 
 
 def test_ranges_of_hashes_leave_no_gap():
