@@ -81,7 +81,7 @@ def measured(step: str, folder: Path) -> dict[str, float]:
             config = ScoreConfig(output=known.path, data="data", subjects="items", aspects="aspects.yaml")
             aspects = SimpleNamespace(names=tuple(f"aspect {number}" for number in range(ASPECTS)))
             settings = cast(PromptSettings, SimpleNamespace(aspects=aspects))
-            write_scores(Scoring(known, config, settings, None, store, on_gpu=False, prompt_counts={}))
+            write_scores(Scoring(known, config, settings, None, store, is_here=True, on_gpu=False, prompt_counts={}))
             rows = stored_table(known.path, SCORES).count_rows()
     return {
         "seconds": round(time.perf_counter() - began, 2),

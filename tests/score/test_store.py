@@ -146,7 +146,7 @@ def test_many_scores_are_written_in_parts_that_hold_every_subject_once(tmp_path,
     config = ScoreConfig(output="o", data="d", subjects="items", aspects="a")
     run, settings = runs.Run(str(tmp_path), "score", {}, started=0.0), SimpleNamespace(aspects=TWO)
     monkeypatch.setattr(stage, "PART_ROWS", 20)
-    scoring = stage.Scoring(run, config, settings, None, store, False, {})
+    scoring = stage.Scoring(run, config, settings, None, store, True, False, {})
     with pytest.raises(runs.RunError, match="1 prompts were not scored"):
         stage.write_scores(scoring)
     store.write(distinct[9:], [StoredScore((9, 1), (9.0, 1.0), "ok", "")])
