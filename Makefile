@@ -1,7 +1,7 @@
 # make quickstart   set-up, then the whole pipeline on the embedded data
 # make test         set-up, then all tests; `make -j2 -O test` runs those that wait for Ray beside the others
 # make test-fast    547 tests in a minute: pure functions, models, preparation, configurations, structure; no Ray
-# make lint         ruff: rules and format
+# make lint         ruff: rules and format; hadolint over docker/
 # make types        mypy over raygr/
 # make docs         the documentation in site/; a warning is an error
 # make tree         rewrites the list of modules in docs/architecture.md
@@ -48,7 +48,7 @@ test-fast: setup
 	  tests/simulate tests/test_config.py tests/test_structure.py tests/test_cli.py tests/test_runs.py
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/hadolint docker/*.Dockerfile
 
 types: setup
 	$(BIN)/mypy

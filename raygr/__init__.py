@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from raygr.recommend.recommender import load_recommender as load_recommender
 
 __all__ = ["explain_item", "finetune_llm", "fit", "load_recommender", "prepare_frame"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Read when torch is imported. OpenMP's threads spin by default while they wait, and another process on the same cores
 # then makes small operations many times slower (docs/results/speed.md).

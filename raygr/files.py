@@ -120,15 +120,15 @@ def write_table(table: "pa.Table", path: str) -> None:
     write_tables([table], path)
 
 
-def write_tables(tables: "Iterable[pa.Table]", path: str) -> None:
-    """Write tables of one schema, at least one, as one Parquet file."""
+def write_tables(tables: "Iterable[pa.Table]", path: str, *, compression: str = "snappy") -> None:
+    """Write tables of one schema, at least one, as one Parquet file; each starts a new row group."""
     import pyarrow.parquet as pq
 
     filesystem, inner = filesystem_of(path)
     filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
     rest = iter(tables)
     first = next(rest)
-    with pq.ParquetWriter(inner + ".part", first.schema, filesystem=filesystem) as writer:
+    with pq.ParquetWriter(inner + ".part", first.schema, filesystem=filesystem, compression=compression) as writer:
         for table in itertools.chain([first], rest):
             writer.write_table(table)
     filesystem.mv(inner + ".part", inner)

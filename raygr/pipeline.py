@@ -287,14 +287,15 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     """
     # tokenizers and torch, which a plan without prompts does without
     import numpy as np
+    import pyarrow as pa
     import torch
 
     from raygr.score.adapters import fitting_adapter
     from raygr.score.external_llm import request_fields
-    from raygr.score.store import open_store
+    from raygr.score.store import binary_hashes, open_store
     from raygr.score.subjects import chosen_prompts, chosen_subjects, prompt_settings, subjects_of
 
-    known: set[str] = set()
+    store = None
     match config:
         case ScoreConfig():
             subjects, fraction, chosen = config.subjects, config.cutoff_fraction, chosen_subjects(config)
@@ -308,11 +309,14 @@ def prompts_to_ask(config: ScoreConfig | FinetuneConfig | VectorsConfig, made: S
     if isinstance(config, ScoreConfig) and not (config.adapter and maker(config.adapter, made)):
         if config.adapter:
             fitting_adapter(config, settings)
-        known = open_store(config, on_gpu=torch.cuda.is_available()).known(retry_failed=config.retry_failed)
+        store = open_store(config, on_gpu=torch.cuda.is_available())
     drawn = np.random.default_rng(0).permutation(chosen)[:SAMPLED]
     rows = chosen_prompts(config.data, settings, drawn)
-    tokens_of = dict(zip(rows["prompt_sha256"].to_pylist(), rows["prompt_tokens"].to_pylist(), strict=True))
-    asked = [tokens for digest, tokens in tokens_of.items() if digest not in known]  # equal prompts are asked once
+    if isinstance(config, ScoreConfig) and store:
+        hashes_N = binary_hashes(rows["prompt_sha256"], config.output)
+        rows = rows.filter(pa.array(~store.answered(hashes_N, retry_failed=config.retry_failed)))
+    # equal prompts are asked once
+    asked = dict(zip(rows["prompt_sha256"].to_pylist(), rows["prompt_tokens"].to_pylist(), strict=True)).values()
     share = len(chosen) / max(1, len(drawn))
     prompts, tokens = round(len(asked) * share), round(sum(asked) * share)
     about = "about " if len(drawn) < len(chosen) else ""

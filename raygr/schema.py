@@ -5,6 +5,9 @@ padding; `user_index` is 0..U-1. Timestamps are milliseconds since 1970, or the 
 data has no clock. `position` counts a user's kept interactions from 0, oldest first.
 """
 
+import json
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 PADDING_INDEX = 0
@@ -77,13 +80,15 @@ USER_SCHEMA = pa.schema(
     ]
 )
 
-# A score run: one row per (subject, aspect list), written as a folder of Parquet parts.
+# A score run: one row per subject, written as a folder of Parquet parts. The names of the aspects stand once in the
+# metadata of each part: see score_schema.
 SCORES, QUALITY = "scores", "quality.json"
 TAUGHT, READ_OUT = "taught", "readout"  # modes of a readout's rows: the table's own score, or one that was read out
+ASPECTS = b"aspects"  # the key of the metadata: a JSON list in the order of the scores
+NAMED_ONCE = pa.dictionary(pa.int32(), pa.string())
 SCORE_SCHEMA = pa.schema(
     [
         ("subject_id", pa.string()),  # item_id or user_id
-        ("aspects", pa.list_(pa.string())),  # names in the order of the scores
         ("ratings", pa.list_(pa.int8())),  # integer 1..10 per aspect, null where not read
         ("expected", pa.list_(pa.float32())),  # probability-weighted mean of 1..10, null where not read
         ("reason", pa.string()),  # "ok", or why at least one rating could not be read
@@ -92,11 +97,17 @@ SCORE_SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("cutoff", pa.int64()),  # users: timestamp of the newest review in the prompt; items: null
         ("cutoff_position", pa.int32()),  # users: its position; items: null
-        ("model", pa.string()),
-        ("adapter", pa.string()),  # "" for the bare model
-        ("mode", pa.string()),  # probe, generate, generate-free, or that of a readout's row
+        ("model", NAMED_ONCE),
+        ("adapter", NAMED_ONCE),  # "" for the bare model
+        ("mode", NAMED_ONCE),  # probe, generate, generate-free, or that of a readout's row
     ]
 )
+
+
+def score_schema(aspects: Sequence[str]) -> pa.Schema:
+    """SCORE_SCHEMA with the names of the aspects, in the order of the scores."""
+    return SCORE_SCHEMA.with_metadata({ASPECTS: json.dumps(list(aspects))})
+
 
 # A train run.
 MODEL, METRICS, RANKS, HISTORY = "model.safetensors", "metrics.json", "ranks.parquet", "epochs.jsonl"

@@ -252,8 +252,18 @@ def test_a_block_is_a_command_or_says_its_language():
             assert language != "text" or not re.search(r"^(raygr|make|pip|python) ", block, re.MULTILINE), block
 
 
-NEEDS = {"network", "ten minutes", "hours", "own data", "published data", "quick start", "GPU", "cluster"}
+NEEDS = {"network", "ten minutes", "hours", "own data", "published data", "quick start", "GPU", "cluster", "Docker"}
+IMAGES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 MARKED = re.compile(r"(?:^<!-- (needs: [^>]+|run by [^>]+) -->\n)?^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
+def test_an_image_installs_what_the_page_on_installation_says(path):
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    commands = re.findall(
+        r"pip install --no-cache-dir (.+?)(?: && .*)?$", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(commands) == 2 and all(f"pip install {command}" in page for command in commands)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,5 +1,6 @@
 """Small prepare runs and score runs that follow schema.py, with two aspects."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from raygr.schema import (
     NEW_INTERACTIONS,
     REVIEW_SCHEMA,
     REVIEWS,
-    SCORE_SCHEMA,
     SCORES,
     TEST,
     TRAIN,
     USER_SCHEMA,
     USERS,
     VALIDATION,
+    score_schema,
 )
 from raygr.score.aspects import Aspect, AspectSet
 
@@ -131,6 +132,15 @@ def interaction_arrays(rows: list[tuple[int, int, float | None, str]]) -> Intera
     return Interactions(*columns, users=max(users) + 1, items=max(items))
 
 
+def sha256(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def hashes(*prompts: str) -> np.ndarray:
+    """The hashes of prompts as 32 bytes each, for the score store."""
+    return np.array([hashlib.sha256(prompt.encode()).digest() for prompt in prompts], "S32")
+
+
 def typed(columns: list[tuple], schema: pa.Schema) -> pa.Table:
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
@@ -152,7 +162,6 @@ def write_score_run(
     rows = [
         (
             subject,
-            aspects,
             [None if s is None else round(s) for s in values],
             values,
             "ok",
@@ -167,7 +176,7 @@ def write_score_run(
         )
         for subject, values in scores.items()
     ]
-    files.write_table(typed(list(zip(*rows, strict=True)), SCORE_SCHEMA), run.file(f"{SCORES}/part-0.parquet"))
+    files.write_table(typed(list(zip(*rows, strict=True)), score_schema(aspects)), run.file(f"{SCORES}/part-0.parquet"))
     runs.finish_run(run, inputs=[data] if data else [], counts={})
     return str(folder)
 

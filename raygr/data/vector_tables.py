@@ -5,6 +5,7 @@ Shape letters: `S` subjects, `I` items, `A` aspects.
 
 import csv
 import io
+import json
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.csv as pacsv
 from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.data.ids import complete_ids, read_id_lines
-from raygr.schema import SCORES
+from raygr.schema import ASPECTS, SCORES
 
 NAMED_IDS = 5  # number of ids that an error message shows
 
@@ -74,33 +75,41 @@ def read_score_run(path: str, *, subjects: Literal["items", "users"], column: st
     config = record.config
     if config["subjects"] != subjects:
         raise ValueError(f"{path} has scores of {config['subjects']}: name a score run of {subjects} here")
-    columns = ["subject_id", "aspects", column, "cutoff", "cutoff_position"]
-    vectors = pivot_scores(files.read_table(files.join(path, SCORES), columns), column=column, source=path)
-    return vectors._replace(data=record.inputs.get(config["data"]))
+    table, aspects = read_score_table(path, ["subject_id", column, "cutoff", "cutoff_position"])
+    ids_S = table["subject_id"].to_numpy().astype(str)
+    unique, first, counts = np.unique(ids_S, return_index=True, return_counts=True)
+    if len(unique) < len(ids_S):
+        raise ValueError(f"{path}: more than one score of {named(unique[counts > 1])}")
+    table = table.take(pa.array(first))  # in the order of the ids
+    cutoffs_S = table["cutoff_position"].fill_null(-1).to_numpy().astype(np.int64)
+    times_S = table["cutoff"].fill_null(-1).to_numpy()
+    values_SA = score_values(table[column], len(aspects), path)
+    return Vectors(unique, aspects, values_SA, cutoffs_S, times_S, record.inputs.get(config["data"]))
 
 
-def pivot_scores(table: pa.Table, *, column: str, source: str) -> Vectors:
-    """One row per subject from rows that hold a subject and a list of aspects."""
-    rows = np.asarray(pc.list_parent_indices(table["aspects"]))
-    subjects = table["subject_id"].to_numpy()
-    ids_S, subject_of_row = np.unique(subjects.astype(str), return_inverse=True)
-    names = pc.list_flatten(table["aspects"]).to_pylist()
-    aspects = tuple(dict.fromkeys(names))
-    number = {name: index for index, name in enumerate(aspects)}
-    aspect_N = np.fromiter((number[name] for name in names), np.int64, len(names))
-    value_N = pc.list_flatten(table[column]).cast(pa.float64()).to_numpy(zero_copy_only=False)
-    if len(value_N) != len(names):
-        raise ValueError(f"{source}: {len(names)} aspects, but {len(value_N)} values of {column!r}")
-    cell_N = subject_of_row[rows] * len(aspects) + aspect_N
-    if len(np.unique(cell_N)) < len(cell_N):
-        _, first, counts = np.unique(cell_N, return_index=True, return_counts=True)
-        raise ValueError(f"{source}: more than one score of {named(subjects[rows][first[counts > 1]])}")
-    values_SA = np.full((len(ids_S), len(aspects)), np.nan)
-    values_SA.reshape(-1)[cell_N] = value_N
-    cutoffs_S, times_S = np.full((2, len(ids_S)), -1, dtype=np.int64)
-    np.maximum.at(cutoffs_S, subject_of_row, table["cutoff_position"].fill_null(-1).to_numpy().astype(np.int64))
-    np.maximum.at(times_S, subject_of_row, table["cutoff"].fill_null(-1).to_numpy())
-    return Vectors(ids_S, aspects, values_SA, cutoffs_S, times_S)
+def read_score_table(run: str, columns: list[str]) -> tuple[pa.Table, tuple[str, ...]]:
+    """SCORE rows of a run, and the names of their aspects; ValueError where its rows have different aspects."""
+    place = files.join(run, SCORES)
+    table = files.read_table(place, columns)
+    if ASPECTS in (table.schema.metadata or {}):
+        return table, tuple(json.loads(table.schema.metadata[ASPECTS]))
+    # versions before 0.2 wrote the names into every row
+    lists = files.read_table(place, ["aspects"])["aspects"].combine_chunks()
+    aspects = tuple(lists[0].as_py()) if len(lists) else ()
+    if pc.list_flatten(lists).to_pylist() != [*aspects] * len(lists):
+        raise ValueError(f"{run}: not all rows have the aspects {', '.join(aspects)}; score again into a new folder")
+    return table, aspects
+
+
+def score_values(column: pa.ChunkedArray, width: int, source: str) -> np.ndarray:
+    """Ratings or expected ratings of SCORE rows, (S, A); NaN where there is none, in a row or in a list."""
+    values_SA = np.full((len(column), width), np.nan)
+    is_there_S = column.is_valid().to_numpy()
+    value_N = pc.list_flatten(column).cast(pa.float64()).to_numpy()
+    if len(value_N) != width * is_there_S.sum():
+        raise ValueError(f"{source}: {len(value_N)} scores of {is_there_S.sum()} subjects and {width} aspects")
+    values_SA[is_there_S] = value_N.reshape(-1, width)
+    return values_SA
 
 
 def read_vector_file(path: str, *, gaps: bool = False) -> Vectors:

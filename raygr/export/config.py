@@ -19,3 +19,5 @@ class ExportConfig:
     new_item_offset: float | None = None
     """What is added to the scores of items that training did not know: null takes what training calibrated, 0 adds
     nothing."""
+    use_gpu: bool | None = None
+    """null uses a GPU where this machine has one."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+GROUP = 128  # items whose greatest relevance is looked at before the items themselves
 POOL = 100  # re-ranked lists are taken from this many most relevant items of the user
 UNAVAILABLE = -3.0  # below every value of MMR, and above that of an item already taken
 
@@ -46,9 +47,23 @@ def scaled_relevance(scores_BI: Tensor, seen_row_N: Tensor, seen_item_N: Tensor)
 
 
 def top_lists(relevance_BI: Tensor, length: int) -> Lists:
-    """The `length` most relevant items, at most the catalogue. Items of equal relevance come in any order."""
-    relevance_BY, place_BY = relevance_BI.topk(min(length, relevance_BI.shape[1]), dim=1)
-    return Lists(place_BY, relevance_BY)
+    """The `length` most relevant items, at most the catalogue. Items of equal relevance come in any order.
+
+    The best Y items lie in the Y groups with the greatest maxima. Of a large catalogue only these are sorted, because a
+    maximum takes a fraction of the time of `topk`.
+    """
+    items = relevance_BI.shape[1]
+    length, groups = min(length, items), items // GROUP
+    if groups <= 4 * length:
+        relevance_BY, place_BY = relevance_BI.topk(length, dim=1)
+        return Lists(place_BY, relevance_BY)
+    greatest_BX = relevance_BI[:, : groups * GROUP].unflatten(1, (groups, GROUP)).amax(2)
+    group_BY = greatest_BX.topk(length, dim=1, sorted=False).indices
+    place_I = torch.arange(items, device=relevance_BI.device)
+    grouped_BC = place_I[: groups * GROUP].view(groups, GROUP)[group_BY].flatten(1)
+    place_BC = torch.cat([grouped_BC, place_I[groups * GROUP :].expand(len(grouped_BC), -1)], dim=1)
+    relevance_BY, at_BY = relevance_BI.gather(1, place_BC).topk(length, dim=1)
+    return Lists(place_BC.gather(1, at_BY), relevance_BY)
 
 
 def mmr_lists(relevance_BI: Tensor, unit_ID: Tensor, *, weight: float, length: int) -> Lists:

@@ -70,16 +70,15 @@ class BERT4Rec(nn.Module):
 
     def encode(self, rows_ID: Tensor, history_BL: Tensor, length_B: Tensor) -> Tensor:
         """The head's state at a [MASK] after the history, (B, D); it displaces the oldest of `max_history` items."""
-        asked_BL, asked_length_B = self.with_mask(history_BL, length_B)
+        asked_BL, asked_length_B = self.with_mask(history_BL, length_B, mask=len(rows_ID) + 1)
         state_BLD = self(rows_ID, asked_BL, asked_length_B)
         return state_BLD[torch.arange(len(length_B), device=length_B.device), asked_length_B - 1]
 
-    def with_mask(self, history_BL: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+    def with_mask(self, history_BL: Tensor, length_B: Tensor, *, mask: int) -> tuple[Tensor, Tensor]:
         """Appends a [MASK] to each history, within `max_history` steps; returns the histories and their lengths."""
         dropped_B = (length_B + 1 - self.max_history).clamp(min=0)
         length_B = length_B + 1 - dropped_B
         step_L = torch.arange(int(length_B.max()), device=history_BL.device)
         at_BL = (step_L + dropped_B[:, None]).clamp(max=history_BL.shape[1] - 1)
-        mask = len(self.embedding.base_ID) + 1
         item_BL = torch.where(step_L == length_B[:, None] - 1, mask, history_BL.gather(1, at_BL))
         return torch.where(step_L < length_B[:, None], item_BL, 0), length_B

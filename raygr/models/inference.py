@@ -6,6 +6,7 @@ Shape letters: `B` histories, `L` history length, `I` items, `D` width, `A` aspe
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from raygr.models.bert4rec import BERT4Rec
@@ -32,12 +33,16 @@ def encode_users(
     """
     device, embedding = rows_ID.device, model.embedding
     history_BL, length_B, user_B = history_BL.to(device), length_B.to(device), user_B.to(device)
-    encoder_BD = model.encode(rows_ID, history_BL, length_B)
+    # the rows of the histories' items, numbered from 1: models copy the table that they read
+    item_J = history_BL.unique()
+    item_J = item_J[item_J > 0]
+    history_BL = torch.where(history_BL > 0, torch.searchsorted(item_J, history_BL) + 1, 0)
+    encoder_BD = model.encode(rows_ID[item_J - 1], history_BL, length_B)
     users_BA = embedding.vectors_of(user_B)
     if embedding.state is None:
         return UserStates(encoder_BD, users_BA)
-    scores_IA, rating_BL = embedding.standard_rows(), rating_BL.to(device)
-    return UserStates(encoder_BD, embedding.state.at_end(scores_IA, history_BL, length_B, rating_BL, users_BA))
+    scores_JA, rating_BL = embedding.standard_rows(item_J), rating_BL.to(device)
+    return UserStates(encoder_BD, embedding.state.at_end(scores_JA, history_BL, length_B, rating_BL, users_BA))
 
 
 def user_vectors(model: SequenceModel, states: UserStates) -> Tensor:

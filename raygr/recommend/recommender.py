@@ -35,6 +35,8 @@ from raygr.train.inputs import read_list_scores
 from raygr.train.serving import read_model, read_serving
 
 ITEMS_AT_ONCE = 1024
+# Scores of a block of users and all items, which stay in a processor's cache while they are looked through.
+SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 
 class Recommendation(NamedTuple):
@@ -176,15 +178,28 @@ class Recommender:
         mmr_weight: float | None = None,
         steer: Mapping[str, float] | None = None,
     ) -> tuple[Lists, Tensor]:
-        """The best items after each history, and their scores (B, Y)."""
+        """The best items after each history, and their scores (B, Y).
+
+        Relevance is the score, or with `mmr_weight` the score scaled to [0, 1]; -inf where no item is left.
+        """
         check_steer(steer or {}, self.aspects, self.config)
-        scores_BI = self.scores(self.steered(self.encoded(histories), steer or {}))
-        relevance_BI = scaled_relevance(scores_BI, *self.left_out(histories))
-        if mmr_weight is None:
-            lists = top_lists(relevance_BI, n)
-        else:
-            lists = mmr_lists(relevance_BI, self.unit_ID, weight=mmr_weight, length=n)
-        return lists, scores_BI.gather(1, lists.place_BY)
+        vectors_BD = self.vectors(self.steered(self.encoded(histories), steer or {}))
+        row_N, item_N = self.left_out(histories)
+        step = max(1, SCORES_AT_ONCE[self.rows_ID.device.type] // len(self.rows_ID))
+        found = []
+        for first in range(0, len(vectors_BD), step):
+            scores_BI = (vectors_BD[first : first + step] @ self.rows_ID.T).float()
+            is_here_N = (row_N >= first) & (row_N < first + step)
+            seen = row_N[is_here_N] - first, item_N[is_here_N] - 1
+            if mmr_weight is None:
+                scores_BI[seen] = -torch.inf
+                lists = top_lists(scores_BI, n)
+            else:
+                relevance_BI = scaled_relevance(scores_BI, seen[0], seen[1] + 1)
+                lists = mmr_lists(relevance_BI, self.unit_ID, weight=mmr_weight, length=n)
+            found.append((*lists, scores_BI.gather(1, lists.place_BY)))
+        place_BY, relevance_BY, score_BY = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Lists(place_BY, relevance_BY), score_BY
 
     @torch.inference_mode()
     def states(self, histories: Histories) -> Tensor:

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygr.data.row_counts import log_rows
-from raygr.data.vector_tables import read_vectors
+from raygr.data.vector_tables import read_score_table, read_vectors, score_values
 from raygr.files import join, read_table
 from raygr.metrics.agreement import spearman
-from raygr.schema import INTERACTIONS, ITEMS, SCORES, TAUGHT, TRAIN, USERS
+from raygr.schema import INTERACTIONS, ITEMS, TAUGHT, TRAIN, USERS
 
 DRAWN_SUBJECTS, NEWEST_TITLES, LONGEST_NAME = 3, 3, 60
 
@@ -43,24 +43,14 @@ class Subject(NamedTuple):
 
 
 def read_scores(run: str) -> ScoreMatrix:
-    """The expected scores of a score run's subjects, if all their ratings could be read.
-
-    A run has one list of aspects; rows with another list than the first row's are left out.
-    """
-    table = read_table(join(run, SCORES), ["subject_id", "aspects", "expected", "reason", "mode"])
+    """The expected scores of a score run's subjects, if all their ratings could be read."""
+    table, aspects = read_score_table(run, ["subject_id", "expected", "reason", "mode"])
     read = len(table)
     table = table.filter(pc.equal(table["reason"], "ok"))
-    lists = table["aspects"].to_pylist()
-    aspects = lists[0] if lists else []
-    other = sum(names != aspects for names in lists)
-    dropped = {"not_read_in_full": read - len(lists), "of_other_aspects": other}
-    log_rows(f"subjects of {run}", read=read, kept=len(lists) - other, dropped=dropped)
-    table = table.filter(pa.array([names == aspects for names in lists], pa.bool_()))
-    values = pc.list_flatten(table["expected"]).cast(pa.float64()).to_numpy()
+    log_rows(f"subjects of {run}", read=read, kept=len(table), dropped={"not_read_in_full": read - len(table)})
+    values_SA = score_values(table["expected"], len(aspects), run)
     taught = table.filter(pc.equal(table["mode"], TAUGHT))["subject_id"].to_pylist()
-    return ScoreMatrix(
-        table["subject_id"].to_pylist(), aspects, values.reshape(-1, len(aspects) or 1), frozenset(taught)
-    )
+    return ScoreMatrix(table["subject_id"].to_pylist(), list(aspects), values_SA, frozenset(taught))
 
 
 def read_reference(path: str) -> ScoreMatrix:

@@ -55,7 +55,7 @@ def check_room(config: ScoreConfig, nodes: "Sequence[Node]", *, on_gpu: bool) ->
 
 
 def ask_engine(
-    prompts: str, missing: list[str], *, config: ScoreConfig, settings: EngineSettings, store: ScoreStore, is_here: bool
+    prompts: str, missing: pa.Array, *, config: ScoreConfig, settings: EngineSettings, store: ScoreStore, is_here: bool
 ) -> EngineTotals:
     """Has the subjects `missing` of the PROMPT rows in `prompts` answered; the answers go to the store.
 
@@ -86,7 +86,7 @@ def ask_engine(
 
 def answered_here(
     prompts: str,
-    missing: list[str],
+    missing: pa.Array,
     engine: type[ScoringActor],
     config: ScoreConfig,
     settings: EngineSettings,
@@ -94,7 +94,7 @@ def answered_here(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The counters of each batch, answered in the calling process."""
     rows = files.read_table(prompts, columns=["subject_id", *ASKED])
-    rows = rows.filter(pc.is_in(rows["subject_id"], value_set=pa.array(missing))).select(ASKED)
+    rows = rows.filter(pc.is_in(rows["subject_id"], value_set=missing)).select(ASKED)
     with torch_of_a_worker(worker_here(use_gpu=settings.on_gpu, threads=None), threads=None):
         actor = engine(settings, store)
         for first in range(0, len(rows), config.batch_size):
@@ -104,7 +104,7 @@ def answered_here(
 
 def answered_on_ray(
     prompts: str,
-    missing: list[str],
+    missing: pa.Array,
     engine: type[ScoringActor],
     config: ScoreConfig,
     settings: EngineSettings,
@@ -123,7 +123,7 @@ def answered_on_ray(
         .select_columns(["subject_id", *ASKED])
         .map_batches(
             keep_subjects,  # type: ignore[arg-type]  # Ray's types know no function that gets keywords by fn_kwargs
-            fn_kwargs={"wanted": ray.put(pa.array(missing))},
+            fn_kwargs={"wanted": ray.put(missing)},
             batch_format="pyarrow",
             zero_copy_batch=True,
         )

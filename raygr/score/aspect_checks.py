@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from raygr import files, runs, schema
+from raygr import runs
+from raygr.data.vector_tables import read_score_table, score_values
 from raygr.metrics.agreement import spearman
 from raygr.score.aspects import Aspect, AspectSet, load_aspects
 from raygr.score.config import ScoreConfig
 from raygr.score.prompt_checks import prompt_counts
-from raygr.score.quality import score_quality, vectors
+from raygr.score.quality import score_quality
 from raygr.score.subjects import chosen_prompts, encoder_of, prompt_settings, show_prompts, subjects_of
 
 LIKE_WORDS = 0.7  # share of the words that two names and descriptions have in common
@@ -75,12 +76,11 @@ def same_words(one: Aspect, other: Aspect) -> str:
 def score_lines(aspects: AspectSet, run: str) -> list[str]:
     """Dead aspects, pairs that order the subjects alike, and the aspects that are worth keeping."""
     runs.read_run(run, job="score")
-    table = files.read_table(files.join(run, schema.SCORES))
-    names = tuple(table["aspects"][0].as_py()) if len(table) else ()
+    table, names = read_score_table(run, ["ratings", "expected", "reason"])
     if names != aspects.names:
         return [f"{run} has scores of other aspects: {', '.join(names)}; score again with this file"]
     quality = score_quality(table, names)
-    expected_SA = vectors(table, "expected", len(names))
+    expected_SA = score_values(table["expected"], len(names), run)
     spread = {name: quality["aspects"][name]["spread"] or 0.0 for name in names}
     dead = [name for name in names if quality["aspects"][name]["dead"]]
     rank = quality["effective_rank"]

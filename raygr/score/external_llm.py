@@ -13,12 +13,14 @@ rating itself.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 
 from raygr import files, runs
@@ -33,6 +35,7 @@ FILED, KNOWN = "filed", "known_before"
 NOT_JSON, NO_ID, UNKNOWN_PROMPT, REPEATED, FAILED = "not_json", "no_custom_id", "unknown_prompt", "repeated", "failed"
 # Some readers end a line at these characters, which JSON allows inside a string.
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+IS_HASH = re.compile("[0-9a-f]{64}")
 ANSWERS_AT_ONCE = 4096  # answers in one file of the store
 # finish_reason, stop_reason or finishReason of an answer that reached the token limit
 CUT = ("length", "max_tokens", "MAX_TOKENS", "model_length", "model_context_window_exceeded")
@@ -150,14 +153,16 @@ def request_line(digest: str, system: str, user: str, request: Request) -> dict[
 
 
 def import_answers(
-    paths: Sequence[str], store: ScoreStore, *, asked: set[str], names: tuple[str, ...]
+    paths: Sequence[str], store: ScoreStore, *, asked_N: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, int]:
-    """Write the answers to the prompts in `asked` to the store; count the lines by what became of them.
+    """Write the answers to these prompts to the store; count the lines by what became of them.
 
+    `asked_N` holds the prompts' hashes as `binary_hashes` returns them.
     An answer replaces a stored one only if more ratings are read from it. ValueError where no line answers a prompt.
     """
     counts: Counter[str] = Counter()
-    known = store.ratings_known()
+    asked_N = np.sort(asked_N)
+    read_N = store.ratings_known(asked_N)  # of equal prompts only the first one's entry is used
     for path in paths:
         batch: dict[str, StoredScore] = {}
         filed = set()
@@ -167,14 +172,15 @@ def import_answers(
                 continue
             digest, parsed = answer.prompt_sha256, parse_ratings(answer.text, names, is_cut=answer.is_cut)
             read = sum(rating is not None for rating in parsed.ratings)
-            if digest not in asked:
+            place = place_of(digest, asked_N)
+            if place is None:
                 counts[UNKNOWN_PROMPT] += 1
-            elif read <= known.get(digest, -1):
+            elif read <= read_N[place]:
                 counts[REPEATED if digest in filed else KNOWN] += 1
             else:
                 counts[FILED] += 1
                 filed.add(digest)
-                known[digest] = read
+                read_N[place] = read
                 expected = tuple(None if rating is None else float(rating) for rating in parsed.ratings)
                 batch[digest] = StoredScore(parsed.ratings, expected, parsed.reason, answer.text)
             if len(batch) == ANSWERS_AT_ONCE:
@@ -187,6 +193,15 @@ def import_answers(
     if not counts[FILED] and not counts[KNOWN]:
         raise ValueError(f"{', '.join(paths)}: no line answers a prompt of this run ({json.dumps(counts)})")
     return dict(counts)
+
+
+def place_of(digest: str, sorted_N: np.ndarray) -> int | None:
+    """The first place of a hash among sorted ones; None where it is not there, or is no hash."""
+    if not IS_HASH.fullmatch(digest):
+        return None
+    wanted = np.array(bytes.fromhex(digest), sorted_N.dtype)
+    place = int(np.searchsorted(sorted_N, wanted))
+    return place if place < len(sorted_N) and sorted_N[place] == wanted else None
 
 
 def read_answers(path: str) -> Iterator[Answer | str]:

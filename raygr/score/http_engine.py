@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import openai
@@ -66,7 +66,7 @@ class Refused(Exception):
 
 
 def ask_server(
-    run: runs.Run, config: ScoreConfig, settings: PromptSettings, store: ScoreStore, missing: Sequence[str]
+    run: runs.Run, config: ScoreConfig, settings: PromptSettings, store: ScoreStore, missing: pa.Array
 ) -> int:
     """Ask the prompts of these subjects and return how many were answered.
 
@@ -89,9 +89,9 @@ def ask_server(
     return asking.filed
 
 
-def prompt_rows(run: str, subjects: Sequence[str]) -> Iterator[dict[str, Any]]:
+def prompt_rows(run: str, subjects: pa.Array) -> Iterator[dict[str, Any]]:
     """PROMPT rows of these subjects, read as they are needed."""
-    wanted = pc.is_in(pc.field("subject_id"), value_set=pa.array(subjects, pa.string()))
+    wanted = pc.is_in(pc.field("subject_id"), value_set=subjects)
     columns = ["prompt_ids", "prompt_sha256"]
     for batch in stored_table(run, PROMPTS).to_batches(columns=columns, filter=wanted, batch_size=256):
         yield from batch.to_pylist()
@@ -121,7 +121,7 @@ class Asking:
         self.batch: dict[str, StoredScore] = {}
         self.filed, self.next_start = 0, 0.0
         self.stopped, self.failure = "", ""
-        self.has_answers = bool(store.known())
+        self.has_answers = store.has_answers()
         self.fruitless = 0  # prompts in a row that failed, or that were refused before there was any answer
 
     async def ask_all(self, rows: Iterator[dict[str, Any]]) -> None:

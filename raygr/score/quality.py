@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raygr.data.vector_tables import score_values
 from raygr.metrics.z_scores import standardise
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,8 @@ class AspectQuality:
 
 def score_quality(scores: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
     """Summarise SCORE rows; `aspects` maps each name to the fields of its AspectQuality."""
-    reasons = Counter(scores["reason"].to_pylist())
-    expected_SA = vectors(scores, "expected", len(names))
-    ratings_SA = vectors(scores, "ratings", len(names))
+    reasons = Counter({entry["values"]: entry["counts"] for entry in scores["reason"].value_counts().to_pylist()})
+    expected_SA, ratings_SA = (score_values(scores[name], len(names), name) for name in ("expected", "ratings"))
     return {
         "subjects": len(scores),
         "by_reason": dict(reasons.most_common()),
@@ -43,12 +43,6 @@ def score_quality(scores: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
         },
         "effective_rank": effective_rank(expected_SA),
     }
-
-
-def vectors(scores: pa.Table, column: str, width: int) -> np.ndarray:
-    """A list column as a float64 array (S, A); NaN where a rating was not read."""
-    rows = [row if row is not None else [None] * width for row in scores[column].to_pylist()]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), width)
 
 
 def aspect_quality(expected_S: np.ndarray, ratings_S: np.ndarray) -> AspectQuality:

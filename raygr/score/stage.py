@@ -5,7 +5,7 @@
 3. `ask_engine` sends the others through actors (actors.py) that run vLLM (engine.py) or, under `engine: transformers`,
    one pass of the model per subject (transformers_engine.py), which write their answers to the store; under
    `engine: http`, `ask_server` sends them to a server (http_engine.py).
-4. `joined_scores` joins prompts and answers into SCORE rows, which are written to scores/ with a summary of quality.
+4. `write_scores` joins prompts and answers into SCORE rows in scores/; a summary of quality is written beside them.
 
 Ray makes the prompts and runs the actors, or for few subjects the calling process, but vLLM always runs on Ray. A run
 that was killed continues with the first of these steps that it did not finish.
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -32,7 +33,7 @@ from raygr.score.external_llm import check_free, import_answers, numbered, reque
 from raygr.score.http_engine import SPENT, api_key, ask_server
 from raygr.score.prompt_checks import CHECKED_COLUMNS, check_prompts
 from raygr.score.quality import log_quality, score_quality
-from raygr.score.store import REFUSED_BY_ENGINE, ScoreStore, open_store
+from raygr.score.store import REFUSED_BY_ENGINE, ScoreStore, binary_hashes, hash_ranges, open_store
 from raygr.score.subjects import (
     PROMPT_SCHEMA,
     PROMPTS,
@@ -43,6 +44,7 @@ from raygr.score.subjects import (
     encoder_of,
     item_prompts,
     prompt_settings,
+    stored_table,
     subjects_left_out,
     user_prompt,
 )
@@ -54,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT_BATCH = 256  # subjects tokenised per task call
 SMALL = 5000  # subjects whose prompts the calling process makes within a minute
+PART_ROWS = 1_000_000  # of scores/: prompts and answers of one part are joined in memory
 
 
 class Scoring(NamedTuple):
@@ -82,17 +85,17 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     run, store, names = scoring.run, scoring.store, scoring.settings.aspects.names
     filed = {}
     if answers:
-        asked = set(files.read_table(run.file(PROMPTS), columns=["prompt_sha256"])["prompt_sha256"].to_pylist())
-        filed = {"answers": import_answers(answers, store, asked=asked, names=names)}
+        filed = {"answers": import_answers(answers, store, asked_N=prompt_hashes(run)[1], names=names)}
     by_batches = config.answered_by is not None and config.engine != "http"
-    missing = missing_subjects(run, store.known(retry_failed=config.retry_failed and not by_batches))
+    store.compact()  # an earlier attempt may have left a file per batch
+    missing = missing_subjects(run, store, retry_failed=config.retry_failed and not by_batches)
     logger.info("score: %d %s to score; the store has answers to the others", len(missing), config.subjects)
     totals = EngineTotals()
-    if missing and config.engine == "http":
+    if len(missing) and config.engine == "http":
         began = time.monotonic()
         done = ask_server(run, config, scoring.settings, store, missing)
         totals = EngineTotals(subjects=done, seconds=time.monotonic() - began)
-    elif missing:
+    elif len(missing):
         if config.answered_by:
             raise runs.RunError(
                 f"{run.path}: {len(missing)} prompts have no answer of {config.answered_by} yet; --export-prompts FILE "
@@ -107,10 +110,11 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
             is_here=scoring.is_here,
         )
     store.compact()
-    scores = joined_scores(scoring)
-    if len(scores) and set(scores["reason"].to_pylist()) == {REFUSED_BY_ENGINE}:  # not the fault of single prompts
-        raise runs.RunError(f"the engine refused every prompt: {scores['completion'][0]}")
-    files.write_table(scores, files.join(run.file(schema.SCORES), "part-0.parquet"))
+    write_scores(scoring)
+    scores = files.read_table(run.file(schema.SCORES), ["ratings", "expected", "reason"])
+    if pc.unique(scores["reason"]).to_pylist() == [REFUSED_BY_ENGINE]:  # not the fault of single prompts
+        said = stored_table(run.path, schema.SCORES).head(1, columns=["completion"])["completion"][0]
+        raise runs.RunError(f"the engine refused every prompt: {said}")
     quality = score_quality(scores, names)
     speed = {
         "seconds": totals.seconds,
@@ -143,8 +147,7 @@ def export_prompts(config: ScoreConfig, path: str) -> list[str]:
         check_free(file)
     scoring = start_scoring(config, by_service=True)
     prompts = files.read_table(scoring.run.file(PROMPTS))
-    known = scoring.store.known(retry_failed=config.retry_failed, unread=False)
-    subjects = pa.array(missing_subjects(scoring.run, known), pa.string())
+    subjects = missing_subjects(scoring.run, scoring.store, retry_failed=config.retry_failed, unread=False)
     missing = prompts.filter(pc.is_in(prompts["subject_id"], value_set=subjects))
     settings = scoring.settings
     paths = write_requests(missing, path, settings=settings, request=request_fields(config, settings))
@@ -172,7 +175,7 @@ def start_scoring(config: ScoreConfig, *, by_service: bool) -> Scoring:
         api_key(config.http)
     # before Ray has started, this machine stands for the cluster's
     elif config.engine == "vllm" and not (
-        config.answered_by or open_store(config, on_gpu=torch.cuda.is_available()).known()
+        config.answered_by or open_store(config, on_gpu=torch.cuda.is_available()).has_answers()
     ):
         require_vllm()
     run = runs.start_run(config.output, job="score", config=config, inputs=input_paths(config))
@@ -290,13 +293,23 @@ def prompt_of_group(
     return user_prompt(reviews, settings=settings, items=ray.get(items), user_ids=ray.get(user_ids))
 
 
-def missing_subjects(run: runs.Run, known: set[str]) -> list[str]:
-    """The first subject of each distinct prompt whose hash is not in `known`."""
-    prompts = files.read_table(run.file(PROMPTS), columns=["subject_id", "prompt_sha256"])
-    first: dict[str, str] = {}
-    for subject, digest in zip(prompts["subject_id"].to_pylist(), prompts["prompt_sha256"].to_pylist(), strict=True):
-        first.setdefault(digest, subject)
-    return [subject for digest, subject in first.items() if digest not in known]
+def missing_subjects(run: runs.Run, store: ScoreStore, *, retry_failed: bool, unread: bool = True) -> pa.Array:
+    """The first subject of each distinct prompt that the store has no answer to; arguments as of `answered`."""
+    subjects, digests_N = prompt_hashes(run)
+    missing_M = np.flatnonzero(~store.answered(digests_N, retry_failed=retry_failed, unread=unread))
+    first = np.unique(digests_N[missing_M], return_index=True)[1]
+    return subjects.take(pa.array(missing_M[np.sort(first)])).combine_chunks()
+
+
+def prompt_hashes(run: runs.Run) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The subjects in the order of prompts/, and the hashes of their prompts as 32 bytes each."""
+    prompts, subjects, first = stored_table(run.path, PROMPTS), [], 0
+    digests_N = np.empty(prompts.count_rows(), "S32")
+    for rows in prompts.to_batches(columns=["subject_id", "prompt_sha256"]):  # as text they take twice the memory
+        subjects.append(rows["subject_id"])
+        digests_N[first : first + len(rows)] = binary_hashes(rows["prompt_sha256"], run.file(PROMPTS))
+        first += len(rows)
+    return pa.chunked_array(subjects, pa.string()), digests_N
 
 
 # --- answers -----------------------------------------------------------------------------------
@@ -326,26 +339,36 @@ def engine_settings(scoring: Scoring) -> EngineSettings:
     )
 
 
-def joined_scores(scoring: Scoring) -> pa.Table:
-    """SCORE rows in the order of prompts/, each with the store's answer; RunError where an answer is missing."""
+def write_scores(scoring: Scoring) -> None:
+    """Write SCORE rows as parts of at most about PART_ROWS prompts, each of a range of hashes, so that one fits into
+    memory; a single part has the order of prompts/. RunError where an answer is missing."""
+    run = scoring.run
+    runs.remove_parts(run, schema.SCORES)  # of an earlier attempt
+    parts = 1 + stored_table(run.path, PROMPTS).count_rows() // PART_ROWS
+    for number, (low, high) in enumerate(hash_ranges(parts)):
+        files.write_table(
+            joined_scores(scoring, low, high), files.join(run.file(schema.SCORES), f"part-{number}.parquet")
+        )
+
+
+def joined_scores(scoring: Scoring, low: str, high: str) -> pa.Table:
+    """SCORE rows of the prompts whose hash lies in low <= hash < high, each with the store's answer."""
     run, config = scoring.run, scoring.config
     columns = ["subject_id", "prompt_sha256", "prompt_tokens", "cutoff", "cutoff_position"]
-    table = files.read_table(run.file(PROMPTS), columns=columns)
-    answers = scoring.store.read()
+    in_range = (pc.field("prompt_sha256") >= low) & (pc.field("prompt_sha256") < high)
+    table = stored_table(run.path, PROMPTS).to_table(columns=columns, filter=in_range)
+    answers = scoring.store.read(low, high)
     places = pc.index_in(table["prompt_sha256"], value_set=answers["prompt_sha256"].combine_chunks())
     if places.null_count:
         raise runs.RunError(
             f"{run.path}: {places.null_count} prompts were not scored; run `raygr score` again to resume"
         )
-    found = answers.take(places).drop_columns("prompt_sha256")
-    constants = {
-        "aspects": list(scoring.settings.aspects.names),
-        "model": config.answered_by or config.llm,
-        "adapter": config.adapter or "",
-        "mode": answer_mode(config),
-    }
-    for name in found.column_names:
+    found = answers.take(places)
+    model, mode = config.answered_by or config.llm, answer_mode(config)
+    constants = {"model": model, "adapter": config.adapter or "", "mode": mode}
+    for name in ("ratings", "expected", "reason", "completion"):
         table = table.append_column(name, found[name])
     for name, value in constants.items():
-        table = table.append_column(name, pa.array([value] * len(table), type=schema.SCORE_SCHEMA.field(name).type))
-    return table.select(schema.SCORE_SCHEMA.names).cast(schema.SCORE_SCHEMA)
+        once = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([value]))
+        table = table.append_column(name, once)
+    return table.select(schema.SCORE_SCHEMA.names).cast(schema.score_schema(scoring.settings.aspects.names))

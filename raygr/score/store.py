@@ -2,24 +2,30 @@
 
 The store holds Parquet files under `<store>/<key>/`. The key covers everything besides the prompt that changes an
 answer: model, adapter, mode, sampling and engine settings. Rows are keyed by the prompt's hash. Engine actors write one
-file per finished batch; `compact` merges these into few large files. Where a prompt was asked more than once, the
-answer with the most ratings counts, and of equals the last one written.
+file per finished batch; `compact` merges these into few large files, sorted by hash. Where a prompt was asked more than
+once, the answer with the most ratings counts, and of equals the last one written.
+
+Questions about many prompts scan the store once in batches, against the sorted hashes of these prompts as 32 bytes
+each. So memory grows with the prompts that are looked up, by 80 bytes each, and not with the store.
 """
 
+import binascii
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 import pyarrow.parquet as pq
 from huggingface_hub import try_to_load_from_cache
 
@@ -40,11 +46,17 @@ STORE_SCHEMA = pa.schema(
     ]
 )
 NOT_FINITE, REFUSED_BY_ENGINE = "not_finite", "refused_by_engine"
-NOT_ANSWERED = (NOT_FINITE, REFUSED_BY_ENGINE)  # not answers of the model: such a prompt is always asked again
+# no answers of the model: such a prompt is always asked again
+NO_ANSWERS = pa.array([NOT_FINITE, REFUSED_BY_ENGINE], pa.string())
+IS_NO_ANSWER = pc.is_in(pc.field("reason"), NO_ANSWERS)
 LARGE_BYTES = 16 << 20  # `compact` leaves files of this size alone
-COMPACTED_ROWS = 500_000  # rows of one compacted file
+MERGED_BYTES = 64 << 20  # of files that `compact` merges at once: about a million answers
+GROUP_ROWS = 1 << 14  # of a compacted file: a reader of a range of hashes skips the others
+BATCHES_AHEAD, FILES_AHEAD = 4, 2  # that a scan reads while the last one is looked at
 READERS = 16  # threads
 LISTINGS = 5  # attempts to read a folder that another run is compacting
+
+Found = TypeVar("Found")
 
 # Choices of the engine that change an answer.
 LOGPROBS_MODE = "raw_logprobs"  # before the masks that force an answer's format
@@ -90,65 +102,95 @@ class ScoreStore:
         name = hashlib.sha256("".join([*hashes, *(repr(s) for s in scores)]).encode()).hexdigest()[:32]
         files.write_table(pa.Table.from_pylist(rows, schema=STORE_SCHEMA), files.join(self.path, f"{name}.parquet"))
 
-    def read(self) -> pa.Table:
-        """The best answer to each prompt, one row per hash."""
-        return best_of_each_hash(self.rows())
+    def read(self, low: str = "", high: str = "~") -> pa.Table:
+        """The best answer to each prompt whose hash lies in low <= hash < high, one row per hash."""
+        in_range = (pc.field("prompt_sha256") >= low) & (pc.field("prompt_sha256") < high)
+        rows = self.scanned(lambda dataset: dataset.to_table(filter=in_range))
+        return best_of_each_hash(rows.combine_chunks())  # sorting thousands of chunks takes longer than reading
 
-    def known(self, *, retry_failed: bool = False, unread: bool = True) -> set[str]:
-        """Hashes of the prompts that need not be asked again.
+    def has_answers(self) -> bool:
+        """Whether the model has answered any prompt."""
+        return len(self.scanned(lambda dataset: dataset.head(1, columns=["reason"], filter=~IS_NO_ANSWER))) > 0
+
+    def answered(self, digests_N: np.ndarray, *, retry_failed: bool = False, unread: bool = True) -> np.ndarray:
+        """Whether each of these prompts need not be asked again, (N,); hashes as `binary_hashes` returns them.
 
         `retry_failed` leaves out answers with a missing rating; `unread=False` leaves out answers without any rating.
         """
-        rows = self.rows(["prompt_sha256", "ratings", "reason"])
-        not_answered = pc.is_in(rows["reason"], value_set=pa.array(NOT_ANSWERED, pa.string()))
-        answered = pc.equal(rows["reason"], OK) if retry_failed else pc.invert(not_answered)
-        if not unread:
-            answered = pc.and_(answered, pa.array(ratings_read(rows) > 0))
-        return set(rows["prompt_sha256"].filter(answered).to_pylist())
 
-    def ratings_known(self) -> dict[str, int]:
-        """Map each hash to the number of ratings that were read from its best answer."""
-        rows = best_of_each_hash(self.rows(["prompt_sha256", "ratings", "written"]))
-        return dict(zip(rows["prompt_sha256"].to_pylist(), ratings_read(rows).tolist(), strict=True))
+        def is_answer(rows: pa.RecordBatch) -> np.ndarray:
+            counts = pc.equal(rows["reason"], OK) if retry_failed else pc.invert(pc.is_in(rows["reason"], NO_ANSWERS))
+            return counts.to_numpy(zero_copy_only=False) & (unread | (ratings_read(rows["ratings"]) > 0))
 
-    def rows(self, columns: list[str] | None = None) -> pa.Table:
-        """All answers of all files, in the order of file names."""
+        return self.greatest(digests_N, ["reason", "ratings"], is_answer) > 0
+
+    def ratings_known(self, digests_N: np.ndarray) -> np.ndarray:
+        """The number of ratings in the best answer to each of these prompts, (N,); -1 where there is no answer."""
+        return self.greatest(digests_N, ["ratings"], lambda rows: ratings_read(rows["ratings"]))
+
+    def greatest(
+        self, digests_N: np.ndarray, columns: list[str], value_of: Callable[[pa.RecordBatch], np.ndarray]
+    ) -> np.ndarray:
+        """The greatest value among the answers to each prompt, (N,); -1 where there is none."""
+        order_N = np.argsort(digests_N)
+        sorted_N = digests_N[order_N]
+
+        def scan(dataset: pyarrow.dataset.Dataset) -> np.ndarray:
+            value_N = np.full(len(sorted_N), -1, np.int16)
+            for rows in dataset.to_batches(
+                columns=["prompt_sha256", *columns], batch_readahead=BATCHES_AHEAD, fragment_readahead=FILES_AHEAD
+            ):
+                digests_R = binary_hashes(rows["prompt_sha256"], self.path)
+                place_R = np.searchsorted(sorted_N, digests_R)
+                is_asked_R = place_R < len(sorted_N)
+                is_asked_R[is_asked_R] = sorted_N[place_R[is_asked_R]] == digests_R[is_asked_R]
+                np.maximum.at(value_N, place_R[is_asked_R], value_of(rows)[is_asked_R].astype(np.int16))
+            return value_N
+
+        value_N = self.scanned(scan) if len(sorted_N) else np.zeros(0, np.int16)
+        found_N = np.empty_like(value_N)
+        found_N[order_N] = value_N[np.searchsorted(sorted_N, sorted_N)]  # equal prompts share the first one's value
+        return found_N
+
+    def scanned(self, scan: Callable[[pyarrow.dataset.Dataset], Found]) -> Found:
+        """What `scan` finds in all files, in the order of their names."""
         for _ in range(LISTINGS - 1):
-            try:
-                return self.read_files(sorted(self.sizes()), columns)
-            except FileNotFoundError:  # another run compacted it: the next listing has the new file
-                continue
-        return self.read_files(sorted(self.sizes()), columns)
+            with suppress(FileNotFoundError):  # another run compacted it: the next listing has the new file
+                return scan(self.dataset())
+        return scan(self.dataset())
 
-    def read_files(self, paths: list[str], columns: list[str] | None = None) -> pa.Table:
-        if not paths:
-            return pa.schema([STORE_SCHEMA.field(name) for name in columns or STORE_SCHEMA.names]).empty_table()
-        with ThreadPoolExecutor(READERS) as pool:
-            # threads fetch, because they wait on S3; one thread parses, because several would contend for the GIL
-            fetched = map(pa.BufferReader, pool.map(self.filesystem().cat_file, paths))
-            tables = [pq.ParquetFile(whole).read(columns=columns, use_threads=False) for whole in fetched]
-        return pa.concat_tables(tables).combine_chunks()  # sorting thousands of chunks takes longer than reading
+    def dataset(self) -> pyarrow.dataset.Dataset:
+        paths = sorted(self.sizes())
+        filesystem = files.arrow_filesystem(self.path)[0]
+        return pyarrow.dataset.dataset(paths, schema=STORE_SCHEMA, format="parquet", filesystem=filesystem)
 
     def compact(self) -> None:
         """Merge small files into few large ones; after a crash, a second call leaves every answer once.
 
-        The new file is complete before the old ones are removed. Files that other runs write meanwhile stay.
+        A new file is complete before the old ones are removed. Files that other runs write meanwhile stay.
         """
-        small = sorted(path for path, size in self.sizes().items() if size < LARGE_BYTES)
-        if len(small) < 2:
-            return
-        table = best_of_each_hash(self.read_files(small)).sort_by("prompt_sha256")
-        written = set()
-        for first in range(0, len(table), COMPACTED_ROWS):
-            part = table.slice(first, COMPACTED_ROWS)
-            content = f"{part['prompt_sha256'].to_pylist()} {part['written'].to_pylist()}"
-            name = f"compacted-{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
-            files.write_table(part, files.join(self.path, name))
-            written.add(name)
-        for path in small:
-            if path.rpartition("/")[2] not in written:
-                with suppress(FileNotFoundError):  # another run is compacting, too
+        sizes = {path: size for path, size in sorted(self.sizes().items()) if size < LARGE_BYTES}
+        with suppress(FileNotFoundError):  # another run is compacting, too
+            for merged in groups_of(sizes):
+                self.merge(merged)
+
+    def merge(self, paths: list[str]) -> None:
+        table = best_of_each_hash(self.read_files(paths)).sort_by("prompt_sha256")
+        content = f"{table['prompt_sha256'].to_pylist()} {table['written'].to_pylist()}"
+        name = f"compacted-{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
+        groups = (table.slice(first, GROUP_ROWS) for first in range(0, len(table), GROUP_ROWS))
+        files.write_tables(groups, files.join(self.path, name), compression="zstd")  # which halves hexadecimal digits
+        for path in paths:
+            if path.rpartition("/")[2] != name:
+                with suppress(FileNotFoundError):
                     self.filesystem().rm_file(path)
+
+    def read_files(self, paths: list[str]) -> pa.Table:
+        with ThreadPoolExecutor(READERS) as pool:
+            # threads fetch, because they wait on S3; one thread parses, because several would contend for the GIL
+            fetched = map(pa.BufferReader, pool.map(self.filesystem().cat_file, paths))
+            tables = [pq.ParquetFile(whole).read(use_threads=False) for whole in fetched]
+        return pa.concat_tables(tables).combine_chunks()
 
     def sizes(self) -> dict[str, int]:
         """Map each file to its size in bytes."""
@@ -161,20 +203,63 @@ class ScoreStore:
         return files.filesystem_of(self.path)[0]
 
 
-def ratings_read(rows: pa.Table) -> np.ndarray:
+def binary_hashes(hashes: pa.Array | pa.ChunkedArray, source: str) -> np.ndarray:
+    """The hashes as 32 bytes each, which numpy sorts and compares, (N,); ValueError names a source of other strings."""
+    parts = hashes.chunks if isinstance(hashes, pa.ChunkedArray) else [hashes]
+    try:
+        found = [np.frombuffer(binascii.unhexlify(hex_digits(part)), "S32") for part in parts]
+    except ValueError as error:  # also where a string is no hexadecimal number
+        raise ValueError(
+            f"{source}: prompt_sha256 holds other values than 64 hexadecimal digits: raygr did not write these files, "
+            "or they are damaged"
+        ) from error
+    return np.concatenate(found) if found else np.zeros(0, "S32")
+
+
+def hex_digits(hashes: pa.StringArray) -> memoryview:
+    """The digits of all hashes behind each other; ValueError unless each has 64."""
+    if hashes.null_count or pc.any(pc.not_equal(pc.binary_length(hashes), 64)).as_py():
+        raise ValueError("not 64 digits")
+    return memoryview(hashes.buffers()[2] or b"")[64 * hashes.offset :][: 64 * len(hashes)]
+
+
+def hash_ranges(count: int) -> Iterator[tuple[str, str]]:
+    """Cut the hashes into `count` ranges of equal width, each `low` and the `high` that it does not hold."""
+    edges = ["", *(f"{(part << 32) // count:08x}" for part in range(1, count)), "~"]
+    return itertools.pairwise(edges)
+
+
+def groups_of(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Groups of two files or more with MERGED_BYTES in all, or a little more."""
+    group: list[str] = []
+    group_bytes = 0
+    for path, size in sizes.items():
+        group.append(path)
+        group_bytes += size
+        if len(group) > 1 and group_bytes >= MERGED_BYTES:
+            yield group
+            group, group_bytes = [], 0
+    if len(group) > 1:
+        yield group
+
+
+def ratings_read(ratings: pa.ListArray) -> np.ndarray:
     """Count the ratings of each row that are not null, shape (rows,)."""
-    ratings = rows["ratings"].combine_chunks()
     is_read = pc.list_flatten(ratings).is_valid().to_numpy(zero_copy_only=False)
     owner = pc.list_parent_indices(ratings).to_numpy(zero_copy_only=False)
-    return np.bincount(owner[is_read], minlength=len(rows))
+    return np.bincount(owner[is_read], minlength=len(ratings))
 
 
 def best_of_each_hash(rows: pa.Table) -> pa.Table:
-    """Keep the row of each hash with the most ratings, and of equals the last one written."""
-    ranked = pa.table({
-        "prompt_sha256": rows["prompt_sha256"], "read": ratings_read(rows), "written": rows["written"]
-    }).append_column("row", pa.array(np.arange(len(rows))))  # fmt: skip
-    ranked = ranked.sort_by([("read", "ascending"), ("written", "ascending")])
+    """Keep the row of each hash with the most ratings, then one that is an answer, and of equals the last one written.
+
+    So a prompt that was answered without ratings stays answered, whatever an engine did with it later.
+    """
+    read = ratings_read(rows["ratings"].combine_chunks())
+    is_answer = pc.invert(pc.is_in(rows["reason"], NO_ANSWERS)).combine_chunks().cast(pa.int8())
+    columns = {"prompt_sha256": rows["prompt_sha256"], "read": read, "is_answer": is_answer, "written": rows["written"]}
+    ranked = pa.table(columns | {"row": np.arange(len(rows))})
+    ranked = ranked.sort_by([(name, "ascending") for name in ("read", "is_answer", "written")])
     best = ranked.group_by("prompt_sha256", use_threads=False).aggregate([("row", "last")])["row_last"]
     return rows.take(best)
 

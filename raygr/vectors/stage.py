@@ -172,9 +172,9 @@ def write_scores(
             else score_row(one, names, read.get(one.item_id), mode=schema.READ_OUT, model=config.llm)
             for one in texts
         ]
-        tables.append(pa.Table.from_pylist(rows, schema=schema.SCORE_SCHEMA))
+        tables.append(pa.Table.from_pylist(rows, schema=schema.score_schema(names)))
         log_progress(logger, "vectors", sum(map(len, tables)), None, "items")
-    scores = pa.concat_tables(tables)
+    scores = pa.concat_tables(tables).unify_dictionaries()
     files.write_table(scores, files.join(run.file(schema.SCORES), "part-0.parquet"))
     quality = score_quality(scores, names)
     files.write_json(quality, run.file(schema.QUALITY))
@@ -194,7 +194,6 @@ def score_row(
     unread = [None] * len(names)
     return {
         "subject_id": text.item_id,
-        "aspects": names,
         "ratings": unread if scores_A is None else np.rint(scores_A).astype(int).tolist(),
         "expected": unread if scores_A is None else scores_A.tolist(),
         "reason": WITHOUT_TEXT if scores_A is None else "ok",

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from toy_data import write_csv, write_score_run
 
+from raygr import files
 from raygr.data.vector_tables import Vectors, align_items, read_vectors
 
 IDS_I = np.array(["i1", "i2", "i3", "i4"])
@@ -20,6 +21,24 @@ def read(path: str, *, column: str = "expected", aspects: tuple[str, ...] | None
 
 def align(vectors: Vectors, *, missing: str = "mean", control: str = "none", seed: int = 0):
     return align_items(vectors, IDS_I, missing=missing, control=control, seed=seed)
+
+
+def test_a_score_run_of_an_older_version_names_its_aspects_in_every_row(tmp_path: Path):
+    path = write_score_run(tmp_path / "run", {"i1": [1.0, 2.0], "i0": [3.0, None]}, aspects=["pace", "tension"])
+    part = f"{path}/scores/part-0.parquet"
+    rows = files.read_table(part).replace_schema_metadata(None)
+    assert rows.schema.field("mode").type == pa.dictionary(pa.int32(), pa.string())
+    for name in ("model", "adapter", "mode"):
+        place = rows.column_names.index(name)
+        rows = rows.set_column(place, name, rows[name].cast(pa.string()))
+    named = rows.append_column("aspects", pa.array([["pace", "tension"]] * 2))
+    files.write_table(named, part)
+    vectors = read(path)
+    assert vectors.aspects == ("pace", "tension") and vectors.ids_S.tolist() == ["i0", "i1"]
+    np.testing.assert_array_equal(vectors.values_SA, [[3, np.nan], [1, 2]])
+    files.write_table(rows.append_column("aspects", pa.array([["pace", "tension"], ["pace", "wit"]])), part)
+    with pytest.raises(ValueError, match="not all rows have the aspects pace, tension; score again into a new folder"):
+        read(path)
 
 
 def test_score_run_gives_either_column_and_any_aspects(tmp_path: Path):

@@ -42,6 +42,19 @@ def test_relevance_is_the_score_on_0_to_1_over_unseen_items():
     assert found.tolist() == [[1.0, 0.0, 0.5, -math.inf], [0.0, 0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize(("items", "length"), [(7 * 128 + 5, 1), (50 * 128, 3), (41 * 128 + 100, 10)])
+def test_the_best_of_a_large_catalogue_are_those_of_a_full_sort(items: int, length: int):
+    relevance_BI = torch.randn(5, items, generator=torch.Generator().manual_seed(0))
+    relevance_BI[1, 2:] = -torch.inf  # nearly nothing is left
+    relevance_BI[2, -length:] = 9.0  # the best lie behind the last whole group
+    found, (relevance_BY, place_BI) = top_lists(relevance_BI, length), relevance_BI.sort(dim=1, descending=True)
+    assert torch.equal(found.relevance_BY, relevance_BY[:, :length])
+    for user in (0, 3, 4):
+        assert torch.equal(found.place_BY[user], place_BI[user, :length])
+    assert all(len(set(places)) == length for places in found.place_BY.tolist())
+    assert torch.equal(relevance_BI.gather(1, found.place_BY), found.relevance_BY)
+
+
 def test_mmr_by_hand():
     """Weight .5, after item 0: item 1 has .45 - .5 = -.05, item 2 .25 - 0, item 3 0 + .5. Then 2: .25 - 0."""
     unit_ID = unit_rows(VECTORS)

@@ -44,7 +44,7 @@ def test_padding_changes_nothing():
 def test_a_mask_follows_the_history_and_the_oldest_item_makes_room_for_it():
     model = small_model(max_history=4)
     history_BL, length_B = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 0], [8, 0, 0, 0]]), torch.tensor([4, 3, 1])
-    asked_BL, asked_length_B = model.with_mask(history_BL, length_B)
+    asked_BL, asked_length_B = model.with_mask(history_BL, length_B, mask=MASK)
     assert asked_BL.tolist() == [[2, 3, 4, MASK], [5, 6, 7, MASK], [8, MASK, 0, 0]]
     assert asked_length_B.tolist() == [4, 4, 2]
     last_BD = model.encode(model.embedding.item_rows(), history_BL, length_B)
@@ -53,7 +53,7 @@ def test_a_mask_follows_the_history_and_the_oldest_item_makes_room_for_it():
 
 
 def test_short_histories_grow_by_the_mask():
-    asked_BL, length_B = small_model().with_mask(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]))
+    asked_BL, length_B = small_model().with_mask(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), mask=MASK)
     assert asked_BL.tolist() == [[1, 2, MASK], [3, MASK, 0]]
     assert length_B.tolist() == [3, 2]
 

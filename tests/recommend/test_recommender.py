@@ -24,12 +24,13 @@ from raygr.config import ConfigError
 from raygr.data.ids import write_id_lines
 from raygr.data.vector_tables import read_vectors
 from raygr.explain.stage import explain_item
+from raygr.export import stage as export_stage
 from raygr.export.config import ExportConfig
 from raygr.export.stage import export
 from raygr.metrics.z_scores import standardise
 from raygr.models.workers import Share
 from raygr.recommend.config import RecommendConfig
-from raygr.recommend.recommender import Recommender, load_recommender, with_rows
+from raygr.recommend.recommender import SCORES_AT_ONCE, Histories, Recommender, load_recommender, with_rows
 from raygr.recommend.stage import (
     RecommendingActor,
     actor_settings,
@@ -495,6 +496,42 @@ def test_exported_vectors_rank_as_the_model_does(run: str, recommender: Recommen
         assert naive_list(scores_I, HISTORIES[user], 8) == [
             one.item_id for one in recommender.recommend(f"u{user}", n=8)
         ]
+
+
+def test_an_interrupted_export_goes_on_and_writes_the_same(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = export(ExportConfig(output=str(tmp_path / "whole"), train_run=run))
+    monkeypatch.setattr(export_stage, "SHARD_USERS", 5)
+    encoded: list[int] = []
+    states = Recommender.states
+
+    def interrupted(self: Recommender, histories: Histories) -> torch.Tensor:
+        encoded.append(len(histories.user_B))
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        return states(self, histories)
+
+    monkeypatch.setattr(Recommender, "states", interrupted)
+    config = ExportConfig(output=str(tmp_path / "export"), train_run=run)
+    with pytest.raises(KeyboardInterrupt):
+        export(config)
+    found = export(config)
+    assert encoded == [5, 5, 4, 4]  # the last shard twice
+    for name in ("user_vectors.npy", "item_vectors.npy", "user_vectors.ids.txt"):
+        assert Path(found.file(name)).read_bytes() == Path(whole.file(name)).read_bytes()
+    assert pq.read_table(found.file("user_vectors.parquet")).equals(pq.read_table(whole.file("user_vectors.parquet")))
+    assert not Path(found.file("user_parts")).exists()
+
+
+@pytest.mark.parametrize("mmr_weight", [None, 0.5])
+def test_users_in_small_blocks_have_the_same_lists(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch, mmr_weight: float | None
+):
+    everyone = recommender.of_users([f"u{user}" for user in range(USERS)])
+    lists, score_BY = recommender.lists(everyone, 7, mmr_weight=mmr_weight)
+    monkeypatch.setitem(SCORES_AT_ONCE, "cpu", 3 * ITEMS)
+    in_blocks, score_of_blocks_BY = recommender.lists(everyone, 7, mmr_weight=mmr_weight)
+    assert torch.equal(in_blocks.place_BY, lists.place_BY)
+    torch.testing.assert_close(score_of_blocks_BY, score_BY)
 
 
 def test_exported_vectors_come_back_as_scores(run: str, tmp_path: Path):

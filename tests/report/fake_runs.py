@@ -12,7 +12,7 @@ from raygr import runs
 from raygr.compare.tables import LIST_FIGURES
 from raygr.files import write_json, write_table, write_text
 from raygr.metrics.ranking import METRICS
-from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, ITEMS, SCORE_SCHEMA, USER_SCHEMA
+from raygr.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, ITEMS, USER_SCHEMA, score_schema
 from raygr.train.config import TrainConfig
 
 ASPECTS = ["tension level", "pace", "dead | aspect"]
@@ -64,11 +64,11 @@ def make_data(path: Path) -> str:
 
 def make_scores(path: Path, subjects: str, ids: list[str]) -> str:
     rows = [
-        {"subject_id": subject, "aspects": ASPECTS, "ratings": [row + 1, 5, 3], "expected": [row + 1.3, 9.0 - row, 3.0],
+        {"subject_id": subject, "ratings": [row + 1, 5, 3], "expected": [row + 1.3, 9.0 - row, 3.0],
          "reason": "ok" if row < 4 else "no rating", "model": "m", "adapter": "", "mode": "probe"}
         for row, subject in enumerate(ids)
     ]  # fmt: skip
-    write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), str(path / "scores" / "part-0.parquet"))
+    write_table(pa.Table.from_pylist(rows, schema=score_schema(ASPECTS)), str(path / "scores" / "part-0.parquet"))
     aspect = {"mean": 5.25, "spread": 1.75, "identical_share": 0.125, "dead": False}
     quality = {
         "subjects": len(ids), "by_reason": {"ok": 4, "no rating": 1}, "valid_share": 0.8, "effective_rank": 1.875,

@@ -49,12 +49,12 @@ def test_shipped_aspects_say_different_things(path: Path):
 def write_scores(folder: Path, names: tuple[str, ...], scores_SA: np.ndarray) -> str:
     rows = [
         dict.fromkeys(schema.SCORE_SCHEMA.names)
-        | {"subject_id": f"i{n}", "aspects": names, "reason": "ok"}
+        | {"subject_id": f"i{n}", "reason": "ok"}
         | {"expected": row.tolist(), "ratings": np.rint(row).astype(int).tolist()}
         for n, row in enumerate(scores_SA)
     ]
     (folder / "scores").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema.SCORE_SCHEMA), folder / "scores/part-0.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.score_schema(names)), folder / "scores/part-0.parquet")
     record = {"job": "score", "config": {"output": str(folder), "subjects": "items"}, "inputs": {}}
     (folder / "run.json").write_text(json.dumps(record))
     return str(folder)

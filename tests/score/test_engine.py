@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_data import walks, write_prepared
+from toy_data import hashes, sha256, walks, write_prepared
 
 from raygr.config import ConfigError
 from raygr.ray_setup import Node
@@ -164,14 +164,17 @@ def test_a_prompt_that_the_engine_refuses_fails_alone(vllm, tmp_path):
     actor.llm.completion = "pace: 7\nwit: 7"
     prompts = np.empty(5, dtype=object)
     prompts[:] = [PROMPT, PROMPT, PROMPT * 20, PROMPT, PROMPT * 30]
-    assert actor({"prompt_ids": prompts, "prompt_sha256": np.array(list("abcde"))})["subjects"].tolist() == [5]
-    rows = {row["prompt_sha256"]: row for row in actor.store.read().to_pylist()}
+    batch = {"prompt_ids": prompts, "prompt_sha256": np.array([sha256(name) for name in "abcde"])}
+    assert actor(batch)["subjects"].tolist() == [5]
+    found = {row["prompt_sha256"]: row for row in actor.store.read().to_pylist()}
+    rows = {name: found[sha256(name)] for name in "abcde"}
     assert {digest: row["reason"] for digest, row in rows.items()} == {
         "a": "ok", "b": "ok", "c": "refused_by_engine", "d": "ok", "e": "refused_by_engine"
     }  # fmt: skip
     assert rows["c"]["completion"] == "The decoder prompt (length 160) is longer than 99"
     assert rows["c"]["ratings"] == [None, None] and rows["a"]["ratings"] == [7, 7]
-    assert actor.store.known() == {"a", "b", "d"}  # the next run asks the other prompts again
+    # the next run asks the other prompts again
+    assert actor.store.answered(hashes(*"abcde")).tolist() == [True, True, False, True, False]
 
 
 def test_without_vllm_scoring_says_so_before_ray_starts(tmp_path, monkeypatch, tokenizer):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from toy_data import walks, write_prepared
+from toy_data import hashes, sha256, walks, write_prepared
 
 from raygr import files, runs
 from raygr.cli import main
@@ -73,42 +73,43 @@ def test_no_file_of_an_earlier_export_is_overwritten(tmp_path: Path, monkeypatch
 def test_answers_and_the_lines_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     path = write_lines(
-        tmp_path / "a.jsonl", [answer_line("a", answer_text(7)), answer_line("b", None, status=500), "x"]
+        tmp_path / "a.jsonl",
+        [answer_line(sha256("a"), answer_text(7)), answer_line(sha256("b"), None, status=500), "x"],
     )
-    import_answers([path], ScoreStore(str(tmp_path / "store")), asked={"a", "b"}, names=NAMES)
+    import_answers([path], ScoreStore(str(tmp_path / "store")), asked_N=hashes("a", "b"), names=NAMES)
     assert f"answers of {path}: 1 of 3 kept; left out: 1 failed, 1 not json" in caplog.messages
 
 
 def test_every_line_is_filed_or_counted_by_its_reason(tmp_path: Path):
     store = ScoreStore(str(tmp_path / "store"))
     lines = [
-        answer_line("a", answer_text(7)),
-        answer_line("a", answer_text(3)),
+        answer_line(sha256("a"), answer_text(7)),
+        answer_line(sha256("a"), answer_text(3)),
         "",
-        answer_line("b", None),  # refused
-        answer_line("c", "story complexity: 11\npace: 4/10"),
-        answer_line("d", answer_text(5), status=500),
+        answer_line(sha256("b"), None),  # refused
+        answer_line(sha256("c"), "story complexity: 11\npace: 4/10"),
+        answer_line(sha256("d"), answer_text(5), status=500),
         {"id": "b2", "custom_id": "d", "response": None, "error": {"message": "too long"}},
-        answer_line("elsewhere", answer_text(5)),
+        answer_line(sha256("elsewhere"), answer_text(5)),
         {"id": "b3"},
         '{"custom_id": "d", "resp',
         "[1]",
     ]
     path = write_lines(tmp_path / "answers.jsonl", lines)
-    asked = {"a", "b", "c", "d"}
-    assert import_answers([path], store, asked=asked, names=NAMES) == {
+    asked_N = hashes("a", "b", "c", "d")
+    assert import_answers([path], store, asked_N=asked_N, names=NAMES) == {
         "filed": 3, "repeated": 1, "failed": 2, "unknown_prompt": 1, "no_custom_id": 1, "not_json": 2
     }  # fmt: skip
-    rows = {row["prompt_sha256"]: row for row in store.read().to_pylist()}
+    rows = {name: row for row in store.read().to_pylist() for name in "abc" if row["prompt_sha256"] == sha256(name)}
     assert rows.keys() == {"a", "b", "c"}
     assert rows["a"]["ratings"] == [7] * 12 and rows["a"]["expected"] == [7.0] * 12 and rows["a"]["reason"] == "ok"
     assert (rows["b"]["reason"], rows["b"]["completion"]) == ("no_aspect_read", "")
     assert rows["c"]["ratings"][:1] == [None] and rows["c"]["ratings"][NAMES.index("pace")] == 4
     assert rows["c"]["reason"] == "out_of_range"
-    again = import_answers([path], store, asked=asked, names=NAMES)
+    again = import_answers([path], store, asked_N=asked_N, names=NAMES)
     assert again["known_before"] == 4 and "filed" not in again
     with pytest.raises(ValueError, match=r"no line answers a prompt of this run .*unknown_prompt"):
-        import_answers([path], store, asked={"other"}, names=NAMES)
+        import_answers([path], store, asked_N=hashes("other"), names=NAMES)
 
 
 OPENAI = {"id": "batch_req_1", "custom_id": "a", "error": None}
@@ -179,21 +180,22 @@ def test_a_request_that_failed_is_no_answer(line):
 def test_an_answer_that_was_cut_off_says_so_and_its_last_number_is_no_rating(tmp_path: Path):
     store = ScoreStore(str(tmp_path / "store"))
     texts = {"a": "wit: 7\npace: 1", "b": "wit: 7\npace: 1\nThese ratings rest on", "c": "<think>Well"}
-    lines = [openai_line({"content": text}, "length") | {"custom_id": digest} for digest, text in texts.items()]
-    import_answers([write_lines(tmp_path / "a.jsonl", lines)], store, asked=set(texts), names=("wit", "pace"))
+    lines = [openai_line({"content": text}, "length") | {"custom_id": sha256(name)} for name, text in texts.items()]
+    import_answers([write_lines(tmp_path / "a.jsonl", lines)], store, asked_N=hashes(*texts), names=("wit", "pace"))
     rows = {row["prompt_sha256"]: (row["ratings"], row["reason"]) for row in store.read().to_pylist()}
-    assert rows == {"a": ([7, None], "length"), "b": ([7, 1], "ok"), "c": ([None, None], "length")}
+    expected = {"a": ([7, None], "length"), "b": ([7, 1], "ok"), "c": ([None, None], "length")}
+    assert rows == {sha256(name): row for name, row in expected.items()}
 
 
 def test_a_better_answer_replaces_what_nothing_was_read_of(tmp_path: Path):
     store = ScoreStore(str(tmp_path / "store"))
-    poor = write_lines(tmp_path / "a.jsonl", [answer_line("a", None), answer_line("b", "wit: 4")])
-    good = write_lines(tmp_path / "b.jsonl", [answer_line(digest, "wit: 6\npace: 8") for digest in "ab"])
-    names, asked = ("wit", "pace"), {"a", "b"}
-    assert import_answers([poor], store, asked=asked, names=names) == {"filed": 2}
-    assert store.known(unread=False) == {"b"}
-    assert import_answers([good], store, asked=asked, names=names) == {"filed": 2}
-    assert import_answers([poor, good], store, asked=asked, names=names) == {"known_before": 4}
+    poor = write_lines(tmp_path / "a.jsonl", [answer_line(sha256("a"), None), answer_line(sha256("b"), "wit: 4")])
+    good = write_lines(tmp_path / "b.jsonl", [answer_line(sha256(name), "wit: 6\npace: 8") for name in "ab"])
+    names, asked_N = ("wit", "pace"), hashes("a", "b")
+    assert import_answers([poor], store, asked_N=asked_N, names=names) == {"filed": 2}
+    assert store.answered(asked_N, unread=False).tolist() == [False, True]
+    assert import_answers([good], store, asked_N=asked_N, names=names) == {"filed": 2}
+    assert import_answers([poor, good], store, asked_N=asked_N, names=names) == {"known_before": 4}
     assert {tuple(row["ratings"]) for row in store.read().to_pylist()} == {(6, 8)}
 
 
@@ -253,7 +255,7 @@ def test_another_llm_needs_a_name(tmp_path: Path):
     data = write_prepared(tmp_path / "prepare", walks(2, 9, 5, seed=0), items=9)
     shared = {"output": str(tmp_path / "s"), "data": data, "subjects": "items", "aspects": ASPECTS}
     nameless = ScoreConfig(**shared, mode="generate", structured=False)
-    answers = write_lines(tmp_path / "answers.jsonl", [answer_line("a", answer_text(7))])
+    answers = write_lines(tmp_path / "answers.jsonl", [answer_line(sha256("a"), answer_text(7))])
     with pytest.raises(ConfigError, match=r"answered_by: not set, .* as those of smollm2: set it") as caught:
         score(nameless, answers=[answers])
     assert "\n" not in str(caught.value)

@@ -29,6 +29,7 @@ from raygr.score.chat_replies import joined, sample_of
 from raygr.score.config import ScoreConfig
 from raygr.score.default_model import small_model_folder
 from raygr.score.http_engine import SPENT, ask_server
+from raygr.score.stage import missing_subjects
 from raygr.score.store import ScoreStore, open_store
 from raygr.score.subjects import chosen_prompts, prompt_settings, subjects_of
 
@@ -77,10 +78,8 @@ def ask(config: ScoreConfig) -> ScoreStore:
         settings, store = prompt_settings(config, "items"), open_store(config, on_gpu=False)
         prompts = chosen_prompts(config.data, settings, subjects_of(config.data, "items", None))
         files.write_table(prompts, run.file("prompts/part-0.parquet"))
-        known = store.known()
-        rows = zip(prompts["subject_id"].to_pylist(), prompts["prompt_sha256"].to_pylist(), strict=True)
-        missing = [subject for subject, digest in rows if digest not in known]
-        if missing:
+        missing = missing_subjects(run, store, retry_failed=False)
+        if len(missing):
             ask_server(run, config, settings, store, missing)
         return store
     finally:
@@ -91,7 +90,7 @@ def ratings_of(store: ScoreStore, config: ScoreConfig) -> dict[str, list[int | N
     """The ratings of each subject; every row of the store, so that an answer that is there twice is an error."""
     prompts = files.read_table(f"{config.output}/prompts")
     subjects = dict(zip(prompts["prompt_sha256"].to_pylist(), prompts["subject_id"].to_pylist(), strict=True))
-    rows = store.rows().to_pylist()
+    rows = store.dataset().to_table().to_pylist()
     assert len({row["prompt_sha256"] for row in rows}) == len(rows)
     return {subjects[row["prompt_sha256"]]: row["ratings"] for row in rows}
 
@@ -196,7 +195,7 @@ def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(data: Path, tmp_path: P
         done = len(server.requests)
         assert most - 2 <= done <= most
         assert f"answered: {done}, left: {ITEMS - done}; the same command continues" in str(reached.value)
-        assert len(open_store(config, on_gpu=False).known()) == done
+        assert len(open_store(config, on_gpu=False).read()) == done
         with pytest.raises(runs.RunError, match="is reached"):  # earlier attempts count
             ask(config)
         assert len(server.requests) == done

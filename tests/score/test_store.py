@@ -1,16 +1,26 @@
 """After retries and sharing, the score store has one row per hash: the best answer, or the last of equal ones."""
 
+import itertools
 import os
-import time
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_data import TWO, hashes, sha256
 
+from raygr import files, runs
+from raygr.data.vector_tables import read_score_table
+from raygr.score import stage
 from raygr.score import store as store_module
 from raygr.score.config import SAME_ANSWERS, ScoreConfig
-from raygr.score.store import ScoreStore, StoredScore, open_store
+from raygr.score.store import ScoreStore, StoredScore, binary_hashes, hash_ranges, open_store
 
 
 def answer(rating: int | None, *, reason: str = "ok", completion: str = "text") -> StoredScore:
@@ -22,17 +32,26 @@ def nothing(reason: str) -> StoredScore:
     return StoredScore((None, None), (None, None), reason, "")
 
 
+def known(store: ScoreStore, names: Iterable[str], **how: bool) -> set[str]:
+    names = list(names)
+    return set(itertools.compress(names, store.answered(hashes(*names), **how)))
+
+
+def write(store: ScoreStore, answers: Mapping[str, StoredScore]) -> None:
+    store.write([sha256(name) for name in answers], list(answers.values()))
+
+
 def test_a_retried_batch_leaves_one_answer_per_hash(tmp_path):
     store = ScoreStore(str(tmp_path / "store"))
-    assert store.known() == set()
-    store.write(["a", "b"], [answer(1), answer(2)])
-    store.write(["a", "b"], [answer(1), answer(2)])  # the actor was killed after writing
-    store.write(["b", "c"], [answer(2), answer(3)])  # another run asked, too
+    assert not store.has_answers() and known(store, "abc") == set() and len(store.read()) == 0
+    write(store, {"a": answer(1), "b": answer(2)})
+    write(store, {"a": answer(1), "b": answer(2)})  # the actor was killed after writing
+    write(store, {"b": answer(2), "c": answer(3)})  # another run asked, too
     table = store.read()
-    assert sorted(table["prompt_sha256"].to_pylist()) == ["a", "b", "c"]
-    row = next(row for row in table.drop_columns("written").to_pylist() if row["prompt_sha256"] == "c")
+    assert sorted(table["prompt_sha256"].to_pylist()) == sorted(map(sha256, "abc"))
+    row = next(row for row in table.drop_columns("written").to_pylist() if row["prompt_sha256"] == sha256("c"))
     assert row == {
-        "prompt_sha256": "c",
+        "prompt_sha256": sha256("c"),
         "ratings": [3, 3],
         "expected": [3.5, 3.5],
         "reason": "ok",
@@ -43,47 +62,139 @@ def test_a_retried_batch_leaves_one_answer_per_hash(tmp_path):
 def test_the_last_good_answer_wins_whatever_failed_before_or_after(tmp_path):
     store = ScoreStore(str(tmp_path / "store"))
     for score in (nothing("no_aspect_read"), answer(3), answer(7), nothing("length"), nothing("not_finite")):
-        store.write(["a"], [score])
-    store.write(["b"], [nothing("no_aspect_read")])
-    store.write(["b"], [StoredScore((4, None), (4.0, None), "some_aspects_missing", "")])
+        write(store, {"a": score})
+    write(store, {"b": nothing("no_aspect_read")})
+    write(store, {"b": StoredScore((4, None), (4.0, None), "some_aspects_missing", "")})
     for _ in range(2):  # as written, and compacted
         rows = {row["prompt_sha256"]: (row["ratings"], row["reason"]) for row in store.read().to_pylist()}
-        assert rows == {"a": ([7, 7], "ok"), "b": ([4, None], "some_aspects_missing")}
+        assert rows == {sha256("a"): ([7, 7], "ok"), sha256("b"): ([4, None], "some_aspects_missing")}
         store.compact()
 
 
 def test_what_failed_is_asked_again_and_what_is_no_answer_always(tmp_path):
     store = ScoreStore(str(tmp_path / "store"))
-    reasons = ["ok", "length", "no_aspect_read", "not_finite", "refused_by_engine"]
-    store.write(reasons, [answer(5), *(nothing(reason) for reason in reasons[1:])])
-    store.write(["half"], [StoredScore((4, None), (4.0, None), "out_of_range", "")])
-    assert store.known() == {"ok", "length", "no_aspect_read", "half"}
-    assert store.known(retry_failed=True) == {"ok"}
-    assert store.known(unread=False) == {"ok", "half"}
-    assert store.ratings_known() == {"ok": 2, "half": 1} | dict.fromkeys(reasons[1:], 0)
+    failures = ["length", "no_aspect_read", "not_finite", "refused_by_engine"]
+    write(store, {reason: nothing(reason) for reason in failures[2:]})
+    assert not store.has_answers()
+    write(store, {"ok": answer(5)} | {reason: nothing(reason) for reason in failures[:2]})
+    write(store, {"half": StoredScore((4, None), (4.0, None), "out_of_range", "")})
+    assert store.has_answers()
+    asked = ["never asked", "ok", *failures, "half", "ok"]
+    assert known(store, asked) == {"ok", "length", "no_aspect_read", "half"}
+    assert known(store, asked, retry_failed=True) == {"ok"}
+    assert known(store, asked, unread=False) == {"ok", "half"}
+    assert store.ratings_known(hashes(*asked)).tolist() == [-1, 2, 0, 0, 0, 0, 1, 2]
+    assert known(store, []) == set()
 
 
-def test_twenty_thousand_files_of_batches_become_one(tmp_path):
+reasons = st.sampled_from(["ok", "length", "not_finite", "refused_by_engine"])
+written = st.lists(st.lists(st.tuples(st.integers(0, 7), reasons, st.integers(1, 10)), min_size=1, max_size=5))
+
+
+@settings(max_examples=12)
+@given(batches=written, asked=st.lists(st.integers(0, 9), max_size=12), compact_after=st.sets(st.integers(0, 9)))
+def test_the_store_answers_as_a_plain_dict_does(batches, asked, compact_after):
+    best: dict[str, tuple[tuple[int, bool], StoredScore]] = {}
+    reasons_of: dict[str, set[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = ScoreStore(folder)
+        for number, batch in enumerate(batches):
+            answers = {}
+            for prompt, reason, rating in batch:
+                answers[str(prompt)] = answer(rating) if reason == "ok" else nothing(reason)
+            write(store, answers)
+            for prompt, score in answers.items():
+                value = sum(one is not None for one in score.ratings), score.reason in ("ok", "length")
+                if prompt not in best or value >= best[prompt][0]:
+                    best[prompt] = value, score
+                reasons_of.setdefault(prompt, set()).add(score.reason)
+            if number in compact_after:
+                store.compact()
+        prompts = [str(one) for one in asked]
+        answered_in_words = {one for one, found in reasons_of.items() if found - {"not_finite", "refused_by_engine"}}
+        assert store.has_answers() == bool(answered_in_words)
+        assert known(store, prompts) == answered_in_words & set(prompts)
+        assert store.ratings_known(hashes(*prompts)).tolist() == [
+            best[one][0][0] if one in best else -1 for one in prompts
+        ]
+        rows = [row for low, high in hash_ranges(3) for row in store.read(low, high).to_pylist()]
+        assert len(rows) == len(best) == len(store.read())
+        found = {row["prompt_sha256"]: (row["ratings"], row["reason"]) for row in rows}
+        assert found == {sha256(one): (list(score.ratings), score.reason) for one, (_, score) in best.items()}
+
+
+def test_hashes_are_32_bytes_in_their_order_and_other_files_are_refused(tmp_path):
+    digits = pa.chunked_array([pa.array([sha256(name) for name in "abc"])[1:], pa.array([f"{0:064x}"])])
+    assert binary_hashes(digits, "here").tolist() == [*hashes("b", "c").tolist(), b""]  # numpy hides zeros at the end
     store = ScoreStore(str(tmp_path / "store"))
-    store.write(["failed before"], [nothing("length")])
+    for wrong in ("short", "x" * 64):
+        store.write([wrong], [answer(1)])
+        with pytest.raises(ValueError, match="store: prompt_sha256 holds other values than 64 hexadecimal digits"):
+            known(store, "a")
+        shutil.rmtree(store.path)
+
+
+def test_many_scores_are_written_in_parts_that_hold_every_subject_once(tmp_path, monkeypatch):
+    names = [f"i{number}" for number in range(60)]
+    prompts = {"subject_id": names, "prompt_sha256": [sha256(name[:2]) for name in names], "prompt_tokens": range(60)}
+    absent = {"cutoff": pa.nulls(60, pa.int64()), "cutoff_position": pa.nulls(60, pa.int32())}
+    files.write_table(pa.table(prompts | absent), str(tmp_path / "prompts" / "part-0.parquet"))
+    store = ScoreStore(str(tmp_path / "store"))
+    distinct = list(dict.fromkeys(prompts["prompt_sha256"]))
+    assert len(distinct) == 10  # equal prompts share an answer
+    store.write(distinct[:9], [StoredScore((n, 1), (float(n), 1.0), "ok", "") for n in range(9)])
+    config = ScoreConfig(output="o", data="d", subjects="items", aspects="a")
+    run, settings = runs.Run(str(tmp_path), "score", {}, started=0.0), SimpleNamespace(aspects=TWO)
+    monkeypatch.setattr(stage, "PART_ROWS", 20)
+    scoring = stage.Scoring(run, config, settings, None, store, True, False, {})
+    with pytest.raises(runs.RunError, match="1 prompts were not scored"):
+        stage.write_scores(scoring)
+    store.write(distinct[9:], [StoredScore((9, 1), (9.0, 1.0), "ok", "")])
+    stage.write_scores(scoring)
+    assert len(list((tmp_path / "scores").iterdir())) == 4
+    scores, aspects = read_score_table(str(tmp_path), ["subject_id", "ratings", "model", "mode"])
+    assert aspects == TWO.names and sorted(scores["subject_id"].to_pylist()) == sorted(names)
+    assert all(row["ratings"] == [distinct.index(sha256(row["subject_id"][:2])), 1] for row in scores.to_pylist())
+    assert {(row["model"], row["mode"]) for row in scores.to_pylist()} == {("smollm2", "probe")}
+
+
+def test_ranges_of_hashes_leave_no_gap():
+    for count in (1, 3, 16):
+        ranges = list(hash_ranges(count))
+        assert len(ranges) == count and ranges[0][0] == "" and ranges[-1][1] > "f" * 64
+        assert all(before[1] == after[0] and before[0] < before[1] for before, after in itertools.pairwise(ranges))
+
+
+def test_two_thousand_files_of_batches_become_one(tmp_path):
+    store = ScoreStore(str(tmp_path / "store"))
+    write(store, {"failed before": nothing("length")})
     batch = next(path for path in Path(store.path).iterdir())
-    for number in range(20_000 - 2):
+    for number in range(2_000 - 2):
         os.link(batch, f"{store.path}/{number}.parquet")
-    store.write([str(number) for number in range(50)], [answer(1 + number % 10) for number in range(50)])
-    begun = time.monotonic()
+    write(store, {str(number): answer(1 + number % 10) for number in range(50)})
     store.compact()
-    assert time.monotonic() - begun < 60  # 4 s on two idle cores; 20 s with one read_table per file
     assert [path.name.split("-")[0] for path in Path(store.path).iterdir()] == ["compacted"]
-    assert len(store.read()) == 51 and len(store.known(retry_failed=True)) == 50
+    names = [str(number) for number in range(50)]
+    assert len(store.read()) == 51 and known(store, [*names, "failed before"], retry_failed=True) == set(names)
     before = os.listdir(store.path)
     store.compact()  # there is nothing left to do
     assert os.listdir(store.path) == before
 
 
+def test_small_files_are_merged_in_groups_that_fit_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "MERGED_BYTES", 3 * 2_500)  # of about three files
+    store = ScoreStore(str(tmp_path / "store"))
+    for number in range(10):
+        write(store, {str(number): answer(number + 1)})
+    store.compact()
+    assert 1 < len(os.listdir(store.path)) < 10
+    assert sorted(store.read()["prompt_sha256"].to_pylist()) == sorted(sha256(str(number)) for number in range(10))
+
+
 def test_a_compaction_that_was_cut_short_loses_and_doubles_nothing(tmp_path, monkeypatch):
     store = ScoreStore(str(tmp_path / "store"))
     for number in range(3):
-        store.write([str(number)], [answer(number + 1)])
+        write(store, {str(number): answer(number + 1)})
     full = store.read().sort_by("prompt_sha256")
 
     def killed(self, path):
@@ -96,18 +207,22 @@ def test_a_compaction_that_was_cut_short_loses_and_doubles_nothing(tmp_path, mon
     assert len(os.listdir(store.path)) == 4
     assert store.read().sort_by("prompt_sha256").equals(full)
     store.compact()
-    assert len(os.listdir(store.path)) == 1 and store.read().equals(full)
+    assert len(os.listdir(store.path)) == 1 and store.read().sort_by("prompt_sha256").equals(full)
 
 
 def test_a_folder_that_is_compacted_while_it_is_read_is_listed_again(tmp_path, monkeypatch):
     store = ScoreStore(str(tmp_path / "store"))
     for number in range(2):
-        store.write([str(number)], [answer(number + 1)])
-    listings = [sorted(store.sizes())]
+        write(store, {str(number): answer(number + 1)})
+    listings = [store.sizes()] * 3
     store.compact()
     real = ScoreStore.sizes
-    monkeypatch.setattr(ScoreStore, "sizes", lambda self: dict.fromkeys(listings.pop(), 1) if listings else real(self))
-    assert sorted(store.read()["prompt_sha256"].to_pylist()) == ["0", "1"]
+    monkeypatch.setattr(ScoreStore, "sizes", lambda self: listings.pop() if listings else real(self))
+    assert sorted(store.read()["prompt_sha256"].to_pylist()) == sorted(map(sha256, "01"))
+    assert listings == []
+    listings += [{f"{store.path}/gone{number}.parquet": 1 for number in range(2)}]
+    store.compact()  # another run has merged these files: that is no error
+    assert known(store, "012") == {"0", "1"}
 
 
 def test_scores_from_probabilities_are_the_mode_and_the_mean():
