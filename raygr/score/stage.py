@@ -85,7 +85,7 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     run, store, names = scoring.run, scoring.store, scoring.settings.aspects.names
     filed = {}
     if answers:
-        filed = {"answers": import_answers(answers, store, asked_N=prompt_hashes(run)[1], names=names)}
+        filed = {"answers": import_answers(answers, store, asked_N=prompt_hashes(run), names=names)}
     by_batches = config.answered_by is not None and config.engine != "http"
     store.compact()  # an earlier attempt may have left a file per batch
     missing = missing_subjects(run, store, retry_failed=config.retry_failed and not by_batches)
@@ -295,21 +295,22 @@ def prompt_of_group(
 
 def missing_subjects(run: runs.Run, store: ScoreStore, *, retry_failed: bool, unread: bool = True) -> pa.Array:
     """The first subject of each distinct prompt that the store has no answer to; arguments as of `answered`."""
-    subjects, digests_N = prompt_hashes(run)
+    digests_N = prompt_hashes(run)
     missing_M = np.flatnonzero(~store.answered(digests_N, retry_failed=retry_failed, unread=unread))
     first = np.unique(digests_N[missing_M], return_index=True)[1]
+    # read only now, so that memory never holds the ids beside all that the lookup needs
+    subjects = stored_table(run.path, PROMPTS).to_table(columns=["subject_id"])["subject_id"]
     return subjects.take(pa.array(missing_M[np.sort(first)])).combine_chunks()
 
 
-def prompt_hashes(run: runs.Run) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """The subjects in the order of prompts/, and the hashes of their prompts as 32 bytes each."""
-    prompts, subjects, first = stored_table(run.path, PROMPTS), [], 0
+def prompt_hashes(run: runs.Run) -> np.ndarray:
+    """The hashes of the prompts as 32 bytes each, in the order of prompts/."""
+    prompts, first = stored_table(run.path, PROMPTS), 0
     digests_N = np.empty(prompts.count_rows(), "S32")
-    for rows in prompts.to_batches(columns=["subject_id", "prompt_sha256"]):  # as text they take twice the memory
-        subjects.append(rows["subject_id"])
+    for rows in prompts.to_batches(columns=["prompt_sha256"]):  # as text they take twice the memory
         digests_N[first : first + len(rows)] = binary_hashes(rows["prompt_sha256"], run.file(PROMPTS))
         first += len(rows)
-    return pa.chunked_array(subjects, pa.string()), digests_N
+    return digests_N
 
 
 # --- answers -----------------------------------------------------------------------------------
