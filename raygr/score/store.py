@@ -205,22 +205,19 @@ class ScoreStore:
 
 def binary_hashes(hashes: pa.Array | pa.ChunkedArray, source: str) -> np.ndarray:
     """The hashes as 32 bytes each, which numpy sorts and compares, (N,); ValueError names a source of other strings."""
-    parts = hashes.chunks if isinstance(hashes, pa.ChunkedArray) else [hashes]
+    found = []
     try:
-        found = [np.frombuffer(binascii.unhexlify(hex_digits(part)), "S32") for part in parts]
+        for part in hashes.chunks if isinstance(hashes, pa.ChunkedArray) else [hashes]:
+            if part.null_count or pc.any(pc.not_equal(pc.binary_length(part), 64)).as_py():
+                raise ValueError("not 64 digits")
+            digits = memoryview(part.buffers()[2] or b"")[64 * part.offset :][: 64 * len(part)]
+            found.append(np.frombuffer(binascii.unhexlify(digits), "S32"))
     except ValueError as error:  # also where a string is no hexadecimal number
         raise ValueError(
             f"{source}: prompt_sha256 holds other values than 64 hexadecimal digits: raygr did not write these files, "
             "or they are damaged"
         ) from error
     return np.concatenate(found) if found else np.zeros(0, "S32")
-
-
-def hex_digits(hashes: pa.StringArray) -> memoryview:
-    """The digits of all hashes behind each other; ValueError unless each has 64."""
-    if hashes.null_count or pc.any(pc.not_equal(pc.binary_length(hashes), 64)).as_py():
-        raise ValueError("not 64 digits")
-    return memoryview(hashes.buffers()[2] or b"")[64 * hashes.offset :][: 64 * len(hashes)]
 
 
 def hash_ranges(count: int) -> Iterator[tuple[str, str]]:
