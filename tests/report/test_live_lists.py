@@ -39,6 +39,11 @@ def page(folder: Path) -> Path:
     return Path(report(config).path, "report.html")
 
 
+def test_a_report_on_one_run_asks_whether_its_explanations_are_true(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert "Can the explanations be trusted?" in text and "rank without the strongest" in text
+
+
 def embedded(page: Path) -> dict:
     return json.loads(re.findall(r'id="live-data">(.*?)</script>', page.read_text(encoding="utf-8"))[0])
 
