@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["explain_item", "finetune_llm", "fit", "load_recommender", "prepare_frame"]
 __version__ = "0.2.0"
 
-# Read when torch is imported. OpenMP's threads spin by default while they wait, and another process on the same cores
-# then makes small operations many times slower (docs/results/speed.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch is imported. OpenMP's waiting threads spin 300,000 times by default before they sleep, and another process
+# on the same cores then makes small operations many times slower (docs/results/speed.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def __getattr__(name: str) -> Any:
