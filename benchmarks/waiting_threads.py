@@ -3,8 +3,9 @@
     python benchmarks/waiting_threads.py outputs/quickstart/prepare [--epochs 12] [--rounds 2]
 
 Threads that wait spin before they sleep: 300,000 times by default, 1,000 times in raygr, 0 times under
-OMP_WAIT_POLICY=PASSIVE. Each training is a process of its own on all cores. "In company" is a second process of one busy
-thread. The settings take turns; the better round counts. Seconds per epoch go to benchmarks/results/waiting_threads.json.
+OMP_WAIT_POLICY=PASSIVE. Each training is a process of its own on all cores. "In company" is a second process of one
+busy thread. The settings take turns; the better round counts. Seconds per epoch go to
+benchmarks/results/waiting_threads.json.
 """
 
 import argparse

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["explain_item", "finetune_llm", "fit", "load_recommender", "prepare_frame"]
 __version__ = "0.2.0"
 
-# Read when torch is imported. OpenMP's waiting threads spin 300,000 times by default before they sleep, and another process
-# on the same cores then makes small operations many times slower (docs/results/speed.md).
+# Read when torch is imported. OpenMP's waiting threads spin 300,000 times by default before they sleep, and another
+# process on the same cores then makes small operations several times slower (docs/results/speed.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
