@@ -20,7 +20,7 @@ from raygr import files, runs
 from raygr.config import ConfigError
 from raygr.execution.console import log_to_driver
 from raygr.execution.in_process import Worker
-from raygr.ray_setup import Node, cluster_nodes
+from raygr.ray_setup import Node, cluster_nodes, connect
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,16 @@ def placement(workers: int, *, use_gpu: bool, gpu_share: float = 1.0, cpus: int 
     """The resources of the workers: CPUs for each, and a share of a GPU."""
     resources = {"CPU": cpus, "GPU": gpu_share} if use_gpu else {"CPU": cpus}
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def reserve_workers(
+    workers: int, use_gpu: bool | None, threads: int | None, *, gpu_share: float = 1.0, at_once: int = 1
+) -> ray.train.ScalingConfig:
+    """Connects to Ray and returns the resources of one of `at_once` runs. ConfigError where its workers do not fit."""
+    connect()
+    on_gpu = wants_gpu(workers, use_gpu, gpu_share, threads=threads)
+    cpus = worker_cpus(workers, threads, gpu_share=gpu_share if on_gpu else None, at_once=at_once)
+    return placement(workers, use_gpu=on_gpu, gpu_share=gpu_share, cpus=cpus)
 
 
 def run_workers(

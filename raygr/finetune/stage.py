@@ -118,13 +118,9 @@ def loop_on_ray(
     """Checks the room; returns what tunes in workers of Ray Train."""
     import ray
 
-    from raygr.execution.distributed import placement, run_workers, wants_gpu, worker_cpus
-    from raygr.ray_setup import connect
+    from raygr.execution.distributed import reserve_workers, run_workers
 
-    connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu, threads=config.threads)
-    cpus = worker_cpus(config.workers, config.threads, gpu_share=1.0 if use_gpu else None)
-    placed = placement(config.workers, use_gpu=use_gpu, cpus=cpus)
+    placed = reserve_workers(config.workers, config.use_gpu, config.threads)
     settings = {"config": config, "data": ray.put(data), "reward": reward, "note": note}
     return lambda run: run_workers(tune_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
 

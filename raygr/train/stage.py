@@ -100,14 +100,9 @@ def loop_on_ray(
     config: TrainConfig, gpu_share: float, at_once: int, callbacks: "Sequence[ray.train.UserCallback]"
 ) -> Callable[[runs.Run], None]:
     """Checks the room; returns what trains in workers of Ray Train."""
-    from raygr.execution.distributed import placement, run_workers, wants_gpu, worker_cpus
-    from raygr.ray_setup import connect
+    from raygr.execution.distributed import reserve_workers, run_workers
 
-    connect()
-    use_gpu = wants_gpu(config.workers, config.use_gpu, gpu_share, threads=config.threads)
-    shared = gpu_share if use_gpu else None
-    cpus = worker_cpus(config.workers, config.threads, gpu_share=shared, at_once=at_once)
-    placed = placement(config.workers, use_gpu=use_gpu, gpu_share=gpu_share, cpus=cpus)
+    placed = reserve_workers(config.workers, config.use_gpu, config.threads, gpu_share=gpu_share, at_once=at_once)
     settings = {"config": with_absolute_paths(config)}
     every = WATCHED_EVERY
     return lambda run: run_workers(
