@@ -61,11 +61,11 @@ def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, thr
 
 
 def slots(nodes: Sequence[Node], cpus: int, gpu_share: float | None = None) -> int:
-    """The number of workers that fit on the nodes, each with `cpus` CPUs and a share of a GPU."""
+    """The number of workers that fit on the nodes, each with `cpus` CPUs and a share of a GPU, which lies on one GPU."""
     return sum(
         int(node.cpus) // cpus
         if gpu_share is None
-        else min(int(node.cpus) // cpus, workers_on_gpus(node.gpus, gpu_share))
+        else min(int(node.cpus) // cpus, int(node.gpus) * int(1 / gpu_share))
         for node in nodes
     )
 
@@ -74,11 +74,6 @@ def in_words(amounts: Iterable[float]) -> str:
     """The total of the nodes as text, such as "4", or "6 (2 + 4)" for two nodes."""
     found = [int(amount) for amount in amounts if amount]
     return f"{sum(found)}" + (f" ({' + '.join(map(str, found))})" if len(found) > 1 else "")
-
-
-def workers_on_gpus(gpus: float, gpu_share: float) -> int:
-    """The number of workers that fit on the GPUs. A worker's share lies on one GPU."""
-    return int(gpus) * int(1 / gpu_share)
 
 
 def check_at_once(workers: int, at_once: int, threads: int | None) -> None:
@@ -126,12 +121,11 @@ def run_workers(
     *,
     placed: ray.train.ScalingConfig,
     watched_every: float,
-    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> None:
     """Runs `loop(settings, worker)` in every worker, again where a worker was killed: the loop keeps its checkpoints.
 
-    Ray's controller polls the workers every `watched_every` seconds, and `report` waits for the poll. The callbacks run
-    in the controller. ValueError where a worker raises one.
+    Ray's controller polls the workers every `watched_every` seconds, and `report` waits for the poll. ValueError where
+    a worker raises one.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(watched_every)
     filesystem, folder = files.arrow_filesystem(run.file("ray"))
@@ -144,7 +138,6 @@ def run_workers(
             storage_path=folder,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
-            callbacks=list(callbacks),  # type: ignore[arg-type]  # typed as the RunConfig of Ray Train V1
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -170,17 +163,19 @@ def fit(trainer: ray.train.torch.TorchTrainer) -> None:
 
 
 def begin_worker() -> Worker:
-    """Sets up logs and threads of this Ray Train worker.
-
-    It computes on as many threads as it reserves CPUs.
-    """
+    """Sets up this process as a worker of Ray Train."""
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train sets INFO, and logs every report
-    log_to_driver(logging.INFO if rank == 0 else logging.WARNING)
-    torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    keep_freed_memory()
+    torch.set_num_threads(begin_process(logging.INFO if rank == 0 else logging.WARNING))
     return Worker(rank, workers, ray.train.torch.get_device(), ray.train.report)
+
+
+def begin_process(level: int = logging.INFO) -> int:
+    """Sets up logs and memory of this process, which trains; returns the CPUs that it reserved, to compute on."""
+    log_to_driver(level)
+    keep_freed_memory()
+    return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
 
 
 def keep_freed_memory() -> None:

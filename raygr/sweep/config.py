@@ -64,16 +64,16 @@ class SweepConfig:
     reduction_factor: float = Field(default=3.0, gt=1)
     """One in so many trials goes on at each check of `stop_early`."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """At most as many as fit: a trial takes a CPU, and its training workers take theirs (`threads` each)."""
+    """At most as many as fit: a trial takes `threads` CPUs."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of a GPU that each training worker takes, where trials run on GPUs."""
+    """Share of a GPU that each trial takes, where trials run on GPUs."""
     max_failures: int = Field(default=1, ge=0)
     """Times that a failed trial is tried again, from its last checkpoint."""
     seed: int = 0
     """Seed of random search, tpe and random subsets; the seed of the trials is a field of `raygr train`."""
     ray: RayUse = "auto"
     """`auto` trains the trials of a small grid or random search one after the other in the calling process, outside a
-    cluster, unless they need Ray Tune or several workers; the results are the same."""
+    cluster, unless they need Ray Tune; the results are the same."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -81,16 +81,15 @@ class SweepConfig:
         contradictions = {
             f"ray: never, but {', '.join(needing)} need Ray": self.ray == "never" and bool(needing),
             "train.ray: the sweep's own ray decides for all trials": "ray" in self.train,
+            "train.workers: trials train side by side, each in one worker: leave it out": (
+                self.train.get("workers", 1) != 1
+            ),
         }
         refuse(self, {}, contradictions)
         return self
 
 
 def needs_ray(config: SweepConfig) -> list[str]:
-    """Return the settings that need Ray Tune or several workers."""
-    reasons = {
-        "search: tpe": config.search == "tpe",
-        "stop_early": config.stop_early,
-        "train.workers": config.train.get("workers", 1) != 1,
-    }
+    """Return the settings that need Ray Tune."""
+    reasons = {"search: tpe": config.search == "tpe", "stop_early": config.stop_early}
     return [name for name, holds in reasons.items() if holds]

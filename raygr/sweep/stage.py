@@ -1,9 +1,9 @@
 """The sweep stage: a search space over train settings -> a train run per trial, and the files of results.py.
 
 The train runs are in trials/. Those of a small sweep run one after the other in the calling process, all others on Ray
-Tune: a trial is a Tune function around `train`, Ray Train's controller reports its metrics to Tune, and Tune's own
-files are in tune/. A killed sweep is resumed by running it again: the trials that had not ended resume from the
-checkpoints of their train runs.
+Tune: a trial is a Tune function that trains in its own process and reports every evaluation, and Tune's own files are
+in tune/. A killed sweep is resumed by running it again: the trials that had not ended resume from the checkpoints of
+their train runs.
 """
 
 import dataclasses
@@ -13,27 +13,22 @@ import re
 import signal
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import ray
-import ray.train
 from ray import tune
-from ray.exceptions import GetTimeoutError, RayActorError
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
-from ray.util.queue import Queue
 
 from raygr import files, locks, runs
 from raygr.config import ConfigError, input_paths
 from raygr.execution.console import log_progress
-from raygr.execution.distributed import wants_gpu, workers_on_gpus
+from raygr.execution.distributed import begin_process, slots, wants_gpu, worker_cpus
 from raygr.execution.in_process import runs_here
 from raygr.execution.loggers import check_loggers
-from raygr.ray_setup import connect
+from raygr.ray_setup import cluster_nodes, connect
 from raygr.sweep.config import SweepConfig, ValueRange, needs_ray
 from raygr.sweep.results import Ended, epoch_lines, write_results
 from raygr.sweep.space import TRIALS, Point, listed_values, search_points, train_config, with_absolute_paths
@@ -46,9 +41,7 @@ logger = logging.getLogger(__name__)
 TUNE = "tune"
 AT_ONCE = "at_once.json"
 PARAMETERS = "params.json"  # in Tune's folder of a trial
-CONTROLLERS = "raygr-sweep-controllers"
 LONGEST_NAME = 120
-ENDING_SECONDS = 30
 # Switches off Tune's own tables and tracebacks; Tune reads these variables when it starts.
 QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
 
@@ -92,31 +85,28 @@ def trial_here(config: SweepConfig, number: int, point: Point) -> Ended:
 
 
 def trials_on_tune(config: SweepConfig, points: list[Point], shared: TrainConfig) -> tuple[runs.Run, list[Ended]]:
-    """Starts the sweep's run and its trials, whose workers and threads are those of `shared`."""
-    callbacks = [EndsTraining(), LogsTrials(config.trials or len(points))]
+    """Starts the sweep's run and its trials, whose threads are those of `shared`."""
     if config.search == "tpe":
         check_optuna()
     connect()
     trials = config.trials or len(points)
-    at_once = trials_at_once(config, shared)
+    room = trial_room(config, shared)
     run = runs.start_run(config.output, job="sweep", config=config)
-    logger.info("sweep: %d trials, %d at a time", trials, at_once)
+    logger.info("sweep: %d trials, %d at a time", trials, room.at_once)
     settings = tune.TuneConfig(
         metric=BEST,
         mode="max",
-        search_alg=search_algorithm(config, points, at_once),
+        search_alg=search_algorithm(config, points, room.at_once),
         scheduler=scheduler(config),
         num_samples=trials,
         trial_name_creator=tune_trial_name,
         trial_dirname_creator=tune_trial_name,
     )
-    tuner = started_tuner(config, settings, at_once=at_once, callbacks=callbacks)
-    controllers = controller_queue()  # the queue lives as long as this variable
+    tuner = started_tuner(config, settings, room, callbacks=[LogsTrials(trials)])
     on_interrupt = signal.getsignal(signal.SIGINT)
     ended = ended_trials(config, tuner.fit(), expected=trials)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, on_interrupt)  # Tune's own handler would hide Ctrl-C from a later stage
-    controllers.shutdown()
     return run, ended
 
 
@@ -163,35 +153,37 @@ def scheduler(config: SweepConfig) -> TrialScheduler:
     )
 
 
-def trials_at_once(config: SweepConfig, shared: TrainConfig) -> int:
-    """The number of trials that fit the cluster with all their workers; ConfigError if not even one fits.
+class Room(NamedTuple):
+    """How many trials run side by side, and the resources that each reserves."""
 
-    A trial whose workers do not fit would hold its own CPU and wait forever.
-    """
-    resources = ray.cluster_resources()
-    cpus, each = int(resources.get("CPU", 0)), 1 + shared.workers * (shared.threads or 1)
-    fitting = cpus // each
-    if not fitting:
-        raise ConfigError(f"a trial needs {each} CPUs, one for itself, the rest for its workers; Ray has {cpus}")
-    if wants_gpu(shared.workers, shared.use_gpu, config.gpu_share, threads=shared.threads):
-        fitting = min(fitting, workers_on_gpus(resources.get("GPU", 0), config.gpu_share) // shared.workers)
-    return min(fitting, config.max_concurrent_trials or fitting)
+    at_once: int
+    each: dict[str, float]
+
+
+def trial_room(config: SweepConfig, shared: TrainConfig) -> Room:
+    """The room that the cluster has for trials; ConfigError if not even one fits."""
+    on_gpu = wants_gpu(1, shared.use_gpu, config.gpu_share, threads=shared.threads)
+    share = config.gpu_share if on_gpu else None
+    fitting = slots(cluster_nodes(), shared.threads or 1, share)
+    at_once = min(fitting, config.max_concurrent_trials or fitting)
+    cpus = worker_cpus(1, shared.threads, gpu_share=share, at_once=at_once)
+    return Room(at_once, {"CPU": cpus} | ({"GPU": share} if share else {}))
 
 
 def started_tuner(
-    config: SweepConfig, settings: tune.TuneConfig, *, at_once: int, callbacks: list[tune.Callback]
+    config: SweepConfig, settings: tune.TuneConfig, room: Room, *, callbacks: list[tune.Callback]
 ) -> tune.Tuner:
     """A new experiment, or the restored one of an earlier attempt in this folder."""
     os.environ.update(QUIET)
-    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config, at_once=at_once), {"CPU": 1})
+    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep_config=config), room.each)
     folder = files.join(config.output, TUNE)
     filesystem, storage = files.arrow_filesystem(config.output)
     experiment = files.join(storage, TUNE)
     if tune.Tuner.can_restore(experiment, storage_filesystem=filesystem):
-        check_room(config, at_once)
+        check_room(config, room.at_once)
         logger.info("sweep: goes on with the trials of %s that had not ended", folder)
         return tune.Tuner.restore(experiment, trainable, resume_unfinished=True, storage_filesystem=filesystem)
-    files.write_json(at_once, files.join(folder, AT_ONCE))
+    files.write_json(room.at_once, files.join(folder, AT_ONCE))
     return tune.Tuner(
         trainable,
         param_space=tune_space(config),
@@ -228,61 +220,17 @@ def tune_trial_name(trial: Trial) -> str:
     return trial_name(int(trial.experiment_tag.partition("_")[0]), trial.config)
 
 
-def run_trial(point: Point, *, sweep_config: SweepConfig, at_once: int) -> None:
+def run_trial(point: Point, *, sweep_config: SweepConfig) -> None:
     """The Tune function: one train run, which an earlier attempt may have finished without telling Tune."""
     config = train_config(sweep_config, point, name=tune.get_context().get_trial_name())
     if runs.is_finished(config.output):
         lines = [line for line in epoch_lines(config.output) if "validation" in line]
         tune.report(evaluated(lines, best=max(line["validation"][CHOSEN_BY] for line in lines)))
         return
-    callbacks = [ReportToTune(tune.get_context().get_trial_id())]
     try:
-        train(config, gpu_share=sweep_config.gpu_share, at_once=at_once, callbacks=callbacks)
+        train(dataclasses.replace(config, ray="never", threads=begin_process()), report=tune.report)
     finally:
         locks.unlock(config.output)  # the next attempt may start while this process is ending
-
-
-class ReportToTune(TuneReportCallback):
-    """Tune's own callback in Ray Train's controller, which also makes the controller known to EndsTraining."""
-
-    def __init__(self, trial_id: str):
-        super().__init__()
-        self.trial_id, self.is_known = trial_id, False
-
-    def after_report(
-        self,
-        run_context: Any,
-        metrics: list[dict[str, Any]],
-        checkpoint: ray.train.Checkpoint | None,
-    ) -> None:
-        if not self.is_known:
-            controller_queue().put((self.trial_id, ray.get_runtime_context().current_actor))
-            self.is_known = True
-        super().after_report(run_context, metrics, None)  # the checkpoint belongs to the train run
-
-
-class EndsTraining(tune.Callback):
-    """Aborts the training of a trial that Tune stops early.
-
-    Tune kills the trial's process together with Ray Train's controller, which then cannot return the CPUs of its
-    workers: Ray Train's own clean-up needs the dashboard, which a locally started Ray lacks.
-    """
-
-    def __init__(self) -> None:
-        self.controllers: dict[str, Any] = {}
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        queue = controller_queue()
-        self.controllers |= dict(queue.get_nowait_batch(queue.qsize()))
-        controller = self.controllers.pop(trial.trial_id, None)
-        if controller is None:
-            return
-        try:
-            ray.get(controller.abort.remote(), timeout=ENDING_SECONDS)
-        except RayActorError:
-            pass  # the controller has ended
-        except GetTimeoutError:
-            logger.warning("trial %s is still ending after %d s", trial, ENDING_SECONDS)
 
 
 class LogsTrials(tune.Callback):
@@ -296,11 +244,6 @@ class LogsTrials(tune.Callback):
         log_progress(logger, "sweep", self.ended, self.trials, "trials")
 
     on_trial_error = on_trial_complete
-
-
-def controller_queue() -> Queue:
-    """The job's queue of pairs: a trial's id and the controller of its training."""
-    return Queue(actor_options={"name": CONTROLLERS, "get_if_exists": True, "num_cpus": 0})
 
 
 def ended_trials(config: SweepConfig, results: tune.ResultGrid, *, expected: int) -> list[Ended]:

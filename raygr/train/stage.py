@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -34,9 +34,6 @@ from raygr.train.loop import CHOSEN_BY, training_rounds
 from raygr.train.outputs import write_outputs
 from raygr.train.state import checkpoint_state, restore, start_training
 
-if TYPE_CHECKING:
-    import ray.train
-
 logger = logging.getLogger(__name__)
 
 BEST = f"best_{CHOSEN_BY}"
@@ -51,13 +48,13 @@ def train(
     *,
     gpu_share: float = 1.0,
     at_once: int = 1,
-    callbacks: "Sequence[ray.train.UserCallback]" = (),
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> runs.Run:
     """Trains one recommender and evaluates it once on test, with the weights that were best on validation.
 
-    On Ray, `at_once` runs share the machine's cores, and each takes `gpu_share` of a GPU. `callbacks` are Ray Train's,
-    which then trains; a sweep follows the evaluations of its trials through them. ConfigError, ValueError or RunError
-    before anything is trained.
+    On Ray, `at_once` runs share the machine's cores, and each takes `gpu_share` of a GPU. `report` takes the metrics of
+    every evaluation of a training in the calling process. ConfigError, ValueError or RunError before anything is
+    trained.
     """
     runs.check_unfinished(config.output)
     check_loggers(config.loggers)
@@ -67,8 +64,8 @@ def train(
     learned, there = counts["train_targets_used"], counts["train_targets"]
     logger.info("train targets in the windows of an epoch: %d of %d (%.1f%%)", learned, there, 100 * learned / there)
     is_small = config.workers == 1 and training_size(config) <= SMALL
-    is_here = not callbacks and runs_here(config.ray, is_small=is_small)
-    run_loop = loop_here(config, inputs) if is_here else loop_on_ray(config, gpu_share, at_once, callbacks)
+    is_here = runs_here(config.ray, is_small=is_small)
+    run_loop = loop_here(config, inputs, report) if is_here else loop_on_ray(config, gpu_share, at_once)
     read = [config.data, config.item_scores, config.user_score_run, config.user_table, config.list_scores]
     used = [path for path in read if path]
     run = runs.start_run(config.output, job="train", config=config, inputs=used)
@@ -85,9 +82,12 @@ def training_size(config: TrainConfig) -> int:
         return pq.read_metadata(file).num_rows * config.epochs
 
 
-def loop_here(config: TrainConfig, inputs: Inputs) -> Callable[[runs.Run], None]:
+def loop_here(
+    config: TrainConfig, inputs: Inputs, report: Callable[[dict[str, Any]], None] | None
+) -> Callable[[runs.Run], None]:
     """Checks the room; returns what trains in the calling process."""
     worker = worker_here(config.use_gpu, config.threads)
+    worker = worker._replace(report=report or worker.report)
 
     def run_loop(run: runs.Run) -> None:
         with torch_of_a_worker(worker, config.threads):
@@ -96,18 +96,13 @@ def loop_here(config: TrainConfig, inputs: Inputs) -> Callable[[runs.Run], None]
     return run_loop
 
 
-def loop_on_ray(
-    config: TrainConfig, gpu_share: float, at_once: int, callbacks: "Sequence[ray.train.UserCallback]"
-) -> Callable[[runs.Run], None]:
+def loop_on_ray(config: TrainConfig, gpu_share: float, at_once: int) -> Callable[[runs.Run], None]:
     """Checks the room; returns what trains in workers of Ray Train."""
     from raygr.execution.distributed import reserve_workers, run_workers
 
     placed = reserve_workers(config.workers, config.use_gpu, config.threads, gpu_share=gpu_share, at_once=at_once)
     settings = {"config": with_absolute_paths(config)}
-    every = WATCHED_EVERY
-    return lambda run: run_workers(
-        train_per_worker, settings, run, placed=placed, watched_every=every, callbacks=callbacks
-    )
+    return lambda run: run_workers(train_per_worker, settings, run, placed=placed, watched_every=WATCHED_EVERY)
 
 
 def train_all(train_one: Callable[[TrainConfig], None], configs: Sequence[TrainConfig], at_once: int) -> None:

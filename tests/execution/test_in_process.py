@@ -131,10 +131,10 @@ def test_what_cannot_run_here_is_refused_by_name(toy: Path, monkeypatch):
         settings(toy, ray="never", workers=2)
     with pytest.raises(ValueError, match=r"ray: never recommends in the calling process.*set workers: 1"):
         RecommendConfig(output="x", train_run="y", ray="never", workers=2)
-    with pytest.raises(ConfigError, match=r"ray: never, but search: tpe, stop_early, train.workers need Ray"):
-        sweep_settings(
-            toy, {"seed": [0, 1]}, search="tpe", trials=2, stop_early=True, ray="never", train={"workers": 2}
-        )
+    with pytest.raises(ConfigError, match=r"ray: never, but search: tpe, stop_early need Ray"):
+        sweep_settings(toy, {"seed": [0, 1]}, search="tpe", trials=2, stop_early=True, ray="never")
+    with pytest.raises(ConfigError, match=r"train.workers: trials train side by side, each in one worker"):
+        sweep_settings(toy, {"seed": [0, 1]}, train={"workers": 2})
     with pytest.raises(ConfigError, match=r"train.ray: the sweep's own ray decides"):
         sweep_settings(toy, {"seed": [0, 1]}, train={"ray": "always"})
     with pytest.raises(ConfigError, match="at_once: 2 train runs side by side need Ray, and ray: never forbids it"):
@@ -299,7 +299,7 @@ def test_an_interrupted_sweep_keeps_its_finished_trials(toy: Path, monkeypatch):
 
 def test_settings_of_a_sweep_that_need_ray(toy: Path):
     assert needs_ray(sweep_settings(toy, {"seed": [0, 1]})) == []
-    assert needs_ray(sweep_settings(toy, {"seed": [0, 1]}, train={"workers": 2})) == ["train.workers"]
+    assert needs_ray(sweep_settings(toy, {"seed": [0, 1]}, stop_early=True)) == ["stop_early"]
 
 
 # --- both ways ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import ray
 from toy_data import cycles, write_prepared
 from toy_sweep import ITEMS, SMALL, settings, trained, write_toy
 
@@ -44,46 +45,41 @@ def test_tpe_and_mlflow_say_what_to_install(toy: Path, monkeypatch):
 
 def has_resources(monkeypatch, resources: dict) -> None:
     """The resources of a Ray with one node."""
-    monkeypatch.setattr(stage.ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(stage.ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
 
 
 @pytest.mark.parametrize(
-    ("resources", "workers", "changes", "trials"),
+    ("resources", "train", "changes", "room"),
     [
-        ({"CPU": 2}, 1, {}, 1),
-        ({"CPU": 9}, 1, {}, 4),
-        ({"CPU": 9}, 2, {}, 3),
-        ({"CPU": 9}, 1, {"max_concurrent_trials": 3}, 3),
-        ({"CPU": 2}, 1, {"max_concurrent_trials": 3}, 1),
-        ({"CPU": 16, "GPU": 1}, 1, {}, 1),
-        ({"CPU": 16, "GPU": 1}, 1, {"gpu_share": 0.25}, 4),
-        ({"CPU": 4, "GPU": 1}, 1, {"gpu_share": 0.25}, 2),
-        ({"CPU": 16, "GPU": 2}, 1, {"gpu_share": 0.6}, 2),  # 0.6 of a GPU leaves no room on it
-        ({"CPU": 16, "GPU": 2}, 2, {"gpu_share": 0.6}, 1),
+        ({"CPU": 2}, {}, {}, (2, {"CPU": 1})),
+        ({"CPU": 9}, {"threads": 2}, {}, (4, {"CPU": 2})),
+        ({"CPU": 9}, {"threads": None}, {"max_concurrent_trials": 3}, (3, {"CPU": 3})),
+        ({"CPU": 2}, {}, {"max_concurrent_trials": 3}, (2, {"CPU": 1})),
+        ({"CPU": 16, "GPU": 1}, {}, {}, (1, {"CPU": 1, "GPU": 1})),
+        ({"CPU": 16, "GPU": 1}, {}, {"gpu_share": 0.25}, (4, {"CPU": 1, "GPU": 0.25})),
+        ({"CPU": 2, "GPU": 1}, {}, {"gpu_share": 0.25}, (2, {"CPU": 1, "GPU": 0.25})),
+        ({"CPU": 16, "GPU": 2}, {}, {"gpu_share": 0.6}, (2, {"CPU": 1, "GPU": 0.6})),  # 0.6 leaves no room on a GPU
+        ({"CPU": 16, "GPU": 2}, {"use_gpu": False}, {}, (16, {"CPU": 1})),
     ],
 )
-def test_as_many_trials_run_at_once_as_fit_with_their_workers(toy, monkeypatch, resources, workers, changes, trials):
+def test_as_many_trials_run_at_once_as_fit(toy, monkeypatch, resources, train, changes, room):
     has_resources(monkeypatch, resources)
-    config = settings(toy, {"seed": [0, 1]}, train={"workers": workers}, **changes)
-    assert stage.trials_at_once(config, trained(config)[0]) == trials
+    config = settings(toy, {"seed": [0, 1]}, train=train, **changes)
+    assert stage.trial_room(config, trained(config)[0]) == room
 
 
 @pytest.mark.parametrize(
     ("resources", "train", "words"),
     [
-        ({"CPU": 1}, {}, "a trial needs 2 CPUs.* Ray has 1"),
-        ({"CPU": 4}, {"workers": 4}, "a trial needs 5 CPUs.* Ray has 4"),
-        ({"CPU": 4, "GPU": 1}, {"workers": 3, "use_gpu": True}, "3 workers need 0.5 of a GPU each, Ray has 1"),
-        ({"CPU": 4}, {"threads": 4}, "a trial needs 5 CPUs.* Ray has 4"),
-        ({"CPU": 4, "GPU": 1}, {"workers": 2}, "gpu_share: 0.5 may put two of a run's 2 workers on one GPU"),
+        ({"CPU": 2}, {"threads": 4}, "1 of 4 threads each need 4 CPUs, Ray has 2"),
+        ({"CPU": 4}, {"use_gpu": True}, "1 workers need 0.5 of a GPU each, Ray has 0"),
     ],
 )
 def test_a_trial_that_can_never_be_placed_is_refused(toy, monkeypatch, resources, train, words):
     has_resources(monkeypatch, resources)
     config = settings(toy, {"seed": [0, 1]}, train=train, gpu_share=0.5)
     with pytest.raises(ConfigError, match=words):
-        stage.trials_at_once(config, trained(config)[0])
+        stage.trial_room(config, trained(config)[0])
 
 
 # --- on Ray ------------------------------------------------------------------------------------
@@ -109,10 +105,10 @@ def test_tpe_suggests_points_of_the_space(toy: Path):
 
 @pytest.mark.slow
 def test_trials_finish_stop_early_and_fail_beside_each_other(toy: Path, local_ray: Any):
-    """There are two CPUs, so the last trial needs the CPU of the stopped one."""
+    """There are two CPUs, and each trial takes both: the last one needs those of the stopped one."""
     space = {"learning_rate": [0.01, 1e-12, 1e30]}
     early = {"stop_early": True, "grace_epochs": 3, "max_failures": 1}
-    config = settings(toy, space, train={"epochs": 30, "patience": 30}, **early)
+    config = settings(toy, space, train={"epochs": 30, "patience": 30, "threads": 2}, **early)
     on_interrupt = signal.getsignal(signal.SIGINT)
     run = stage.sweep(config)
     assert signal.getsignal(signal.SIGINT) is on_interrupt
@@ -153,6 +149,7 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_had_not_ended():
         write_prepared(folder / "prepare", cycles(20, ITEMS, 12), items=ITEMS)
         train = {"data": f"{folder}/prepare", "epochs": 60, "patience": 60} | SMALL | {"epochs": 60}
         written = {"output": f"{folder}/sweep", "train": train, "space": {"seed": [0, 1]}, "ray": "always"}
+        written["max_concurrent_trials"] = 1  # so that the first has ended when the sweep is killed
         (folder / "sweep.yaml").write_text(json.dumps(written))
         killed = sweeping(folder, folder / "killed.log")
         second = folder / "sweep/trials/0001_seed=1/epochs.jsonl"
@@ -175,48 +172,3 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_had_not_ended():
         assert log.count(": 60 of 60 epochs") == 1 and log.count(": 1 of 60 epochs") == 0
         table = pd.read_parquet(folder / "sweep/results.parquet")
         assert table["status"].tolist() == ["finished"] * 2 and table["epochs"].tolist() == [60] * 2
-
-
-GPU_TRIALS = """
-import json, sys, time
-from pathlib import Path
-import ray, ray.train
-from ray import tune
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from raygr.execution.distributed import placement, workers_on_gpus
-
-folder = sys.argv[1]  # as a name it reaches the workers; their sys.argv is Ray's
-
-def loop(settings):
-    name = ray.train.get_context().get_experiment_name()
-    Path(folder, f"begun-{name}").touch()
-    latest = time.monotonic() + 120
-    while len(list(Path(folder).glob("begun-*"))) < 2 and time.monotonic() < latest:
-        time.sleep(0.02)
-    print("worker", json.dumps([ray.get_gpu_ids(), len(list(Path(folder).glob("begun-*")))]), flush=True)
-
-def trial(point):
-    run = ray.train.RunConfig(name=str(point["n"]), storage_path=folder)
-    placed = placement(1, use_gpu=True, gpu_share=0.5)
-    DataParallelTrainer(loop, train_loop_config={}, run_config=run, scaling_config=placed).fit()
-
-if __name__ == "__main__":
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False)
-    settings = tune.TuneConfig(max_concurrent_trials=workers_on_gpus(1, 0.5))
-    tune.Tuner(trial, param_space={"n": tune.grid_search([0, 1])}, tune_config=settings,
-               run_config=tune.RunConfig(storage_path=folder, name="gpus")).fit()
-"""
-
-
-@pytest.mark.slow
-def test_two_trials_share_a_gpu_at_the_same_time(tmp_path: Path):
-    """This tests placement alone, in a Ray with a declared GPU, because torch would need a real one."""
-    (tmp_path / "trials.py").write_text(GPU_TRIALS)
-    command = [sys.executable, str(tmp_path / "trials.py"), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    workers = [json.loads(found) for found in re.findall(r"worker (\[.*\])", done.stdout)]
-    assert len(workers) == 2, done.stdout
-    (first_ids, first_begun), (second_ids, second_begun) = workers
-    assert first_ids == second_ids and len(first_ids) == 1
-    assert first_begun == second_begun == 2  # each waited for the other to begin
