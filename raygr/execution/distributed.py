@@ -61,7 +61,7 @@ def wants_gpu(workers: int, use_gpu: bool | None, gpu_share: float = 1.0, *, thr
 
 
 def slots(nodes: Sequence[Node], cpus: int, gpu_share: float | None = None) -> int:
-    """The number of workers that fit on the nodes, each with `cpus` CPUs and a share of a GPU, which lies on one GPU."""
+    """The number of workers that fit on the nodes, each with `cpus` CPUs and a share of one GPU."""
     return sum(
         int(node.cpus) // cpus
         if gpu_share is None
