@@ -81,8 +81,9 @@ def language_model():
 def enumerated(model, tokenizer, prefix_ids: list[int]) -> np.ndarray:
     """P(1..10) from all token sequences of ratings behind `prefix_ids`, each followed by no further digit."""
     digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
-    first = model(torch.tensor([prefix_ids])).logits[0, -1].double().softmax(-1)
-    after_one = model(torch.tensor([[*prefix_ids, digits[1]]])).logits[0, -1].double().softmax(-1)[digits[0]]
+    logits = model(torch.tensor([[*prefix_ids, digits[1]]]), logits_to_keep=2).logits[0]
+    first, behind_one = logits.double().softmax(-1)
+    after_one = behind_one[digits[0]]
     shares = [first[digits[1]] * (1 - after_one), *(first[digit] for digit in digits[2:]), first[digits[1]] * after_one]
     return np.array([float(share) for share in shares]) / float(sum(shares))
 
@@ -193,18 +194,6 @@ def test_a_killed_actor_changes_nothing(undisturbed, data, tmp_path):
     assert not scoring_processes()
 
 
-def test_forced_completions_are_all_valid_with_expected_ratings(data, tmp_path, language_model):
-    table = score(item_run(data, tmp_path / "run", mode="generate", max_subjects=4)).to_pylist()
-    assert [row["reason"] for row in table] == ["ok"] * 4
-    tokenizer, model = language_model
-    prompt = files.read_table(str(tmp_path / "run" / "prompts")).to_pylist()[0]
-    row = next(row for row in table if row["subject_id"] == prompt["subject_id"])
-    assert all(1 <= rating <= 10 for rating in row["ratings"])
-    # the first rating stands behind the first tail, as in probe mode
-    probabilities = enumerated(model, tokenizer, [*prompt["prompt_ids"], *tail_ids()[0]])
-    assert row["expected"][0] == pytest.approx(probabilities @ np.arange(1, 11), abs=1e-3)
-
-
 def write_random_adapter(folder: Path) -> str:
     """Write an adapter of the small model, in PEFT's format: it moves ratings, but no token of the forced format."""
     with torch.device("meta"):
@@ -219,15 +208,17 @@ def write_random_adapter(folder: Path) -> str:
     return str(folder)
 
 
-def test_an_adapter_scores_from_a_merged_model_that_is_gone(data, tmp_path, language_model):
-    """vLLM does not need the merged model's folder after loading, not even for forced answers."""
+def test_forced_completions_are_valid_and_come_from_a_merged_model_that_is_gone(data, tmp_path, language_model):
+    """vLLM does not need the merged model's folder after loading."""
     adapter = write_random_adapter(tmp_path / "adapter")
     before = set(Path(tempfile.gettempdir()).glob("raygr-merged-*"))
-    config = item_run(data, tmp_path / "run", mode="generate", max_subjects=2, adapter=adapter)
+    config = item_run(data, tmp_path / "run", mode="generate", max_subjects=4, adapter=adapter)
     rows = score(config).to_pylist()
-    assert [row["reason"] for row in rows] == ["ok"] * 2
+    assert [row["reason"] for row in rows] == ["ok"] * 4
+    assert all(1 <= rating <= 10 for row in rows for rating in row["ratings"])
     assert set(Path(tempfile.gettempdir()).glob("raygr-merged-*")) == before
-    # vLLM answers with the adapter: as PEFT does, and not as the bare model
+    # vLLM answers with the adapter: as PEFT does, and not as the bare model; the first rating stands behind the first
+    # tail, as in probe mode
     tokenizer, bare = language_model
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_model_folder()), adapter).eval()
     prompts = {row["subject_id"]: row for row in files.read_table(str(tmp_path / "run" / "prompts")).to_pylist()}
