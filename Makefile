@@ -1,5 +1,5 @@
 # make quickstart   set-up, then the whole pipeline on the embedded data
-# make test         set-up, then all tests; `make -j2 -O test` runs those that wait for Ray beside the others
+# make test         set-up, then all tests; `make -j3 -O test` runs those that wait for Ray or vLLM beside the others
 # make test-fast    547 tests in a minute: pure functions, models, preparation, configurations, structure; no Ray
 # make lint         ruff: rules and format; hadolint over docker/
 # make types        mypy over raygr/
@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 MOVIELENS := https://files.grouplens.org/datasets/movielens
 AMAZON_2018 := https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2
 
-.PHONY: setup quickstart test test-quick test-slow test-fast lint types docs tree clean data-ml-1m data-ml-100k data-gift-cards
+.PHONY: setup quickstart test test-quick test-slow test-llm test-fast lint types docs tree clean data-ml-1m data-ml-100k data-gift-cards
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -35,13 +35,16 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 quickstart: setup
 	$(BIN)/raygr pipeline --config configs/quickstart/pipeline.yaml
 
-test: test-quick test-slow
+test: test-slow test-llm test-quick
 
 test-quick: setup
 	$(BIN)/python -m coverage run -m pytest -m "not slow and not ray" && $(BIN)/python -m coverage report
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow or ray"
+	$(BIN)/python -m pytest -m "slow or ray" --ignore tests/score --ignore tests/finetune
+
+test-llm: setup
+	$(BIN)/python -m pytest -m "slow or ray" tests/score tests/finetune
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not ray" tests/models tests/metrics tests/data tests/compare tests/prepare \

@@ -154,9 +154,9 @@ def test_a_shared_store_answers_without_the_engine(undisturbed, data, tmp_path):
 
 
 def scoring_processes() -> list[psutil.Process]:
-    # Ray renames its workers; the actor's title holds the class name
+    # Ray renames its workers; the actor's title holds the class name. Other tests beside these have a Ray of their own.
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
             if "ScoringEngine" in " ".join(process.cmdline()):
                 found.append(process)
