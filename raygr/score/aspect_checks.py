@@ -79,7 +79,7 @@ def score_lines(aspects: AspectSet, run: str) -> list[str]:
     table, names = read_score_table(run, ["ratings", "expected", "reason"])
     if names != aspects.names:
         return [f"{run} has scores of other aspects: {', '.join(names)}; score again with this file"]
-    quality = score_quality(table, names)
+    quality = score_quality(table.to_batches(), names)
     expected_SA = score_values(table["expected"], len(names), run)
     spread = {name: quality["aspects"][name]["spread"] or 0.0 for name in names}
     dead = [name for name in names if quality["aspects"][name]["dead"]]

@@ -111,11 +111,11 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
         )
     store.compact()
     write_scores(scoring)
-    scores = files.read_table(run.file(schema.SCORES), ["ratings", "expected", "reason"])
-    if pc.unique(scores["reason"]).to_pylist() == [REFUSED_BY_ENGINE]:  # not the fault of single prompts
-        said = stored_table(run.path, schema.SCORES).head(1, columns=["completion"])["completion"][0]
+    scores = stored_table(run.path, schema.SCORES)
+    quality = score_quality(scores.to_batches(columns=["ratings", "expected", "reason"]), names)
+    if [*quality["by_reason"]] == [REFUSED_BY_ENGINE]:  # not the fault of single prompts
+        said = scores.head(1, columns=["completion"])["completion"][0]
         raise runs.RunError(f"the engine refused every prompt: {said}")
-    quality = score_quality(scores, names)
     speed = {
         "seconds": totals.seconds,
         "subjects_per_second": totals.subjects / totals.seconds if totals.seconds else None,
@@ -124,10 +124,10 @@ def score(config: ScoreConfig, *, answers: Sequence[str] = ()) -> runs.Run:
     files.write_json(quality | speed, run.file(schema.QUALITY))
     log_quality(quality)
     counts = {
-        "subjects": len(scores),
+        "subjects": quality["subjects"],
         "by_reason": quality["by_reason"],
         "engine": totals._asdict(),
-        "left_out": subjects_left_out(config, asked=len(scores)),
+        "left_out": subjects_left_out(config, asked=quality["subjects"]),
         "prompts": scoring.prompt_counts,
     }
     if config.engine == "http" and files.exists(run.file(SPENT)):

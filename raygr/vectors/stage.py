@@ -176,7 +176,7 @@ def write_scores(
         log_progress(logger, "vectors", sum(map(len, tables)), None, "items")
     scores = pa.concat_tables(tables).unify_dictionaries()
     files.write_table(scores, files.join(run.file(schema.SCORES), "part-0.parquet"))
-    quality = score_quality(scores, names)
+    quality = score_quality(scores.to_batches(), names)
     files.write_json(quality, run.file(schema.QUALITY))
     log_quality(quality)
     return {
