@@ -1,6 +1,7 @@
 # make quickstart   set-up, then the whole pipeline on the embedded data
 # make test         set-up, then all tests; `make -j3 -O test` runs those that wait for Ray or vLLM beside the others
 # make test-fast    547 tests in a minute: pure functions, models, preparation, configurations, structure; no Ray
+# make test-core    1,411 tests of what the core does, in the environment of PYTHON, without set-up and extras
 # make lint         ruff: rules and format; hadolint over docker/
 # make types        mypy over raygr/
 # make docs         the documentation in site/; a warning is an error
@@ -11,11 +12,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
+CORE := $(addprefix tests/,models metrics data compare prepare simulate train frames recommend explain sweep report) \
+  $(wildcard tests/test_cli.py tests/test_config.py tests/test_flags.py tests/test_runs.py tests/test_structure.py)
 
 MOVIELENS := https://files.grouplens.org/datasets/movielens
 AMAZON_2018 := https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2
 
-.PHONY: setup quickstart test test-quick test-slow test-llm test-fast lint types docs tree clean data-ml-1m data-ml-100k data-gift-cards
+.PHONY: setup quickstart test test-quick test-slow test-llm test-fast test-core lint types docs tree clean data-ml-1m data-ml-100k data-gift-cards
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -49,6 +52,9 @@ test-llm: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not ray" tests/models tests/metrics tests/data tests/compare tests/prepare \
 	  tests/simulate tests/test_config.py tests/test_structure.py tests/test_cli.py tests/test_runs.py
+
+test-core:
+	$(PYTHON) -m pytest -m "not slow and not ray" $(CORE)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/hadolint docker/*.Dockerfile

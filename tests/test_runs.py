@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from huggingface_hub import constants
 from pydantic_core import to_jsonable_python
 
 from raygr import files, locks, records, runs
@@ -343,6 +342,7 @@ def test_a_model_is_an_input_by_its_content_or_its_commit(tmp_path, monkeypatch)
     model = tmp_path / "model"
     model.mkdir()
     (model / "tokenizer.json").write_text("a")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs the extra llm")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     reference = tmp_path / "hub/models--org--name/refs/main"
     reference.parent.mkdir(parents=True)

@@ -199,6 +199,8 @@ def lines_of_body(node: ast.FunctionDef) -> int:
     ],
 )
 def test_importing_loads_no_heavy_library(imported: str):
+    if "score" in imported:
+        pytest.importorskip("transformers", reason="needs the extra llm")
     code = f"import sys; {imported}\nprint([name for name in ('vllm', 'peft', 'ray') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.strip() == "[]"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_data import random_scores, walks, write_csv, write_prepared, write_score_run
+from toy_data import interaction_arrays, random_scores, walks, write_csv, write_prepared, write_score_run
 
 from raygr.config import ConfigError, check_config
 from raygr.data.interactions import Interactions, read_interactions
@@ -21,6 +21,7 @@ from raygr.finetune.examples import (
     load_tuning_data,
 )
 from raygr.finetune.metrics import tuning_task
+from raygr.schema import TRAIN
 from raygr.score.aspects import load_aspects
 from raygr.score.subjects import encoder_of, prompt_settings
 
@@ -287,3 +288,12 @@ def test_scores_and_teachers_of_other_aspects_or_scales_are_refused(toy: Path):
         load_tuning_data(settings(toy, warm_start_epochs=1, teacher=outside))
     with pytest.raises(FileNotFoundError):
         load_tuning_data(settings(toy, warm_start_epochs=1, teacher=str(toy / "none.csv")))
+
+
+def test_candidates_of_the_fine_tune_hold_what_came_before_the_cut():
+    config = FinetuneConfig(output="o", data="d", item_scores="s", aspects="a", keep_out=2)
+    data = interaction_arrays([(0, item, 4.0, TRAIN) for item in (1, 2, 3, 1)])
+    histories = cut_histories(config, data, (1, 5))
+    assert histories.own_items(0).tolist() == [0, 1, 2, 0]
+    repeated = histories._replace(data=histories.data._replace(repeats=True))
+    assert repeated.own_items(0).tolist() == [2, 0]  # the judged ones

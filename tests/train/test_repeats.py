@@ -7,15 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toy_data import RUN_METRICS, interaction_arrays, write_prepared
+from toy_data import RUN_METRICS, write_prepared
 
 from raygr import runs
 from raygr.compare.arms import ComparedRun, check_protocol
 from raygr.compare.references import popularity_ranks
 from raygr.config import ConfigError
 from raygr.data.interactions import read_interactions
-from raygr.finetune.config import FinetuneConfig
-from raygr.finetune.examples import cut_histories
 from raygr.metrics.rank_tables import Ranking
 from raygr.models.losses import PairLoss, StepNegatives, step_loss
 from raygr.models.negatives import owned_pairs
@@ -25,7 +23,7 @@ from raygr.prepare.config import PrepareConfig
 from raygr.prepare.selection import assign, from_rows, reduce
 from raygr.prepare.stage import HELD
 from raygr.recommend.recommender import load_recommender
-from raygr.schema import TEST, TRAIN
+from raygr.schema import TEST
 from raygr.train.config import TrainConfig
 from raygr.train.evaluate import item_scores, list_metrics, target_ranks
 from raygr.train.inputs import Inputs, load_inputs
@@ -175,12 +173,3 @@ def test_popularity_and_chance_rank_what_was_seen_too(training: Training):
 def test_lists_hold_targets_that_the_user_has_had(tmp_path: Path):
     found = list_metrics(started(tmp_path, list_length=ITEMS))
     assert found.ranked["recall"] == 1.0
-
-
-def test_candidates_of_the_fine_tune_hold_what_came_before_the_cut():
-    config = FinetuneConfig(output="o", data="d", item_scores="s", aspects="a", keep_out=2)
-    data = interaction_arrays([(0, item, 4.0, TRAIN) for item in (1, 2, 3, 1)])
-    histories = cut_histories(config, data, (1, 5))
-    assert histories.own_items(0).tolist() == [0, 1, 2, 0]
-    repeated = histories._replace(data=histories.data._replace(repeats=True))
-    assert repeated.own_items(0).tolist() == [2, 0]  # the judged ones
