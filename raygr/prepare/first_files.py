@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from raygr.config import ConfigError
 from raygr.files import exists, shipped
-from raygr.prepare.first_look import FirstLook, look_at
+from raygr.prepare.first_look import LEAST_KEPT, FirstLook, look_at
 from raygr.score.aspects import AspectSet, load_aspects
 
 # Words by which the products of a shipped set's category are known. The set `products` fits anything.
@@ -68,12 +68,22 @@ def init(reviews: str, metadata: str | None, *, folder: str, columns: Mapping[st
 
 def look_lines(look: FirstLook, reviews: str, metadata: str | None) -> list[str]:
     users, items, kept = look.cores[look.core]
+    few = kept < LEAST_KEPT * (look.rows - look.repeated)
+    both = {*look.columns.values(), *look.item_columns.values()}
     return [
-        f"{reviews}: {look.rows:,} rows; " + ", ".join(f"{ours} is {name}" for ours, name in look.columns.items()),
+        f"{reviews}: {look.rows:,} rows; " + found(look.columns, look.names, both if metadata is None else ()),
         f"{metadata or reviews}: {len(look.texts):,} items; "
-        + ", ".join(f"{ours} is {name}" for ours, name in look.item_columns.items()),
-        f"{look.core}-core: {kept:,} interactions of {users:,} users with {items:,} items stay",
+        + found(look.item_columns, look.item_names, look.item_names if metadata is None else ()),
+        f"{look.core}-core: {kept:,} interactions of {users:,} users with {items:,} items stay"
+        + (f", {kept / look.rows:.0%} of all: few items were bought by several users" if few else ""),
     ]
+
+
+def found(columns: Mapping[str, str], names: Sequence[str], elsewhere: Collection[str]) -> str:
+    """Which column is what, and which are not read, here or as columns of `elsewhere`."""
+    unread = [name for name in names if name not in columns.values() and name not in elsewhere]
+    told = ", ".join(f"{ours} is {name}" for ours, name in columns.items())
+    return told + (f"; not read: {', '.join(unread)}" if unread else "")
 
 
 # --- aspects -------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ ITEM_HINTS = {
     "title": "title name",
     "description": "description plot about features",
     "categories": "categories category genres genre tags department type",
-    "details": "details brand author artist director maker material",
+    "details": "details brand author artist director maker material platform",
 }
 REQUIRED = ("user_id", "item_id", "timestamp")
 
@@ -43,8 +43,12 @@ class FirstLook(NamedTuple):
 
     columns: dict[str, str]
     """raygr's names of the columns of reviews -> the file's names."""
+    names: list[str]
+    """All columns of reviews."""
     item_columns: dict[str, str]
     """The same for metadata."""
+    item_names: list[str]
+    """All columns of metadata."""
     timestamps: str
     """`time` or `position`, as prepare takes it."""
     first_time: str
@@ -80,7 +84,8 @@ def look_at(reviews: str, metadata: str, given: Mapping[str, str]) -> FirstLook:
     core = fitting[0] if fitting else CORES[-1]
     if not cores[core][0]:
         raise ConfigError(f"{reviews}: no user and item have {core} interactions each among {len(rows)} rows: too few")
-    item_columns, texts = look_at_items(metadata, rows[columns["item_id"]], columns["item_id"], given)
+    item_names = column_names(metadata)
+    item_columns, texts = look_at_items(metadata, item_names, rows[columns["item_id"]], columns["item_id"], given)
     kind = "time" if has_times(rows[columns["timestamp"]]) else "position"
     if kind == "position" and not has_times(rows[columns["timestamp"]], kind):
         example = rows[columns["timestamp"]][0].as_py()
@@ -90,7 +95,9 @@ def look_at(reviews: str, metadata: str, given: Mapping[str, str]) -> FirstLook:
         )
     return FirstLook(
         columns=columns,
+        names=sample.column_names,
         item_columns=item_columns,
+        item_names=item_names,
         timestamps=kind,
         first_time=text_of(rows[columns["timestamp"]][0].as_py()),
         rating_range=rating_range(as_numbers(rows[columns["rating"]])) if "rating" in columns else None,
@@ -103,10 +110,9 @@ def look_at(reviews: str, metadata: str, given: Mapping[str, str]) -> FirstLook:
 
 
 def look_at_items(
-    path: str, bought: pa.ChunkedArray, item_column: str, given: Mapping[str, str]
+    path: str, names: Sequence[str], bought: pa.ChunkedArray, item_column: str, given: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
     """Return the columns of a file of items, whose ids are like those that were `bought`, and each item's text."""
-    names = column_names(path)
     rows = columns_of(path, names)
     if "item_id" in given and given["item_id"] in names:
         own = given["item_id"]

@@ -127,7 +127,8 @@ def test_the_written_files_are_read_as_they_stand(tmp_path: Path, monkeypatch, c
     write(tmp_path / "orders.csv", orders(title=[f"Game {row % 20}" for row in range(200)]))
     assert main(["init", "orders.csv", "--folder", "shop"]) == 0
     said = capsys.readouterr().out
-    assert "5-core: 200 interactions of 20 users with 20 items stay" in said and "aspects: games, because" in said
+    assert "5-core: 200 interactions of 20 users with 20 items stay\n" in said and "aspects: games, because" in said
+    assert said.count("; not read: Order No\n") == said.count("not read") == 1
     assert said.endswith("raygr pipeline --config shop/pipeline.yaml\n")
     config = load_config(PrepareConfig, "shop/prepare.yaml", [])
     assert config.reviews == config.metadata == (f"{tmp_path}/orders.csv",)
@@ -142,6 +143,16 @@ def test_the_written_files_are_read_as_they_stand(tmp_path: Path, monkeypatch, c
     assert "shop/prepare.yaml, shop/aspects.yaml, shop/pipeline.yaml: there already" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"gone\.csv: no such file"):
         init("gone.csv", None, folder="other", columns={})
+
+
+def test_columns_without_use_and_a_core_that_leaves_little_are_told(tmp_path: Path):
+    """4 of 40 customers buy the same three products, the others buy what nobody else has."""
+    bought = [f"s{row % 3}" if row < 12 else f"x{row}" for row in range(120)]
+    shop = {"customer": [f"c{row // 3}" for row in range(120)], "sku": bought, "time": [*range(120)]}
+    items = {"sku": bought, "name": ["Game"] * 120, "weight": [1] * 120}
+    said = init(write(tmp_path / "o.csv", shop), write(tmp_path / "p.csv", items), folder=f"{tmp_path}/s", columns={})
+    assert "p.csv: 111 items; item_id is sku, title is name; not read: weight\n" in said
+    assert "3-core: 12 interactions of 4 users with 3 items stay, 10% of all: few items were bought by several" in said
 
 
 def test_every_line_is_explained(tmp_path: Path, monkeypatch):
