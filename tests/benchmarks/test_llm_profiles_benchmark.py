@@ -44,7 +44,8 @@ def test_an_arm_is_compared_with_the_base_of_its_own_program():
     }
     record = benchmark.arm_record("RePlay, profiles as for Beauty", found)
     assert record["mean"]["ndcg_at_10"] == pytest.approx((1 + 1 / math.log2(4)) / 2)
-    assert record["against_base"]["ndcg_at_10"].relative == pytest.approx(100 * (1.5 / 0.5 - 1))
+    assert list(record["against"]) == ["RePlay, base"]
+    assert record["against"]["RePlay, base"]["ndcg_at_10"].relative == pytest.approx(100 * (1.5 / 0.5 - 1))
     rows = benchmark.table({"RePlay, profiles as for Beauty": record}).splitlines()
     assert rows[2].startswith("| RePlay, profiles as for Beauty | 0.7500 | +200.0% [")
-    assert "against_base" not in benchmark.arm_record("RePlay, base", found)
+    assert benchmark.arm_record("RePlay, base", found)["against"] == {}
