@@ -177,7 +177,8 @@ def arm_record(arm: str, found: dict[str, list[Trained]]) -> dict[str, Any]:
     for other in (base, BESIDE.get(arm)):
         if other in found and other != arm:
             is_paired = program(other) == program(arm)  # seeds of two programs have nothing in common
-            record["against"][other] = gain_records(values_MZU, metric_array(found[other]), paired=is_paired)
+            gains = gain_records(values_MZU, metric_array(found[other]), paired=is_paired)
+            record["against"][other] = {key: gains[key] for key in SHOWN}
     return record
 
 
