@@ -297,12 +297,12 @@ def test_make_targets_exist():
         assert set(named) <= set(rules), page
 
 
-# The command line, with an engine that answers by the prompt's hash and takes no half minute to start.
+# The command line, with an engine that answers by the prompt's hash, in no time.
 WITH_STAND_IN = """
 import sys
 import numpy as np
 from raygr.cli import main
-from raygr.score import stage as scoring
+from raygr.score import transformers_engine
 from raygr.score.store import StoredScore
 
 class StandIn:
@@ -316,7 +316,7 @@ class StandIn:
         names = ("subjects", "tokens_given", "tokens_computed", "engine_seconds")
         return {name: np.array([len(hashes)]) for name in names}
 
-scoring.ScoringEngine, scoring.require_vllm = StandIn, lambda: None
+transformers_engine.TransformersEngine = StandIn
 sys.exit(main(sys.argv[1:]))
 """
 

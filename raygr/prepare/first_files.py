@@ -173,6 +173,7 @@ stages:
       subjects: items
       aspects: {quoted(paths["aspects"])}
       llm: smollm2  # SmolLM2-135M, to try it out: its ratings are weak; better a larger one of the Hugging Face hub
+      engine: transformers  # the fastest for a small LLM on processors; vllm is for GPUs
   - train: &base  # SASRec without the LLM: what the others have to beat
       output: {quoted(f"{runs}/train/base")}
       data: {quoted(f"{runs}/prepare")}
