@@ -59,10 +59,8 @@ class BERT4Rec(nn.Module):
         # [MASK] has learned dimensions only: like the padding, it has no guided part
         mask_1D = nn.functional.pad(self.mask_D, (0, self.embedding.width - len(self.mask_D)))[None]
         table = torch.cat([self.embedding.input_table(rows_ID), mask_1D])
-        state_BLD = (
-            nn.functional.embedding(history_BL, table)
-            + self.position_LD[position_rows(history_BL, length_B, self.max_history)]
-        )
+        places_BL = position_rows(history_BL, length_B, self.max_history)
+        state_BLD = nn.functional.embedding(history_BL, table) + nn.functional.embedding(places_BL, self.position_LD)
         state_BLD = dropout(self.input_norm(state_BLD), self.dropout, training=self.training)
         for block in self.blocks:
             state_BLD = block(state_BLD, length_B)

@@ -224,7 +224,9 @@ class RefinedEmbedding(nn.Module):
         A user's vectors in training and at evaluation share the trained addition. It is in units of the item table, so
         that a step of the optimizer moves it as far as a learned row.
         """
-        return guided_BA if self.tuning_UA is None else guided_BA + self.tuning_UA[user_B] / self.std
+        if self.tuning_UA is None:
+            return guided_BA
+        return guided_BA + nn.functional.embedding(user_B, self.tuning_UA) / self.std
 
     def encoder_part(self, encoder: Tensor) -> Tensor:
         """The encoder's part of the state, (..., D), with the bias of (8b)."""

@@ -5,7 +5,8 @@ sampled form and the published BCE with one negative (Kang and McAuley 2018) tak
 (Hidasi et al. 2016) and BPR-max (Hidasi and Karatzoglou 2018) take steps side by side (L, B, D): the targets of the
 other histories at the same step are negatives, as in a session-parallel batch, and the whole batch shares further ones.
 Unlike there, a user's own items are never negatives (see negatives.py); a position whose user has no other item counts
-0. `rows_ID` may hold the rows of a batch's items only: ids are then places in these rows.
+0. `rows_ID` may hold the rows of a batch's items only: ids are then places in these rows. They are taken by
+`embedding`, because the gradient of an index depends on the order in which threads add to it.
 Shape letters: `N` interactions that a loss predicts, `L` steps, `B` histories, `W` histories of all workers,
 `K` negatives that a batch shares, `C` candidates: the negatives (after the target), `D` width, `I` items.
 """
@@ -14,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from raygr.models.cpu_kernels import InTiles, TiledCrossEntropy, positions_at_once
 from raygr.models.embeddings import padded
@@ -31,8 +33,9 @@ def bce(state_ND: Tensor, rows_ID: Tensor, target_N: Tensor, negative_N: Tensor)
     A position whose negative is 0 has none, and counts 0.
     """
     state_ND, rows_ID = state_ND.float(), rows_ID.float()
-    target_score_N = (state_ND * rows_ID[target_N - 1]).sum(1)
-    negative_score_N = (state_ND * rows_ID[negative_N - 1]).sum(1)
+    target_score_N = (state_ND * embedding(target_N - 1, rows_ID)).sum(1)
+    # where there is no negative, any row will do: the position does not count
+    negative_score_N = (state_ND * embedding((negative_N - 1).clamp(min=0), rows_ID)).sum(1)
     log_sigmoid = torch.nn.functional.logsigmoid
     return -(log_sigmoid(target_score_N) + log_sigmoid(-negative_score_N))[negative_N > 0].sum()
 
@@ -60,7 +63,7 @@ def sampled_cross_entropy(
         scores_NC = torch.cat([target_score_N1, others_NK], dim=1)
         return (scores_NC.logsumexp(1) - target_score_N1[:, 0]).sum()
 
-    rows = (rows_ID[target_N - 1].float(), rows_ID[negative_K - 1].float())
+    rows = (embedding(target_N - 1, rows_ID).float(), embedding(negative_K - 1, rows_ID).float())
     tile = positions_at_once(state_ND, 1 + len(negative_K))
     return InTiles.apply(tile_loss, tile, 2, state_ND.float(), *rows)
 
@@ -110,7 +113,7 @@ def step_loss(
         return pair_losses(loss, target_score_LB[kept_LB], scores_LBC[kept_LB], ~is_spared_LBC[kept_LB]).sum()
 
     table_ID = padded(rows_ID.float())
-    rows = (table_ID[target_LB], table_ID[negatives.batch_LW], table_ID[negatives.shared_K])
+    rows = [embedding(item, table_ID) for item in (target_LB, negatives.batch_LW, negatives.shared_K)]
     scores = negatives.batch_LW.shape[1] + len(negatives.shared_K)
     steps = max(1, positions_at_once(state_LBD, scores) // rows_B)
     return InTiles.apply(tile_loss, steps, 3, state_LBD.float(), *rows)

@@ -56,7 +56,8 @@ class SASRec(nn.Module):
         items_BLD = nn.functional.embedding(history_BL, self.embedding.input_table(rows_ID)) * math.sqrt(
             self.embedding.width
         )
-        state_BLD = items_BLD + self.position_LD[position_rows(history_BL, length_B, self.max_history)]
+        places_BL = position_rows(history_BL, length_B, self.max_history)
+        state_BLD = items_BLD + nn.functional.embedding(places_BL, self.position_LD)
         state_BLD = dropout(state_BLD, self.dropout, training=self.training)
         for block in self.blocks:
             state_BLD = block(state_BLD)

@@ -216,6 +216,22 @@ def gradient(config: TrainConfig, share: Share) -> tuple[torch.Tensor, list[torc
 
 
 @EVERY
+def test_several_threads_have_one_gradient(tmp_path: Path, changes: dict[str, Any]):
+    """Threads that add to the same rows in any order would make every run of a seed another one."""
+    write_prepared(tmp_path / "prepare", cycles(160, ITEMS, 12), items=ITEMS)
+    write_scores(tmp_path)
+    form = {"train_user_guided": True} if changes.get("session_parallel") else HISTORY_STATE
+    wide = {"base_width": 64, "batch_size": 160} | guided(tmp_path, **form) | changes
+    torch.set_num_threads(2)
+    try:
+        gradients = [gradient(settings(tmp_path, **wide), Share())[1] for _ in range(6)]
+    finally:
+        torch.set_num_threads(1)
+    for parts in zip(*gradients, strict=True):
+        assert all(torch.equal(part, parts[0]) for part in parts)
+
+
+@EVERY
 def test_three_workers_have_the_gradient_of_one(toy: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     """The shares are added here in place of all_reduce; test_train.py does it once with two processes."""
     state = HISTORY_STATE | {"fusion": "concat", "base_width": 14}
