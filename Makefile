@@ -1,5 +1,5 @@
 # make quickstart   set-up, then the whole pipeline on the embedded data
-# make test         set-up, then all tests; `make -j3 -O test` runs those that wait for Ray or vLLM beside the others
+# make test         set-up, then all tests; `make -j2 -O test` runs those that wait for Ray or vLLM beside the others
 # make test-fast    547 tests in a minute: pure functions, models, preparation, configurations, structure; no Ray
 # make test-core    1,411 tests of what the core does, in the environment of PYTHON, without set-up and extras
 # make lint         ruff: rules and format; hadolint over docker/
@@ -44,10 +44,10 @@ test-quick: setup
 	$(BIN)/python -m coverage run -m pytest -m "not slow and not ray" && $(BIN)/python -m coverage report
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow or ray" --ignore tests/score --ignore tests/finetune
+	$(BIN)/python -m pytest --timeout 1200 -m "slow or ray" --ignore tests/score --ignore tests/finetune
 
 test-llm: setup
-	$(BIN)/python -m pytest -m "slow or ray" tests/score tests/finetune
+	$(BIN)/python -m pytest --timeout 1200 -m "slow or ray" tests/score tests/finetune
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not ray" tests/models tests/metrics tests/data tests/compare tests/prepare \

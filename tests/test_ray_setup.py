@@ -98,7 +98,7 @@ def test_a_pipeline_beside_another_cluster_leaves_only_our_own_lines():
             [sys.executable, "-m", "raygr.cli", "pipeline", "--config", f"{folder}/pipeline.yaml"],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
             env=environment | {"RAY_TMPDIR": folder, "HOME": folder},
         )
         kept = Path(folder, "pipeline.log").read_text()

@@ -61,7 +61,8 @@ def worker_here(use_gpu: bool | None, threads: int | None) -> Worker:
 
 def cpus_here() -> int:
     """The CPUs that this process may use, by its affinity and its container's limit."""
-    allowed = len(os.sched_getaffinity(0))
+    # macOS has no affinity
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit, _, period = CPU_LIMIT.read_text().partition(" ") if CPU_LIMIT.exists() else ("max", "", "")
     return allowed if limit == "max" else max(1, min(allowed, int(limit) // int(period)))
 

@@ -163,6 +163,13 @@ def test_a_containers_limit_bounds_the_cpus(tmp_path: Path, monkeypatch, limit: 
     assert cpus_here() == cpus
 
 
+def test_where_there_is_no_affinity_every_cpu_counts(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(in_process, "CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert cpus_here() == 10
+
+
 # --- the calling process -----------------------------------------------------------------------
 
 

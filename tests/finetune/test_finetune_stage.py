@@ -209,7 +209,7 @@ def train_worker() -> psutil.Process | None:
 
 
 def kill_after_two_steps(history: Path, killed: list[int]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= 2):
         time.sleep(0.02)
     worker = train_worker()

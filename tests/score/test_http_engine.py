@@ -426,7 +426,7 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory):
     with open(log, "wb") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
-        latest = time.monotonic() + 240
+        latest = time.monotonic() + 480
         while True:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()

@@ -170,7 +170,7 @@ def test_a_killed_actor_changes_nothing(undisturbed, data, tmp_path):
     killed: list[int] = []
 
     def kill_after_the_first_batch() -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 480
         while time.monotonic() < deadline and not killed:
             if list(store.glob("*/*.parquet")):
                 for process in scoring_processes():
@@ -280,5 +280,5 @@ def test_actors_claim_tensor_parallel_size_gpus(data, tmp_path):
     script.write_text(textwrap.dedent(GPU_PLACEMENT))
     command = [sys.executable, str(script), str(tmp_path / "run"), data, ASPECTS]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=480, env=environment)
     assert "GPUs per actor: {2}" in result.stdout, result.stderr[-2000:]
