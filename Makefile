@@ -12,8 +12,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
-CORE := $(addprefix tests/,models metrics data compare prepare simulate train frames recommend explain sweep report) \
-  $(wildcard tests/test_cli.py tests/test_config.py tests/test_flags.py tests/test_runs.py tests/test_structure.py)
+CORE := $(addprefix tests/,models metrics data compare prepare simulate train frames recommend explain sweep report \
+  test_cli.py test_config.py test_flags.py test_runs.py test_structure.py)
 
 MOVIELENS := https://files.grouplens.org/datasets/movielens
 AMAZON_2018 := https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2
